@@ -1,0 +1,1 @@
+"""Everything in groupvit that has one meaning, whatever the framework. Imports neither PyTorch nor TensorFlow."""

@@ -1,0 +1,17 @@
+"""The two ways in which a user's request can fail.
+
+Both derive from the built-in exception that code written for transformers already catches, so `except OSError` around
+`from_pretrained` and `except ValueError` around a call keep working. The command line prints either as one line.
+"""
+
+
+class GroupViTError(Exception):
+    """Base of the errors below: what came, what was expected, what to do."""
+
+
+class InputError(GroupViTError, ValueError):
+    """An argument, image, text or setting that cannot be used."""
+
+
+class CheckpointError(GroupViTError, OSError):
+    """A checkpoint that cannot be found, reached, read or loaded."""
