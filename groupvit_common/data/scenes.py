@@ -1,0 +1,409 @@
+"""Captioned scenes made from a seed: pictures with words for training, masks for evaluation only.
+
+A scene is a textured background with two to four objects that do not hide each other. The caption names every object by
+the property that its level is about, and the background; nothing else about the picture is ever said.
+
+* level 1: the class is the object's colour (plain objects of any shape),
+* level 2: the class is the texture (any shape, any pair of colours),
+* level 3: the class is the shape (any texture, any pair of colours).
+
+`make_scene` is a pure function of `(seed, index, level, size)`. Sizes of objects are in pixels and do not grow with the
+picture, so that a model trained at one size meets objects of the scale it knows in a larger one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from groupvit_common.errors import InputError
+
+Float = NDArray[np.float32]
+Bool = NDArray[np.bool_]
+Bytes = NDArray[np.uint8]
+
+COLOURS = (
+    ("red", "crimson"),
+    ("orange", "tangerine"),
+    ("yellow", "golden"),
+    ("green", "emerald"),
+    ("cyan", "turquoise"),
+    ("blue", "azure"),
+    ("purple", "violet"),
+    ("pink", "rosy"),
+)
+TEXTURES = (
+    ("plain", "solid"),
+    ("striped", "banded"),
+    ("dotted", "spotted"),
+    ("checked", "chequered"),
+    ("netted", "meshed"),
+    ("speckled", "grainy"),
+)
+SHAPES = (
+    ("circle", "disc"),
+    ("square", "box"),
+    ("triangle", "wedge"),
+    ("star", "asterisk"),
+    ("cross", "plus"),
+    ("ring", "hoop"),
+)
+
+LEVELS: Mapping[int, tuple[tuple[str, ...], ...]] = MappingProxyType({1: COLOURS, 2: TEXTURES, 3: SHAPES})
+"""Level -> its classes; class k (mask value k + 1) is a tuple of synonyms, the usual name first."""
+
+BACKGROUNDS: tuple[tuple[str, ...], ...] = (
+    ("grass", "lawn"),
+    ("sand", "beach"),
+    ("water", "sea"),
+    ("bricks", "wall"),
+    ("wood", "planks"),
+    ("clouds", "fog"),
+)
+"""Names of the backgrounds (mask value 0), with synonyms."""
+
+SYNONYM_SHARE = 0.35  # how often a thing is called by a name other than its usual one
+
+# Hue in turns, saturation, value of the eight colours, in the order of COLOURS.
+_HSV = np.array(
+    [
+        (0.99, 0.92, 0.82),
+        (0.075, 0.95, 0.97),
+        (0.155, 0.90, 0.96),
+        (0.36, 0.90, 0.62),
+        (0.50, 0.85, 0.88),
+        (0.62, 0.90, 0.88),
+        (0.77, 0.80, 0.62),
+        (0.91, 0.50, 0.98),
+    ],
+    np.float32,
+)
+
+_THINGS = {1: ("object", "thing", "shape"), 2: ("object", "thing", "shape"), 3: ()}
+_JOINTS = ("{things} on {ground}", "{things} in front of {ground}", "{ground} with {things}", "{things} over {ground}")
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One captioned picture.
+
+    image: uint8 `[H, W, 3]`, RGB. caption: what training may read. nouns: the words of the caption that name something,
+    as they stand in it: the objects in their order, then the background. mask: uint8 `[H, W]`, 0 background, k + 1 for
+    class k of `LEVELS[level]`; for evaluation only. background: index into `BACKGROUNDS`.
+    """
+
+    image: Bytes
+    caption: str
+    nouns: tuple[str, ...]
+    mask: Bytes
+    level: int
+    background: int
+
+
+def make_scene(seed: int, index: int, level: int, size: tuple[int, int] = (64, 64)) -> Scene:
+    """The scene number `index` of the endless row that `seed` and `level` define, `size` = (height, width) in pixels.
+
+    Raises `InputError` for a level that does not exist, a negative seed or index, or a size under 48 pixels.
+    """
+    if level not in LEVELS:
+        raise InputError(f"level {level!r} does not exist; choose one of {', '.join(map(str, LEVELS))}")
+    if seed < 0 or index < 0:
+        raise InputError(f"seed and index must not be negative, got seed {seed} and index {index}")
+    height, width = size
+    if min(height, width) < 48:
+        raise InputError(f"a scene of {height} x {width} pixels has no room for four objects; use at least 48 x 48")
+    rng = np.random.default_rng((seed, level, index))
+
+    background = int(rng.integers(len(BACKGROUNDS)))
+    image = _GROUNDS[background](rng, *_grid(height, width))
+    mask = np.zeros((height, width), np.uint8)
+
+    count = int(rng.integers(2, 5))
+    classes = rng.permutation(len(LEVELS[level]))[:count]
+    for number, (y, x, radius) in zip(classes, _places(rng, count, height, width), strict=True):
+        colour = number if level == 1 else None
+        texture = {1: 0, 2: number}.get(level, rng.integers(len(TEXTURES)))
+        shape = number if level == 3 else rng.integers(len(SHAPES))
+        _draw(rng, image, mask, int(number) + 1, (y, x, radius), int(shape), int(texture), colour)
+    image += rng.normal(0.0, 0.012, image.shape[:2]).astype(np.float32)[..., None]
+    pixels = (np.clip(image, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+
+    caption, nouns = _caption(rng, level, classes, background)
+    return Scene(pixels, caption, nouns, mask, level, background)
+
+
+def scene_batch(seed: int, indices: Sequence[int], level: int, size: tuple[int, int] = (64, 64)) -> list[Scene]:
+    """`make_scene` for several indices."""
+    return [make_scene(seed, index, level, size) for index in indices]
+
+
+# Words
+
+
+def _caption(
+    rng: np.random.Generator, level: int, classes: NDArray[np.int64], background: int
+) -> tuple[str, tuple[str, ...]]:
+    """A sentence that names each class and the background, and those names in the order in which they were drawn."""
+    names = [_name(rng, LEVELS[level][number]) for number in classes]
+    ground = _name(rng, BACKGROUNDS[background])
+    things = _THINGS[level]
+    phrases = []
+    for name in names:
+        phrase = f"{name} {things[rng.integers(len(things))]}" if things else name
+        phrases.append(f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}")
+    listed = f"{', '.join(phrases[:-1])} and {phrases[-1]}"
+    return _JOINTS[rng.integers(len(_JOINTS))].format(things=listed, ground=ground), (*names, ground)
+
+
+def _name(rng: np.random.Generator, synonyms: tuple[str, ...]) -> str:
+    if rng.random() >= SYNONYM_SHARE:
+        return synonyms[0]
+    return synonyms[rng.integers(1, len(synonyms))]
+
+
+# Places and objects
+
+
+def _places(rng: np.random.Generator, count: int, height: int, width: int) -> list[tuple[float, float, float]]:
+    """(y, x, radius) in pixels of `count` discs that do not overlap: fewer objects may be larger."""
+    radii = rng.uniform(*{2: (13.0, 17.0), 3: (12.0, 15.0), 4: (11.5, 13.5)}[count], size=count)
+    while True:
+        unit = rng.random((24, 2))
+        places: list[tuple[float, float, float]] = []
+        for v, u in unit:
+            radius = float(radii[len(places)])
+            y = radius + float(v) * (height - 2 * radius)
+            x = radius + float(u) * (width - 2 * radius)
+            if all((y - b) ** 2 + (x - a) ** 2 >= (radius + r) ** 2 for b, a, r in places):
+                places.append((y, x, radius))
+                if len(places) == count:
+                    return places
+        radii *= 0.97  # a crowded try: a little smaller, so that the loop ends
+
+
+def _draw(
+    rng: np.random.Generator,
+    image: Float,
+    mask: Bytes,
+    label: int,
+    place: tuple[float, float, float],
+    shape: int,
+    texture: int,
+    colour: int | None,
+) -> None:
+    """Paint one object into `image` `[H, W, 3]` in [0, 1] and its label into `mask`, inside its bounding square."""
+    y, x, radius = place
+    reach = int(radius * 1.3) + 2
+    top, left = max(int(y) - reach, 0), max(int(x) - reach, 0)
+    window = np.s_[top : int(y) + reach, left : int(x) + reach]
+    height, width = mask[window].shape
+    down, right = _grid(height, width)
+    down, right = down + np.float32(top - y), right + np.float32(left - x)
+
+    tilt = rng.uniform(-0.35, 0.35)
+    inside = _INSIDE[shape](*_turn(down / np.float32(radius), right / np.float32(radius), tilt))
+    ink, paper = _colours(rng, colour)
+    amount = _PATTERNS[texture](rng, *_turn(down, right, rng.uniform(0, np.pi)))[..., None]
+    paint = paper + (ink - paper) * amount
+    image[window] = np.where(inside[..., None], paint, image[window])
+    mask[window][inside] = label
+
+
+def _turn(down: Float, right: Float, angle: float) -> tuple[Float, Float]:
+    sine, cosine = np.float32(np.sin(angle)), np.float32(np.cos(angle))
+    return cosine * down - sine * right, sine * down + cosine * right
+
+
+def _colours(rng: np.random.Generator, colour: int | None) -> tuple[Float, Float]:
+    """Two colours of a texture, float32 `[3]`: the named one (ink only) or a dark and a light one of any hue."""
+    if colour is not None:
+        jitter = rng.uniform((-0.012, -0.07, -0.07), (0.012, 0.05, 0.03))
+        ink = _rgb(_HSV[colour] + jitter)
+        return ink, ink
+    dark = _rgb(np.array((rng.random(), rng.uniform(0.6, 1.0), rng.uniform(0.25, 0.5))))
+    light = _rgb(np.array((rng.random(), rng.uniform(0.5, 0.95), rng.uniform(0.85, 1.0))))
+    return (dark, light) if rng.random() < 0.5 else (light, dark)
+
+
+def _rgb(hsv: NDArray[np.floating]) -> Float:
+    """HSV (hue in turns) -> RGB in [0, 1], float32 `[3]`; the usual closed form max over shifted triangle waves."""
+    hue, saturation, value = hsv[0] % 1.0, min(max(float(hsv[1]), 0.0), 1.0), min(max(float(hsv[2]), 0.0), 1.0)
+    sector = (np.array((5.0, 3.0, 1.0)) + hue * 6.0) % 6.0
+    wave = np.clip(np.minimum(sector, 4.0 - sector), 0.0, 1.0)
+    return np.asarray(value - value * saturation * wave, np.float32)
+
+
+# Shapes: inside or not, in units of the radius, y down and x right.
+
+
+def _circle(y: Float, x: Float) -> Bool:
+    return np.asarray(y * y + x * x < 0.95)
+
+
+def _square(y: Float, x: Float) -> Bool:
+    return np.asarray(np.maximum(np.abs(y), np.abs(x)) < 0.84)
+
+
+def _triangle(y: Float, x: Float) -> Bool:
+    y = y - np.float32(0.18)
+    return (y < 0.57) & (np.float32(0.866) * np.abs(x) - np.float32(0.5) * y < 0.57)
+
+
+def _star(y: Float, x: Float) -> Bool:
+    # Folded into one tenth of the turn, the outline of a five-pointed star is one line from the tip to the notch.
+    fifth = np.float32(2 * np.pi / 5)
+    angle = np.abs((np.arctan2(x, -y) + fifth / 2) % fifth - fifth / 2)
+    distance = np.sqrt(y * y + x * x)
+    along, across = distance * np.cos(angle), distance * np.sin(angle)
+    notch_along, notch_across = 0.55 * np.cos(np.pi / 5), 0.55 * np.sin(np.pi / 5)
+    return along + across * np.float32((1.12 - notch_along) / notch_across) < 1.12
+
+
+def _cross(y: Float, x: Float) -> Bool:
+    y, x = np.abs(y), np.abs(x)
+    return (np.minimum(y, x) < 0.34) & (np.maximum(y, x) < 0.98)
+
+
+def _ring(y: Float, x: Float) -> Bool:
+    square = y * y + x * x
+    return (square < 0.98) & (square > 0.25)
+
+
+_INSIDE: tuple[Callable[[Float, Float], Bool], ...] = (_circle, _square, _triangle, _star, _cross, _ring)
+
+
+# Textures of objects: the share of ink in [0, 1], of pixel coordinates.
+
+
+def _plain(rng: np.random.Generator, y: Float, x: Float) -> Float:
+    return np.ones_like(y)
+
+
+def _striped(rng: np.random.Generator, y: Float, x: Float) -> Float:
+    period = np.float32(rng.uniform(5.0, 7.0))
+    return ((y / period + np.float32(rng.random())) % 1 < 0.5).astype(np.float32)
+
+
+def _dotted(rng: np.random.Generator, y: Float, x: Float) -> Float:
+    period = np.float32(rng.uniform(6.0, 7.5))
+    v, u = _cells(rng, y, x, period)
+    return ((v - 0.5) ** 2 + (u - 0.5) ** 2 < 0.09).astype(np.float32)
+
+
+def _checked(rng: np.random.Generator, y: Float, x: Float) -> Float:
+    period = np.float32(rng.uniform(7.0, 9.0))
+    v, u = _cells(rng, y, x, period)
+    return ((v < 0.5) ^ (u < 0.5)).astype(np.float32)
+
+
+def _netted(rng: np.random.Generator, y: Float, x: Float) -> Float:
+    period = np.float32(rng.uniform(5.0, 6.5))
+    v, u = _cells(rng, y, x, period)
+    return (np.minimum(v, u) < 0.24).astype(np.float32)
+
+
+def _speckled(rng: np.random.Generator, y: Float, x: Float) -> Float:
+    return rng.random(y.shape, np.float32)
+
+
+def _cells(rng: np.random.Generator, y: Float, x: Float, period: np.float32) -> tuple[Float, Float]:
+    """Position inside the cell of a square lattice, both in [0, 1)."""
+    v, u = rng.random(2, np.float32)
+    return (y / period + v) % 1, (x / period + u) % 1
+
+
+_PATTERNS: tuple[Callable[[np.random.Generator, Float, Float], Float], ...] = (
+    _plain,
+    _striped,
+    _dotted,
+    _checked,
+    _netted,
+    _speckled,
+)
+
+
+# Backgrounds: float32 [H, W, 3] in [0, 1], muted colours, so that the vivid ones belong to objects.
+
+
+def _grass(rng: np.random.Generator, y: Float, x: Float) -> Float:
+    blades = _stretched_noise(rng, y.shape, 5, 1)
+    return _blend(rng, blades, (0.20, 0.30, 0.14), (0.45, 0.55, 0.30))
+
+
+def _sand(rng: np.random.Generator, y: Float, x: Float) -> Float:
+    grain = rng.random(y.shape, np.float32)
+    return _blend(rng, grain, (0.66, 0.57, 0.42), (0.88, 0.80, 0.64))
+
+
+def _water(rng: np.random.Generator, y: Float, x: Float) -> Float:
+    phase = np.float32(rng.uniform(0, 2 * np.pi))
+    ripple = np.sin(y * np.float32(rng.uniform(0.8, 1.1)) + 2 * np.sin(x * np.float32(0.2) + phase) + phase)
+    return _blend(rng, np.float32(0.5) + np.float32(0.5) * ripple, (0.25, 0.36, 0.46), (0.48, 0.60, 0.68))
+
+
+def _bricks(rng: np.random.Generator, y: Float, x: Float) -> Float:
+    height, width = np.float32(rng.uniform(6.0, 8.0)), np.float32(rng.uniform(12.0, 16.0))
+    row = y / height + np.float32(rng.random())
+    column = x / width + np.floor(row) * np.float32(0.5) + np.float32(rng.random())
+    mortar = (row % 1 * height < 1.3) | (column % 1 * width < 1.3)
+    shade = np.where(mortar, np.float32(1), np.float32(0.25) * rng.random(y.shape, np.float32))
+    return _blend(rng, shade, (0.46, 0.28, 0.24), (0.74, 0.70, 0.66))
+
+
+def _wood(rng: np.random.Generator, y: Float, x: Float) -> Float:
+    grain = _stretched_noise(rng, y.shape, 1, 24)
+    seam = (y / np.float32(rng.uniform(13.0, 18.0)) + np.float32(rng.random())) % 1 < 0.08
+    return _blend(rng, np.where(seam, np.float32(-0.4), grain), (0.40, 0.30, 0.20), (0.62, 0.49, 0.34))
+
+
+def _clouds(rng: np.random.Generator, y: Float, x: Float) -> Float:
+    coarse = rng.random((-(-y.shape[0] // 16) + 2, -(-y.shape[1] // 16) + 2), dtype=np.float32)
+    low, high = y / 16, x / 16
+    row, column = low.astype(np.int64), high.astype(np.int64)
+    v, u = low - row, high - column
+    top = coarse[row, column] * (1 - u) + coarse[row, column + 1] * u
+    bottom = coarse[row + 1, column] * (1 - u) + coarse[row + 1, column + 1] * u
+    return _blend(rng, (top * (1 - v) + bottom * v).astype(np.float32), (0.62, 0.66, 0.72), (0.95, 0.95, 0.96))
+
+
+_GROUNDS: tuple[Callable[[np.random.Generator, Float, Float], Float], ...] = (
+    _grass,
+    _sand,
+    _water,
+    _bricks,
+    _wood,
+    _clouds,
+)
+
+
+def _blend(
+    rng: np.random.Generator, amount: Float, low: tuple[float, float, float], high: tuple[float, float, float]
+) -> Float:
+    """`[H, W]` -> `[H, W, 3]` between two colours, the whole a little lighter or darker at random."""
+    first, second = np.array(low, np.float32), np.array(high, np.float32)
+    return (first + amount[..., None] * (second - first)) * np.float32(rng.uniform(0.88, 1.08))
+
+
+def _stretched_noise(rng: np.random.Generator, shape: tuple[int, ...], down: int, right: int) -> Float:
+    """Noise whose grains are `down` x `right` pixels, each row (or column) of grains shifted at random."""
+    height, width = shape
+    grains = rng.random((-(-height // down), -(-width // right) + 1), dtype=np.float32)
+    noise = np.repeat(grains, down, axis=0)[:height]
+    if right == 1:
+        # Blades: every column starts at its own height.
+        rows = (_grid(height, width)[0].astype(np.int64) + rng.integers(height, size=width)) % height
+        return np.asarray(noise[rows, np.arange(width)])
+    columns = (np.arange(width) + rng.integers(right, size=(height, 1))) // right
+    return np.asarray(noise[np.arange(height)[:, None], columns])
+
+
+@cache
+def _grid(height: int, width: int) -> tuple[Float, Float]:
+    """Pixel coordinates (y, x), float32 `[H, W]` each; kept and never written to."""
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    return y, x
