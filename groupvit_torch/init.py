@@ -1,0 +1,63 @@
+"""Initial values by role: the vision tower's as the paper's authors start it, the text tower's as CLIP does.
+
+transformers instead draws most vision weights from normals scaled by width and depth; see docs/differences.md.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from groupvit_torch.text import TextTower
+from groupvit_torch.vision import VisionTower
+
+
+@torch.no_grad()
+def initialise(model: nn.Module) -> None:
+    """Draws every parameter of a model anew, in place.
+
+    - Vision tower: truncated normal of `initializer_range` (0.02) for dense weights, positions and group tokens; zero biases;
+      PyTorch's default for the patch convolution.
+    - Text tower (CLIP, Radford et al. 2021, section 2.4 and released code): normals of width^-0.5, output layers further
+      divided by sqrt(2 layers); token embeddings 0.02, positions 0.01. All times `initializer_factor`.
+    - Norms start as the identity; projections keep PyTorch's default for dense layers.
+    """
+    for module in model.modules():
+        if isinstance(module, VisionTower):
+            _vision(module)
+        elif isinstance(module, TextTower):
+            _text(module)
+
+
+def _vision(tower: VisionTower) -> None:
+    std = tower.config.initializer_range
+    for module in tower.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=std)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm | nn.Conv2d):
+            module.reset_parameters()
+    nn.init.trunc_normal_(tower.embeddings.position_embeddings, std=std)
+    for stage in tower.encoder.stages:
+        if stage.group_token is not None:
+            nn.init.trunc_normal_(stage.group_token, std=std)
+
+
+def _text(tower: TextTower) -> None:
+    config = tower.config
+    factor, width = config.initializer_factor, config.hidden_size
+    into_residual = width**-0.5 / math.sqrt(2 * max(config.num_hidden_layers, 1))
+    nn.init.normal_(tower.embeddings.token_embedding.weight, std=factor * 0.02)
+    nn.init.normal_(tower.embeddings.position_embedding.weight, std=factor * 0.01)
+    for module in tower.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+        elif isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+    for layer in tower.encoder.layers:
+        attention = layer.self_attn
+        for dense in (attention.q_proj, attention.k_proj, attention.v_proj):
+            nn.init.normal_(dense.weight, std=factor * width**-0.5)
+        nn.init.normal_(attention.out_proj.weight, std=factor * into_residual)
+        nn.init.normal_(layer.mlp.fc1.weight, std=factor * (2 * width) ** -0.5)
+        nn.init.normal_(layer.mlp.fc2.weight, std=factor * into_residual)

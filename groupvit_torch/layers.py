@@ -1,0 +1,128 @@
+"""The parts that both towers are made of: attention, MLP, Transformer layer, projection.
+
+Shapes: B batch, S tokens, D width (legend in docs/architecture.md). Module names are those of transformers' state dict.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from groupvit_common.config import GroupViTTextConfig, GroupViTVisionConfig
+
+TowerConfig = GroupViTTextConfig | GroupViTVisionConfig
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+def _gelu_new(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+# The names of `groupvit_common.config.ACTIVATIONS`, transformers' names.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "quick_gelu": _quick_gelu,
+    "gelu_new": _gelu_new,
+    "relu": F.relu,
+    "selu": F.selu,
+    "silu": F.silu,
+}
+
+
+class Attention(nn.Module):
+    """Multi-head scaled dot-product attention, of a sequence to itself or to another."""
+
+    def __init__(self, config: TowerConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.num_heads = config.num_attention_heads
+        self.dropout = config.attention_dropout
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(
+        self, query: Tensor, key: Tensor, attn_bias: Tensor | None = None, output_attentions: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Args: query `[B, S, D]`, key `[B, S', D]`, attn_bias broadcastable to `[B, heads, S, S']`, added to the logits.
+
+        Returns: output `[B, S, D]` and, if asked for, the weights `[B, heads, S, S']` (before dropout's scaling: as used).
+        """
+        q, k, v = self._heads(self.q_proj(query)), self._heads(self.k_proj(key)), self._heads(self.v_proj(key))
+        dropout = self.dropout if self.training else 0.0
+        weights = None
+        if output_attentions:
+            # The fused kernel never holds the weights; asking for them costs the plain computation.
+            logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+            weights = (logits if attn_bias is None else logits + attn_bias).softmax(dim=-1)
+            context = F.dropout(weights, dropout) @ v
+        else:
+            context = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_bias, dropout_p=dropout)
+        return self.out_proj(context.transpose(1, 2).flatten(2)), weights
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """`[B, S, D]` -> `[B, heads, S, D / heads]`."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+class MLP(nn.Module):
+    """Two dense layers over the last axis. `in_features`, `out_features` default to the tower's width."""
+
+    def __init__(
+        self,
+        config: TowerConfig,
+        in_features: int | None = None,
+        hidden_features: int | None = None,
+        out_features: int | None = None,
+    ) -> None:
+        super().__init__()
+        in_features = in_features or config.hidden_size
+        hidden_features = hidden_features or config.intermediate_size
+        self.activation = ACTIVATIONS[config.hidden_act]
+        self.fc1 = nn.Linear(in_features, hidden_features)
+        self.fc2 = nn.Linear(hidden_features, out_features or config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+class MixerMLP(MLP):
+    """An MLP across tokens: `[B, in, D]` -> `[B, out, D]`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
+class EncoderLayer(nn.Module):
+    """A pre-norm Transformer layer."""
+
+    def __init__(self, config: TowerConfig) -> None:
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = MLP(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(
+        self, x: Tensor, attn_bias: Tensor | None = None, output_attentions: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """`[B, S, D]` -> the same, and the attention weights if asked for (see `Attention`)."""
+        normed = self.layer_norm1(x)
+        attended, weights = self.self_attn(normed, normed, attn_bias, output_attentions)
+        x = x + attended
+        return x + self.mlp(self.layer_norm2(x)), weights
+
+
+def projection(width: int, hidden_features: int, out_features: int) -> nn.Sequential:
+    """The MLP that carries a tower's output into the shared embedding (paper, section 3.2; batch norm as in the authors' code)."""
+    return nn.Sequential(
+        nn.Linear(width, hidden_features),
+        nn.BatchNorm1d(hidden_features),
+        nn.ReLU(),
+        nn.Linear(hidden_features, out_features),
+    )

@@ -1,0 +1,241 @@
+"""GroupViT: two towers, two projections, one temperature (Xu et al., CVPR 2022), behind transformers' interface.
+
+Shapes: B images, N texts, T tokens, H W pixels, G groups, E embedding width (legend in docs/architecture.md).
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from groupvit_common.config import GroupViTConfig, GroupViTTextConfig, GroupViTVisionConfig
+from groupvit_common.errors import InputError
+from groupvit_common.outputs import BaseModelOutputWithPooling, GroupViTModelOutput
+from groupvit_torch.checkpoint import PreTrainedModel
+from groupvit_torch.init import initialise
+from groupvit_torch.layers import projection
+from groupvit_torch.loss import symmetric_cross_entropy
+from groupvit_torch.segmentation import grouping_map
+from groupvit_torch.text import TextTower
+from groupvit_torch.vision import VisionTower
+
+
+class GroupViTPreTrainedModel(PreTrainedModel):
+    """Base of the three models: loading, saving, initial values."""
+
+    config_class: ClassVar[type[Any]] = GroupViTConfig
+    base_model_prefix: ClassVar[str] = "groupvit"
+
+    def init_weights(self) -> None:
+        """Draws new initial values for every parameter (see `groupvit_torch.init`)."""
+        initialise(self)
+
+    def _flag(self, name: str, value: bool | None) -> bool:
+        """A flag of `forward`: as given, else the configuration's."""
+        return bool(getattr(self.config, name) if value is None else value)
+
+
+class GroupViTTextModel(GroupViTPreTrainedModel):
+    """The text tower by itself."""
+
+    config_class: ClassVar[type[Any]] = GroupViTTextConfig
+    main_input_name: ClassVar[str] = "input_ids"
+    config: GroupViTTextConfig
+
+    def __init__(self, config: GroupViTTextConfig) -> None:
+        super().__init__(config)
+        self.text_model = TextTower(config)
+        self.init_weights()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.text_model.embeddings.token_embedding
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.text_model.embeddings.token_embedding = value
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPooling[Tensor] | tuple[Any, ...]:
+        """See `TextTower.forward`; a tuple of the present fields with `return_dict=False`."""
+        output = self.text_model(
+            _given(input_ids, "input_ids"),
+            attention_mask,
+            position_ids,
+            self._flag("output_attentions", output_attentions),
+            self._flag("output_hidden_states", output_hidden_states),
+        )
+        return output if self._flag("return_dict", return_dict) else output.to_tuple()
+
+
+class GroupViTVisionModel(GroupViTPreTrainedModel):
+    """The vision tower by itself."""
+
+    config_class: ClassVar[type[Any]] = GroupViTVisionConfig
+    main_input_name: ClassVar[str] = "pixel_values"
+    config: GroupViTVisionConfig
+
+    def __init__(self, config: GroupViTVisionConfig) -> None:
+        super().__init__(config)
+        self.vision_model = VisionTower(config)
+        self.init_weights()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vision_model.embeddings.patch_embeddings
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPooling[Tensor] | tuple[Any, ...]:
+        """See `VisionTower.forward`; a tuple of the present fields with `return_dict=False`."""
+        output = self.vision_model(
+            _given(pixel_values, "pixel_values"),
+            self._flag("output_attentions", output_attentions),
+            self._flag("output_hidden_states", output_hidden_states),
+        )
+        return output if self._flag("return_dict", return_dict) else output.to_tuple()
+
+
+class GroupViTModel(GroupViTPreTrainedModel):
+    """Images and texts -> their similarities, and per pixel if asked for."""
+
+    config: GroupViTConfig
+
+    def __init__(self, config: GroupViTConfig) -> None:
+        super().__init__(config)
+        text, vision, hidden = config.text_config, config.vision_config, config.projection_intermediate_dim
+        self.text_model = TextTower(text)
+        self.vision_model = VisionTower(vision)
+        self.visual_projection = projection(vision.hidden_size, hidden, config.projection_dim)
+        self.text_projection = projection(text.hidden_size, hidden, config.projection_dim)
+        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+        self.init_weights()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.text_model.embeddings.token_embedding
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.text_model.embeddings.token_embedding = value
+
+    def get_text_features(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Tensor:
+        """Projected texts `[N, E]`, not normalised. The flags are accepted for transformers' sake and change nothing."""
+        text = self.text_model(_given(input_ids, "input_ids"), attention_mask, position_ids)
+        features: Tensor = self.text_projection(text.pooler_output)
+        return features
+
+    def get_image_features(
+        self,
+        pixel_values: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Tensor:
+        """Projected images `[B, E]`, not normalised. The flags are accepted for transformers' sake and change nothing."""
+        vision = self.vision_model(_given(pixel_values, "pixel_values"))
+        features: Tensor = self.visual_projection(vision.pooler_output)
+        return features
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        return_loss: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_segmentation: bool | None = None,
+        return_dict: bool | None = None,
+        *,
+        gumbel_noise: Sequence[Tensor] | None = None,
+        assign_hard: bool = True,
+        assign_temperature: float = 1.0,
+    ) -> GroupViTModelOutput[Tensor] | tuple[Any, ...]:
+        """Compares images and texts.
+
+        Args:
+            input_ids, attention_mask, position_ids: `[N, T]`, see `TextTower.forward`.
+            pixel_values, gumbel_noise, assign_hard, assign_temperature: see `VisionTower.forward`.
+            return_loss: also the symmetric contrastive loss; image i then belongs to text i, so B must equal N.
+            output_segmentation: also `segmentation_logits` `[B, N, H, W]`, which bring the soft assignments along.
+            return_dict: False: a tuple of the present fields.
+
+        Raises:
+            InputError: a missing or malformed input, or unequal numbers of images and texts with `return_loss`.
+        """
+        segment = self._flag("output_segmentation", output_segmentation)
+        attentions = self._flag("output_attentions", output_attentions) or segment
+        hidden_states = self._flag("output_hidden_states", output_hidden_states)
+        input_ids, pixel_values = _given(input_ids, "input_ids"), _given(pixel_values, "pixel_values")
+        if return_loss and len(input_ids) != len(pixel_values):
+            raise InputError(
+                "return_loss compares image i with text i and needs as many images as texts, "
+                f"got {len(pixel_values)} images and {len(input_ids)} texts"
+            )
+        vision = self.vision_model(
+            pixel_values,
+            attentions,
+            hidden_states,
+            gumbel_noise=gumbel_noise,
+            assign_hard=assign_hard,
+            assign_temperature=assign_temperature,
+        )
+        text = self.text_model(input_ids, attention_mask, position_ids, attentions, hidden_states)
+        image_embeds = F.normalize(self.visual_projection(vision.pooler_output), dim=-1)
+        text_embeds = F.normalize(self.text_projection(text.pooler_output), dim=-1)
+        logit_scale = self.logit_scale.exp()
+        logits_per_text = logit_scale * text_embeds @ image_embeds.T
+        output = GroupViTModelOutput(
+            loss=symmetric_cross_entropy(logits_per_text.T) if return_loss else None,
+            logits_per_image=logits_per_text.T,
+            logits_per_text=logits_per_text,
+            segmentation_logits=self._segmentation_logits(vision, text_embeds, pixel_values) if segment else None,
+            text_embeds=text_embeds,
+            image_embeds=image_embeds,
+            text_model_output=text,
+            vision_model_output=vision,
+        )
+        return output if self._flag("return_dict", return_dict) else output.to_tuple()
+
+    def _segmentation_logits(
+        self, vision: BaseModelOutputWithPooling[Tensor], text_embeds: Tensor, pixel_values: Tensor
+    ) -> Tensor:
+        """`[B, N, H, W]`: group-to-text similarities spread over the pixels by the soft grouping.
+
+        The temperature enters twice, as in transformers (docs/differences.md); `Segmenter` does not use these values.
+        """
+        height, width = pixel_values.shape[-2:]
+        patch = self.config.vision_config.patch_size
+        groups = self.visual_projection(vision.last_hidden_state.flatten(0, 1)).unflatten(0, (len(pixel_values), -1))
+        scale = self.logit_scale.exp()
+        group_logits = F.normalize(groups, dim=-1) @ text_embeds.T * scale  # [B, G, N]
+        # No gradient flows through the map, as in transformers.
+        with torch.no_grad():
+            grouping = grouping_map(vision.attentions or (), (height // patch, width // patch))  # [B, G, h, w]
+        # Interpolation is linear, so the texts are combined at patch resolution: G x N fewer full-size maps.
+        logits = torch.einsum("bgn,bghw->bnhw", group_logits, grouping) * scale
+        return F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
+
+
+def _given(value: Tensor | None, name: str) -> Tensor:
+    if value is None:
+        raise InputError(f"{name} is missing: this model needs it")
+    return value

@@ -1,0 +1,122 @@
+"""The text tower: token ids -> a causal Transformer -> the state at the end-of-text token.
+
+Shapes: N texts, T tokens, D width (legend in docs/architecture.md).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from groupvit_common.config import GroupViTTextConfig
+from groupvit_common.errors import InputError
+from groupvit_common.outputs import BaseModelOutputWithPooling
+from groupvit_torch.layers import EncoderLayer
+
+# Early checkpoints carry this value by mistake; transformers then pools at the largest id, and so do we.
+_LEGACY_EOS_TOKEN_ID = 2
+
+
+class TextEmbeddings(nn.Module):
+    def __init__(self, config: GroupViTTextConfig) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        if position_ids is None:
+            positions = self.position_embedding.weight[: input_ids.shape[1]]
+        else:
+            positions = self.position_embedding(position_ids)
+        return self.token_embedding(input_ids) + positions
+
+
+class TextEncoder(nn.Module):
+    def __init__(self, config: GroupViTTextConfig) -> None:
+        super().__init__()
+        self.gradient_checkpointing = False
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
+
+
+class TextTower(nn.Module):
+    """Token ids -> pooled text."""
+
+    def __init__(self, config: GroupViTTextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = TextEmbeddings(config)
+        self.encoder = TextEncoder(config)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> BaseModelOutputWithPooling[Tensor]:
+        """Args:
+            input_ids: `[N, T]` integers; attention_mask: `[N, T]`, 1 for tokens, 0 for padding; position_ids: `[N, T]`.
+
+        Returns:
+            `last_hidden_state` `[N, T, D]`, `pooler_output` `[N, D]`; `attentions`: per layer `[N, heads, T, T]`;
+            `hidden_states`: the embeddings, then every layer's output.
+        """
+        self.check(input_ids, attention_mask)
+        x = self.embeddings(input_ids, position_ids)
+        bias = _attention_bias(x, attention_mask)
+        hidden_states, attentions = [x], []
+        for layer in self.encoder.layers:
+            if self.encoder.gradient_checkpointing and self.training:
+                x, weights = checkpoint(layer, x, bias, output_attentions, use_reentrant=False)
+            else:
+                x, weights = layer(x, bias, output_attentions)
+            hidden_states.append(x)
+            attentions.append(weights)
+        x = self.final_layer_norm(x)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=x,
+            pooler_output=x[torch.arange(len(x), device=x.device), self.end_of_text(input_ids)],
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+        )
+
+    def end_of_text(self, input_ids: Tensor) -> Tensor:
+        """Position `[N]` of each text's first end-of-text token (0 where there is none)."""
+        eos = self.config.eos_token_id
+        score = input_ids if eos == _LEGACY_EOS_TOKEN_ID else input_ids == eos
+        return score.int().argmax(dim=-1)
+
+    def check(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
+        """Raises `InputError` for ids that the tower cannot read. The range is checked on the CPU only (elsewhere it would stall)."""
+        shape, vocabulary, longest = tuple(input_ids.shape), self.config.vocab_size, self.config.max_position_embeddings
+        if len(shape) != 2:
+            raise InputError(f"input_ids must have shape [texts, tokens], got {list(shape)}")
+        if input_ids.is_floating_point() or input_ids.is_complex() or input_ids.dtype == torch.bool:
+            raise InputError(f"input_ids must be integers, got {input_ids.dtype}")
+        if not 1 <= shape[1] <= longest:
+            raise InputError(
+                f"a text may have 1 to {longest} tokens, got {shape[1]}; let the tokenizer truncate (truncation=True)"
+            )
+        if attention_mask is not None and tuple(attention_mask.shape) != shape:
+            raise InputError(
+                f"attention_mask must have the shape of input_ids, {list(shape)}, got {list(attention_mask.shape)}"
+            )
+        if input_ids.device.type == "cpu" and input_ids.numel() and not torch.compiler.is_compiling():
+            low, high = int(input_ids.min()), int(input_ids.max())
+            if low < 0 or high >= vocabulary:
+                raise InputError(
+                    f"input_ids must lie between 0 and {vocabulary - 1}, got {low if low < 0 else high}; "
+                    "do the tokenizer and the model belong together?"
+                )
+
+
+def _attention_bias(x: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """What is added to the attention logits `[1 or N, 1, T, T]`: the dtype's lowest number where a token may not look."""
+    length, lowest = x.shape[1], torch.finfo(x.dtype).min
+    bias = torch.full((length, length), lowest, dtype=x.dtype, device=x.device).triu(1)[None, None]
+    if attention_mask is None:
+        return bias
+    hidden = (attention_mask == 0)[:, None, None, :]
+    # The two lowest numbers may add up to -inf; no row is -inf throughout, because a token always sees itself finitely.
+    return bias + torch.zeros_like(bias).masked_fill(hidden, lowest)

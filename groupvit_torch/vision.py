@@ -1,0 +1,204 @@
+"""The vision tower: pixels -> patches -> stages of Transformer layers and grouping blocks -> groups (paper, figure 2).
+
+Shapes: B images, P patches, S segments entering a stage, G groups, D width (legend in docs/architecture.md).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from groupvit_common.config import GroupViTVisionConfig
+from groupvit_common.errors import InputError
+from groupvit_common.outputs import BaseModelOutputWithPooling
+from groupvit_common.resample import resize_matrix
+from groupvit_torch.grouping import TokenAssign
+from groupvit_torch.layers import EncoderLayer, MixerMLP
+
+
+class PatchEmbeddings(nn.Module):
+    """`[B, C, H, W]` -> `[B, P, D]`, patches in row-major order."""
+
+    def __init__(self, config: GroupViTVisionConfig) -> None:
+        super().__init__()
+        self.projection = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+        )
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.projection(pixel_values).flatten(2).transpose(1, 2)
+
+
+class VisionEmbeddings(nn.Module):
+    """Patches with their positions; position embeddings of another image size are interpolated."""
+
+    def __init__(self, config: GroupViTVisionConfig) -> None:
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.num_channels = config.num_channels
+        self.grid = config.image_size // config.patch_size
+        self.patch_embeddings = PatchEmbeddings(config)
+        self.position_embeddings = nn.Parameter(torch.zeros(1, self.grid**2, config.hidden_size))
+        self.dropout = nn.Dropout(config.dropout)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        self.check(pixel_values)
+        height, width = pixel_values.shape[-2:]
+        # A user's float32 pixels go into a half-precision model without a word; autocast does its own casting.
+        patches = self.patch_embeddings(pixel_values.to(self.patch_embeddings.projection.weight.dtype))
+        positions = self.positions(height // self.patch_size, width // self.patch_size)
+        return self.dropout(self.layernorm(patches) + positions)
+
+    def positions(self, rows: int, columns: int) -> Tensor:
+        """Position embeddings `[1, rows * columns, D]`, bicubic (see `groupvit_common.resample`) if the grid is not the trained one."""
+        if (rows, columns) == (self.grid, self.grid):
+            return self.position_embeddings
+        stored = self.position_embeddings
+        # Interpolated in float32 at least: half-precision weights would lose what little two positions differ by.
+        dtype = torch.promote_types(stored.dtype, torch.float32)
+        down, across = (
+            torch.tensor(resize_matrix(self.grid, n, "bicubic"), dtype=dtype, device=stored.device)
+            for n in (rows, columns)
+        )
+        grid = stored.to(dtype).unflatten(1, (self.grid, self.grid))[0]
+        return torch.einsum("ri,cj,ijd->rcd", down, across, grid).flatten(0, 1)[None].to(stored.dtype)
+
+    def check(self, pixel_values: Tensor) -> None:
+        """Raises `InputError` for anything but `[B, C, H, W]` floating point with sides that are multiples of the patch."""
+        shape = tuple(pixel_values.shape)
+        if len(shape) != 4 or shape[1] != self.num_channels:
+            raise InputError(
+                f"pixel_values must have shape [batch, {self.num_channels}, height, width], got {list(shape)}"
+                + ("; add a batch axis" if len(shape) == 3 else "")
+                + ("; move the channels to axis 1" if len(shape) == 4 and shape[-1] == self.num_channels else "")
+            )
+        if not pixel_values.is_floating_point():
+            raise InputError(
+                f"pixel_values must be floating point, normalised as the image processor does it, got {pixel_values.dtype}"
+            )
+        patch = self.patch_size
+        if not shape[2] or not shape[3] or shape[2] % patch or shape[3] % patch:
+            raise InputError(
+                f"the sides of an image must be multiples of the patch size {patch}, got {shape[2]} x {shape[3]} "
+                "(height x width); the image processor can resize to such sizes"
+            )
+
+
+class Stage(nn.Module):
+    """Transformer layers over segments and group tokens together, then (but in the last stage) a grouping block."""
+
+    def __init__(self, config: GroupViTVisionConfig, index: int) -> None:
+        super().__init__()
+        width = config.hidden_size
+        num_group_tokens = config.num_group_tokens[index]
+        previous_groups = config.num_output_groups[index - 1] if index else 0
+        self.gradient_checkpointing = False
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.depths[index]))
+        self.group_token: nn.Parameter | None = None
+        self.downsample: TokenAssign | None = None
+        self.group_projector: nn.Sequential | None = None
+        if num_group_tokens:
+            self.group_token = nn.Parameter(torch.zeros(1, num_group_tokens, width))
+            self.downsample = TokenAssign(config, num_group_tokens, config.num_output_groups[index])
+            if previous_groups:
+                self.group_projector = nn.Sequential(
+                    nn.LayerNorm(width, eps=config.layer_norm_eps),
+                    MixerMLP(config, previous_groups, width // 2, num_group_tokens),
+                )
+
+    def forward(
+        self,
+        segments: Tensor,
+        previous_group_tokens: Tensor | None = None,
+        noise: Tensor | None = None,
+        hard: bool = True,
+        temperature: float = 1.0,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """`[B, S, D]` -> segments `[B, G, D]` (or `[B, S, D]`), this stage's group tokens, soft assignment `[B, G, S]`."""
+        x, num_segments = segments, segments.shape[1]
+        if self.group_token is not None:
+            group_tokens = self.group_token.expand(len(segments), -1, -1)
+            if self.group_projector is not None:
+                group_tokens = group_tokens + self.group_projector(previous_group_tokens)
+            x = torch.cat([segments, group_tokens], dim=1)
+        for layer in self.layers:
+            if self.gradient_checkpointing and self.training:
+                x, _ = checkpoint(layer, x, use_reentrant=False)
+            else:
+                x, _ = layer(x)
+        if self.downsample is None:
+            return x, None, None
+        segments, group_tokens = x[:, :num_segments], x[:, num_segments:]
+        segments, assignment = self.downsample(segments, group_tokens, noise, hard, temperature)
+        return segments, group_tokens, assignment
+
+
+class VisionEncoder(nn.Module):
+    def __init__(self, config: GroupViTVisionConfig) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(Stage(config, index) for index in range(len(config.depths)))
+
+
+class VisionTower(nn.Module):
+    """Pixels -> groups."""
+
+    def __init__(self, config: GroupViTVisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = VisionEmbeddings(config)
+        self.encoder = VisionEncoder(config)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        *,
+        gumbel_noise: Sequence[Tensor] | None = None,
+        assign_hard: bool = True,
+        assign_temperature: float = 1.0,
+    ) -> BaseModelOutputWithPooling[Tensor]:
+        """Args:
+            pixel_values: `[B, C, H, W]` floating point, sides multiples of the patch size.
+            gumbel_noise: noise for each grouping block in order, `[B, G, S]`; None: drawn in training, none in evaluation.
+            assign_hard, assign_temperature: see `groupvit_torch.grouping.assign`.
+
+        Returns:
+            `last_hidden_state` `[B, G, D]`, `pooler_output` `[B, D]` their mean; `attentions`: per grouping block the soft
+            assignment `[B, G, S]`; `hidden_states`: the patches, then every stage's output.
+        """
+        segments = self.embeddings(pixel_values)
+        stages = list(self.encoder.stages)
+        noise = self._per_stage(gumbel_noise, stages)
+        group_tokens: Tensor | None = None
+        hidden_states, assignments = [segments], []
+        for stage, stage_noise in zip(stages, noise, strict=True):
+            segments, group_tokens, assignment = stage(
+                segments, group_tokens, stage_noise, assign_hard, assign_temperature
+            )
+            hidden_states.append(segments)
+            if assignment is not None:
+                assignments.append(assignment)
+        groups = self.layernorm(segments)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=groups,
+            pooler_output=groups.mean(dim=1),
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+            attentions=tuple(assignments) if output_attentions else None,
+        )
+
+    @staticmethod
+    def _per_stage(gumbel_noise: Sequence[Tensor] | None, stages: Sequence[nn.Module]) -> list[Tensor | None]:
+        """The noise of every stage, None for those without a grouping block."""
+        grouping = [stage.downsample is not None for stage in stages]
+        if gumbel_noise is None:
+            return [None] * len(stages)
+        if len(gumbel_noise) != sum(grouping):
+            raise InputError(
+                f"gumbel_noise needs one tensor per grouping block ({sum(grouping)}), got {len(gumbel_noise)}"
+            )
+        remaining = iter(gumbel_noise)
+        return [next(remaining) if groups else None for groups in grouping]
