@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
+from typing import Any, ClassVar, Self, TypeVar, dataclass_transform, get_origin
 
 from groupvit_common.errors import CheckpointError, InputError
 
@@ -50,8 +50,8 @@ class _Config:
         return {
             name: getattr(cls, name)
             for base in cls.__mro__
-            for name in inspect.get_annotations(base)
-            if hasattr(cls, name) and not name.startswith("_") and name != "model_type"
+            for name, annotation in inspect.get_annotations(base).items()
+            if hasattr(cls, name) and get_origin(annotation) is not ClassVar
         }
 
     def __getattr__(self, name: str) -> Any:

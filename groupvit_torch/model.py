@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from groupvit_common.config import GroupViTConfig, GroupViTTextConfig, GroupViTVisionConfig
 from groupvit_common.errors import InputError
-from groupvit_common.outputs import BaseModelOutputWithPooling, GroupViTModelOutput
 from groupvit_torch.checkpoint import PreTrainedModel
 from groupvit_torch.init import initialise
 from groupvit_torch.layers import projection
 from groupvit_torch.loss import symmetric_cross_entropy
+from groupvit_torch.outputs import BaseModelOutputWithPooling, GroupViTModelOutput
 from groupvit_torch.segmentation import grouping_map
 from groupvit_torch.text import TextTower
 from groupvit_torch.vision import VisionTower
@@ -135,11 +135,21 @@ class GroupViTModel(GroupViTPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> Tensor:
-        """Projected texts `[N, E]`, not normalised. The flags are accepted for transformers' sake and change nothing."""
-        text = self.text_model(_given(input_ids, "input_ids"), attention_mask, position_ids)
-        features: Tensor = self.text_projection(text.pooler_output)
-        return features
+    ) -> Tensor | BaseModelOutputWithPooling[Tensor]:
+        """Projected texts `[N, E]`, not normalised.
+
+        That is what transformers 4 returns. With `return_dict=True`: what transformers 5 returns, the tower's record with
+        the projected texts as `pooler_output`; the other two flags then add to it.
+        """
+        record = self.text_model(
+            _given(input_ids, "input_ids"),
+            attention_mask,
+            position_ids,
+            self._flag("output_attentions", output_attentions) and bool(return_dict),
+            self._flag("output_hidden_states", output_hidden_states),
+        )
+        record.pooler_output = self.text_projection(record.pooler_output)
+        return record if return_dict else record.pooler_output
 
     def get_image_features(
         self,
@@ -147,11 +157,15 @@ class GroupViTModel(GroupViTPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> Tensor:
-        """Projected images `[B, E]`, not normalised. The flags are accepted for transformers' sake and change nothing."""
-        vision = self.vision_model(_given(pixel_values, "pixel_values"))
-        features: Tensor = self.visual_projection(vision.pooler_output)
-        return features
+    ) -> Tensor | BaseModelOutputWithPooling[Tensor]:
+        """Projected images `[B, E]`, not normalised; a record with `return_dict=True` (see `get_text_features`)."""
+        record = self.vision_model(
+            _given(pixel_values, "pixel_values"),
+            self._flag("output_attentions", output_attentions),
+            self._flag("output_hidden_states", output_hidden_states),
+        )
+        record.pooler_output = self.visual_projection(record.pooler_output)
+        return record if return_dict else record.pooler_output
 
     def forward(
         self,

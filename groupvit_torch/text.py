@@ -9,8 +9,8 @@ from torch.utils.checkpoint import checkpoint
 
 from groupvit_common.config import GroupViTTextConfig
 from groupvit_common.errors import InputError
-from groupvit_common.outputs import BaseModelOutputWithPooling
 from groupvit_torch.layers import EncoderLayer
+from groupvit_torch.outputs import BaseModelOutputWithPooling
 
 # Early checkpoints carry this value by mistake; transformers then pools at the largest id, and so do we.
 _LEGACY_EOS_TOKEN_ID = 2

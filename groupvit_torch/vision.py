@@ -11,10 +11,10 @@ from torch.utils.checkpoint import checkpoint
 
 from groupvit_common.config import GroupViTVisionConfig
 from groupvit_common.errors import InputError
-from groupvit_common.outputs import BaseModelOutputWithPooling
 from groupvit_common.resample import resize_matrix
 from groupvit_torch.grouping import TokenAssign
 from groupvit_torch.layers import EncoderLayer, MixerMLP
+from groupvit_torch.outputs import BaseModelOutputWithPooling
 
 
 class PatchEmbeddings(nn.Module):
