@@ -1,0 +1,450 @@
+"""A checkpoint directory on disk: its file names, what its weight files say about themselves, and how it is replaced.
+
+A checkpoint is the layout of the Hugging Face hub: `config.json` with `model.safetensors`, or with
+`model.safetensors.index.json` and the shards that it names. Everything here works on names, shapes and bytes; a backend adds
+the tensors. The format: https://huggingface.co/docs/safetensors (8 bytes little-endian length, JSON header, data).
+"""
+
+import json
+import math
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from groupvit_common.errors import CheckpointError, InputError
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+WEIGHTS_INDEX_NAME = "model.safetensors.index.json"
+
+# Bits per element of safetensors' dtypes.
+_BITS = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(("BOOL", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    "F4": 4,
+}
+# The safetensors library's own limit; a length beyond it is never a header.
+_MAX_HEADER_BYTES = 100_000_000
+
+# What other files begin with that end up under the name of a weights file.
+_IMPOSTORS: tuple[tuple[bytes, str], ...] = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the weights themselves; run `git lfs pull` in its repository"),
+    (b"<", "a web page or XML, not weights; the download was answered by an error or login page: download it again"),
+    (b"PK\x03\x04", "a zip archive (PyTorch's pickle format), which is not read here; save it as safetensors"),
+    (b"\x80\x02", "a Python pickle, which is not read here; save it as safetensors"),
+    (b"\x89HDF", "an HDF5 file (TensorFlow's .h5), not safetensors"),
+    (b"{", "a JSON text, not weights"),
+)
+_FOREIGN_FILES = {
+    "pytorch_model.bin": "PyTorch pickle",
+    "pytorch_model.bin.index.json": "PyTorch pickle, sharded",
+    "tf_model.h5": "TensorFlow",
+    "flax_model.msgpack": "Flax",
+}
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+
+# Tensors that some files have and the model does not need: transformers before 4.31 stored the positions 0, 1, 2...;
+# the multi-label temperature belongs to training.
+_IGNORABLE_UNEXPECTED = re.compile(r"(^|\.)position_ids$|^multi_label_logit_scale$")
+# A batch norm's step counter is used in training only, and TensorFlow has none.
+_IGNORABLE_MISSING = re.compile(r"\.num_batches_tracked$")
+
+_LISTED = 5  # names that an error message spells out
+
+
+class TensorInfo(NamedTuple):
+    """A stored tensor: shape, and dtype under safetensors' name ("F32", "BF16", "I64", ...)."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Header(NamedTuple):
+    """What a safetensors file says about itself: tensors by name, and free metadata such as `format`."""
+
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
+
+
+class Weights(NamedTuple):
+    """The weights of a checkpoint: its files, what they hold, and which file holds what."""
+
+    tensors: dict[str, TensorInfo]
+    files: dict[Path, list[str]]
+
+
+# -- reading --------------------------------------------------------------------------------------------------------------
+
+
+def read_header(path: Path) -> Header:
+    """The header of a safetensors file, checked against the file's size; no tensor is read.
+
+    Raises:
+        CheckpointError: the file cannot be read, is something else, or is damaged; names the file and the cause.
+    """
+    try:
+        if not path.is_file():
+            raise CheckpointError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            start = file.read(64)
+            _refuse_impostor(path, size, start)
+            length = int.from_bytes(start[:8], "little")
+            if length > _MAX_HEADER_BYTES:
+                raise CheckpointError(f"{path} is not a safetensors file: its header would be {length} bytes long")
+            if 8 + length > size:
+                raise CheckpointError(
+                    f"{path} is truncated or not a safetensors file: it announces a header of {length} bytes "
+                    f"and is {size} bytes long; download or copy it again"
+                )
+            file.seek(8)
+            text = file.read(length)
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    return _parse_header(path, text, size - 8 - length)
+
+
+def _refuse_impostor(path: Path, size: int, start: bytes) -> None:
+    if not start:
+        raise CheckpointError(f"{path} is empty (0 bytes); download or copy it again")
+    for magic, meaning in _IMPOSTORS:
+        # A length that happens to begin with such a byte has eight bytes that are no text.
+        if start.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(magic) and not _plausible_length(start, size):
+            raise CheckpointError(f"{path} is {meaning}")
+    if len(start) < 8:
+        raise CheckpointError(f"{path} is truncated: {size} bytes are no safetensors file; download or copy it again")
+
+
+def _plausible_length(start: bytes, size: int) -> bool:
+    return len(start) > 8 and int.from_bytes(start[:8], "little") <= size - 8 and start[8:9] == b"{"
+
+
+def _parse_header(path: Path, text: bytes, data_bytes: int) -> Header:
+    damaged = f"{path} is damaged or not a safetensors file"
+    try:
+        content = json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{damaged}: its header is no JSON text") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{damaged}: its header is a JSON {type(content).__name__}, expected an object")
+    metadata = content.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"{damaged}: its metadata is no table of texts")
+    tensors, spans = {}, []
+    for name, entry in content.items():
+        info, span = _parse_entry(entry)
+        if info is None or span is None:
+            raise CheckpointError(f"{damaged}: the entry of tensor {name!r} makes no sense")
+        tensors[name] = info
+        spans.append((*span, name))
+    end = 0
+    for begin, after, name in sorted(spans):
+        if begin != end:
+            raise CheckpointError(f"{damaged}: tensor {name!r} starts at byte {begin}, expected {end}")
+        end = after
+    if end > data_bytes:
+        raise CheckpointError(
+            f"{path} is truncated: its header announces {end} bytes of tensors and {data_bytes} are there; "
+            "download or copy it again"
+        )
+    if end < data_bytes:
+        raise CheckpointError(f"{damaged}: {data_bytes - end} bytes follow the last tensor")
+    return Header(tensors, metadata)
+
+
+def _parse_entry(entry: object) -> tuple[TensorInfo, tuple[int, int]] | tuple[None, None]:
+    """One tensor's header entry, or (None, None) if it is malformed or contradicts itself."""
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        return None, None
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _BITS or not _is_sizes(shape) or not _is_sizes(offsets):
+        return None, None
+    if len(offsets) != 2 or (offsets[1] - offsets[0]) * 8 != math.prod(shape) * _BITS[dtype]:
+        return None, None
+    return TensorInfo(tuple(shape), dtype), (offsets[0], offsets[1])
+
+
+def _is_sizes(value: object) -> bool:
+    # The bound keeps products of damaged numbers small; no file has 2**63 bytes.
+    return isinstance(value, list) and len(value) < 64 and all(type(n) is int and 0 <= n < 2**63 for n in value)
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """The index of a sharded checkpoint: tensor name -> file name of its shard.
+
+    Raises:
+        CheckpointError: the index cannot be read, or names a shard outside its own directory.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is no JSON text: {error}") from error
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path} is no index of shards: it has no weight_map")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not re.fullmatch(r"[^/\\:\x00]+\.safetensors", shard):
+            raise CheckpointError(
+                f"{path} puts tensor {name!r} into {shard!r}; a shard is a .safetensors file beside the index"
+            )
+    return weight_map
+
+
+def find_weights(directory: Path) -> Weights:
+    """The weights in `directory`: `model.safetensors`, else the shards of `model.safetensors.index.json`.
+
+    Headers are read and checked, the index against them; no tensor is read.
+
+    Raises:
+        CheckpointError: no weights, a missing shard, a tensor that is not where the index says, a damaged file, or a file in
+            another framework's layout.
+    """
+    single, index = directory / WEIGHTS_NAME, directory / WEIGHTS_INDEX_NAME
+    if single.exists() or single.is_symlink():
+        header = _read_pytorch_header(single)
+        return Weights(header.tensors, {single: list(header.tensors)})
+    if not index.is_file():
+        raise missing_files(directory, [WEIGHTS_NAME], list_files(directory))
+    weight_map = read_index(index)
+    missing = sorted({shard for shard in weight_map.values() if not (directory / shard).is_file()})
+    if missing:
+        raise CheckpointError(
+            f"{directory} lacks {len(missing)} of the shards that {WEIGHTS_INDEX_NAME} names: {_some(missing)}"
+        )
+    tensors: dict[str, TensorInfo] = {}
+    files: dict[Path, list[str]] = {}
+    for shard in sorted(set(weight_map.values())):
+        path = directory / shard
+        header = _read_pytorch_header(path)
+        files[path] = [name for name, where in weight_map.items() if where == shard]
+        absent = [name for name in files[path] if name not in header.tensors]
+        if absent:
+            raise CheckpointError(
+                f"{path} lacks {len(absent)} tensors that {WEIGHTS_INDEX_NAME} puts there: {_some(absent)}; "
+                "the index and the shards belong to different checkpoints"
+            )
+        tensors |= {name: header.tensors[name] for name in files[path]}
+    return Weights(tensors, files)
+
+
+def _read_pytorch_header(path: Path) -> Header:
+    header = read_header(path)
+    layout = header.metadata.get("format")
+    if layout in ("tf", "flax"):
+        framework = {"tf": "TensorFlow", "flax": "Flax"}[layout]
+        raise CheckpointError(
+            f"{path} holds transformers' {framework} layout (metadata format {layout!r}), whose names and axes differ; "
+            "it needs conversion: load it with transformers and save it as a PyTorch model with save_pretrained"
+        )
+    return header
+
+
+def list_files(directory: Path) -> list[str]:
+    """The names of the files in `directory`, sorted; none if it cannot be listed."""
+    try:
+        return sorted(path.name for path in directory.iterdir() if path.is_file())
+    except OSError:
+        return []
+
+
+def missing_files(where: object, wanted: Sequence[str], present: Iterable[str]) -> CheckpointError:
+    """The error for a directory or repository `where` that has none of the files `wanted`, but those `present`."""
+    present = sorted(present)
+    message = f"{where} has no {' or '.join(wanted)}; it has " + (_some(present, 12) if present else "no files")
+    if WEIGHTS_NAME in wanted:
+        foreign = [f"{name} ({meaning})" for name, meaning in _FOREIGN_FILES.items() if name in present]
+        if foreign:
+            message += (
+                f". {', '.join(foreign)} cannot be read directly: save the weights as safetensors first, "
+                "e.g. load them with transformers and call save_pretrained(directory, safe_serialization=True)"
+            )
+    return CheckpointError(message)
+
+
+def _some(names: Sequence[str], limit: int = _LISTED) -> str:
+    more = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
+
+
+# -- comparing ------------------------------------------------------------------------------------------------------------
+
+
+def compare_tensors(
+    expected: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+    *,
+    source: object,
+    model: str = "the model",
+    prefix: str = "",
+) -> list[str]:
+    """The names to load, in the order of `expected`, if the tensors of a file are those of the model.
+
+    Args:
+        expected: the model's tensors, name -> shape.
+        found: the file's tensors, name -> shape.
+        source, model: what the error message calls the two.
+        prefix: a tower's prefix ("text_model."): tensors outside it are another part's and not looked at.
+
+    Returns:
+        The names in both. A missing `num_batches_tracked` is harmless, and so are `position_ids` and
+        `multi_label_logit_scale` that the model does not have.
+
+    Raises:
+        CheckpointError: missing or unexpected tensors, or other shapes; lists the first few of each with their number.
+    """
+    found = {name: shape for name, shape in found.items() if name.startswith(prefix)}
+    missing = [name for name in expected if name not in found and not _IGNORABLE_MISSING.search(name)]
+    unexpected = [name for name in found if name not in expected and not _IGNORABLE_UNEXPECTED.search(name)]
+    mismatched = [
+        f"{name} {list(found[name])} in the file, {list(shape)} in the model"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name]) != tuple(shape)
+    ]
+    if not missing and not unexpected and not mismatched:
+        return [name for name in expected if name in found]
+    problems = [
+        f"{len(names)} {kind}: {_some(names)}"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched))
+        if names
+    ]
+    raise CheckpointError(
+        f"{source} does not fit {model}. Tensors {'; '.join(problems)}. {_mismatch_hint(found, missing, unexpected)}"
+    )
+
+
+def _mismatch_hint(found: Mapping[str, Any], missing: list[str], unexpected: list[str]) -> str:
+    if any(name.startswith(("img_encoder.", "text_encoder.", "model.img_encoder.")) for name in found):
+        return "The names are those of the authors' original code: the file needs conversion first."
+    for prefix, tower in (("text_model.", "GroupViTTextModel"), ("vision_model.", "GroupViTVisionModel")):
+        if missing and found and all(name.startswith(prefix) for name in found):
+            return f"The file holds one tower only: {tower} loads it."
+    if not found:
+        return "The file holds nothing of this model."
+    if missing and unexpected:
+        return "The names are another model's, or another format's."
+    return "Do the weights and config.json belong together?"
+
+
+# -- writing --------------------------------------------------------------------------------------------------------------
+
+
+class Shard(NamedTuple):
+    """One weights file to be written: its name and the tensors that go into it."""
+
+    file_name: str
+    tensors: list[str]
+
+
+def plan_shards(sizes: Mapping[str, int], max_shard_size: int | str = "5GB") -> list[Shard]:
+    """Spreads tensors over files of at most `max_shard_size`, in order; a larger tensor gets a file of its own.
+
+    Args:
+        sizes: name -> bytes.
+        max_shard_size: bytes, or a text such as "5GB" or "200MB" (powers of 1000; "GiB" of 1024).
+
+    Returns:
+        `model.safetensors` alone if one file is enough, else shards under transformers' names.
+    """
+    limit = parse_size(max_shard_size)
+    groups: list[list[str]] = [[]]
+    room = limit
+    for name, size in sizes.items():
+        if size > room and groups[-1]:
+            groups.append([])
+            room = limit
+        groups[-1].append(name)
+        room -= size
+    if len(groups) == 1:
+        return [Shard(WEIGHTS_NAME, groups[0])]
+    return [
+        Shard(f"model-{number:05d}-of-{len(groups):05d}.safetensors", names) for number, names in enumerate(groups, 1)
+    ]
+
+
+def parse_size(size: int | str) -> int:
+    """Bytes of 1000, "200MB", "5GB", "1.5GiB". Raises `InputError` for anything else."""
+    if isinstance(size, int) and not isinstance(size, bool) and size > 0:
+        return size
+    match = (
+        re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])(i?)B\s*", size, re.IGNORECASE) if isinstance(size, str) else None
+    )
+    if match is None or not (
+        number := int(float(match[1]) * (1024 if match[3] else 1000) ** ("KMGT".index(match[2].upper()) + 1))
+    ):
+        raise InputError(f"max_shard_size must be a number of bytes or a text such as '5GB' or '200MB', got {size!r}")
+    return number
+
+
+def index_text(shards: Sequence[Shard], total_size: int) -> str:
+    """The JSON text of `model.safetensors.index.json`; `total_size` is the bytes of all tensors."""
+    weight_map = {name: shard.file_name for shard in shards for name in shard.tensors}
+    return (
+        json.dumps({"metadata": {"total_size": total_size}, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n"
+    )
+
+
+def write_files(directory: Path, writers: Mapping[str, Callable[[Path], None]]) -> None:
+    """Puts files into a checkpoint directory, all or none, and clears weights of an earlier save away.
+
+    Each writer gets a temporary path beside its final one. When all have succeeded and the bytes are on the disk, the
+    files are renamed, in the order of `writers`; until then the old checkpoint is untouched. If weights are among
+    them, shards and the index of an earlier save are then removed, so that the directory holds one model.
+
+    Raises:
+        CheckpointError: the directory or a file cannot be written.
+        InputError: `directory` is a file.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"{directory} is a file; a checkpoint needs the path of a directory")
+    temporary: dict[str, Path] = {}
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, write in writers.items():
+            # A hidden name that no reader takes for a part of the checkpoint.
+            temporary[name] = directory / f".{name}.{secrets.token_hex(4)}.tmp"
+            # Made here for the usual permissions: some writers, safetensors among them, make files that nobody else may read.
+            temporary[name].touch(exist_ok=False)
+            mode = temporary[name].stat().st_mode
+            write(temporary[name])
+            temporary[name].chmod(mode)
+            _flush(temporary[name])
+        for name, path in temporary.items():
+            path.replace(directory / name)
+        if any(name.endswith(".safetensors") for name in writers):
+            for name in list_files(directory):
+                if name not in writers and is_weights_file(name):
+                    (directory / name).unlink()
+        _flush(directory)
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{directory} cannot be written: {error.strerror or error}") from error
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+
+
+def is_weights_file(name: str) -> bool:
+    """Whether a file of this name is part of a checkpoint's weights."""
+    return name in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME) or _SHARD.fullmatch(name) is not None
+
+
+def _flush(path: Path) -> None:
+    """Makes sure that a file's bytes, or a directory's entries, survive a power failure, where the system can tell."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
