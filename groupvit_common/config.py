@@ -51,7 +51,7 @@ class _Config:
             name: getattr(cls, name)
             for base in cls.__mro__
             for name, annotation in inspect.get_annotations(base).items()
-            if hasattr(cls, name) and get_origin(annotation) is not ClassVar
+            if hasattr(cls, name) and not _is_class_variable(annotation)
         }
 
     def __getattr__(self, name: str) -> Any:
@@ -62,7 +62,7 @@ class _Config:
         raise AttributeError(f"{type(self).__name__} has no setting {name!r}")
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.to_dict() == other.to_dict()  # type: ignore[attr-defined]
+        return type(self) is type(other) and self.to_dict() == other.to_dict()
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -215,6 +215,10 @@ class _Config:
             )
         if getattr(self, "hidden_act") not in ACTIVATIONS:  # noqa: B009
             raise self._error("hidden_act", f"one of {', '.join(ACTIVATIONS)}")
+
+
+def _is_class_variable(annotation: Any) -> bool:
+    return get_origin(annotation) is ClassVar
 
 
 def _is_number(value: object) -> bool:

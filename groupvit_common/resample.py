@@ -6,13 +6,14 @@ samples beyond the edge repeat it, and bicubic uses the kernel with a = -0.75. T
 """
 
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from groupvit_common.errors import InputError
 
+Values = NDArray[np.floating[Any]]
 Mode = Literal["bilinear", "bicubic", "nearest"]
 
 _CUBIC_A = -0.75
@@ -27,7 +28,7 @@ def resize_matrix(n_in: int, n_out: int, mode: Mode = "bilinear") -> NDArray[np.
     """
     if n_in < 1 or n_out < 1:
         raise InputError(f"cannot resample {n_in} values to {n_out}: both counts must be at least 1")
-    centre = (np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5
+    centre = (np.arange(n_out, dtype=np.float64) + 0.5) * (n_in / n_out) - 0.5
     if mode == "bilinear":
         taps, weights = _linear(np.maximum(centre, 0.0))
     elif mode == "bicubic":
@@ -44,16 +45,16 @@ def resize_matrix(n_in: int, n_out: int, mode: Mode = "bilinear") -> NDArray[np.
     return matrix
 
 
-def _linear(centre: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _linear(centre: Values) -> tuple[Values, Values]:
     first = np.floor(centre)
     fraction = centre - first
-    return first[:, None] + np.arange(2), np.stack([1 - fraction, fraction], axis=1)
+    return first[:, None] + np.arange(2.0), np.stack([1 - fraction, fraction], axis=1)
 
 
-def _cubic(centre: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _cubic(centre: Values) -> tuple[Values, Values]:
     """Cubic convolution (Keys 1981, eq. 4 in its general form with parameter a)."""
     first = np.floor(centre)
-    taps = first[:, None] + np.arange(-1, 3)
+    taps: Values = first[:, None] + np.arange(-1.0, 3.0)
     distance = np.abs(centre[:, None] - taps)
     near = ((_CUBIC_A + 2) * distance - (_CUBIC_A + 3)) * distance**2 + 1
     far = ((_CUBIC_A * distance - 5 * _CUBIC_A) * distance + 8 * _CUBIC_A) * distance - 4 * _CUBIC_A

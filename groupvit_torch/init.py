@@ -8,8 +8,9 @@ import math
 import torch
 from torch import nn
 
+from groupvit_torch.layers import EncoderLayer
 from groupvit_torch.text import TextTower
-from groupvit_torch.vision import VisionTower
+from groupvit_torch.vision import Stage, VisionTower
 
 
 @torch.no_grad()
@@ -37,10 +38,9 @@ def _vision(tower: VisionTower) -> None:
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm | nn.Conv2d):
             module.reset_parameters()
+        elif isinstance(module, Stage) and module.group_token is not None:
+            nn.init.trunc_normal_(module.group_token, std=std)
     nn.init.trunc_normal_(tower.embeddings.position_embeddings, std=std)
-    for stage in tower.encoder.stages:
-        if stage.group_token is not None:
-            nn.init.trunc_normal_(stage.group_token, std=std)
 
 
 def _text(tower: TextTower) -> None:
@@ -54,10 +54,10 @@ def _text(tower: TextTower) -> None:
             module.reset_parameters()
         elif isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
-    for layer in tower.encoder.layers:
-        attention = layer.self_attn
-        for dense in (attention.q_proj, attention.k_proj, attention.v_proj):
-            nn.init.normal_(dense.weight, std=factor * width**-0.5)
-        nn.init.normal_(attention.out_proj.weight, std=factor * into_residual)
-        nn.init.normal_(layer.mlp.fc1.weight, std=factor * (2 * width) ** -0.5)
-        nn.init.normal_(layer.mlp.fc2.weight, std=factor * into_residual)
+        elif isinstance(module, EncoderLayer):
+            attention, mlp = module.self_attn, module.mlp
+            for dense in (attention.q_proj, attention.k_proj, attention.v_proj):
+                nn.init.normal_(dense.weight, std=factor * width**-0.5)
+            nn.init.normal_(attention.out_proj.weight, std=factor * into_residual)
+            nn.init.normal_(mlp.fc1.weight, std=factor * (2 * width) ** -0.5)
+            nn.init.normal_(mlp.fc2.weight, std=factor * into_residual)

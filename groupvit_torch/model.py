@@ -217,7 +217,7 @@ class GroupViTModel(GroupViTPreTrainedModel):
         text_embeds = F.normalize(self.text_projection(text.pooler_output), dim=-1)
         logit_scale = self.logit_scale.exp()
         logits_per_text = logit_scale * text_embeds @ image_embeds.T
-        output = GroupViTModelOutput(
+        output: GroupViTModelOutput[Tensor] = GroupViTModelOutput(
             loss=symmetric_cross_entropy(logits_per_text.T) if return_loss else None,
             logits_per_image=logits_per_text.T,
             logits_per_text=logits_per_text,
