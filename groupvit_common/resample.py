@@ -35,7 +35,9 @@ def resize_matrix(n_in: int, n_out: int, mode: Mode = "bilinear") -> NDArray[np.
         taps, weights = _cubic(centre)
     elif mode == "nearest":
         # PyTorch's "nearest-exact", which is TensorFlow's "nearest": the sample whose area holds the output's centre.
-        taps, weights = np.floor(centre + 0.5)[:, None], np.ones((n_out, 1))
+        # In whole numbers, because a centre on the border between two samples must not depend on rounding.
+        first = (2 * np.arange(n_out) + 1) * n_in // (2 * n_out)
+        taps, weights = first[:, None].astype(np.float64), np.ones((n_out, 1))
     else:
         raise InputError(f"unknown interpolation {mode!r}: use 'bilinear', 'bicubic' or 'nearest'")
     matrix = np.zeros((n_out, n_in))

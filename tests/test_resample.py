@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -16,9 +16,15 @@ ROUNDING = 1e-12
 sides = st.integers(1, 40)
 
 
+def on_a_border(n_in: int, n_out: int) -> bool:
+    return any((2 * i + 1) * n_in % (2 * n_out) == 0 for i in range(n_out))
+
+
 @given(sides, sides, sides, sides, st.sampled_from(["bilinear", "bicubic", "nearest"]))
 @settings(max_examples=150, deadline=None)
 def test_two_matrices_equal_torch(h: int, w: int, new_h: int, new_w: int, mode: str) -> None:
+    # A centre exactly between two samples belongs to the second; torch's rounding sends some to the first.
+    assume(mode != "nearest" or not (on_a_border(h, new_h) or on_a_border(w, new_w)))
     image = np.random.default_rng(h * 41 + w).standard_normal((h, w))
     torch_mode = "nearest-exact" if mode == "nearest" else mode
     options = {} if mode == "nearest" else {"align_corners": False}
