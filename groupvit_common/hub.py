@@ -67,7 +67,7 @@ def resolve(
         raise InputError(f"expected a directory or a name such as 'org/name', got {type(name_or_path).__name__}")
     name = os.fspath(name_or_path)
     directory = Path(name).expanduser()
-    if directory.is_dir():
+    if name and directory.is_dir():
         return _in_directory(directory / subfolder, patterns, required)
     _refuse_path(name, directory)
     repository = _Repository(
@@ -116,7 +116,7 @@ def _refuse_path(name: str, path: Path) -> None:
     """Raises `CheckpointError` for what can only be meant as a path: it does not exist, or is a file."""
     if path.is_file():
         raise CheckpointError(f"{name} is a file; expected the directory that holds the checkpoint, or 'org/name'")
-    if name.startswith((".", "~", os.sep)) or "\\" in name or path.is_absolute() or name.count("/") > 1:
+    if not name or name.startswith((".", "~", os.sep)) or "\\" in name or path.is_absolute() or name.count("/") > 1:
         raise CheckpointError(f"there is no directory {name!r}")
     if "/" not in name:
         raise CheckpointError(
@@ -276,7 +276,7 @@ def _snapshot(
     try:
         _demand(repository, patterns, required, list(found), lambda: repository.files(commit))
     except CheckpointError as error:
-        if WEIGHTS_NAME in (required or patterns):
+        if WEIGHTS_NAME in (required or patterns) and WEIGHTS_NAME not in found:
             message = f"{error}. Its pull requests may hold safetensors: pass revision='refs/pr/NUMBER'"
             raise CheckpointError(message) from error
         raise
@@ -370,7 +370,9 @@ def push(
     revision: str | None = None,
     create_pr: bool = False,
 ) -> str:
-    """Sends the files of `directory` to a model repository on the hub in one commit; the repository is made if need be.
+    """Sends the files of `directory` (not those of its folders) to a model repository on the hub, in one commit.
+
+    The repository is made if need be.
 
     If weights are among them, other weight files of the same format in the repository (old shards, an old index) are removed
     in the same commit, so that it holds one model.
@@ -387,10 +389,11 @@ def push(
     Raises:
         CheckpointError: no such directory, no access, no network.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     folder = Path(directory)
-    names = list_files(folder)
+    # Hidden files are temporary ones or Git's.
+    names = [name for name in list_files(folder) if not name.startswith(".")]
     if not names:
         raise CheckpointError(f"there is nothing to send in {folder}: no such directory, or no files in it")
     _Repository(repo_id, revision, token, None, "", False).check()
@@ -399,17 +402,20 @@ def push(
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision and not create_pr and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
+        stale: list[str] = []
+        if any(is_weights_file(name) for name in names):
+            there = api.list_repo_files(repo_id, revision=revision)
+            stale = [name for name in there if is_weights_file(name) and name not in names]
+        # Not `upload_folder`, which may spread a folder over several commits.
+        commit = api.create_commit(
+            repo_id,
+            [
+                *(CommitOperationAdd(name, folder / name) for name in names),
+                *(CommitOperationDelete(name) for name in stale),
+            ],
             commit_message=commit_message,
             revision=revision,
             create_pr=create_pr,
-            # Hidden files are temporary ones or Git's.
-            ignore_patterns=[".*", "*/.*"],
-            delete_patterns=[WEIGHTS_NAME, WEIGHTS_INDEX_NAME, "model-?????-of-?????.safetensors"]
-            if any(is_weights_file(name) for name in names)
-            else None,
         )
     except _failures() as error:
         raise _explain_push(error, _Repository(repo_id, revision, token, None, "", False)) from error
