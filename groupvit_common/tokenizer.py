@@ -20,6 +20,7 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
 from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.hub import resolve
 
 TOKENIZER_FILE = "tokenizer.json"
 VOCAB_FILE = "vocab.json"
@@ -118,34 +119,6 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def find_directory(
-    name_or_path: str | Path,
-    patterns: list[str],
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    subfolder: str = "",
-    local_files_only: bool = False,
-) -> Path:
-    """The local directory that holds what exists of the files `patterns`: a directory given, or a hub repository's copy."""
-    if not isinstance(name_or_path, str | Path):
-        raise InputError(f"expected a directory or a name such as 'org/name', got {type(name_or_path).__name__}")
-    if Path(name_or_path).is_dir():
-        return Path(name_or_path, subfolder)
-    from groupvit_common import hub
-
-    return hub.resolve(
-        name_or_path,
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-        subfolder=subfolder,
-        local_files_only=local_files_only,
-        patterns=patterns,
-    )
-
-
 class CLIPTokenizer:
     """CLIP's tokenizer, from its vocabulary files; also exported as `AutoTokenizer` and `CLIPTokenizerFast`.
 
@@ -231,9 +204,9 @@ class CLIPTokenizer:
         override them. `use_fast` is accepted for code written for transformers; there is one implementation here.
         Raises `CheckpointError` when a file is missing or cannot be used.
         """
-        directory = find_directory(
+        directory = resolve(
             name_or_path,
-            TOKENIZER_FILES,
+            patterns=TOKENIZER_FILES,
             revision=revision,
             token=token,
             cache_dir=cache_dir,
@@ -281,6 +254,7 @@ class CLIPTokenizer:
                 "clean_up_tokenization_spaces": self.clean_up_tokenization_spaces,
                 "model_max_length": self.model_max_length,
                 "padding_side": self.padding_side,
+                "processor_class": "CLIPProcessor",
                 "tokenizer_class": "CLIPTokenizer",
                 "truncation_side": self.truncation_side,
             }

@@ -1,0 +1,136 @@
+"""Text and images together: one object that turns both into a model's inputs, as transformers' CLIPProcessor (4.x) does."""
+
+import inspect
+import tempfile
+from pathlib import Path
+from typing import Any, Self
+
+from groupvit_common.errors import InputError
+from groupvit_common.hub import push, resolve
+from groupvit_common.image_processor import IMAGE_PROCESSOR_FILE, PROCESSOR_FILE, GroupViTImageProcessor
+from groupvit_common.tokenizer import TOKENIZER_FILES, BatchEncoding, CLIPTokenizer
+
+__all__ = ["AutoProcessor", "BatchEncoding", "CLIPProcessor", "GroupViTProcessor"]
+
+
+def _keywords(function: Any) -> frozenset[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return frozenset(parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY)
+
+
+# What a call passes on, and to whom. `return_tensors` goes to both.
+_TEXT_KEYWORDS = _keywords(CLIPTokenizer.__call__) - {"return_tensors"}
+_IMAGE_KEYWORDS = (
+    _keywords(GroupViTImageProcessor.__call__) | frozenset(inspect.signature(GroupViTImageProcessor).parameters)
+) - {"return_tensors", "extra"}
+
+
+class GroupViTProcessor:
+    """An image processor and a tokenizer; also exported as `AutoProcessor` and `CLIPProcessor`."""
+
+    def __init__(
+        self, image_processor: GroupViTImageProcessor | None = None, tokenizer: CLIPTokenizer | None = None
+    ) -> None:
+        if not isinstance(image_processor, GroupViTImageProcessor) or not isinstance(tokenizer, CLIPTokenizer):
+            raise InputError(
+                "a processor needs a GroupViTImageProcessor and a CLIPTokenizer, in this order, "
+                f"got {type(image_processor).__name__} and {type(tokenizer).__name__}"
+            )
+        self.image_processor = image_processor
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        subfolder: str = "",
+        local_files_only: bool = False,
+        use_fast: bool | None = None,
+        **settings: Any,
+    ) -> Self:
+        """Both from a directory or a hub repository, in the files of transformers 4 or 5.
+
+        Keywords override settings: those of the image processor's there, others (such as `model_max_length`) the tokenizer's.
+        `use_fast` is accepted for code written for transformers. Raises `CheckpointError` as the two parts do.
+        """
+        directory = resolve(
+            name_or_path,
+            patterns=[*TOKENIZER_FILES, IMAGE_PROCESSOR_FILE, PROCESSOR_FILE],
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            subfolder=subfolder,
+            local_files_only=local_files_only,
+        )
+        for_images = {name: value for name, value in settings.items() if name in _IMAGE_KEYWORDS}
+        for_text = {name: value for name, value in settings.items() if name not in _IMAGE_KEYWORDS}
+        return cls(
+            GroupViTImageProcessor.from_pretrained(directory, **for_images),
+            CLIPTokenizer.from_pretrained(directory, **for_text),
+        )
+
+    def save_pretrained(self, save_directory: str | Path) -> list[Path]:
+        """Writes the files of both, which transformers 4 and 5 read as a CLIPProcessor; returns their paths."""
+        return [
+            *self.tokenizer.save_pretrained(save_directory),
+            *self.image_processor.save_pretrained(save_directory),
+        ]
+
+    def push_to_hub(self, repo_id: str, *, commit_message: str = "Upload processor", **options: Any) -> str:
+        """Sends the files of both to a model repository; `options` and errors as `groupvit_common.hub.push`."""
+        with tempfile.TemporaryDirectory() as directory:
+            self.save_pretrained(directory)
+            return push(directory, repo_id, commit_message=commit_message, **options)
+
+    def __call__(
+        self, text: Any = None, images: Any = None, return_tensors: str | None = None, **kwargs: Any
+    ) -> BatchEncoding:
+        """The inputs of a model for text, images or both.
+
+        Args:
+            text: a string or a list of strings; None: no text.
+            images: one image or a batch of any kind that the image processor takes; None: no images.
+            return_tensors: None (lists), "np", "pt" or "tf".
+            kwargs: of the tokenizer (`padding`, `truncation`, `max_length`, ...) and settings of the image processor.
+
+        Returns:
+            `input_ids` and `attention_mask` int64 `[N, T]` with text; `pixel_values` float32 `[B, 3, H, W]` with images.
+        """
+        unknown = kwargs.keys() - _TEXT_KEYWORDS - _IMAGE_KEYWORDS
+        if unknown:
+            choices = ", ".join(sorted(_TEXT_KEYWORDS | _IMAGE_KEYWORDS))
+            raise InputError(f"{min(unknown)!r} is not a keyword of the processor; these are: {choices}")
+        if text is None and images is None:
+            raise InputError("a processor needs text, images or both, got neither")
+        encoding = BatchEncoding()
+        if text is not None:
+            options = {name: value for name, value in kwargs.items() if name in _TEXT_KEYWORDS}
+            encoding.update(self.tokenizer(text, return_tensors=return_tensors, **options))
+        if images is not None:
+            options = {name: value for name, value in kwargs.items() if name in _IMAGE_KEYWORDS}
+            encoding.update(self.image_processor(images, return_tensors=return_tensors, **options))
+        return encoding
+
+    def decode(self, *args: Any, **kwargs: Any) -> str:
+        """`CLIPTokenizer.decode`."""
+        return self.tokenizer.decode(*args, **kwargs)
+
+    def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
+        """`CLIPTokenizer.batch_decode`."""
+        return self.tokenizer.batch_decode(*args, **kwargs)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of what a call with text and images returns."""
+        return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(image_processor={self.image_processor!r}, tokenizer={self.tokenizer!r})"
+
+
+AutoProcessor = GroupViTProcessor
+CLIPProcessor = GroupViTProcessor
