@@ -1,8 +1,17 @@
-"""Losses. They take features that were gathered from all ranks already; the model and the loop know one device."""
+"""Losses. They take features that were gathered from all ranks already; the model and the loop know one device.
+
+The paper's two come first. The others train the groups themselves: on small scenes the paper's losses alone are satisfied by
+one group that holds everything (its mean patch tells captions apart), so that no mask emerges.
+
+Shapes: B images, G groups, P patches, E embedding width, W prompts (legend in docs/architecture.md).
+"""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+# Keeps the logarithm of a probability that underflowed finite; far below any probability that matters.
+_TINY = 1e-6
 
 
 def symmetric_cross_entropy(logits: Tensor) -> Tensor:
@@ -12,6 +21,79 @@ def symmetric_cross_entropy(logits: Tensor) -> Tensor:
         logits: `[B, B]` similarities times temperature, row i and column i belonging together. Half precision is widened:
             the sum of exponentials needs it.
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = _wide(logits)
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def contrastive_loss(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor | float) -> Tensor:
+    """Image i belongs to text i (paper, section 3.2, "Image-Text Contrastive Loss"): embeddings `[B, E]`, any length."""
+    image_embeds, text_embeds = _unit(image_embeds), _unit(text_embeds)
+    return symmetric_cross_entropy(image_embeds @ text_embeds.T * logit_scale)
+
+
+def multi_label_contrastive_loss(image_embeds: Tensor, prompt_embeds: Tensor, logit_scale: Tensor | float) -> Tensor:
+    """Image i belongs to each of its own M prompts (paper, section 3.2, "Multi-Label Image-Text Contrastive Loss").
+
+    From images, the target is spread evenly over the image's prompts; from prompts, it is their image. Both directions
+    count half.
+
+    Args:
+        image_embeds: `[B, E]`; prompt_embeds: `[B, M, E]`; any length.
+    """
+    images, prompts = _unit(image_embeds), _unit(prompt_embeds)
+    count, per_image = prompts.shape[:2]
+    logits = images @ prompts.flatten(0, 1).T * logit_scale  # [B, B * M]
+    target = torch.arange(count, device=logits.device).repeat_interleave(per_image)
+    own = F.one_hot(target, count).T.to(logits.dtype) / per_image
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, target)) / 2
+
+
+def group_prompt_logits(group_embeds: Tensor, prompt_embeds: Tensor, logit_scale: Tensor | float) -> Tensor:
+    """`[B, G, E]` groups and the batch's `[W, E]` different prompts, any length -> `[B, G, W]` similarities times temperature."""
+    return _unit(group_embeds) * logit_scale @ _unit(prompt_embeds).T
+
+
+def patch_naming_loss(logits: Tensor, assignment: Tensor, allowed: Tensor) -> Tensor:
+    """Every patch must be named by a word of its own caption, and by no other word of the batch. Beyond the paper.
+
+    A patch's distribution over prompts is that of its groups, weighted by its soft assignment. Which of the caption's words is
+    meant remains open: the loss is minus the logarithm of the probability that they hold together. Over many captions only
+    the word that always comes with a patch's look can be right (learning from partial labels; MIL-NCE, Miech et al. 2020,
+    contrasts with several positives in the same way). Where images are mixed, each patch answers to the caption of the image
+    that it came from, so a name must follow from the patch's surroundings and not from a summary of the whole image.
+
+    Args:
+        logits: `[B, G, W]` of `group_prompt_logits`; assignment: `[B, G, P]` soft, sums to 1 over G;
+        allowed: bool `[B, P, W]` (or `[B, 1, W]`), the words of each patch's caption.
+    """
+    naming = patch_naming(logits, assignment)
+    return -((naming * allowed).sum(dim=-1) + _TINY).log().mean()
+
+
+def prompt_claim_loss(logits: Tensor, assignment: Tensor, named: Tensor, patches: int) -> Tensor:
+    """Every prompt of a caption must be the name of some patches of its image. Beyond the paper.
+
+    Minus the logarithm of the mean probability of the prompt in the `patches` patches that fit it best, the probability being
+    over all prompts of the batch. The claim is made on patches, not on groups: a group that holds nothing could otherwise name
+    a thing that it only heard of from the rest of the picture.
+
+    Args:
+        logits: `[B, G, W]`; assignment: `[B, G, P]` soft; named: bool `[B, W]`, which prompts are in which caption.
+    """
+    naming = patch_naming(logits, assignment)
+    best = naming.topk(min(patches, naming.shape[1]), dim=1).values.mean(dim=1)
+    return -((best + _TINY).log() * named).sum() / named.sum().clamp(min=1)
+
+
+def patch_naming(logits: Tensor, assignment: Tensor) -> Tensor:
+    """`[B, P, W]`: each patch's distribution over the prompts, float32 at least."""
+    return _wide(assignment).transpose(1, 2) @ _wide(logits).softmax(dim=-1)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _unit(x: Tensor) -> Tensor:
+    return F.normalize(_wide(x), dim=-1)

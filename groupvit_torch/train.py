@@ -1,0 +1,361 @@
+"""A first training loop: a recipe -> captioned scenes -> a checkpoint directory with its measured quality.
+
+    python -m groupvit_torch.train scenes-demo --out DIR
+
+One process, one device, the whole set in memory. Everything is drawn from the recipe's seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from groupvit_common.processor import GroupViTProcessor
+from torch import Tensor, nn
+
+from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, Scene, make_scene
+from groupvit_common.errors import InputError
+from groupvit_common.image_processor import GroupViTImageProcessor
+from groupvit_common.metrics import confusion_matrix, mean_iou
+from groupvit_common.postprocess import Assignment, label_affinity, label_pixels
+from groupvit_common.prompts import Label, average_embedding
+from groupvit_common.recipe import (
+    Recipe,
+    assigns_hard,
+    decays,
+    get_recipe,
+    learning_rate_at,
+    model_config,
+    wave_positions,
+)
+from groupvit_common.tokenizer import CLIPTokenizer
+from groupvit_torch.data import CaptionedImages, mix_halves, to_pixels
+from groupvit_torch.loss import (
+    contrastive_loss,
+    group_prompt_logits,
+    multi_label_contrastive_loss,
+    patch_naming_loss,
+    prompt_claim_loss,
+)
+from groupvit_torch.model import GroupViTModel
+from groupvit_torch.segmentation import grouping_map
+
+MAX_LOGIT_SCALE = math.log(100.0)
+"""The logarithm of the scale is kept below this, as the authors do."""
+
+TEXT_LENGTH = 32  # tokens: room for the longest caption of a scene
+EVALUATION_TEMPLATE = "a photo of a {}."
+MEASURES_NAME = "training.json"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run came to. `mean_iou`: level -> mean IoU of the held-out scenes, in percent; `losses`: one a step."""
+
+    directory: Path
+    mean_iou: dict[int, float]
+    untrained_mean_iou: dict[int, float]
+    losses: tuple[float, ...]
+    minutes: float
+
+
+def train(
+    recipe: Recipe | str,
+    out_dir: str | Path,
+    *,
+    seed: int | None = None,
+    save_every: int = 1000,
+    log: Callable[[str], None] = print,
+) -> TrainResult:
+    """Trains a model and writes it to `out_dir`: weights, configuration, tokenizer, processor, `training.json`.
+
+    Args:
+        recipe: settings, or the name of a run in `groupvit_common.recipe.RECIPES`.
+        seed: replaces the recipe's.
+        save_every: steps between checkpoints on the way; each replaces the last. They are evaluated on held-out scenes.
+        log: receives one line at a time.
+
+    Raises:
+        InputError: an unknown name, or a directory that cannot be made.
+    """
+    recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    recipe = recipe if seed is None else replace(recipe, seed=seed)
+    directory = Path(out_dir)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {directory} for the model: {error}") from error
+
+    start = time.monotonic()
+    torch.manual_seed(recipe.seed)
+    rng = np.random.default_rng(recipe.seed)
+    log(f"making {recipe.scenes_per_level} scenes for each of the levels {', '.join(map(str, recipe.levels))}")
+    pictures = {
+        level: CaptionedImages.scenes(recipe.seed, recipe.scenes_per_level, level, recipe.image_size)
+        for level in recipe.levels
+    }
+    processor = make_processor(recipe, [caption for level in recipe.levels for caption in pictures[level].captions])
+    model = new_model(recipe, processor)
+    untrained = evaluate(model.eval(), processor, recipe)
+    log(f"{model.num_parameters() / 1e6:.2f} million parameters; untrained: {_percentages(untrained)}")
+
+    mean_model = copy.deepcopy(model)
+    optimiser = make_optimiser(model, recipe)
+    losses: list[float] = []
+    measured = untrained
+    for step, batch in enumerate(_batches(recipe, pictures, processor, rng)):
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate_at(recipe, step)
+        losses.append(train_step(model, optimiser, batch, recipe, hard=assigns_hard(recipe, step)))
+        _average(mean_model, model, min(recipe.ema_decay, step / (step + 10)))
+        if (step + 1) % 100 == 0:
+            minutes = (time.monotonic() - start) / 60
+            log(f"step {step + 1}/{recipe.steps}  loss {np.mean(losses[-100:]):.3f}  {minutes:.1f} min")
+        if (step + 1) % save_every == 0 or step + 1 == recipe.steps:
+            measured = evaluate(mean_model, processor, recipe)
+            minutes = (time.monotonic() - start) / 60
+            log(f"step {step + 1}: {_percentages(measured)}  {minutes:.1f} min")
+            mean_model.save_pretrained(directory)
+            processor.save_pretrained(directory)
+            _write_measures(directory / MEASURES_NAME, recipe, step + 1, measured, untrained, minutes)
+    return TrainResult(directory, measured, untrained, tuple(losses), (time.monotonic() - start) / 60)
+
+
+# The parts of a run
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What one step sees. B images, P patches, W the batch's different prompts.
+
+    pixels: `[B, 3, H, W]`, possibly mixed; allowed: bool `[B, P, W]`, the words of each patch's caption; named: bool
+    `[B, W]`, the words of each unmixed image's caption (no word where it is mixed); prompts: their tokens; captions: the
+    tokens of the whole sentences; of_caption: `[B, M]`, M prompts of each caption. The last two only for the paper's losses.
+    """
+
+    pixels: Tensor
+    allowed: Tensor
+    named: Tensor
+    prompts: Mapping[str, Tensor]
+    captions: Mapping[str, Tensor] | None = None
+    of_caption: Tensor | None = None
+
+
+def make_processor(recipe: Recipe, captions: Sequence[str]) -> GroupViTProcessor:
+    """A tokenizer learnt from captions and templates, and an image processor that keeps pictures of the trained size."""
+    sentences = [template.format(caption) for template in recipe.templates for caption in captions[:2000]]
+    tokenizer = CLIPTokenizer.train(sentences, recipe.vocab_size, model_max_length=TEXT_LENGTH)
+    side = recipe.image_size
+    images = GroupViTImageProcessor(size={"height": side, "width": side}, crop_size={"height": side, "width": side})
+    return GroupViTProcessor(images, tokenizer)
+
+
+def new_model(recipe: Recipe, processor: GroupViTProcessor) -> GroupViTModel:
+    """The untrained model of a recipe, drawn from PyTorch's generator."""
+    model = GroupViTModel(model_config(recipe, len(processor.tokenizer), TEXT_LENGTH))
+    if recipe.position_amplitude:
+        waves = wave_positions(recipe.image_size // recipe.patch_size, recipe.width, recipe.position_amplitude)
+        with torch.no_grad():
+            model.vision_model.embeddings.position_embeddings.copy_(torch.from_numpy(waves))
+    return model
+
+
+def make_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW with weight decay where `decays` says so."""
+    decayed, free = [], []
+    for name, parameter in model.named_parameters():
+        (decayed if decays(name, parameter.ndim) else free).append(parameter)
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
+
+
+def train_step(
+    model: GroupViTModel, optimiser: torch.optim.Optimizer, batch: Batch, recipe: Recipe, hard: bool
+) -> float:
+    """One update; returns the loss."""
+    model.train()
+    with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
+        loss = (paper_objective if recipe.objective == "paper" else groups_objective)(model, batch, recipe, hard)
+    optimiser.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+    optimiser.step()
+    with torch.no_grad():
+        model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+    return float(loss.detach())
+
+
+def groups_objective(model: GroupViTModel, batch: Batch, recipe: Recipe, hard: bool) -> Tensor:
+    """Groups against the prompts of the batch (`groupvit_torch.loss`)."""
+    vision = model.vision_model(
+        batch.pixels,
+        output_attentions=True,
+        gumbel_noise=None if recipe.gumbel else [torch.zeros(1, 1, 1)],
+        assign_hard=hard,
+    )
+    groups = model.visual_projection(vision.last_hidden_state.flatten(0, 1)).unflatten(0, (len(batch.pixels), -1))
+    prompts = model.text_projection(model.text_model(**batch.prompts).pooler_output)
+    with torch.autocast("cpu", enabled=False):
+        logits = group_prompt_logits(groups, prompts, model.logit_scale.exp())
+        assignment = vision.attentions[0].float()
+        whole = batch.named.any(dim=1)  # mixed images have lost parts of their objects: nothing is claimed there
+        named = batch.named[whole]
+        naming = patch_naming_loss(logits, assignment, batch.allowed)
+        claim = prompt_claim_loss(logits[whole], assignment[whole], named, recipe.claim_patches)
+        return recipe.naming_weight * naming + recipe.claim_weight * claim
+
+
+def paper_objective(model: GroupViTModel, batch: Batch, recipe: Recipe, hard: bool) -> Tensor:
+    """The paper's two losses on the pooled image."""
+    assert batch.captions is not None
+    assert batch.of_caption is not None
+    noise = None if recipe.gumbel else [torch.zeros(1, 1, 1)]
+    vision = model.vision_model(batch.pixels, gumbel_noise=noise, assign_hard=hard)
+    images = model.visual_projection(vision.pooler_output)
+    texts = model.text_projection(model.text_model(**batch.captions).pooler_output)
+    prompts = model.text_projection(model.text_model(**batch.prompts).pooler_output)
+    scale = model.logit_scale.exp()
+    with torch.autocast("cpu", enabled=False):
+        return contrastive_loss(images, texts, scale) + multi_label_contrastive_loss(
+            images, prompts[batch.of_caption], scale
+        )
+
+
+def evaluate(
+    model: GroupViTModel, processor: GroupViTProcessor, recipe: Recipe, assignment: Assignment = "soft"
+) -> dict[int, float]:
+    """Mean IoU in percent for each level of the recipe's held-out scenes, background left out of the mean."""
+    result = {}
+    for level in recipe.levels:
+        side = recipe.image_size
+        scenes = [
+            make_scene(recipe.held_out_seed, index, level, (side, side)) for index in range(recipe.held_out_scenes)
+        ]
+        confusion = scene_confusion(model, processor, scenes, assignment)
+        result[level] = 100.0 * mean_iou(confusion, background=0)
+    return result
+
+
+@torch.no_grad()
+def scene_confusion(
+    model: GroupViTModel, processor: GroupViTProcessor, scenes: Sequence[Scene], assignment: Assignment = "soft"
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Confusion matrix of scenes of one level and size: rows the masks, columns what the model says; 0 is background."""
+    classes = LEVELS[scenes[0].level]
+    labels = [Label(words[0], words[1:]) for words in (*classes, *BACKGROUNDS)]
+    is_background = [False] * len(classes) + [True] * len(BACKGROUNDS)
+    model.eval()
+    label_embeds = []
+    for label in labels:
+        tokens = processor.tokenizer(list(label.prompts([EVALUATION_TEMPLATE])), padding=True, return_tensors="pt")
+        label_embeds.append(average_embedding(model.get_text_features(**tokens).float().numpy()))
+    images = processor.image_processor
+    size = scenes[0].mask.shape
+    patch = model.config.vision_config.patch_size
+    confusion = np.zeros((len(classes) + 1,) * 2, np.int64)
+    for start in range(0, len(scenes), 50):
+        part = scenes[start : start + 50]
+        pixels = to_pixels(np.stack([scene.image for scene in part]), images.image_mean, images.image_std)
+        vision = model.vision_model(pixels, output_attentions=True)
+        groups = model.visual_projection(vision.last_hidden_state.flatten(0, 1)).unflatten(0, (len(part), -1))
+        affinity = label_affinity(groups.numpy(), np.stack(label_embeds), float(model.logit_scale.exp()))
+        maps = grouping_map(vision.attentions, (size[0] // patch, size[1] // patch)).numpy()
+        for scene, scores, grouping in zip(part, affinity, maps, strict=True):
+            pixels_labels = label_pixels(
+                scores, grouping, scene.mask.shape, assignment=assignment, is_background=is_background
+            )
+            confusion += confusion_matrix(scene.mask, pixels_labels.label_map, len(classes) + 1, ignore_index=None)
+    return confusion
+
+
+def _batches(
+    recipe: Recipe, pictures: Mapping[int, CaptionedImages], processor: GroupViTProcessor, rng: np.random.Generator
+) -> Iterator[Batch]:
+    """The batches of a run: levels in turn, so that words of other levels are never taken for wrong answers."""
+    images = processor.image_processor
+
+    def tokens(texts: Sequence[str]) -> Mapping[str, Tensor]:
+        encoded: Mapping[str, Tensor] = processor.tokenizer(
+            list(texts), padding=True, truncation=True, return_tensors="pt"
+        )
+        return encoded
+
+    prompts = {
+        (level, template): tokens([template.format(word) for word in pictures[level].words])
+        for level in recipe.levels
+        for template in recipe.templates
+    }
+    for step in range(recipe.steps):
+        level = recipe.levels[step % len(recipe.levels)]
+        batch_images, numbers = pictures[level].draw(rng, recipe.batch_size)
+        pixels = to_pixels(batch_images, images.image_mean, images.image_std)
+        named = torch.from_numpy(pictures[level].named[numbers])
+        template = recipe.templates[int(rng.integers(len(recipe.templates)))]
+        present = named.any(dim=0)
+        named = named[:, present]
+        words = {key: value[present] for key, value in prompts[level, template].items()}
+        if recipe.objective == "paper":
+            captions = tokens([pictures[level].captions[number] for number in numbers])
+            chances = named.float()
+            of_caption = torch.multinomial(chances, min(recipe.paper_prompts, int(chances.sum(dim=1).min())))
+            yield Batch(pixels, named[:, None], named, words, captions, of_caption)
+        else:
+            pixels, allowed = mix_halves(pixels, named, recipe.mixed_share, recipe.patch_size, rng)
+            named = named.clone()
+            named[: int(recipe.batch_size * recipe.mixed_share)] = False
+            yield Batch(pixels, allowed, named, words)
+
+
+@torch.no_grad()
+def _average(mean_model: nn.Module, model: nn.Module, decay: float) -> None:
+    """Moves the mean of the weights (and of batch norm's statistics) towards the model's."""
+    means, values = mean_model.state_dict(), model.state_dict()
+    floating = [name for name, value in values.items() if value.is_floating_point()]
+    torch._foreach_lerp_([means[name] for name in floating], [values[name] for name in floating], 1.0 - decay)
+
+
+def _percentages(measured: Mapping[int, float]) -> str:
+    return ", ".join(f"level {level} {value:.1f}" for level, value in measured.items()) + " (mean IoU, %)"
+
+
+def _write_measures(
+    path: Path,
+    recipe: Recipe,
+    step: int,
+    measured: Mapping[int, float],
+    untrained: Mapping[int, float],
+    minutes: float,
+) -> None:
+    record = {
+        "recipe": asdict(recipe),
+        "steps": step,
+        "minutes": round(minutes, 1),
+        "threads": torch.get_num_threads(),
+        "mean_iou": {str(level): round(value, 1) for level, value in measured.items()},
+        "untrained_mean_iou": {str(level): round(value, 1) for level, value in untrained.items()},
+    }
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Train a GroupViT on captioned scenes.")
+    parser.add_argument("recipe", help="name of a run, such as scenes-demo")
+    parser.add_argument("--out", required=True, help="folder for the model")
+    parser.add_argument("--seed", type=int, help="replaces the recipe's seed")
+    given = parser.parse_args(arguments)
+    train(given.recipe, given.out, seed=given.seed, log=lambda line: print(line, flush=True))
+
+
+if __name__ == "__main__":
+    main()
