@@ -230,7 +230,9 @@ def _snapshot(
 
     unreachable: BaseException | None = None
     commit = repository.revision
-    if not local_files_only and not _is_commit(repository.revision):
+    # A commit does not move: if the cache knows all its files there is nothing to ask.
+    settled = _is_commit(commit) and all(repository.cached(name, commit) is not None for name in patterns)
+    if not local_files_only and not settled:
         try:
             commit = repository.commit(patterns[0])
         except RevisionNotFoundError as error:
