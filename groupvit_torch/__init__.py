@@ -1,18 +1,34 @@
-"""GroupViT in PyTorch, under the names of transformers' GroupViT."""
+"""GroupViT in PyTorch, under the names of transformers' GroupViT.
+
+Code written for transformers runs after changing `from transformers import ...` to `from groupvit_torch import ...`.
+"""
 
 from groupvit_common.config import GroupViTConfig, GroupViTTextConfig, GroupViTVisionConfig
+from groupvit_common.image_processor import AutoImageProcessor, CLIPImageProcessor, GroupViTImageProcessor, load_image
+from groupvit_common.processor import AutoProcessor, CLIPProcessor, GroupViTProcessor
+from groupvit_common.tokenizer import AutoTokenizer, CLIPTokenizer, CLIPTokenizerFast
 from groupvit_torch.model import GroupViTModel, GroupViTPreTrainedModel, GroupViTTextModel, GroupViTVisionModel
 from groupvit_torch.outputs import BaseModelOutput, BaseModelOutputWithPooling, GroupViTModelOutput
 
 __all__ = [
+    "AutoImageProcessor",
+    "AutoProcessor",
+    "AutoTokenizer",
     "BaseModelOutput",
     "BaseModelOutputWithPooling",
+    "CLIPImageProcessor",
+    "CLIPProcessor",
+    "CLIPTokenizer",
+    "CLIPTokenizerFast",
     "GroupViTConfig",
+    "GroupViTImageProcessor",
     "GroupViTModel",
     "GroupViTModelOutput",
     "GroupViTPreTrainedModel",
+    "GroupViTProcessor",
     "GroupViTTextConfig",
     "GroupViTTextModel",
     "GroupViTVisionConfig",
     "GroupViTVisionModel",
+    "load_image",
 ]
