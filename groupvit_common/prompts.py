@@ -168,7 +168,7 @@ def average_embedding(
     """`[prompts, E]`, any length -> `[E]` of length 1: the mean of the normalised prompts, normalised."""
     unit = prompt_embeds / np.linalg.norm(prompt_embeds, axis=-1, keepdims=True)
     mean = unit.mean(axis=0)
-    return mean / np.linalg.norm(mean)  # type: ignore[no-any-return]
+    return np.asarray(mean / np.linalg.norm(mean))
 
 
 def _tidy(word: str) -> str:

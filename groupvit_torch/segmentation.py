@@ -102,7 +102,7 @@ def label_pixels(
         group_map[rows] = strip.max(0).indices.cpu().numpy()
 
     dtype = index_dtype(labels + 1)
-    of_groups = group_values.cpu().numpy()
+    of_groups = np.asarray(group_values.cpu().numpy(), dtype=np.int64)
     if assignment == "hard":
         return PixelLabels(of_groups.astype(dtype)[group_map], group_map, of_groups)
     label_map = np.empty(size, dtype=dtype)
@@ -120,5 +120,5 @@ def _taps(n_in: int, n_out: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (
         torch.from_numpy(first).to(like.device),
         torch.from_numpy(second).to(like.device),
-        torch.from_numpy(fraction).to(like.device, like.dtype),
+        torch.from_numpy(fraction).to(like.dtype).to(like.device),
     )

@@ -1,0 +1,327 @@
+"""The user's door: `groupvit_torch.Segmenter`, with a small random model and with the bundled one."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from groupvit_common.config import GroupViTConfig
+from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, make_scene
+from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.image_processor import GroupViTImageProcessor
+from groupvit_common.metrics import confusion_matrix, mean_iou
+from groupvit_common.postprocess import label_affinity, label_pixels
+from groupvit_common.processor import GroupViTProcessor
+from groupvit_common.prompts import Label, average_embedding
+from groupvit_common.tokenizer import CLIPTokenizer
+from groupvit_torch.model import GroupViTModel
+from groupvit_torch.predictor import DEMO_MODEL, Segmenter
+
+LABELS = ["cat", "couch, sofa", "remote control"]
+# A batch multiplies its matrices in another order than single pictures do, in float32.
+BATCHED = 1e-5
+# bfloat16 keeps 8 bits; probabilities lie in 0..1.
+HALF = 0.05
+
+
+@pytest.fixture(scope="module")
+def processor():
+    tokenizer = CLIPTokenizer.train(
+        ["a photo of a cat, a couch, a sofa, a remote control and a dog."] * 9, 560, model_max_length=24
+    )
+    return GroupViTProcessor(GroupViTImageProcessor(size=32, crop_size=32), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def model(processor):
+    torch.manual_seed(0)
+    size = len(processor.tokenizer)
+    config = GroupViTConfig(
+        text_config={
+            "vocab_size": size, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "max_position_embeddings": 24, "eos_token_id": size - 1,
+        },
+        vision_config={
+            "hidden_size": 32, "intermediate_size": 64, "depths": [1, 1, 1], "num_hidden_layers": 3,
+            "num_group_tokens": [12, 6, 0], "num_output_groups": [12, 6, 6], "num_attention_heads": 2,
+            "image_size": 32, "patch_size": 4,
+        },
+        projection_dim=16, projection_intermediate_dim=32,
+    )  # fmt: skip
+    model = GroupViTModel(config)
+    # Initial weights are so small that all groups are alike: larger ones, so that the tests see different groups.
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and "text_model" not in name:
+                parameter.mul_(5)
+    return model
+
+
+@pytest.fixture
+def segmenter(model, processor):
+    return Segmenter(model, processor, labels=LABELS)
+
+
+def picture(seed=0, size=(60, 40)):
+    """A PIL image of random blocks; `size` = (width, height)."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    return Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST)
+
+
+def same(a, b):
+    np.testing.assert_array_equal(a.label_map, b.label_map)
+    np.testing.assert_array_equal(a.group_map, b.group_map)
+    for x, y in zip(a.scores, b.scores, strict=True):
+        assert x.name == y.name
+        assert x.probability == pytest.approx(y.probability, abs=BATCHED)
+
+
+def test_against_the_model_and_the_common_postprocessing(segmenter, model, processor):
+    image = picture()
+    result = segmenter(image)
+
+    with torch.no_grad():
+        images = processor.image_processor.for_segmentation(32, 4)
+        pixels = images(image, return_tensors="pt")["pixel_values"]
+        assert pixels.shape == (1, 3, 32, 48)
+        vision = model.vision_model(pixels, output_attentions=True)
+        groups = model.visual_projection(vision.last_hidden_state[0]).numpy()
+        grouping = vision.attentions[0]
+        for stage in vision.attentions[1:]:
+            grouping = stage @ grouping
+        label_embeds = []
+        for words in (["cat"], ["couch", "sofa"], ["remote control"]):
+            tokens = processor.tokenizer([f"a photo of a {w}." for w in words], padding=True, return_tensors="pt")
+            label_embeds.append(average_embedding(model.get_text_features(**tokens).numpy()))
+        whole = model(**tokens, pixel_values=pixels).image_embeds.numpy()
+    scale = float(model.logit_scale.detach().exp())
+    affinity = label_affinity(groups[None], np.stack(label_embeds), scale)[0]
+    expected = label_pixels(affinity, grouping[0].numpy().reshape(6, 8, 12), (40, 60))
+
+    assert len(np.unique(expected.group_map)) > 1
+    np.testing.assert_array_equal(result.label_map, expected.label_map)
+    np.testing.assert_array_equal(result.group_map, expected.group_map)
+    assert result.labels == ("cat", "couch", "remote control")
+    assert result.image.size == (60, 40)
+    logits = scale * whole[0] @ np.stack(label_embeds).T
+    np.testing.assert_allclose(
+        [s.probability for s in result.scores], np.exp(logits) / np.exp(logits).sum(), rtol=0, atol=BATCHED
+    )
+    assert sum(s.pixel_share for s in result.scores) == pytest.approx(1)
+
+
+def test_every_kind_of_picture(segmenter, tmp_path):
+    image = picture()
+    path = tmp_path / "画像 1.png"
+    image.save(path)
+    expected = segmenter(image)
+    for source in (path, str(path), path.read_bytes(), np.asarray(image)):
+        same(segmenter(source), expected)
+    assert segmenter(path).source == str(path)
+    assert expected.source is None
+    with Image.open(path) as opened:
+        assert segmenter(opened).source == str(path)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
+def test_a_list_is_its_pictures_one_by_one_in_order(model, processor, segmenter, batch_size):
+    sizes = [(60, 40), (40, 60), (60, 40), (32, 32), (61, 40), (40, 60), (60, 40), (60, 40), (33, 90)]
+    pictures = [picture(i, size) for i, size in enumerate(sizes)]
+    batched = Segmenter(model, processor, labels=LABELS, batch_size=batch_size)
+    results = batched(pictures)
+    assert [r.image.size for r in results] == sizes
+    for result, image in zip(results, pictures, strict=True):
+        same(result, segmenter(image))
+    assert batched([]) == []
+
+
+def test_pictures_of_one_size_share_a_batch_and_few_are_read_ahead(model, processor, monkeypatch):
+    segmenter = Segmenter(model, processor, labels=LABELS, batch_size=4)
+    batches, opened, given = [], 0, 0
+    segment = segmenter._segment
+
+    def counted(pictures):
+        batches.append(len(pictures))
+        return segment(pictures)
+
+    def sources():
+        nonlocal opened
+        for i in range(40):
+            opened += 1
+            assert opened - given <= 2 * 4
+            yield picture(i, (60, 40) if i % 3 else (40, 60))
+
+    monkeypatch.setattr(segmenter, "_segment", counted)
+    for _ in segmenter.iter(sources()):
+        given += 1
+    assert given == 40
+    assert max(batches) == 4
+    assert len(batches) < 20
+
+
+def test_large_pictures_do_not_wait_for_company(model, processor, monkeypatch):
+    monkeypatch.setattr("groupvit_torch.predictor._PIXELS_AHEAD", 5000)
+    segmenter = Segmenter(model, processor, labels=LABELS, batch_size=8)
+    opened = 0
+
+    def endless():
+        nonlocal opened
+        for opened in itertools.count(1):
+            yield picture(opened)
+
+    # 2,400 pixels each: two wait, the third lets them go.
+    given = segmenter.iter(endless())
+    for count in range(1, 10):
+        next(given)
+        assert opened - count < 3
+
+
+def test_folder(segmenter, tmp_path):
+    for name in ("b.png", "a.JPG", "c.txt"):
+        picture(len(name)).save(tmp_path / name, format="PNG")
+    assert [r.source for r in segmenter.iter(tmp_path)] == [str(tmp_path / n) for n in ("a.JPG", "b.png")]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no pictures"):
+        segmenter.iter(tmp_path / "empty")
+    with pytest.raises(InputError, match="cannot read"):
+        segmenter.iter(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (3000, 2), (31, 33)])
+def test_sizes_out_of_the_ordinary(segmenter, size):
+    result = segmenter(picture(0, size))
+    assert result.label_map.shape == (size[1], size[0])
+    assert result.overlay().width >= size[0]
+
+
+def test_labels_are_encoded_once(model, processor, monkeypatch):
+    texts = []
+    encode = model.get_text_features
+
+    def counted(input_ids, **rest):
+        texts.extend(input_ids)
+        return encode(input_ids, **rest)
+
+    monkeypatch.setattr(model, "get_text_features", counted)
+    segmenter = Segmenter(model, processor, labels=LABELS, templates="seven")
+    assert len(texts) == 4 * 7
+    segmenter([picture(0), picture(1)])
+    segmenter.set_labels(["remote control", "dog", "couch, sofa"])
+    assert len(texts) == 5 * 7
+    kept = segmenter(picture())
+    same(kept, Segmenter(model, processor, labels=["remote control", "dog", "couch, sofa"], templates=7)(picture()))
+
+
+def test_background_by_words(model, processor):
+    plain = Segmenter(model, processor, labels=["cat", "couch", "dog"])(picture())
+    for labels, extra in [(["cat", "couch", "dog"], "couch"), (["cat", "dog"], ["couch"]), (["cat", "dog"], "Couch ")]:
+        segmenter = Segmenter(model, processor, labels=labels, background_labels=extra)
+        result = segmenter(picture())
+        assert result.labels == ("background", "cat", "dog")
+        assert [label.name.casefold() for label in segmenter.labels] != []
+    np.testing.assert_array_equal(result.mask("background"), plain.mask("couch"))
+    np.testing.assert_array_equal(result.mask("cat"), plain.mask("cat"))
+    assert result.scores[0].probability == pytest.approx(plain.scores[1].probability, abs=BATCHED)
+
+
+def test_a_label_called_background_is_background(model, processor):
+    result = Segmenter(model, processor, labels="background, cat, dog", background=0.5)(picture())
+    assert result.labels == ("background", "cat", "dog")
+
+
+def test_threshold_soft_and_top_k(model, processor):
+    every = Segmenter(model, processor, labels=LABELS, background=1.0)(picture())
+    assert every.has_background
+    assert every.labels[0] == "background"
+    assert every.scores[0].probability is None
+    assert 0 < every.scores[0].pixel_share < 1
+    soft = Segmenter(model, processor, labels=LABELS, assignment="soft")(picture())
+    assert soft.labels == ("cat", "couch", "remote control")
+    one = Segmenter(model, processor, labels=LABELS, top_k=1)(picture())
+    best = max(range(3), key=lambda i: one.scores[i].probability)
+    assert one.mask(one.labels[best]).all()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"background": 1.5},
+        {"assignment": "firm"},
+        {"top_k": 0},
+        {"batch_size": 0},
+        {"shorter_side": -1},
+        {"templates": "nine"},
+        {"labels": []},
+    ],
+)
+def test_arguments_that_cannot_be_used(model, processor, bad):
+    with pytest.raises(InputError):
+        Segmenter(model, processor, **bad)
+
+
+def test_without_labels(model, processor):
+    segmenter = Segmenter(model, processor)
+    for use in (lambda: segmenter(picture()), lambda: segmenter.iter([]), lambda: segmenter.classify(picture())):
+        with pytest.raises(InputError, match="set_labels"):
+            use()
+
+
+def test_a_picture_that_cannot_be_read(segmenter, tmp_path):
+    bad = tmp_path / "text.jpg"
+    bad.write_text("not a picture")
+    with pytest.raises(InputError, match=r"text\.jpg"):
+        segmenter(bad)
+
+
+def test_classify(segmenter, model, processor):
+    result = segmenter.classify(picture())
+    assert list(result) == ["cat", "couch", "remote control"]
+    assert sum(result.values()) == pytest.approx(1)
+    assert segmenter.classify([picture(), picture(1)])[0] == result
+    single = Segmenter(model, processor, labels="cat, couch, remote control")
+    with torch.no_grad():
+        inputs = processor(
+            ["a photo of a cat.", "a photo of a couch.", "a photo of a remote control."],
+            picture(), padding=True, return_tensors="pt",
+        )  # fmt: skip
+        expected = model(**inputs).logits_per_image.softmax(-1)[0]
+    np.testing.assert_allclose(list(single.classify(picture()).values()), expected, rtol=0, atol=BATCHED)
+
+
+def test_from_a_checkpoint_and_in_half_precision(model, processor, segmenter, tmp_path):
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded = Segmenter.from_pretrained(tmp_path, labels=LABELS, device="cpu")
+    same(loaded(picture()), segmenter(picture()))
+    half = Segmenter.from_pretrained(str(tmp_path), labels=LABELS, device="cpu", dtype="bfloat16")
+    for a, b in zip(half(picture()).scores, segmenter(picture()).scores, strict=True):
+        assert a.probability == pytest.approx(b.probability, abs=HALF)
+    with pytest.raises(CheckpointError):
+        Segmenter.from_pretrained(tmp_path / "missing", labels=LABELS)
+
+
+def test_shorter_side(model, processor):
+    def side(**options):
+        return Segmenter(model, processor, **options).image_processor.resized_size(300, 200)
+
+    assert side() == (48, 32)
+    assert side(shorter_side=64) == (96, 64)
+    # No side is longer than four times the shorter one: what attention costs grows with its square.
+    assert Segmenter(model, processor).image_processor.resized_size(100, 100_000) == (4, 128)
+
+
+@pytest.mark.skipif(not DEMO_MODEL.is_dir(), reason="the bundled model is not there")
+@pytest.mark.parametrize("level", sorted(LEVELS))
+def test_the_bundled_model_segments_scenes_it_has_never_seen(level):
+    labels = [Label(words[0], words[1:]) for words in LEVELS[level]]
+    ground = [Label(words[0], words[1:]) for words in BACKGROUNDS]
+    segmenter = Segmenter.from_pretrained("demo", labels=labels, background_labels=ground, device="cpu")
+    scenes = [make_scene(77, i, level) for i in range(8)]
+    confusion = sum(
+        confusion_matrix(scene.mask, result.label_map, len(labels) + 1, None)
+        for scene, result in zip(scenes, segmenter([s.image for s in scenes]), strict=True)
+    )
+    # Far above chance (about 2) and below what the model card reports: eight scenes vary.
+    assert mean_iou(confusion, background=0) > 0.25
