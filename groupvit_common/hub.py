@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,11 @@ from groupvit_common.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
+
+
+# Who converts pickled checkpoints on the hub, and how the cache remembers the commit that it was converted to.
+_CONVERSION_BOT = "SFconvertbot"
+_CONVERSION_REF = "groupvit-conversion"
 
 
 def resolve(
@@ -48,7 +53,8 @@ def resolve(
         patterns: file names, no wildcards. `model.safetensors` also stands for the shards that take its place; other weight
             formats are never downloaded.
         required: those of them that must be there; at least one of `patterns` always must.
-        revision: branch, tag, pull request ("refs/pr/1") or commit; the default branch if None. Unused for a directory.
+        revision: branch, tag, pull request ("refs/pr/1") or commit; if None the default branch or, where that has pickled
+            weights only, the open pull request of the hub's conversion bot. Unused for a directory.
         token: access token; None or True: the one that `hf auth login` stored; False: none.
         cache_dir: where downloads are kept instead of huggingface_hub's cache.
         subfolder: a folder inside the checkpoint.
@@ -207,6 +213,40 @@ class _Repository:
                 self.name, self.path(name), revision=self.revision, token=self.token, cache_dir=self.cache_dir
             )
 
+    def conversion(self, offline: bool) -> str | None:
+        """The revision at which the hub's own bot offers a pickled checkpoint as safetensors, if it does.
+
+        Many old checkpoints have their weights as a pickle on the default branch and as safetensors in an open pull request
+        of that bot, where transformers too looks for them.
+        """
+        from huggingface_hub import HfApi
+
+        if offline:
+            return _CONVERSION_REF if self._ref(_CONVERSION_REF).is_file() else None
+        try:
+            requests = HfApi(token=self.token).get_repo_discussions(
+                self.name, author=_CONVERSION_BOT, discussion_type="pull_request", discussion_status="open"
+            )
+            return next((request.git_reference for request in requests if request.git_reference), None)
+        except _failures():
+            return None
+
+    def remember_conversion(self, directory: Path) -> None:
+        """Lets the cache know that `conversion` led to the snapshot `directory`, for a later use offline."""
+        snapshot = directory.parents[len(PurePosixPath(self.subfolder).parts) - 1] if self.subfolder else directory
+        try:
+            self._ref(_CONVERSION_REF).write_text(snapshot.name, encoding="utf-8")
+        except OSError:
+            # A cache that cannot be written costs the next use a few requests, no more.
+            return
+
+    def _ref(self, name: str) -> Path:
+        from huggingface_hub import constants
+        from huggingface_hub.file_download import repo_folder_name
+
+        cache = Path(self.cache_dir or constants.HF_HUB_CACHE)
+        return cache / repo_folder_name(repo_id=self.name, repo_type="model") / "refs" / name
+
     def files(self, revision: str | None) -> list[str]:
         """The files beside those looked for, for an error message; none if the hub does not tell."""
         from huggingface_hub import HfApi
@@ -267,6 +307,14 @@ def _snapshot(
     except _failures() as error:
         raise _explain(error, repository) from error
 
+    if WEIGHTS_NAME in patterns and WEIGHTS_NAME not in found and repository.revision is None:
+        converted = repository.conversion(offline)
+        if converted is not None:
+            directory = _snapshot(replace(repository, revision=converted), patterns, required, local_files_only)
+            if not offline:
+                repository.remember_conversion(directory)
+            return directory
+
     if offline and (not found or not set(required) <= set(found)):
         if unreachable is not None:
             raise _explain(unreachable, repository) from unreachable
@@ -279,7 +327,7 @@ def _snapshot(
         _demand(repository, patterns, required, list(found), lambda: repository.files(commit))
     except CheckpointError as error:
         if WEIGHTS_NAME in (required or patterns) and WEIGHTS_NAME not in found:
-            message = f"{error}. Its pull requests may hold safetensors: pass revision='refs/pr/NUMBER'"
+            message = f"{error}. Another branch or pull request may hold safetensors: pass revision='refs/pr/NUMBER'"
             raise CheckpointError(message) from error
         raise
     name, path = next(iter(found.items()))

@@ -26,6 +26,7 @@ class Repository:
     branches: dict[str, str] = field(default_factory=dict)
     token: str | None = None  # the token that a gated repository asks for
     private: bool = False
+    pull_requests: dict[int, str] = field(default_factory=dict)  # number -> author, all open
 
     def commit(self, files: dict[str, bytes], branch: str = "main") -> str:
         commit = _commit_id(len(self.commits), sorted(files.items()))
@@ -108,6 +109,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error(401, "RepoNotFound")
         if self.command == "POST":
             return self._write(repository, name, action, body, parse_qs(url.query))
+        if action == ["discussions"]:
+            return self._discussions(name, repository, parse_qs(url.query))
         revision = action[1] if len(action) > 1 else "main"
         commit = revision if revision in repository.commits else repository.branches.get(revision)
         if commit is None:
@@ -135,6 +138,23 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "GET":
             self.wfile.write(content[: self.hub.cut])
         return None
+
+    def _discussions(self, name: str, repository: Repository, query: dict) -> None:
+        wanted = query.get("author", [None])[0]
+        listed = [
+            {
+                "title": "Adding `safetensors` variant of this model",
+                "num": number,
+                "author": {"name": author},
+                "isPullRequest": True,
+                "status": "open",
+                "createdAt": "2023-01-01T00:00:00.000Z",
+                "repo": {"name": name, "type": "model"},
+            }
+            for number, author in repository.pull_requests.items()
+            if wanted in (None, author)
+        ]
+        return self._json({"discussions": listed, "count": len(listed), "start": 0})
 
     def _create(self, request: dict) -> None:
         if not self._may_write():

@@ -260,6 +260,35 @@ def test_a_repository_of_other_formats(server):
     assert not any("GET /org/name/resolve" in request and "config" not in request for request in server.requests)
 
 
+@pytest.mark.parametrize("subfolder", ["", "deep/er"])
+def test_safetensors_in_the_conversion_bots_pull_request(server, monkeypatch, subfolder):
+    at = f"{subfolder}/" if subfolder else ""
+    pickled = {f"{at}config.json": b"{}", f"{at}pytorch_model.bin": b""}
+    repository = server.add("org/name", pickled)
+    repository.commit({**pickled, f"{at}model.safetensors": b"a stranger's"}, branch="refs/pr/2")
+    repository.commit({**pickled, f"{at}model.safetensors": b"the bot's"}, branch="refs/pr/3")
+    repository.pull_requests = {2: "someone", 3: "SFconvertbot"}
+    directory = resolve("org/name", subfolder=subfolder)
+    assert (directory / "model.safetensors").read_bytes() == b"the bot's"
+    # An explicit revision is taken at its word.
+    with pytest.raises(CheckpointError, match=r"has no model\.safetensors"):
+        resolve("org/name", revision="main", subfolder=subfolder)
+    # Offline it is found again.
+    server.take_requests()
+    assert resolve("org/name", subfolder=subfolder, local_files_only=True) == directory
+    assert server.take_requests() == []
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert resolve("org/name", subfolder=subfolder) == directory
+
+
+def test_no_conversion_is_taken_from_a_stranger(server):
+    repository = server.add("org/name", {"config.json": b"{}", "pytorch_model.bin": b""})
+    repository.commit({"model.safetensors": b"a stranger's"}, branch="refs/pr/2")
+    repository.pull_requests = {2: "someone"}
+    with pytest.raises(CheckpointError, match=r"has no model\.safetensors"):
+        resolve("org/name")
+
+
 def test_a_missing_config(server):
     server.add("org/name", {"model.safetensors": b"weights"})
     with pytest.raises(CheckpointError, match=r"'org/name' on the hub has no config\.json; it has model\.safetensors$"):
