@@ -387,7 +387,7 @@ def test_convert_rgb_off(photo):
 
 
 def test_an_old_feature_extractors_file(tmp_path, photo):
-    # As nvidia/groupvit-gcc-yfcc and other checkpoints of 2022 have it.
+    # The form that transformers wrote before it had image processors: plain integers, fewer keys.
     old = {
         "crop_size": 24,
         "do_center_crop": True,

@@ -342,7 +342,7 @@ def test_settings_of_the_files_are_honoured_and_kept(tmp_path):
         "clean_up_tokenization_spaces": True,
     }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    # Checkpoints exist whose map disagrees with the configuration about the padding token: transformers follows the map.
+    # Where the map disagrees with the configuration about the padding token, transformers follows the map.
     (tmp_path / "special_tokens_map.json").write_text(json.dumps({"pad_token": {"content": "!", "normalized": False}}))
     tokenizer = CLIPTokenizer.from_pretrained(tmp_path)
     assert (tokenizer.pad_token, tokenizer.pad_token_id, tokenizer.model_max_length) == ("!", 0, 20)
