@@ -176,7 +176,7 @@ def label_pixels(
     dtype = index_dtype(labels + 1)
     if assignment == "hard":
         return PixelLabels(group_values.astype(dtype)[group_map], group_map, group_values)
-    label_map = np.empty(size, dtype=dtype)
+    label_map: Indices = np.empty(size, dtype=dtype)
     for rows, strip in interpolated_strips(np.einsum("gl,ghw->lhw", affinity, grouping), size):
         strip_values = values[strip.argmax(axis=0)]
         if limit is not None:
@@ -282,8 +282,8 @@ class Segmentation:
         """Write the overlay, the label map and a JSON record; returns the paths by kind. Files there are replaced.
 
         `path`: a folder (made if missing), where the files are called after `source` or "image": `NAME_overlay.png`,
-        `NAME_labels.png`, `NAME.json`; or the file for the overlay (`.png`, `.jpg` or `.webp`), beside which the other two
-        are called `STEM_labels.png` and `STEM.json`. `groups` adds `NAME_groups.png`.
+        `NAME_labels.png`, `NAME_segmentation.json`; or the file for the overlay (`.png`, `.jpg` or `.webp`), beside which
+        the other two are called after its stem. `groups` adds `NAME_groups.png`.
         The label map is a palette PNG whose pixel values are the indices (16-bit grey beyond 256 labels).
         InputError if they cannot be written.
         """
@@ -303,7 +303,7 @@ class Segmentation:
         paths = {
             "overlay": Path(overlay) if overlay else folder / f"{name}_overlay.png",
             "labels": folder / f"{name}_labels.png",
-            "record": folder / f"{name}.json",
+            "record": folder / f"{name}_segmentation.json",
         }
         if groups:
             paths["groups"] = folder / f"{name}_groups.png"

@@ -261,3 +261,23 @@ def _has_letters(font: Font, letters: frozenset[str]) -> bool:
     """Whether the font draws each letter as something else than its box for what it lacks."""
     missing = bytes(font.getmask("\U0010fffe")), font.getlength("\U0010fffe")
     return all(c == " " or (bytes(font.getmask(c)), font.getlength(c)) != missing for c in letters)
+
+
+def sheet(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str]) -> Image.Image:
+    """Pictures in rows and columns on white, a title over each column. Every row has as many pictures as there are titles."""
+    size = 18
+    font, gap = _default_font(size), size
+    widths = [max(row[c].width for row in rows) for c in range(len(titles))]
+    heights = [max(picture.height for picture in row) for row in rows]
+    head = 2 * gap + size
+    canvas = Image.new("RGB", (sum(widths) + gap * (len(widths) + 1), head + sum(heights) + gap * len(rows)), _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    x = gap
+    for column, (title, width) in enumerate(zip(titles, widths, strict=True)):
+        draw.text((x, gap), title, fill=_INK, font=font)
+        y = head
+        for row, height in zip(rows, heights, strict=True):
+            canvas.paste(row[column], (x, y))
+            y += height + gap
+        x += width + gap
+    return canvas

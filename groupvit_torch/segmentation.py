@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from groupvit_common.postprocess import (
     MAX_LOGIT_SCALE,
     Assignment,
+    Indices,
     PixelLabels,
     index_dtype,
     label_values,
@@ -104,8 +105,9 @@ def label_pixels(
     dtype = index_dtype(labels + 1)
     of_groups = np.asarray(group_values.cpu().numpy(), dtype=np.int64)
     if assignment == "hard":
-        return PixelLabels(of_groups.astype(dtype)[group_map], group_map, of_groups)
-    label_map = np.empty(size, dtype=dtype)
+        table: Indices = of_groups.astype(dtype)
+        return PixelLabels(table[group_map], group_map, of_groups)
+    label_map: Indices = np.empty(size, dtype=dtype)
     for rows, strip in interpolated_strips(torch.einsum("gl,ghw->lhw", affinity, grouping), size):
         score, best = strip.max(0)
         strip_values = values[best]

@@ -283,7 +283,7 @@ def test_save_to_a_folder(result, tmp_path):
     assert {kind: p.name for kind, p in paths.items()} == {
         "overlay": "my photo_overlay.png",
         "labels": "my photo_labels.png",
-        "record": "my photo.json",
+        "record": "my photo_segmentation.json",
         "groups": "my photo_groups.png",
     }
     with Image.open(paths["labels"]) as labels:
@@ -296,7 +296,7 @@ def test_save_to_a_folder(result, tmp_path):
 
 def test_save_to_a_file(result, tmp_path):
     paths = result.save(tmp_path / "cat.jpg")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["cat.jpg", "cat.json", "cat_labels.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cat.jpg", "cat_labels.png", "cat_segmentation.json"]
     assert paths["overlay"] == tmp_path / "cat.jpg"
 
 

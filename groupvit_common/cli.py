@@ -1,0 +1,496 @@
+"""The `groupvit` command.
+
+Only the standard library is imported here: `groupvit --help` answers at once, and what a command needs is imported when it
+runs. Results go to stdout, everything else to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from groupvit_common.errors import CheckpointError, GroupViTError, InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from groupvit_common.postprocess import Segmentation
+    from groupvit_common.prompts import Label
+
+OK, SOME_FAILED, BAD_INPUT, NO_MODEL, INTERRUPTED, CLOSED_PIPE = 0, 1, 2, 3, 130, 141
+
+_EXIT_CODES = """\
+exit codes:
+  0    done
+  1    some pictures could not be read; the others are done
+  2    bad usage or input: an option, the labels, a folder without pictures, a folder that cannot be written
+  3    the model cannot be used: no such checkpoint, no network, a damaged file, PyTorch missing, out of memory
+  130  interrupted (Ctrl-C)
+  141  the reader of the output went away
+"""
+_DESCRIPTION = "Segment and classify pictures by words, with GroupViT."
+_EXAMPLES = """\
+examples:
+  groupvit demo
+  groupvit segment cat.jpg --labels "cat, couch, remote control"
+  groupvit segment holiday/ --labels-file words.txt --background 0.9 --out segmented
+  groupvit classify *.jpg --labels "indoors, outdoors" --json
+
+"""
+_SEGMENT = """\
+Colours the pixels of each picture by the label that fits them best. Writes, into the folder --out, for each picture NAME:
+NAME_overlay.png (the picture in colours, with a legend), NAME_labels.png (one index per pixel, with the same colours as its
+palette) and NAME_segmentation.json. Files of an earlier run are replaced; a picture that was given is never overwritten,
+and pictures of equal names get numbers (NAME-2).
+"""
+_OUTPUT_ENDS = ("_overlay.png", "_labels.png", "_groups.png", "_segmentation.json")
+_DEFAULT_OUT = "groupvit_out"
+# From so many pictures on, a bar shows how far it is.
+_MANY = 4
+_TRAINED_AT_ONCE = {1: "colours", 2: "textures", 3: "shapes"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code. `SystemExit` for --help, --version and bad usage, as argparse does."""
+    options = _parser().parse_args(arguments)
+    warnings.showwarning = _show_warning
+    try:
+        code: int = options.run(options)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        _error("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes stdout once more on its way out, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
+    except GroupViTError as error:
+        _error(error)
+        return NO_MODEL if isinstance(error, CheckpointError) else BAD_INPUT
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        _error('this command needs PyTorch: pip install "groupvit[torch]"')
+        return NO_MODEL
+    except Exception as error:
+        # torch.OutOfMemoryError, without importing torch to know it.
+        if type(error).__name__ != "OutOfMemoryError" and not isinstance(error, MemoryError):
+            raise
+        _error("out of memory: try a smaller --shorter-side or --batch-size, or --device cpu")
+        return NO_MODEL
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    shape: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = argparse.ArgumentParser(prog="groupvit", description=_DESCRIPTION, epilog=_EXAMPLES + _EXIT_CODES, **shape)
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    segment = commands.add_parser(
+        "segment", help="label every pixel", description=_SEGMENT, epilog=_EXIT_CODES, **shape
+    )
+    _add_what(segment)
+    segment.add_argument(
+        "--background", type=float, metavar="SCORE",
+        help="pixels whose best label scores less (0 to 1) become background; without it every pixel gets a label",
+    )  # fmt: skip
+    segment.add_argument(
+        "--background-labels", default="", metavar="WORDS",
+        help="labels whose pixels become background, among --labels or besides them, such as \"sky, wall\"",
+    )  # fmt: skip
+    segment.add_argument(
+        "--assignment", choices=("hard", "soft"), default="hard",
+        help="hard: a pixel takes the label of its largest group; soft: labels are weighted by the groups in a pixel "
+        "(default: %(default)s)",
+    )  # fmt: skip
+    segment.add_argument(
+        "--top-k", type=_count, metavar="K", help="only the K labels that are most like the whole picture may appear"
+    )
+    segment.add_argument(
+        "--out", metavar="DIR", help=f"folder to write into (default: {_DEFAULT_OUT}; with --json: none)"
+    )
+    segment.add_argument(
+        "--group-map", action="store_true", help="also write NAME_groups.png: the groups and their labels"
+    )
+    segment.add_argument(
+        "--batch-size", type=_count, default=8, metavar="N", help="pictures of one size at once (default: %(default)s)"
+    )
+    segment.add_argument(
+        "--shorter-side", type=_count, metavar="PIXELS",
+        help="resize pictures to this shorter side for the model (default: 448 for a model trained at 224, else its own)",
+    )  # fmt: skip
+    segment.set_defaults(run=_segment)
+
+    classify = commands.add_parser(
+        "classify", help="say how likely each label is for the whole picture", epilog=_EXIT_CODES,
+        description="Says, for each picture, how likely each label is: the labels of one picture add up to 100%.", **shape,
+    )  # fmt: skip
+    _add_what(classify)
+    classify.set_defaults(run=_classify)
+
+    demo = commands.add_parser(
+        "demo", help="segment freshly made pictures with the bundled model, offline", epilog=_EXIT_CODES, **shape,
+        description="Makes pictures that the bundled model has never seen, in two sizes, segments them by words, and\n"
+        "compares with the truth: IoU (intersection over union) is 100% where every pixel of a label is found and no other.",
+    )  # fmt: skip
+    demo.add_argument("--out", default="demo_output", metavar="DIR", help="folder to write into (default: %(default)s)")
+    demo.add_argument("--seed", type=int, default=2022, help="which pictures are made (default: %(default)s)")
+    demo.set_defaults(run=_demo)
+
+    train = commands.add_parser(
+        "train", help="train a model by a named recipe", epilog=_EXIT_CODES, **shape,
+        description="Trains a model from captions alone and writes a checkpoint with its measured quality.\n"
+        "The recipe scenes-demo made the bundled model.",
+    )  # fmt: skip
+    train.add_argument("recipe", metavar="NAME", help="a recipe, such as scenes-demo")
+    train.add_argument("--out", required=True, metavar="DIR", help="folder for the checkpoint")
+    train.add_argument("--seed", type=int, help="replaces the recipe's")
+    train.set_defaults(run=_train)
+    return parser
+
+
+def _add_what(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `segment` and `classify` alike."""
+    parser.add_argument(
+        "photos", nargs="+", metavar="PHOTO", help='picture files, folders of them, or quoted patterns such as "*.jpg"'
+    )
+    parser.add_argument("--labels", metavar="WORDS", help='what to look for: "cat, couch, remote control"')
+    parser.add_argument(
+        "--labels-file", metavar="FILE",
+        help="labels from a text file: one a line, synonyms after commas (couch, sofa), lines with # first ignored",
+    )  # fmt: skip
+    parser.add_argument(
+        "--model", default="nvidia/groupvit-gcc-yfcc", metavar="MODEL",
+        help='a checkpoint folder, "org/name" on the Hugging Face hub, or "demo", the bundled one (default: %(default)s)',
+    )  # fmt: skip
+    parser.add_argument(
+        "--templates", default="one", metavar="SET",
+        help='sentences around each label: one, seven, eighty, or your own with {} in it (default: "a photo of a {}.")',
+    )  # fmt: skip
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights (default: float32)")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object per picture, a line each, and nothing else"
+    )
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *unused: object) -> None:
+        from importlib.metadata import version
+
+        print(f"groupvit {version('groupvit')}")
+        parser.exit()
+
+
+def _count(text: str) -> int:
+    """A positive whole number, for argparse."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value
+
+
+# segment and classify
+
+
+def _segment(options: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from groupvit_common.image_processor import load_image
+    from groupvit_common.prompts import get_templates, parse_labels
+
+    # All that can be wrong about the request is said before the model is loaded.
+    labels = _labels(options)
+    background_labels = parse_labels(options.background_labels) if options.background_labels else ()
+    get_templates(options.templates)
+    run = _Run(options)
+    out = Path(options.out or _DEFAULT_OUT) if options.out or not options.json else None
+    if out is not None:
+        _make_writable(out)
+    if not run.paths:
+        return run.code()
+    names = {} if out is None else _output_names(run.paths, out)
+
+    from groupvit_torch.predictor import Segmenter
+
+    segmenter = Segmenter.from_pretrained(
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        labels=labels,
+        background_labels=background_labels,
+        templates=options.templates,
+        background=options.background,
+        assignment=options.assignment,
+        top_k=options.top_k,
+        shorter_side=options.shorter_side,
+        batch_size=options.batch_size,
+    )
+    opened: list[Path] = []
+
+    def pictures() -> Iterator[Image.Image]:
+        for path in run.paths:
+            try:
+                image = load_image(path)
+            except InputError as error:
+                run.fail(path, error)
+                continue
+            opened.append(path)
+            yield image
+
+    with run:
+        for result in segmenter.iter(pictures()):
+            path = opened.pop(0)
+            result = replace(result, source=str(path))
+            record, where = result.to_dict(), ""
+            if out is not None:
+                files = result.save_as(out, names[path], groups=options.group_map)
+                record["files"] = {kind: str(file) for kind, file in files.items()}
+                where = f" -> {files['overlay']}"
+            run.done(record, f"{path}: {_shares(result)}{where}")
+    return run.code()
+
+
+def _classify(options: argparse.Namespace) -> int:
+    from groupvit_common.prompts import get_templates
+
+    labels = _labels(options)
+    get_templates(options.templates)
+    run = _Run(options)
+    if not run.paths:
+        return run.code()
+
+    from groupvit_torch.predictor import Segmenter
+
+    segmenter = Segmenter.from_pretrained(
+        options.model, device=options.device, dtype=options.dtype, labels=labels, templates=options.templates
+    )
+    with run:
+        for path in run.paths:
+            try:
+                likely = segmenter.classify(path)
+            except InputError as error:
+                run.fail(path, error)
+                continue
+            ranked = sorted(likely.items(), key=lambda item: -item[1])
+            record = {"source": str(path), "labels": [{"name": n, "probability": p} for n, p in ranked]}
+            run.done(record, f"{path}: " + ", ".join(f"{name} {share:.1%}" for name, share in ranked))
+    return run.code()
+
+
+def _labels(options: argparse.Namespace) -> tuple[Label, ...]:
+    from groupvit_common.prompts import parse_labels, read_labels
+
+    if options.labels is None and options.labels_file is None:
+        raise InputError('no labels: say what to look for with --labels "cat, couch" or --labels-file FILE')
+    given = () if options.labels is None else parse_labels(options.labels)
+    return parse_labels([*given, *(read_labels(options.labels_file) if options.labels_file is not None else ())])
+
+
+def _shares(result: Segmentation) -> str:
+    from groupvit_common.visualize import percent
+
+    present = sorted((s for s in result.scores if s.pixel_share > 0), key=lambda s: -s.pixel_share)
+    return ", ".join(f"{score.name} {percent(score.pixel_share)}" for score in present)
+
+
+def _output_names(paths: Sequence[Path], out: Path) -> dict[Path, str]:
+    """A name for each picture's files in `out`: its stem, numbered where that is taken or would overwrite a picture given."""
+    given = {path.resolve() for path in paths}
+    names: dict[Path, str] = {}
+    taken: set[str] = set()
+    for path in paths:
+        name, number = path.stem, 1
+        # Compared without case: some file systems know no difference.
+        while name.casefold() in taken or any((out / (name + end)).resolve() in given for end in _OUTPUT_ENDS):
+            number += 1
+            name = f"{path.stem}-{number}"
+        taken.add(name.casefold())
+        names[path] = name
+    return names
+
+
+def _make_writable(folder: Path) -> None:
+    import tempfile
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write into the folder {folder}: {error.strerror or error}") from error
+
+
+class _Run:
+    """The pictures of one command: which there are, which failed, a line about each, and a bar when there are many."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        from groupvit_common.image_files import expand
+
+        self._json: bool = options.json
+        self._bar: Any = None
+        self._failed = 0
+        self.paths: list[Path] = []
+        for path in expand(options.photos):
+            if path.exists():
+                self.paths.append(path)
+            else:
+                self.fail(path, f"there is no file {path}")
+
+    def __enter__(self) -> None:
+        if len(self.paths) >= _MANY and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=len(self.paths), unit="picture", file=sys.stderr, leave=False)
+
+    def __exit__(self, *unused: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def done(self, record: dict[str, Any], line: str) -> None:
+        self._print(json.dumps(record, ensure_ascii=False) if self._json else line, sys.stdout)
+        self._step()
+
+    def fail(self, path: Path, reason: object) -> None:
+        self._failed += 1
+        self._print(f"groupvit: error: {reason}", sys.stderr)
+        if self._json:
+            self._print(json.dumps({"source": str(path), "error": str(reason)}, ensure_ascii=False), sys.stdout)
+        self._step()
+
+    def code(self) -> int:
+        return SOME_FAILED if self._failed else OK
+
+    def _step(self) -> None:
+        if self._bar is not None:
+            self._bar.update()
+
+    def _print(self, line: str, stream: TextIO) -> None:
+        if self._bar is None:
+            print(line, file=stream, flush=True)
+        else:
+            self._bar.write(line, file=stream)
+
+
+# demo and train
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from groupvit_common.recipe import get_recipe
+
+    out = Path(options.out)
+    if options.seed < 0:
+        raise InputError(f"--seed must not be negative, got {options.seed}")
+    if options.seed == get_recipe("scenes-demo").seed:
+        raise InputError(f"the model was trained on pictures of seed {options.seed}; choose another --seed")
+    _make_writable(out)
+
+    from groupvit_torch.predictor import Segmenter
+
+    first = Segmenter.from_pretrained("demo")
+    print(
+        f"The bundled model: {first.model.num_parameters() / 1e6:.1f} million parameters, trained from captions alone."
+    )
+    rows = []
+    for level, what in _TRAINED_AT_ONCE.items():
+        for size in ((64, 64), (96, 160)):
+            rows.append(_demo_picture(Segmenter, first, out, options.seed, level, what, size))
+
+    from groupvit_common.visualize import sheet
+
+    overview = out / "overview.png"
+    sheet(rows, ("picture", "found by words", "truth")).save(overview)
+    print(f"\nPictures, overlays and label maps are in {out.resolve()}; all at one glance: {overview.resolve()}")
+    return OK
+
+
+def _demo_picture(
+    segmenter_class: Any, first: Any, out: Path, seed: int, level: int, what: str, size: tuple[int, int]
+) -> list[Image.Image]:
+    """Make, segment, measure and save one picture of `size` = (height, width); returns a row of the overview."""
+    from dataclasses import replace
+
+    import numpy as np
+    from PIL import Image
+
+    from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, make_scene
+    from groupvit_common.metrics import class_iou, confusion_matrix
+    from groupvit_common.prompts import Label
+
+    scene = make_scene(seed, 0, level, size)
+    labels = [Label(words[0], words[1:]) for words in LEVELS[level]]
+    grounds = [Label(words[0], words[1:]) for words in BACKGROUNDS]
+    # Objects of a larger scene are not larger: the picture goes into the model as it is.
+    segmenter = segmenter_class(
+        first.model, first.processor, labels=labels, background_labels=grounds, shorter_side=min(size)
+    )
+    picture = Image.fromarray(scene.image)
+    result: Segmentation = segmenter(picture)
+    iou = class_iou(confusion_matrix(scene.mask, result.label_map, len(labels) + 1, None))
+
+    height, width = size
+    print(f'\n{what.capitalize()}, {width} x {height} pixels: "{scene.caption}"')
+    for index, name in enumerate(result.labels):
+        if index and (scene.mask == index).any():
+            print(f"  {name:<10} IoU {iou[index]:4.0%}")
+    wrong = [
+        name for i, name in enumerate(result.labels) if i and result.mask(name).any() and not (scene.mask == i).any()
+    ]
+    if wrong:
+        print(f"  found, but not there: {', '.join(wrong)}")
+
+    name = f"{what}_{width}x{height}"
+    picture.save(out / f"{name}.png")
+    # Shown larger than it is, pixel by pixel.
+    zoom = 384 // height
+
+    def enlarged(index_map: Any) -> Any:
+        return np.kron(index_map, np.ones((zoom, zoom), index_map.dtype))
+
+    large = replace(
+        result,
+        image=picture.resize((width * zoom, height * zoom), Image.Resampling.NEAREST),
+        label_map=enlarged(result.label_map),
+        group_map=enlarged(result.group_map),
+    )
+    truth = replace(large, label_map=enlarged(scene.mask))
+    result.save_as(out, name)
+    large.overlay().save(out / f"{name}_overlay.png")
+    return [large.image, large.overlay(), truth.overlay(legend=False)]
+
+
+def _train(options: argparse.Namespace) -> int:
+    from groupvit_common.recipe import get_recipe
+
+    get_recipe(options.recipe)
+    _make_writable(Path(options.out))
+
+    from groupvit_torch.train import train
+
+    log: Callable[[str], None] = lambda line: print(line, flush=True)  # noqa: E731
+    result = train(options.recipe, options.out, seed=options.seed, log=log)
+    print(f"The model is in {result.directory.resolve()}; try it: groupvit segment PHOTO --model {result.directory}")
+    return OK
+
+
+def _error(message: object) -> None:
+    print(f"groupvit: error: {message}", file=sys.stderr)
+
+
+def _show_warning(message: object, *unused: object, **also_unused: object) -> None:
+    print(f"groupvit: warning: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
