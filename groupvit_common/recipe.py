@@ -24,7 +24,7 @@ Objective = Literal["groups", "paper"]
 class Recipe:
     """One training run on captioned scenes.
 
-    Data: `levels` taken in turn, one a step; `scenes_per_level` scenes of `image_size` pixels a side, made from `seed`;
+    Data: `levels`, one a step, in the order of `turns`, which starts again; `scenes_per_level` scenes of `image_size` pixels a side, made from `seed`;
     held-out scenes are made from `held_out_seed`, `held_out_scenes` a level. `templates`: one is drawn each step for all
     prompts. `vocab_size` of the tokenizer learnt from the captions.
 
@@ -47,6 +47,7 @@ class Recipe:
     seed: int = 0
     held_out_seed: int = 1_000_003
     levels: tuple[int, ...] = (1, 2, 3)
+    turns: tuple[int, ...] = (1, 2, 3, 2, 3)
     scenes_per_level: int = 10_000
     held_out_scenes: int = 200
     image_size: int = 64
@@ -56,14 +57,15 @@ class Recipe:
     # The model: one grouping block.
     patch_size: int = 4
     width: int = 128
-    heads: int = 4
+    heads: int = 2
     mlp_ratio: int = 2
-    depths: tuple[int, int] = (2, 0)
+    depths: tuple[int, int] = (3, 0)
     groups: int = 32
     text_width: int = 64
     text_layers: int = 1
     embedding: int = 64
     projection_width: int = 256
+    initializer_range: float = 0.08
 
     objective: Objective = "groups"
     naming_weight: float = 1.0
@@ -75,7 +77,7 @@ class Recipe:
     gumbel: bool = False
 
     position_amplitude: float = 0.7
-    steps: int = 4000
+    steps: int = 6000
     batch_size: int = 32
     learning_rate: float = 2e-3
     warmup_steps: int = 100
@@ -93,8 +95,8 @@ class Recipe:
             raise InputError(
                 f"batch_size must be at least 4 (batch norm and mixing need company), got {self.batch_size}"
             )
-        if not self.levels:
-            raise InputError("levels is empty; name at least one level of scenes")
+        if not self.turns or set(self.turns) != set(self.levels):
+            raise InputError(f"turns must name every one of the levels {self.levels} and no other, got {self.turns}")
         if self.seed == self.held_out_seed:
             raise InputError(f"seed {self.seed} is the seed of the held-out scenes; choose another")
         for name in ("hard_from", "mixed_share", "final_rate", "ema_decay"):
@@ -125,6 +127,7 @@ def model_config(recipe: Recipe, vocab_size: int, max_length: int) -> GroupViTCo
         "num_attention_heads": recipe.heads,
         "image_size": recipe.image_size,
         "patch_size": recipe.patch_size,
+        "initializer_range": recipe.initializer_range,
         "assign_mlp_ratio": [0.5, recipe.mlp_ratio],
     }
     return GroupViTConfig(

@@ -13,20 +13,22 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from groupvit_common.processor import GroupViTProcessor
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, Scene, make_scene
 from groupvit_common.errors import InputError
 from groupvit_common.image_processor import GroupViTImageProcessor
 from groupvit_common.metrics import confusion_matrix, mean_iou
 from groupvit_common.postprocess import Assignment, label_affinity, label_pixels
+from groupvit_common.processor import GroupViTProcessor
 from groupvit_common.prompts import Label, average_embedding
 from groupvit_common.recipe import (
     Recipe,
@@ -73,7 +75,7 @@ def train(
     out_dir: str | Path,
     *,
     seed: int | None = None,
-    save_every: int = 1000,
+    save_every: int = 500,
     log: Callable[[str], None] = print,
 ) -> TrainResult:
     """Trains a model and writes it to `out_dir`: weights, configuration, tokenizer, processor, `training.json`.
@@ -171,7 +173,8 @@ def new_model(recipe: Recipe, processor: GroupViTProcessor) -> GroupViTModel:
 
 def make_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """AdamW with weight decay where `decays` says so."""
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (decayed if decays(name, parameter.ndim) else free).append(parameter)
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
@@ -183,10 +186,10 @@ def train_step(
 ) -> float:
     """One update; returns the loss."""
     model.train()
-    with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
+    with _fast_attention(recipe.bfloat16), torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
         loss = (paper_objective if recipe.objective == "paper" else groups_objective)(model, batch, recipe, hard)
     optimiser.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
     optimiser.step()
     with torch.no_grad():
@@ -295,7 +298,7 @@ def _batches(
         for template in recipe.templates
     }
     for step in range(recipe.steps):
-        level = recipe.levels[step % len(recipe.levels)]
+        level = recipe.turns[step % len(recipe.turns)]
         batch_images, numbers = pictures[level].draw(rng, recipe.batch_size)
         pixels = to_pixels(batch_images, images.image_mean, images.image_std)
         named = torch.from_numpy(pictures[level].named[numbers])
@@ -313,6 +316,22 @@ def _batches(
             named = named.clone()
             named[: int(recipe.batch_size * recipe.mixed_share)] = False
             yield Batch(pixels, allowed, named, words)
+
+
+@contextmanager
+def _fast_attention(bfloat16: bool) -> Iterator[None]:
+    """Plain attention in bfloat16: for 288 tokens on a CPU, half the time of the fused kernel, forward and backward."""
+    if not bfloat16:
+        yield
+        return
+    switch = torch.backends.cuda
+    before = switch.fp16_bf16_reduction_math_sdp_allowed()
+    switch.allow_fp16_bf16_reduction_math_sdp(True)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        switch.allow_fp16_bf16_reduction_math_sdp(before)
 
 
 @torch.no_grad()

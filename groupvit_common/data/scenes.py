@@ -67,7 +67,7 @@ BACKGROUNDS: tuple[tuple[str, ...], ...] = (
 )
 """Names of the backgrounds (mask value 0), with synonyms."""
 
-SYNONYM_SHARE = 0.35  # how often a thing is called by a name other than its usual one
+SYNONYM_SHARE = 0.25  # how often a thing is called by a name other than its usual one
 
 # Hue in turns, saturation, value of the eight colours, in the order of COLOURS.
 _HSV = np.array(
@@ -123,7 +123,7 @@ def make_scene(seed: int, index: int, level: int, size: tuple[int, int] = (64, 6
     image = _GROUNDS[background](rng, *_grid(height, width))
     mask = np.zeros((height, width), np.uint8)
 
-    count = int(rng.integers(2, 5))
+    count = int(rng.choice((2, 3, 4), p=(0.4, 0.35, 0.25)))
     classes = rng.permutation(len(LEVELS[level]))[:count]
     for number, (y, x, radius) in zip(classes, _places(rng, count, height, width), strict=True):
         colour = number if level == 1 else None
