@@ -7,9 +7,11 @@ Values of an array: integers are 0-255. Floating-point arrays may hold 0-1 or 0-
 `rescale_factor` (1/255) all the same, as with transformers: pass `do_rescale=False` with 0-1 (a warning reminds of it).
 """
 
+import http.client
 import io
 import json
 import math
+import urllib.request
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +31,10 @@ PROCESSOR_FILE = "processor_config.json"
 # CLIP's statistics of its training images (Radford et al. 2021), red, green, blue, of values 0-1.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+# Bounds of an image that is fetched from an address: larger than any photo, and no endless wait.
+_DOWNLOAD_BYTES = 100 << 20
+_DOWNLOAD_SECONDS = 30
 
 # EXIF orientation -> what turns the stored image upright (EXIF 2.32, tag 0x0112).
 _UPRIGHT = {
@@ -237,7 +243,7 @@ class GroupViTImageProcessor:
         """Pixel values of one image or a batch.
 
         Args:
-            images: a path, bytes of an image file, an open binary file, a PIL image of any mode, or an array or tensor `[H, W, C]`,
+            images: a path or http(s) address, bytes of an image file, an open binary file, a PIL image of any mode, or an array or tensor `[H, W, C]`,
                 `[C, H, W]` or `[H, W]` with 1, 3 or 4 channels; or a list or tuple of these, or an array `[B, ...]`.
             return_tensors: None (a list of NumPy arrays), "np", "pt" or "tf".
             data_format: of the result, "channels_first" or "channels_last".
@@ -364,8 +370,8 @@ def _as_batch(images: Any) -> list[Any]:
 def _open(source: Any, name: str) -> Image.Image:
     """A path, bytes, a binary file or a PIL image as a loaded, upright PIL image of whatever mode."""
     if isinstance(source, str) and source.startswith(("http://", "https://")):
-        raise InputError(f"{source} is an address; download the image first and pass its path or bytes")
-    if isinstance(source, str | Path):
+        name, source = source, io.BytesIO(_download(source))
+    elif isinstance(source, str | Path):
         name = str(source)
         if not Path(source).is_file():
             raise InputError(
@@ -391,6 +397,20 @@ def _open(source: Any, name: str) -> Image.Image:
         raise InputError(f"{name} is not an image in a format that Pillow reads") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others
         raise InputError(f"{name} cannot be read: the image is truncated or damaged ({error})") from error
+
+
+def _download(address: str) -> bytes:
+    """The bytes behind an http(s) address. Raises `InputError` if it cannot be had within the bounds below."""
+    # Some servers refuse Python's own name.
+    request = urllib.request.Request(address, headers={"User-Agent": "groupvit"})
+    try:
+        with urllib.request.urlopen(request, timeout=_DOWNLOAD_SECONDS) as response:
+            content: bytes = response.read(_DOWNLOAD_BYTES + 1)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise InputError(f"{address} cannot be downloaded: {getattr(error, 'reason', None) or error}") from error
+    if len(content) > _DOWNLOAD_BYTES:
+        raise InputError(f"{address} is larger than {_DOWNLOAD_BYTES >> 20} MiB: download it and give its path")
+    return content
 
 
 def _upright(image: Image.Image) -> Image.Image:

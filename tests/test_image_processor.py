@@ -3,7 +3,10 @@ setting or a file may come."""
 
 import io
 import json
+import threading
 import warnings
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -317,7 +320,7 @@ def test_the_callers_array_is_left_alone():
         (np.full((4, 4, 3), np.nan), "not finite"),
         (np.zeros((4, 4, 3), bool), "dtype bool"),
         (np.zeros((4, 4, 3), complex), "dtype complex128"),
-        ("https://example.org/a.png", "download the image first"),
+        ("http://127.0.0.1:9/a.png", r"http://127\.0\.0\.1:9/a\.png cannot be downloaded: .*refused"),
         ("no/such.png", "there is no image file no/such.png"),
         (Path(__file__).parent, "it is a directory"),
         (Path(__file__), "test_image_processor.py is not an image"),
@@ -469,3 +472,30 @@ def test_bad_files(tmp_path):
         GroupViTImageProcessor.from_pretrained(tmp_path)
     with pytest.raises(InputError, match="is a file; save_pretrained needs"):
         GroupViTImageProcessor().save_pretrained(tmp_path / "preprocessor_config.json")
+
+
+def test_an_image_behind_an_address(tmp_path, monkeypatch):
+    Image.new("RGB", (5, 4), (10, 200, 30)).save(tmp_path / "green.png")
+    (tmp_path / "page.html").write_text("<html>not here</html>")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=tmp_path)) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            address = f"http://127.0.0.1:{server.server_port}"
+            assert load_image(f"{address}/green.png").getpixel((2, 2)) == (10, 200, 30)
+            with pytest.raises(InputError, match=r"page\.html is not an image"):
+                load_image(f"{address}/page.html")
+            with pytest.raises(InputError, match=r"missing\.png cannot be downloaded: .*404|Not Found|File not found"):
+                load_image(f"{address}/missing.png")
+            monkeypatch.setattr("groupvit_common.image_processor._DOWNLOAD_BYTES", 20)
+            with pytest.raises(InputError, match="is larger than"):
+                load_image(f"{address}/green.png")
+        finally:
+            server.shutdown()
+            thread.join()
