@@ -1,0 +1,97 @@
+"""Scenes: the same for ever from a seed, true to their captions, learnable, and masks apart from what training sees."""
+
+import numpy as np
+import pytest
+
+from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, make_scene, scene_batch
+from groupvit_common.errors import InputError
+
+SCENES = [(level, index) for level in LEVELS for index in range(20)]
+
+
+@pytest.mark.parametrize("level", list(LEVELS))
+def test_a_scene_is_a_pure_function_of_seed_index_level_and_size(level):
+    first, second = make_scene(3, 5, level), make_scene(3, 5, level)
+    assert first.caption == second.caption
+    assert (first.image == second.image).all()
+    assert (first.mask == second.mask).all()
+    batch = scene_batch(3, range(4, 7), level)
+    assert (batch[1].image == first.image).all()
+    for other in (make_scene(4, 5, level), make_scene(3, 6, level)):
+        assert (other.image != first.image).any()
+
+
+@pytest.mark.parametrize(("level", "index"), SCENES)
+def test_the_caption_names_what_the_mask_holds_and_the_background(level, index):
+    scene = make_scene(11, index, level)
+    classes = LEVELS[level]
+    shown = sorted(set(np.unique(scene.mask).tolist()) - {0})
+    *objects, ground = scene.nouns
+    assert 2 <= len(objects) <= 4
+    assert shown == sorted(1 + next(k for k, names in enumerate(classes) if name in names) for name in objects)
+    assert ground in BACKGROUNDS[scene.background]
+    words = scene.caption.replace(",", "").split()
+    assert all(noun in words for noun in scene.nouns)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 48), (96, 144), (120, 56)])
+def test_any_size_and_objects_stay_as_large(size):
+    for level in LEVELS:
+        for index in range(5):
+            scene = make_scene(2, index, level, size)
+            assert scene.image.shape == (*size, 3)
+            assert scene.image.dtype == scene.mask.dtype == np.uint8
+            assert scene.mask.shape == size
+            for value in set(np.unique(scene.mask).tolist()) - {0}:
+                rows, columns = np.nonzero(scene.mask == value)
+                # A radius of at most 17 pixels, and corners that stick out by less than a third.
+                assert 80 < len(rows)
+                assert max(np.ptp(rows), np.ptp(columns)) < 46
+
+
+def test_colours_are_what_their_names_say():
+    """Level 1: the mean colour of each class lies nearest to its own class's mean over other scenes."""
+    means = []
+    for seed in (0, 1):
+        sums, counts = np.zeros((9, 3)), np.zeros(9)
+        for index in range(60):
+            scene = make_scene(seed, index, 1)
+            for value in range(1, 9):
+                sums[value] += scene.image[scene.mask == value].sum(axis=0)
+                counts[value] += (scene.mask == value).sum()
+        means.append(sums[1:] / counts[1:, None])
+    distance = np.linalg.norm(means[0][:, None] - means[1][None], axis=-1)
+    assert (distance.argmin(axis=1) == np.arange(8)).all()
+
+
+def test_levels_two_and_three_say_nothing_by_colour():
+    """The mean colour of a class over many scenes is about the mean of all objects: colour does not give it away."""
+    for level in (2, 3):
+        values = {k: [] for k in range(1, 7)}
+        for index in range(250):
+            scene = make_scene(0, index, level)
+            for value in set(np.unique(scene.mask).tolist()) - {0}:
+                values[value].append(scene.image[scene.mask == value].mean(axis=0))
+        means = np.array([np.mean(v, axis=0) for v in values.values()])
+        spread = np.concatenate(list(values.values())).std(axis=0)
+        # Far below the spread between single objects (20 to 60 grey levels): about 0.1 of it is left by chance.
+        assert (np.abs(means - means.mean(axis=0)) < 0.5 * spread).all()
+
+
+def test_names_are_unique_across_the_words_of_a_level_and_the_backgrounds():
+    for classes in LEVELS.values():
+        words = [word for names in (*classes, *BACKGROUNDS) for word in names]
+        assert len(words) == len(set(words))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, 0, 4), "level 4 does not exist"),
+        ((-1, 0, 1), "must not be negative"),
+        ((0, 0, 1, (32, 64)), "at least 48 x 48"),
+    ],
+)
+def test_what_cannot_be_made_is_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        make_scene(*arguments)
