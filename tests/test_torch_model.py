@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from groupvit_common.config import GroupViTConfig
+from groupvit_common.config import GroupViTConfig, GroupViTVisionConfig
 from groupvit_torch import GroupViTModel, GroupViTTextModel, GroupViTVisionModel
 from groupvit_torch.grouping import assign, gumbel_noise_like
+from groupvit_torch.layers import MLP
 
 
 def tensors(inputs: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
@@ -130,6 +131,21 @@ def test_initial_values_follow_the_documented_scheme(tiny_config: GroupViTConfig
     for name in (f"{stage}.layers.0.mlp.fc1.bias", f"{layer}.mlp.fc1.bias", "vision_model.layernorm.bias"):
         assert not state[name].any()
     assert state["logit_scale"].item() == pytest.approx(2.6592)
+
+
+@pytest.mark.parametrize("name", ["gelu", "quick_gelu", "gelu_new", "relu", "selu", "silu"])
+def test_every_documented_activation(name: str) -> None:
+    x = torch.linspace(-4, 4, 41, dtype=torch.float64)
+    # Written out from their definitions (Hendrycks & Gimpel 2016; Klambauer et al. 2017; Elfwing et al. 2017).
+    wanted = {
+        "gelu": x * (1 + torch.erf(x / 2**0.5)) / 2,
+        "quick_gelu": x / (1 + torch.exp(-1.702 * x)),
+        "gelu_new": x / 2 * (1 + torch.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3))),
+        "relu": x.clamp(min=0),
+        "selu": 1.0507009873554805 * torch.where(x > 0, x, 1.6732632423543772 * (x.exp() - 1)),
+        "silu": x / (1 + torch.exp(-x)),
+    }[name]
+    torch.testing.assert_close(MLP(GroupViTVisionConfig(hidden_act=name)).activation(x), wanted, rtol=1e-12, atol=1e-12)
 
 
 def test_towers_alone_equal_the_towers_within(tiny_config: GroupViTConfig, tiny_inputs: dict[str, np.ndarray]) -> None:
