@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_what(segment)
     segment.add_argument(
-        "--background", type=float, metavar="SCORE",
+        "--background", type=_score, metavar="SCORE",
         help="pixels whose best label scores less (0 to 1) become background; without it every pixel gets a label",
     )  # fmt: skip
     segment.add_argument(
@@ -197,6 +197,17 @@ def _count(text: str) -> int:
         value = 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value
+
+
+def _score(text: str) -> float:
+    """A number from 0 to 1, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
     return value
 
 

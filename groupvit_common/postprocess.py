@@ -262,8 +262,8 @@ class Segmentation:
     def colours(self) -> npt.NDArray[np.uint8]:
         """`[len(labels), 3]`: the colour of each label in pictures; the background is black."""
         if not self.has_background:
-            return visualize.palette(len(self.labels))
-        return np.concatenate([np.zeros((1, 3), np.uint8), visualize.palette(len(self.labels) - 1)])
+            return visualize.label_colours(self.labels)
+        return np.concatenate([np.zeros((1, 3), np.uint8), visualize.label_colours(self.labels[1:])])
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the maps and the picture, ready for JSON."""
@@ -275,7 +275,7 @@ class Segmentation:
                 {"index": i, "name": s.name, "probability": s.probability, "pixel_share": s.pixel_share}
                 for i, s in enumerate(self.scores)
             ],
-            "groups": [{"index": g, "label": self.labels[i]} for g, i in enumerate(self.group_labels)],
+            "groups": [self.labels[i] for i in self.group_labels],
         }
 
     def save(self, path: str | Path, *, groups: bool = False) -> dict[str, Path]:

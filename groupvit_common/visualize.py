@@ -81,6 +81,38 @@ def palette(count: int) -> npt.NDArray[np.uint8]:
     return colours[np.arange(count) % len(colours)]
 
 
+# A label that is the name of a colour is shown in that colour: "red" in orange would puzzle.
+_NAMED = {
+    "red": "d62f4b",
+    "orange": "e69f00",
+    "yellow": "f0e442",
+    "green": "00a676",
+    "cyan": "35c9d6",
+    "blue": "0a7fc4",
+    "purple": "7b2d9e",
+    "pink": "f48fb1",
+    "brown": "8b5a2b",
+}
+# Palette colours nearer than this (OKLab) to one taken by its name are skipped.
+_TOO_NEAR = 0.08
+
+
+def label_colours(names: Sequence[str]) -> npt.NDArray[np.uint8]:
+    """`[len(names), 3]` RGB: the palette in its order, but names of colours in their own."""
+    named = {i: bytes.fromhex(_NAMED[n.casefold()]) for i, n in enumerate(names) if n.casefold() in _NAMED}
+    if not named:
+        return palette(len(names))
+    taken = np.array([list(colour) for colour in named.values()], dtype=np.uint8)
+    every = palette(_MAX_COLOURS)
+    apart = np.linalg.norm(_oklab(_linear_rgb(every))[:, None] - _oklab(_linear_rgb(taken)), axis=-1).min(axis=1)
+    others = every[apart >= _TOO_NEAR]
+    colours = np.empty((len(names), 3), dtype=np.uint8)
+    rest = [i for i in range(len(names)) if i not in named]
+    colours[rest] = others[np.arange(len(rest)) % len(others)]
+    colours[list(named)] = taken
+    return colours
+
+
 def percent(share: float) -> str:
     """A share 0..1 as people read it: "23%", and "<1%" rather than "0%" for a little."""
     return "<1%" if 0 < share < 0.01 else f"{share:.0%}"
@@ -136,11 +168,11 @@ def index_image(index_map: npt.NDArray[np.unsignedinteger[Any]], colours: npt.ND
 class Entry:
     """One line of a legend.
 
-    `colour`: `[3]`. `name`; `plain_name`: what to show instead where no font at hand has the name's letters.
+    `colour`: `[3]`, or None for what is left uncoloured. `name`; `plain_name`: what to show instead where no font at hand has the name's letters.
     `note`: a few letters in grey behind the name.
     """
 
-    colour: npt.NDArray[np.uint8]
+    colour: npt.NDArray[np.uint8] | None
     name: str
     plain_name: str
     note: str = ""
@@ -193,7 +225,8 @@ def with_legend(picture: Image.Image, entries: Sequence[Entry]) -> Image.Image:
         row, col = (i % rows, i // rows) if side == "right" else (i // columns, i % columns)
         x, y = left + col * column, top + row * line
         middle = y + swatch / 2
-        draw.rectangle((x, y, x + swatch - 1, y + swatch - 1), fill=tuple(entry.colour.tolist()), outline=_INK)
+        fill = _PAPER if entry.colour is None else tuple(entry.colour.tolist())
+        draw.rectangle((x, y, x + swatch - 1, y + swatch - 1), fill=fill, outline=_INK)
         draw.text((x + name_left, middle), name, fill=_INK, font=font, anchor="lm")
         draw.text((x + note_left[i], middle), entry.note, fill=_PALE_INK, font=note_font, anchor="lm")
     return canvas

@@ -140,6 +140,7 @@ class Segmenter:
             CheckpointError: the checkpoint cannot be found, reached, read or loaded.
             InputError: an argument that cannot be used.
         """
+        chosen = _device(device)
         where = DEMO_MODEL if str(model) == "demo" else model
         hub: dict[str, Any] = {
             "revision": revision,
@@ -149,7 +150,7 @@ class Segmenter:
         }
         # The processor first: it is small, and a checkpoint without one is no use here.
         processor = GroupViTProcessor.from_pretrained(where, **hub)
-        loaded = GroupViTModel.from_pretrained(where, dtype=dtype, device=device or _best_device(), **hub)
+        loaded = GroupViTModel.from_pretrained(where, dtype=dtype, device=chosen, **hub)
         return cls(loaded, processor, **options)
 
     def set_labels(
@@ -296,7 +297,13 @@ class Segmenter:
         ]
 
 
-def _best_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+def _device(wanted: str | torch.device | None) -> torch.device:
+    if wanted is None:
+        wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        # The only question that every device answers: some raise when asked for, others when used.
+        probe = torch.zeros(1, device=wanted)
+        probe.item()
+        return probe.device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"the device {str(wanted)!r} cannot be used here: {str(error).splitlines()[0]}") from error

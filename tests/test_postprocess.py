@@ -271,11 +271,7 @@ def test_record_as_json(result):
     record = json.loads(json.dumps(result.to_dict()))
     assert record["size"] == {"width": 12, "height": 8}
     assert record["labels"][1] == {"index": 1, "name": "cat", "probability": 0.5, "pixel_share": pytest.approx(1 / 3)}
-    assert record["groups"] == [
-        {"index": 0, "label": "cat"},
-        {"index": 1, "label": "background"},
-        {"index": 2, "label": "sofa"},
-    ]
+    assert record["groups"] == ["cat", "background", "sofa"]
 
 
 def test_save_to_a_folder(result, tmp_path):

@@ -30,6 +30,16 @@ def test_the_first_colours_are_far_apart_for_colour_blind_eyes_too():
         assert distance.min() > 0.06
 
 
+def test_names_of_colours_are_shown_in_their_colour():
+    np.testing.assert_array_equal(visualize.label_colours(["cat", "dog"]), visualize.palette(2))
+    names = ["cat", "Red", "dog", "blue", *(f"label {i}" for i in range(300))]
+    colours = visualize.label_colours(names)
+    assert [bytes(c).hex() for c in colours[[1, 3]].tolist()] == ["d62f4b", "0a7fc4"]
+    others = np.delete(colours, [1, 3], axis=0)
+    np.testing.assert_array_equal(others[:2], visualize.palette(4)[[0, 3]])  # 1 and 2 are that blue and red
+    assert not {tuple(c) for c in others.tolist()} & {tuple(c) for c in colours[[1, 3]].tolist()}
+
+
 def test_overlay_tints_labels_and_leaves_the_background():
     picture = Image.new("RGB", (20, 10), (100, 100, 100))
     index_map = np.zeros((10, 20), np.uint8)
@@ -70,6 +80,14 @@ def test_legend_neither_covers_nor_scales_the_picture(size, count):
         assert (outside == entry.colour).all(axis=-1).sum() >= 11 * 11
     # The last column's text ends before the edge.
     assert (np.asarray(drawn)[:, -3:] == 255).all() or drawn.width == size[0]
+
+
+def test_what_is_left_uncoloured_has_an_empty_swatch():
+    entry = visualize.Entry(None, "background", "label 0")
+    drawn = np.asarray(visualize.with_legend(Image.new("RGB", (200, 100)), [entry]))[100:]
+    assert drawn[:, :, 0].max() == 255
+    assert (drawn[13:26, 13:26].min(axis=(0, 1)) < 40).all()  # its outline
+    assert (drawn[15:24, 15:24] == 255).all()
 
 
 def test_no_entries_no_legend():

@@ -1,0 +1,363 @@
+"""The `groupvit` command: what it prints, writes and returns, and how it fails."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from groupvit_common import cli
+from groupvit_common.config import GroupViTConfig
+from groupvit_common.image_files import expand, images_in
+from groupvit_common.image_processor import GroupViTImageProcessor
+from groupvit_common.processor import GroupViTProcessor
+from groupvit_common.tokenizer import CLIPTokenizer
+from groupvit_torch.model import GroupViTModel
+from groupvit_torch.predictor import DEMO_MODEL, Segmenter
+
+needs_demo_model = pytest.mark.skipif(not DEMO_MODEL.is_dir(), reason="the bundled model is not there")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A small random model with its processor, as a directory."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tokenizer = CLIPTokenizer.train(["a photo of a cat, a dog and a sofa."] * 9, 540, model_max_length=24)
+    GroupViTProcessor(GroupViTImageProcessor(size=32, crop_size=32), tokenizer).save_pretrained(folder)
+    torch.manual_seed(0)
+    text = {"vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "max_position_embeddings": 24, "eos_token_id": len(tokenizer) - 1}  # fmt: skip
+    vision = {"hidden_size": 16, "intermediate_size": 16, "depths": [1, 1], "num_hidden_layers": 2, "patch_size": 8,
+              "num_group_tokens": [5, 0], "num_output_groups": [5, 5], "num_attention_heads": 2, "image_size": 32}  # fmt: skip
+    config = GroupViTConfig(text_config=text, vision_config=vision, projection_dim=8, projection_intermediate_dim=16)
+    GroupViTModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(checkpoint, here, capsys):
+    """Run the command with the small model; returns (exit code, lines of stdout, lines of stderr)."""
+
+    def command(*arguments, model=checkpoint):
+        extra = ["--model", str(model), "--device", "cpu"] if model else []
+        try:
+            code = cli.main([*map(str, arguments), *extra])
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        return code, captured.out.splitlines(), captured.err.splitlines()
+
+    return command
+
+
+def make_picture(path, seed=0, size=(40, 32), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+# segment
+
+
+def test_segment_writes_what_the_segmenter_says(run, here, checkpoint):
+    photo = make_picture(here / "my photo é 猫.png")
+    code, out, err = run("segment", photo, "--labels", "cat, dog", "--group-map")
+    assert (code, err) == (0, [])
+    folder = here / "groupvit_out"
+    assert sorted(p.name for p in folder.iterdir()) == sorted(
+        f"my photo é 猫{end}" for end in ("_groups.png", "_labels.png", "_overlay.png", "_segmentation.json")
+    )
+    expected = Segmenter.from_pretrained(checkpoint, labels="cat, dog", device="cpu")(photo)
+    with Image.open(folder / "my photo é 猫_labels.png") as labels:
+        np.testing.assert_array_equal(np.asarray(labels), expected.label_map)
+    record = json.loads((folder / "my photo é 猫_segmentation.json").read_text(encoding="utf-8"))
+    assert record == expected.to_dict()
+    assert len(out) == 1
+    assert out[0].startswith(f"{photo}: ")
+    assert out[0].endswith("_overlay.png")
+    assert "%" in out[0]
+
+
+def test_segment_options_reach_the_segmenter(run, here):
+    photo = make_picture(here / "a.png")
+    (here / "words.txt").write_text("# mine\ndog, hound\n\nsofa\n")
+    code, out, _ = run(
+        "segment", photo, "--json", "--labels", "cat", "--labels-file", "words.txt", "--background", 1,
+        "--background-labels", "wall", "--templates", "7", "--assignment", "soft", "--top-k", 2, "--batch-size", 1,
+        "--shorter-side", 64, "--dtype", "bfloat16",
+    )  # fmt: skip
+    assert code == 0
+    record = json.loads(out[0])
+    assert [label["name"] for label in record["labels"]] == ["background", "cat", "dog", "sofa"]
+    assert record["labels"][0]["probability"] > 0  # that of "wall"
+
+
+def test_json_is_all_there_is_on_stdout_and_writes_no_files_unasked(run, here):
+    for i in range(3):
+        make_picture(here / "in" / f"{i}.png", i)
+    (here / "in" / "1.png").write_text("no picture")
+    code, out, err = run("segment", "in", "--labels", "cat, dog", "--json")
+    assert code == 1
+    records = [json.loads(line) for line in out]
+    assert {r["source"] for r in records} == {str(expand(["in"])[i]) for i in range(3)}
+    assert [r["source"] for r in records if "error" in r] == [str(expand(["in"])[1])]
+    assert len(err) == 1
+    assert sorted(p.name for p in here.iterdir()) == ["in"]
+    code, out, err = run("segment", "in/0.png", "--labels", "cat, dog", "--json", "--out", "out")
+    assert (code, err) == (0, [])
+    files = json.loads(out[0])["files"]
+    assert sorted(files) == ["labels", "overlay", "record"]
+    assert all((here / file).is_file() for file in files.values())
+
+
+def test_the_others_are_done_when_some_pictures_fail(run, here):
+    good = [make_picture(here / name, size=size) for name, size in [("a.png", (1, 1)), ("b.jpg", (50, 30))]]
+    (here / "text.jpg").write_text("hello")
+    whole = good[1].read_bytes()
+    (here / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    code, out, err = run("segment", "a.png", "missing.png", "text.jpg", "cut.jpg", "b.jpg", "--labels", "cat, dog")
+    assert code == 1
+    assert [line.split(":")[0] for line in out] == ["a.png", "b.jpg"]
+    assert len(err) == 3
+    assert all(line.startswith("groupvit: error: ") for line in err)
+    for name, line in zip(["missing.png", "text.jpg", "cut.jpg"], err, strict=True):
+        assert name in line
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "I;16", "1"])
+def test_pictures_of_any_mode(run, here, mode):
+    name = "a.tif" if mode == "CMYK" else "a.png"
+    Image.new("RGB", (40, 30), "teal").convert("L" if mode == "I;16" else mode).convert(mode).save(here / name)
+    assert run("segment", name, "--labels", "cat, dog")[0] == 0
+
+
+def test_an_animation_counts_as_its_first_picture(run, here):
+    frames = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
+    frames[0].save(here / "a.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(here / "b.png")
+    _, out, _ = run("classify", "a.gif", "b.png", "--labels", "cat, dog", "--json")
+    assert json.loads(out[0])["labels"] == json.loads(out[1])["labels"]
+
+
+def test_equal_names_do_not_clobber_one_another_and_inputs_stay(run, here):
+    names = ["x/cat.png", "y/cat.png", "y/CAT.jpg", "y/cat-2.png", "out/dog_overlay.png", "out/dog.png"]
+    before = {name: make_picture(here / name, i).read_bytes() for i, name in enumerate(names)}
+    code, out, _ = run("segment", *names, "--labels", "cat, dog", "--out", "out")
+    assert code == 0
+    overlays = [line.split(" -> ")[1].replace("\\", "/") for line in out]
+    assert overlays == [f"out/{stem}_overlay.png" for stem in
+                        ("cat", "cat-2", "CAT-3", "cat-2-2", "dog_overlay", "dog-2")]  # fmt: skip
+    assert {name: (here / name).read_bytes() for name in names} == before
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--labels", ""], "no labels"),
+        (["--labels", "cat, Cat"], "twice"),
+        ([], "no labels"),
+        (["--labels-file", "missing.txt"], "missing.txt"),
+        (["--labels", "cat", "--labels-file", "words.txt"], "twice"),
+        (["--labels", "cat", "--templates", "nine"], "nine"),
+        (["--labels", "cat", "--background", "2"], "2"),
+        (["--labels", "cat", "--top-k", "0"], "0"),
+        (["--labels", "cat", "--batch-size", "many"], "many"),
+        (["--labels", "cat", "--device", "abacus"], "abacus"),
+        (["--labels", "cat", "--out", "words.txt"], "words.txt"),
+        (["--labels", "cat", "no*match"], "no*match"),
+        (["--labels", "cat", "empty"], "empty"),
+        (["--labels", "cat", "--nonsense"], "--nonsense"),
+    ],
+)
+def test_bad_input(run, here, arguments, message):
+    make_picture(here / "a.png")
+    (here / "words.txt").write_text("cat\n")
+    (here / "empty").mkdir()
+    # The last --device counts.
+    model = None if "--device" in arguments else "missing model"
+    extra = [] if model else ["--model", "missing model"]
+    if "--device" not in arguments:
+        model = "missing-model"  # never reached: the request is checked first
+    code, out, err = run("segment", "a.png", *arguments, *extra, model=model)
+    assert code == 2
+    assert out == []
+    assert message in err[-1]
+    assert "error: " in err[-1]
+
+
+def test_no_pictures_left(run, here):
+    assert run("segment", "missing.png", "--labels", "cat", model="missing-model") == (
+        1, [], ["groupvit: error: there is no file missing.png"],
+    )  # fmt: skip
+
+
+def test_no_such_model(run, here, monkeypatch):
+    make_picture(here / "a.png")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (here / "empty").mkdir()
+    for model in ("./missing", "empty"):
+        code, out, err = run("segment", "a.png", "--labels", "cat", model=model)
+        assert (code, out, len(err)) == (3, [], 1)
+        assert err[0].startswith("groupvit: error: ")
+
+
+def test_a_folder_that_cannot_be_written(run, here, monkeypatch):
+    make_picture(here / "a.png")
+
+    def refuse(dir):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    code, _, err = run("segment", "a.png", "--labels", "cat", "--out", "out")
+    assert (code, err) == (2, ["groupvit: error: cannot write into the folder out: Permission denied"])
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError(), 3, "out of memory"),
+        (torch.OutOfMemoryError(), 3, "out of memory"),
+        (ModuleNotFoundError("No module named 'torch'", name="torch"), 3, 'pip install "groupvit[torch]"'),
+    ],
+)
+def test_what_goes_wrong_on_the_way(run, here, monkeypatch, error, code, message):
+    make_picture(here / "a.png")
+
+    def fail(*args, **options):
+        raise error
+
+    monkeypatch.setattr(Segmenter, "from_pretrained", fail)
+    result = run("segment", "a.png", "--labels", "cat")
+    assert result[:2] == (code, [])
+    assert len(result[2]) == 1
+    assert message in result[2][0]
+
+
+def test_a_closed_pipe_ends_the_command_quietly(here, checkpoint):
+    for i in range(3):
+        make_picture(here / "in" / f"{i}.png", i)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "groupvit_common.cli", "classify", "in", "--labels", "cat, dog", "--model", checkpoint],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdout.close()
+    with process.stderr as stream:
+        assert stream.read() == b""
+    assert process.wait() == 141
+
+
+def test_a_bar_only_on_a_terminal_and_for_many(run, here, monkeypatch):
+    for i in range(5):
+        make_picture(here / f"{i}.png", i)
+    assert run("segment", ".", "--labels", "cat, dog")[2] == []
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    code, out, err = run("segment", ".", "--labels", "cat, dog")
+    assert (code, len(out)) == (0, 5)
+    assert "5" in "".join(err)
+    assert run("segment", "0.png", "--labels", "cat, dog")[2] == []
+
+
+# classify and the rest
+
+
+def test_classify(run, here):
+    for i in range(2):
+        make_picture(here / f"{i}.png", i)
+    code, out, err = run("classify", "*.png", "text.txt", "--labels", "cat, dog, sofa")
+    assert (code, len(err)) == (1, 1)
+    assert [line.split(": ")[0] for line in out] == ["0.png", "1.png"]
+    code, out, err = run("classify", "0.png", "--labels", "cat, dog, sofa", "--json")
+    (record,) = map(json.loads, out)
+    shares = [label["probability"] for label in record["labels"]]
+    assert sum(shares) == pytest.approx(1)
+    assert shares == sorted(shares, reverse=True)
+    assert {label["name"] for label in record["labels"]} == {"cat", "dog", "sofa"}
+
+
+def test_version_and_help(run):
+    code, out, _ = run("--version", model=None)
+    assert code == 0
+    assert out[0].startswith("groupvit ")
+    for command in ([], ["segment"], ["classify"], ["demo"], ["train"]):
+        code, out, _ = run(*command, "--help", model=None)
+        assert code == 0
+        assert "exit codes:" in out
+    code, _, err = run(model=None)
+    assert code == 2
+    assert "COMMAND" in err[-1]
+
+
+def test_train_knows_its_recipes(run):
+    code, _, err = run("train", "no-such-recipe", "--out", "x", model=None)
+    assert code == 2
+    assert "scenes-demo" in err[0]
+
+
+def test_train_hands_over_to_the_loop(run, here, monkeypatch):
+    from groupvit_torch import train
+
+    seen = []
+
+    def pretend(recipe, out_dir, *, seed=None, log=print):
+        seen.append((recipe, out_dir, seed))
+        log("one step")
+        return train.TrainResult(here / out_dir, {1: 50.0}, {1: 2.0}, (1.0,), 0.1)
+
+    monkeypatch.setattr(train, "train", pretend)
+    code, out, err = run("train", "scenes-demo", "--out", "runs", "--seed", "3", model=None)
+    assert (code, err) == (0, [])
+    assert seen == [("scenes-demo", "runs", 3)]
+    assert out[0] == "one step"
+    assert "groupvit segment" in out[-1]
+
+
+@needs_demo_model
+def test_demo(run, here):
+    code, out, err = run("demo", "--out", "demo", model=None)
+    assert (code, err) == (0, [])
+    text = "\n".join(out)
+    assert text.count("IoU") >= 12
+    assert str((here / "demo").resolve()) in text
+    for name in ("colours_64x64", "colours_160x96", "textures_64x64", "shapes_160x96"):
+        for end in (".png", "_overlay.png", "_labels.png", "_segmentation.json"):
+            assert (here / "demo" / f"{name}{end}").is_file()
+    with Image.open(here / "demo" / "overview.png") as overview:
+        assert overview.width > 1000
+    first = (here / "demo" / "overview.png").read_bytes()
+    assert run("demo", "--out", "demo", model=None)[:2] == (0, out)
+    assert (here / "demo" / "overview.png").read_bytes() == first
+
+
+def test_demo_shows_no_picture_of_the_training_set(run):
+    code, _, err = run("demo", "--seed", "0", model=None)
+    assert code == 2
+    assert "trained" in err[0]
+
+
+# Files
+
+
+def test_folders_patterns_and_names(here):
+    for name in ("b.png", "a.JPEG", "c.txt", "in/d.webp", "[e].png"):
+        (here / name).parent.mkdir(exist_ok=True)
+        (here / name).write_bytes(b"")
+    assert [p.name for p in images_in(here)] == ["[e].png", "a.JPEG", "b.png"]
+    assert [p.as_posix() for p in expand(["**/*.webp", "b.png", "*.png", "[e].png", "c.txt", "gone.png"])] == [
+        "in/d.webp", "b.png", "[e].png", "c.txt", "gone.png",
+    ]  # fmt: skip
