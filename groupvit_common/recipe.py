@@ -77,8 +77,8 @@ class Recipe:
     gumbel: bool = False
 
     position_amplitude: float = 0.7
-    steps: int = 6000
-    batch_size: int = 32
+    steps: int = 7000
+    batch_size: int = 24
     learning_rate: float = 2e-3
     warmup_steps: int = 100
     final_rate: float = 0.01

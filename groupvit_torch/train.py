@@ -75,7 +75,7 @@ def train(
     out_dir: str | Path,
     *,
     seed: int | None = None,
-    save_every: int = 500,
+    save_every: int = 1750,
     log: Callable[[str], None] = print,
 ) -> TrainResult:
     """Trains a model and writes it to `out_dir`: weights, configuration, tokenizer, processor, `training.json`.
