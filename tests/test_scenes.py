@@ -45,7 +45,7 @@ def test_any_size_and_objects_stay_as_large(size):
             for value in set(np.unique(scene.mask).tolist()) - {0}:
                 rows, columns = np.nonzero(scene.mask == value)
                 # A radius of at most 17 pixels, and corners that stick out by less than a third.
-                assert 80 < len(rows)
+                assert len(rows) > 80
                 assert max(np.ptp(rows), np.ptp(columns)) < 46
 
 
