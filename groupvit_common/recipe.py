@@ -29,8 +29,9 @@ class Recipe:
     prompts. `vocab_size` of the tokenizer learnt from the captions.
 
     Objective "groups" trains groups against the batch's prompts (`groupvit_torch.loss`), beyond the paper:
-    `naming_weight` patch naming, `claim_weight` prompt claims by `claim_patches` patches each; `mixed_share` of each batch is
-    mixed, part of one picture beside part of another, each patch answering to its own caption.
+    `naming_weight` patch naming, `claim_weight` prompt claims by `claim_patches` patches each; `ungrouped_weight` the same two
+    for the patches themselves, as they enter the grouping block; `mixed_share` of each batch is mixed, part of one picture
+    beside part of another, each patch answering to its own caption.
     Objective "paper" is the paper's: contrastive of the pooled image and its caption, plus multi-label contrastive with
     `paper_prompts` prompts a caption.
 
@@ -48,7 +49,7 @@ class Recipe:
     held_out_seed: int = 1_000_003
     levels: tuple[int, ...] = (1, 2, 3)
     turns: tuple[int, ...] = (1, 2, 3, 2, 3)
-    scenes_per_level: int = 10_000
+    scenes_per_level: int = 20_000
     held_out_scenes: int = 200
     image_size: int = 64
     vocab_size: int = 640
@@ -71,13 +72,14 @@ class Recipe:
     naming_weight: float = 1.0
     claim_weight: float = 1.0
     claim_patches: int = 12
+    ungrouped_weight: float = 1.0
     mixed_share: float = 0.5
     paper_prompts: int = 3
     hard_from: float = 1.0
     gumbel: bool = False
 
     position_amplitude: float = 0.7
-    steps: int = 7000
+    steps: int = 9500
     batch_size: int = 24
     learning_rate: float = 2e-3
     warmup_steps: int = 100

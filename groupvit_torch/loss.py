@@ -54,24 +54,33 @@ def group_prompt_logits(group_embeds: Tensor, prompt_embeds: Tensor, logit_scale
     return _unit(group_embeds) * logit_scale @ _unit(prompt_embeds).T
 
 
-def patch_naming_loss(logits: Tensor, assignment: Tensor, allowed: Tensor) -> Tensor:
-    """Every patch must be named by a word of its own caption, and by no other word of the batch. Beyond the paper.
-
-    A patch's distribution over prompts is that of its groups, weighted by its soft assignment. Which of the caption's words is
-    meant remains open: the loss is minus the logarithm of the probability that they hold together. Over many captions only
-    the word that always comes with a patch's look can be right (learning from partial labels; MIL-NCE, Miech et al. 2020,
-    contrasts with several positives in the same way). Where images are mixed, each patch answers to the caption of the image
-    that it came from, so a name must follow from the patch's surroundings and not from a summary of the whole image.
+def patch_naming(logits: Tensor, assignment: Tensor | None = None) -> Tensor:
+    """`[B, P, W]`: each patch's distribution over the prompts, float32 at least.
 
     Args:
-        logits: `[B, G, W]` of `group_prompt_logits`; assignment: `[B, G, P]` soft, sums to 1 over G;
-        allowed: bool `[B, P, W]` (or `[B, 1, W]`), the words of each patch's caption.
+        logits: `[B, G, W]` of `group_prompt_logits`, or `[B, P, W]` if patches are named by themselves.
+        assignment: `[B, G, P]` soft, sums to 1 over G: a patch's distribution is that of its groups, weighted by it.
     """
-    naming = patch_naming(logits, assignment)
+    naming = _wide(logits).softmax(dim=-1)
+    return naming if assignment is None else _wide(assignment).transpose(1, 2) @ naming
+
+
+def patch_naming_loss(naming: Tensor, allowed: Tensor) -> Tensor:
+    """Every patch must be named by a word of its own caption, and by no other word of the batch. Beyond the paper.
+
+    Which of the caption's words is meant remains open: the loss is minus the logarithm of the probability that they hold
+    together. Over many captions only the word that always comes with a patch's look can be right (learning from partial
+    labels; MIL-NCE, Miech et al. 2020, contrasts with several positives in the same way). Where images are mixed, each patch
+    answers to the caption of the image that it came from, so a name must follow from the patch's surroundings and not from a
+    summary of the whole image.
+
+    Args:
+        naming: `[B, P, W]` of `patch_naming`; allowed: bool `[B, P, W]` (or `[B, 1, W]`), the words of each patch's caption.
+    """
     return -((naming * allowed).sum(dim=-1) + _TINY).log().mean()
 
 
-def prompt_claim_loss(logits: Tensor, assignment: Tensor, named: Tensor, patches: int) -> Tensor:
+def prompt_claim_loss(naming: Tensor, named: Tensor, patches: int) -> Tensor:
     """Every prompt of a caption must be the name of some patches of its image. Beyond the paper.
 
     Minus the logarithm of the mean probability of the prompt in the `patches` patches that fit it best, the probability being
@@ -79,16 +88,10 @@ def prompt_claim_loss(logits: Tensor, assignment: Tensor, named: Tensor, patches
     a thing that it only heard of from the rest of the picture.
 
     Args:
-        logits: `[B, G, W]`; assignment: `[B, G, P]` soft; named: bool `[B, W]`, which prompts are in which caption.
+        naming: `[B, P, W]` of `patch_naming`; named: bool `[B, W]`, which prompts are in which caption.
     """
-    naming = patch_naming(logits, assignment)
     best = naming.topk(min(patches, naming.shape[1]), dim=1).values.mean(dim=1)
     return -((best + _TINY).log() * named).sum() / named.sum().clamp(min=1)
-
-
-def patch_naming(logits: Tensor, assignment: Tensor) -> Tensor:
-    """`[B, P, W]`: each patch's distribution over the prompts, float32 at least."""
-    return _wide(assignment).transpose(1, 2) @ _wide(logits).softmax(dim=-1)
 
 
 def _wide(x: Tensor) -> Tensor:

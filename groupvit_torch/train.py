@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, Scene, make_scene
@@ -45,11 +46,13 @@ from groupvit_torch.loss import (
     contrastive_loss,
     group_prompt_logits,
     multi_label_contrastive_loss,
+    patch_naming,
     patch_naming_loss,
     prompt_claim_loss,
 )
 from groupvit_torch.model import GroupViTModel
 from groupvit_torch.segmentation import grouping_map
+from groupvit_torch.vision import Stage
 
 MAX_LOGIT_SCALE = math.log(100.0)
 """The logarithm of the scale is kept below this, as the authors do."""
@@ -75,7 +78,7 @@ def train(
     out_dir: str | Path,
     *,
     seed: int | None = None,
-    save_every: int = 1750,
+    save_every: int = 2500,
     log: Callable[[str], None] = print,
 ) -> TrainResult:
     """Trains a model and writes it to `out_dir`: weights, configuration, tokenizer, processor, `training.json`.
@@ -198,23 +201,56 @@ def train_step(
 
 
 def groups_objective(model: GroupViTModel, batch: Batch, recipe: Recipe, hard: bool) -> Tensor:
-    """Groups against the prompts of the batch (`groupvit_torch.loss`)."""
-    vision = model.vision_model(
-        batch.pixels,
-        output_attentions=True,
-        gumbel_noise=None if recipe.gumbel else [torch.zeros(1, 1, 1)],
-        assign_hard=hard,
-    )
+    """Groups, and the patches before they are grouped, against the prompts of the batch (`groupvit_torch.loss`)."""
+    with _before_grouping(model) as captured:
+        vision = model.vision_model(
+            batch.pixels,
+            output_attentions=True,
+            gumbel_noise=None if recipe.gumbel else [torch.zeros(1, 1, 1)],
+            assign_hard=hard,
+        )
     groups = model.visual_projection(vision.last_hidden_state.flatten(0, 1)).unflatten(0, (len(batch.pixels), -1))
     prompts = model.text_projection(model.text_model(**batch.prompts).pooler_output)
+    whole = batch.named.any(dim=1)  # mixed images have lost parts of their objects: nothing is claimed there
+
+    def loss(logits: Tensor, assignment: Tensor | None) -> Tensor:
+        naming = patch_naming(logits, assignment)
+        return recipe.naming_weight * patch_naming_loss(
+            naming, batch.allowed
+        ) + recipe.claim_weight * prompt_claim_loss(naming[whole], batch.named[whole], recipe.claim_patches)
+
+    patches = (
+        _project(model.visual_projection, model.vision_model.layernorm(captured[0]))
+        if recipe.ungrouped_weight
+        else None
+    )
     with torch.autocast("cpu", enabled=False):
-        logits = group_prompt_logits(groups, prompts, model.logit_scale.exp())
-        assignment = vision.attentions[0].float()
-        whole = batch.named.any(dim=1)  # mixed images have lost parts of their objects: nothing is claimed there
-        named = batch.named[whole]
-        naming = patch_naming_loss(logits, assignment, batch.allowed)
-        claim = prompt_claim_loss(logits[whole], assignment[whole], named, recipe.claim_patches)
-        return recipe.naming_weight * naming + recipe.claim_weight * claim
+        scale = model.logit_scale.exp()
+        total = loss(group_prompt_logits(groups, prompts, scale), vision.attentions[0].float())
+        if patches is not None:
+            total = total + recipe.ungrouped_weight * loss(group_prompt_logits(patches, prompts, scale), None)
+        return total
+
+
+@contextmanager
+def _before_grouping(model: GroupViTModel) -> Iterator[list[Tensor]]:
+    """Collects the segments `[B, P, D]` that enter the first grouping block."""
+    captured: list[Tensor] = []
+    stage = cast(Stage, model.vision_model.encoder.stages[0])
+    assert stage.downsample is not None, "a recipe's model groups in its first stage"
+    hook = stage.downsample.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
+    try:
+        yield captured
+    finally:
+        hook.remove()
+
+
+def _project(projection: nn.Sequential, x: Tensor) -> Tensor:
+    """`[B, P, D]` -> `[B, P, E]` with the batch's own statistics, which batch norm does not keep: in use it only meets groups."""
+    first, norm, activation, last = projection
+    hidden = first(x).flatten(0, 1)
+    hidden = F.batch_norm(hidden, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
+    return last(activation(hidden)).unflatten(0, x.shape[:2])
 
 
 def paper_objective(model: GroupViTModel, batch: Batch, recipe: Recipe, hard: bool) -> Tensor:

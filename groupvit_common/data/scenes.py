@@ -44,6 +44,8 @@ TEXTURES = (
     ("checked", "chequered"),
     ("netted", "meshed"),
     ("speckled", "grainy"),
+    ("shaded", "fading"),
+    ("blotchy", "marbled"),
 )
 SHAPES = (
     ("circle", "disc"),
@@ -52,6 +54,8 @@ SHAPES = (
     ("star", "asterisk"),
     ("cross", "plus"),
     ("ring", "hoop"),
+    ("bar", "stick"),
+    ("crescent", "moon"),
 )
 
 LEVELS: Mapping[int, tuple[tuple[str, ...], ...]] = MappingProxyType({1: COLOURS, 2: TEXTURES, 3: SHAPES})
@@ -68,6 +72,8 @@ BACKGROUNDS: tuple[tuple[str, ...], ...] = (
 """Names of the backgrounds (mask value 0), with synonyms."""
 
 SYNONYM_SHARE = 0.25  # how often a thing is called by a name other than its usual one
+
+COUNT_SHARES = (0.6, 0.25, 0.15)  # of scenes with two, three and four objects
 
 # Hue in turns, saturation, value of the eight colours, in the order of COLOURS.
 _HSV = np.array(
@@ -274,7 +280,24 @@ def _ring(y: Float, x: Float) -> Bool:
     return (square < 0.98) & (square > 0.25)
 
 
-_INSIDE: tuple[Callable[[Float, Float], Bool], ...] = (_circle, _square, _triangle, _star, _cross, _ring)
+def _bar(y: Float, x: Float) -> Bool:
+    return (np.abs(x) < 1.05) & (np.abs(y) < 0.36)
+
+
+def _crescent(y: Float, x: Float) -> Bool:
+    return (y * y + x * x < 1.0) & (y * y + (x - np.float32(0.55)) ** 2 > 0.55)
+
+
+_INSIDE: tuple[Callable[[Float, Float], Bool], ...] = (
+    _circle,
+    _square,
+    _triangle,
+    _star,
+    _cross,
+    _ring,
+    _bar,
+    _crescent,
+)
 
 
 # Textures of objects: the share of ink in [0, 1], of pixel coordinates.
@@ -311,6 +334,20 @@ def _speckled(rng: np.random.Generator, y: Float, x: Float) -> Float:
     return rng.random(y.shape, np.float32)
 
 
+def _shaded(rng: np.random.Generator, y: Float, x: Float) -> Float:
+    # From one side of the object to the other, whatever its size.
+    return np.asarray((y - y.min()) / (y.max() - y.min()))
+
+
+def _blotchy(rng: np.random.Generator, y: Float, x: Float) -> Float:
+    phases = rng.uniform(0, 2 * np.pi, 6).astype(np.float32)
+    v, u = y / np.float32(rng.uniform(1.6, 2.1)), x / np.float32(rng.uniform(1.6, 2.1))
+    waves = np.sin(v + phases[0] + np.sin(u * 0.7 + phases[1]) * 1.5) + np.sin(
+        u + phases[2] + np.sin(v * 0.6 + phases[3]) * 1.5
+    )
+    return (waves > 0).astype(np.float32)
+
+
 def _cells(rng: np.random.Generator, y: Float, x: Float, period: np.float32) -> tuple[Float, Float]:
     """Position inside the cell of a square lattice, both in [0, 1)."""
     v, u = rng.random(2, np.float32)
@@ -324,6 +361,8 @@ _PATTERNS: tuple[Callable[[np.random.Generator, Float, Float], Float], ...] = (
     _checked,
     _netted,
     _speckled,
+    _shaded,
+    _blotchy,
 )
 
 
