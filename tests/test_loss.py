@@ -9,8 +9,8 @@ torch = pytest.importorskip("torch")
 
 from groupvit_torch import loss as L  # noqa: E402
 
-# The authors' code ran once in float32 (tests/reference/nvlabs). It did not record its two temperatures: those in the file
-# are where our losses equal its losses; that the derivatives by the temperature then agree as well is the test.
+# What the authors' code answered once in float32: features, losses, and the gradients of its two log-temperatures, whose values
+# are those of its checkpoint.
 REFERENCE = Path(__file__).parent / "reference" / "nvlabs" / "losses.npz"
 FLOAT32 = 1e-6
 EXACT = 1e-12  # two orders of summation in float64
@@ -26,7 +26,7 @@ EXACT = 1e-12  # two orders of summation in float64
 def test_the_papers_losses_and_their_slope_are_the_authors(function, texts, value, scale):
     with np.load(REFERENCE) as reference:
         images, prompts = (torch.from_numpy(reference[name]).double() for name in ("image_x", texts))
-        log_scale = torch.tensor(float(np.log(reference[scale])), dtype=torch.float64, requires_grad=True)
+        log_scale = torch.tensor(float(reference[scale]), dtype=torch.float64, requires_grad=True)
         result = function(images, prompts, log_scale.exp())
         result.backward()
         assert float(result.detach()) == pytest.approx(float(reference[value]), rel=FLOAT32)
@@ -65,14 +65,18 @@ def test_patch_naming_loss_patch_by_patch(scene):
     each = [
         -np.log(sum(naming[b, p, w] for w in range(5) if allowed[b, p, w]) + 1e-6) for b in range(3) for p in range(6)
     ]
-    assert float(L.patch_naming_loss(logits, assignment, allowed)) == pytest.approx(np.mean(each), abs=EXACT)
+    assert float(L.patch_naming_loss(L.patch_naming(logits, assignment), allowed)) == pytest.approx(
+        np.mean(each), abs=EXACT
+    )
 
 
 def test_prompt_claim_loss_prompt_by_prompt(scene):
     logits, assignment, _, named = scene
     naming = L.patch_naming(logits, assignment).numpy()
     each = [-np.log(np.sort(naming[b, :, w])[-2:].mean() + 1e-6) for b in range(3) for w in range(5) if named[b, w]]
-    assert float(L.prompt_claim_loss(logits, assignment, named, 2)) == pytest.approx(np.mean(each), abs=EXACT)
+    assert float(L.prompt_claim_loss(L.patch_naming(logits, assignment), named, 2)) == pytest.approx(
+        np.mean(each), abs=EXACT
+    )
 
 
 def test_right_names_cost_nothing_and_a_summary_of_the_image_does():
@@ -86,17 +90,19 @@ def test_right_names_cost_nothing_and_a_summary_of_the_image_does():
         summary[image, :, first] = summary[image, :, second] = 30.0
     allowed = named[:, None]
     zero = 1e-5  # the constant that keeps logarithms finite
-    assert float(L.patch_naming_loss(right, assignment, allowed)) == pytest.approx(0, abs=zero)
-    assert float(L.patch_naming_loss(summary, assignment, allowed)) == pytest.approx(0, abs=zero)
-    assert float(L.prompt_claim_loss(right, assignment, named, 2)) == pytest.approx(0, abs=zero)
-    assert float(L.prompt_claim_loss(summary, assignment, named, 2)) == pytest.approx(np.log(2), abs=zero)
+    assert float(L.patch_naming_loss(L.patch_naming(right, assignment), allowed)) == pytest.approx(0, abs=zero)
+    assert float(L.patch_naming_loss(L.patch_naming(summary, assignment), allowed)) == pytest.approx(0, abs=zero)
+    assert float(L.prompt_claim_loss(L.patch_naming(right, assignment), named, 2)) == pytest.approx(0, abs=zero)
+    assert float(L.prompt_claim_loss(L.patch_naming(summary, assignment), named, 2)) == pytest.approx(
+        np.log(2), abs=zero
+    )
 
 
 def test_a_group_without_patches_claims_nothing():
     assignment = torch.tensor([[[1.0, 1.0], [0.0, 0.0]]])
     named = torch.tensor([[True, False]])
     logits = torch.tensor([[[-30.0, 30.0], [30.0, -30.0]]])  # the empty group says the right word
-    assert float(L.prompt_claim_loss(logits, assignment, named, 1)) > 10
+    assert float(L.prompt_claim_loss(L.patch_naming(logits, assignment), named, 1)) > 10
 
 
 def test_half_precision_is_widened():

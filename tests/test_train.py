@@ -70,6 +70,23 @@ def test_steps_on_one_batch_lower_either_objective(name):
     assert losses[-1] < 0.8 * losses[0]
 
 
+def test_patches_named_by_themselves_learn_but_leave_batch_norm_to_the_groups():
+    """The second naming reaches the layers before grouping; the projection's running statistics stay those of the groups."""
+    pictures = {level: CaptionedImages.scenes(0, 12, level, 64) for level in SMALL.levels}
+    processor = T.make_processor(SMALL, pictures[1].captions)
+    statistics, gradients = [], []
+    for weight in (0.0, 1.0):
+        recipe = replace(SMALL, ungrouped_weight=weight, bfloat16=False)
+        torch.manual_seed(0)
+        model = T.new_model(recipe, processor).train()
+        batch = next(T._batches(recipe, pictures, processor, np.random.default_rng(0)))
+        T.groups_objective(model, batch, recipe, hard=False).backward()
+        statistics.append(model.visual_projection[1].running_var.clone())
+        gradients.append(model.vision_model.embeddings.patch_embeddings.projection.weight.grad)
+    assert torch.equal(statistics[0], statistics[1])
+    assert not torch.allclose(gradients[0], gradients[1])
+
+
 def test_masks_never_reach_training():
     """Scenes that differ in nothing but their masks make the same set, and a batch has no field that could hold one."""
     scenes = [make_scene(0, index, 1) for index in range(6)]
