@@ -48,8 +48,8 @@ class Recipe:
     seed: int = 0
     held_out_seed: int = 1_000_003
     levels: tuple[int, ...] = (1, 2, 3)
-    turns: tuple[int, ...] = (1, 2, 3, 2, 3)
-    scenes_per_level: int = 20_000
+    turns: tuple[int, ...] = (1, 2, 3, 2)
+    scenes_per_level: int = 15_000
     held_out_scenes: int = 200
     image_size: int = 64
     vocab_size: int = 640
@@ -60,7 +60,7 @@ class Recipe:
     width: int = 128
     heads: int = 2
     mlp_ratio: int = 2
-    depths: tuple[int, int] = (3, 0)
+    depths: tuple[int, int] = (2, 0)
     groups: int = 32
     text_width: int = 64
     text_layers: int = 1
@@ -79,10 +79,10 @@ class Recipe:
     gumbel: bool = False
 
     position_amplitude: float = 0.7
-    steps: int = 9500
+    steps: int = 7500
     batch_size: int = 24
-    learning_rate: float = 2e-3
-    warmup_steps: int = 100
+    learning_rate: float = 1e-3
+    warmup_steps: int = 200
     final_rate: float = 0.01
     weight_decay: float = 0.05
     clip_norm: float = 1.0
