@@ -53,7 +53,9 @@ _OUTPUT_ENDS = ("_overlay.png", "_labels.png", "_groups.png", "_segmentation.jso
 _DEFAULT_OUT = "groupvit_out"
 # From so many pictures on, a bar shows how far it is.
 _MANY = 4
-_TRAINED_AT_ONCE = {1: "colours", 2: "textures", 3: "shapes"}
+_LEVELS = {1: "colours", 2: "textures", 3: "shapes"}
+# Strong colours: the objects' own are strong too.
+_DEMO_ALPHA = 0.7
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -106,9 +108,9 @@ def _parser() -> argparse.ArgumentParser:
         help="labels whose pixels become background, among --labels or besides them, such as \"sky, wall\"",
     )  # fmt: skip
     segment.add_argument(
-        "--assignment", choices=("hard", "soft"), default="hard",
+        "--assignment", choices=("hard", "soft"),
         help="hard: a pixel takes the label of its largest group; soft: labels are weighted by the groups in a pixel "
-        "(default: %(default)s)",
+        "(default: hard, but soft for the demo model)",
     )  # fmt: skip
     segment.add_argument(
         "--top-k", type=_count, metavar="K", help="only the K labels that are most like the whole picture may appear"
@@ -414,7 +416,7 @@ def _demo(options: argparse.Namespace) -> int:
         f"The bundled model: {first.model.num_parameters() / 1e6:.1f} million parameters, trained from captions alone."
     )
     rows = []
-    for level, what in _TRAINED_AT_ONCE.items():
+    for level, what in _LEVELS.items():
         for size in ((64, 64), (96, 160)):
             rows.append(_demo_picture(Segmenter, first, out, options.seed, level, what, size))
 
@@ -444,7 +446,12 @@ def _demo_picture(
     grounds = [Label(words[0], words[1:]) for words in BACKGROUNDS]
     # Objects of a larger scene are not larger: the picture goes into the model as it is.
     segmenter = segmenter_class(
-        first.model, first.processor, labels=labels, background_labels=grounds, shorter_side=min(size)
+        first.model,
+        first.processor,
+        labels=labels,
+        background_labels=grounds,
+        assignment=first.assignment,
+        shorter_side=min(size),
     )
     picture = Image.fromarray(scene.image)
     result: Segmentation = segmenter(picture)
@@ -477,8 +484,8 @@ def _demo_picture(
     )
     truth = replace(large, label_map=enlarged(scene.mask))
     result.save_as(out, name)
-    large.overlay().save(out / f"{name}_overlay.png")
-    return [large.image, large.overlay(), truth.overlay(legend=False)]
+    large.overlay(_DEMO_ALPHA).save(out / f"{name}_overlay.png")
+    return [large.image, large.overlay(_DEMO_ALPHA), truth.overlay(_DEMO_ALPHA, legend=False)]
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -491,7 +498,9 @@ def _train(options: argparse.Namespace) -> int:
 
     log: Callable[[str], None] = lambda line: print(line, flush=True)  # noqa: E731
     result = train(options.recipe, options.out, seed=options.seed, log=log)
-    print(f"The model is in {result.directory.resolve()}; try it: groupvit segment PHOTO --model {result.directory}")
+    print(
+        f"The model is in {result.directory.resolve()}. Use it: groupvit segment PHOTO --model DIR --assignment soft ..."
+    )
     return OK
 
 

@@ -238,7 +238,12 @@ class Segmentation:
         present = [i for i, score in enumerate(self.scores) if score.pixel_share > 0]
         present.sort(key=lambda i: (self.has_background and i == 0, -self.scores[i].pixel_share))
         entries = [
-            visualize.Entry(colours[i], self.labels[i], f"label {i}", visualize.percent(self.scores[i].pixel_share))
+            visualize.Entry(
+                None if self.has_background and i == 0 else colours[i],
+                self.labels[i],
+                f"label {i}",
+                visualize.percent(self.scores[i].pixel_share),
+            )
             for i in present
         ]
         return visualize.with_legend(drawn, entries)

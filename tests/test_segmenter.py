@@ -1,6 +1,7 @@
 """The user's door: `groupvit_torch.Segmenter`, with a small random model and with the bundled one."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -312,16 +313,26 @@ def test_shorter_side(model, processor):
     assert Segmenter(model, processor).image_processor.resized_size(100, 100_000) == (4, 128)
 
 
+def test_assignment_is_hard_but_soft_for_the_bundled_model(model, processor, tmp_path, monkeypatch):
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    monkeypatch.setattr("groupvit_torch.predictor.DEMO_MODEL", tmp_path)
+    assert Segmenter(model, processor).assignment == "hard"
+    assert Segmenter.from_pretrained("demo", device="cpu").assignment == "soft"
+    assert Segmenter.from_pretrained("demo", device="cpu", assignment="hard").assignment == "hard"
+
+
 @pytest.mark.skipif(not DEMO_MODEL.is_dir(), reason="the bundled model is not there")
 @pytest.mark.parametrize("level", sorted(LEVELS))
 def test_the_bundled_model_segments_scenes_it_has_never_seen(level):
     labels = [Label(words[0], words[1:]) for words in LEVELS[level]]
     ground = [Label(words[0], words[1:]) for words in BACKGROUNDS]
     segmenter = Segmenter.from_pretrained("demo", labels=labels, background_labels=ground, device="cpu")
-    scenes = [make_scene(77, i, level) for i in range(8)]
+    scenes = [make_scene(77, i, level) for i in range(24)]
+    measured = json.loads((DEMO_MODEL / "training.json").read_text(encoding="utf-8"))["mean_iou"][str(level)]
     confusion = sum(
         confusion_matrix(scene.mask, result.label_map, len(labels) + 1, None)
         for scene, result in zip(scenes, segmenter([s.image for s in scenes]), strict=True)
     )
-    # Far above chance (about 2) and below what the model card reports: eight scenes vary.
-    assert mean_iou(confusion, background=0) > 0.25
+    # What training measured on 200 other scenes; 24 scenes vary, hence some slack.
+    assert 100 * mean_iou(confusion, background=0) > 0.8 * measured
