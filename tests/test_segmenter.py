@@ -23,6 +23,8 @@ from groupvit_torch.predictor import DEMO_MODEL, Segmenter
 LABELS = ["cat", "couch, sofa", "remote control"]
 # A batch multiplies its matrices in another order than single pictures do, in float32.
 BATCHED = 1e-5
+# Points of mean IoU: training measured 200 other scenes, of which two dozen stray by several points.
+FEW_SCENES = 12
 # bfloat16 keeps 8 bits; probabilities lie in 0..1.
 HALF = 0.05
 
@@ -334,5 +336,4 @@ def test_the_bundled_model_segments_scenes_it_has_never_seen(level):
         confusion_matrix(scene.mask, result.label_map, len(labels) + 1, None)
         for scene, result in zip(scenes, segmenter([s.image for s in scenes]), strict=True)
     )
-    # What training measured on 200 other scenes; 24 scenes vary, hence some slack.
-    assert 100 * mean_iou(confusion, background=0) > 0.8 * measured
+    assert 100 * mean_iou(confusion, background=0) == pytest.approx(measured, abs=FEW_SCENES)
