@@ -18,7 +18,7 @@ CONFIG_NAME = "config.json"
 ACTIVATIONS = ("gelu", "quick_gelu", "gelu_new", "relu", "selu", "silu")
 
 # Keywords of `from_pretrained` that say where to look; every other keyword overrides a setting.
-_HUB_KEYWORDS = ("revision", "token", "cache_dir", "subfolder", "local_files_only")
+_HUB_KEYWORDS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
 
 
 @dataclass_transform(kw_only_default=True)
@@ -109,7 +109,7 @@ class _Config:
 
         Args:
             pretrained_model_name_or_path: directory, path of a JSON file, or "org/name".
-            kwargs: `revision`, `token`, `cache_dir`, `subfolder`, `local_files_only` say where to look; any setting's name
+            kwargs: `revision`, `token`, `cache_dir`, `subfolder`, `local_files_only`, `force_download` say where to look; any setting's name
                 overrides that setting; with `return_unused_kwargs=True` the rest is returned instead of refused.
 
         Returns:
@@ -128,9 +128,9 @@ class _Config:
             )
         path = Path(pretrained_model_name_or_path)
         if not path.is_file():
-            from groupvit_common import hub
+            from groupvit_common.hub import resolve
 
-            path = hub.resolve(str(pretrained_model_name_or_path), patterns=[CONFIG_NAME], **where) / CONFIG_NAME
+            path = resolve(pretrained_model_name_or_path, patterns=[CONFIG_NAME], **where) / CONFIG_NAME
         config = cls.from_json_file(path, **overrides)
         return (config, kwargs) if return_unused else config
 

@@ -9,6 +9,7 @@ from groupvit_common.processor import AutoProcessor, CLIPProcessor, GroupViTProc
 from groupvit_common.tokenizer import AutoTokenizer, CLIPTokenizer, CLIPTokenizerFast
 from groupvit_torch.model import GroupViTModel, GroupViTPreTrainedModel, GroupViTTextModel, GroupViTVisionModel
 from groupvit_torch.outputs import BaseModelOutput, BaseModelOutputWithPooling, GroupViTModelOutput
+from groupvit_torch.predictor import Segmenter
 
 __all__ = [
     "AutoImageProcessor",
@@ -30,5 +31,6 @@ __all__ = [
     "GroupViTTextModel",
     "GroupViTVisionConfig",
     "GroupViTVisionModel",
+    "Segmenter",
     "load_image",
 ]

@@ -390,10 +390,21 @@ def _device(device: Any, device_map: Any) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device is None:
         device = "cpu" if device_map is None else device_map
+    return usable_device(device)
+
+
+def usable_device(wanted: Any) -> torch.device:
+    """The device of a name such as 'cpu' or 'cuda:0'. Raises `InputError` for one that is not there or no device at all."""
     try:
-        return torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise InputError(f"device must be one device, such as 'cpu' or 'cuda:0', got {device!r}") from error
+        # The only question that every device answers: some raise when asked for, others when used.
+        probe = torch.zeros(1, device=wanted)
+        probe.item()
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"the device {str(wanted)!r} cannot be used here (one such as 'cpu' or 'cuda:0' can): {reason}"
+        ) from error
+    return probe.device
 
 
 def _settings(model: str, keywords: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from groupvit_common.image_processor import load_image
 from groupvit_common.postprocess import BACKGROUND, Assignment, Segmentation, segmentation
 from groupvit_common.processor import GroupViTProcessor
 from groupvit_common.prompts import Label, get_templates, parse_labels
+from groupvit_torch.checkpoint import usable_device
 from groupvit_torch.model import GroupViTModel
 from groupvit_torch.segmentation import (
     average_embedding,
@@ -141,7 +142,7 @@ class Segmenter:
             CheckpointError: the checkpoint cannot be found, reached, read or loaded.
             InputError: an argument that cannot be used.
         """
-        chosen = _device(device)
+        chosen = usable_device(_best_device() if device is None else device)
         where = DEMO_MODEL if str(model) == "demo" else model
         hub: dict[str, Any] = {
             "revision": revision,
@@ -300,13 +301,5 @@ class Segmenter:
         ]
 
 
-def _device(wanted: str | torch.device | None) -> torch.device:
-    if wanted is None:
-        wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        # The only question that every device answers: some raise when asked for, others when used.
-        probe = torch.zeros(1, device=wanted)
-        probe.item()
-        return probe.device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"the device {str(wanted)!r} cannot be used here: {str(error).splitlines()[0]}") from error
+def _best_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

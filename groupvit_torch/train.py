@@ -248,6 +248,7 @@ def _before_grouping(model: GroupViTModel) -> Iterator[list[Tensor]]:
 def _project(projection: nn.Sequential, x: Tensor) -> Tensor:
     """`[B, P, D]` -> `[B, P, E]` with the batch's own statistics, which batch norm does not keep: in use it only meets groups."""
     first, norm, activation, last = projection
+    assert isinstance(norm, nn.BatchNorm1d)
     hidden = first(x).flatten(0, 1)
     hidden = F.batch_norm(hidden, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
     return last(activation(hidden)).unflatten(0, x.shape[:2])
