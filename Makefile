@@ -38,7 +38,7 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
 	  || { echo "groupvit needs Python 3.11 to 3.13; found $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) \
-	  || { echo "could not make $(VENV): install your system's venv package (Debian: apt-get install python3-venv)"; exit 1; }
+	  || { rm -rf $(VENV); echo "could not make $(VENV): install your system's venv package (Debian: apt-get install python3-venv)"; exit 1; }
 
 $(VENV)/torch.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Setting up $(VENV) (once) ..."

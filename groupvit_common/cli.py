@@ -11,7 +11,9 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from groupvit_common.postprocess import Segmentation
     from groupvit_common.prompts import Label
+    from groupvit_torch.predictor import Segmenter
 
 OK, SOME_FAILED, BAD_INPUT, NO_MODEL, INTERRUPTED, CLOSED_PIPE = 0, 1, 2, 3, 130, 141
 
@@ -54,6 +57,7 @@ _DEFAULT_OUT = "groupvit_out"
 # From so many pictures on, a bar shows how far it is.
 _MANY = 4
 _LEVELS = {1: "colours", 2: "textures", 3: "shapes"}
+_DEMO_SIZES = ((64, 64), (96, 160))  # height, width: as trained, and larger of another shape
 # Strong colours: the objects' own are strong too.
 _DEMO_ALPHA = 0.7
 
@@ -110,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     segment.add_argument(
         "--assignment", choices=("hard", "soft"),
         help="hard: a pixel takes the label of its largest group; soft: labels are weighted by the groups in a pixel "
-        "(default: hard, but soft for the demo model)",
+        "(default: as the model was trained, else hard)",
     )  # fmt: skip
     segment.add_argument(
         "--top-k", type=_count, metavar="K", help="only the K labels that are most like the whole picture may appear"
@@ -217,8 +221,6 @@ def _score(text: str) -> float:
 
 
 def _segment(options: argparse.Namespace) -> int:
-    from dataclasses import replace
-
     from groupvit_common.image_processor import load_image
     from groupvit_common.prompts import get_templates, parse_labels
 
@@ -411,14 +413,14 @@ def _demo(options: argparse.Namespace) -> int:
 
     from groupvit_torch.predictor import Segmenter
 
-    first = Segmenter.from_pretrained("demo")
-    print(
-        f"The bundled model: {first.model.num_parameters() / 1e6:.1f} million parameters, trained from captions alone."
-    )
-    rows = []
-    for level, what in _LEVELS.items():
-        for size in ((64, 64), (96, 160)):
-            rows.append(_demo_picture(Segmenter, first, out, options.seed, level, what, size))
+    rows: list[list[Image.Image]] = []
+    for size in _DEMO_SIZES:
+        # Objects of a larger scene are not larger: the picture goes into the model as it is.
+        segmenter = Segmenter.from_pretrained("demo", shorter_side=min(size))
+        if not rows:
+            millions = segmenter.model.num_parameters() / 1e6
+            print(f"The bundled model: {millions:.1f} million parameters, trained from captions alone.")
+        rows += [_demo_picture(segmenter, out, options.seed, level, what, size) for level, what in _LEVELS.items()]
 
     from groupvit_common.visualize import sheet
 
@@ -429,12 +431,9 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _demo_picture(
-    segmenter_class: Any, first: Any, out: Path, seed: int, level: int, what: str, size: tuple[int, int]
+    segmenter: Segmenter, out: Path, seed: int, level: int, what: str, size: tuple[int, int]
 ) -> list[Image.Image]:
     """Make, segment, measure and save one picture of `size` = (height, width); returns a row of the overview."""
-    from dataclasses import replace
-
-    import numpy as np
     from PIL import Image
 
     from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, make_scene
@@ -442,18 +441,9 @@ def _demo_picture(
     from groupvit_common.prompts import Label
 
     scene = make_scene(seed, 0, level, size)
-    labels = [Label(words[0], words[1:]) for words in LEVELS[level]]
-    grounds = [Label(words[0], words[1:]) for words in BACKGROUNDS]
-    # Objects of a larger scene are not larger: the picture goes into the model as it is.
-    segmenter = segmenter_class(
-        first.model,
-        first.processor,
-        labels=labels,
-        background_labels=grounds,
-        assignment=first.assignment,
-        shorter_side=min(size),
-    )
     picture = Image.fromarray(scene.image)
+    labels, grounds = ([Label(names[0], names[1:]) for names in words] for words in (LEVELS[level], BACKGROUNDS))
+    segmenter.set_labels(labels, grounds)
     result: Segmentation = segmenter(picture)
     iou = class_iou(confusion_matrix(scene.mask, result.label_map, len(labels) + 1, None))
 
@@ -470,22 +460,28 @@ def _demo_picture(
 
     name = f"{what}_{width}x{height}"
     picture.save(out / f"{name}.png")
-    # Shown larger than it is, pixel by pixel.
-    zoom = 384 // height
+    result.save_as(out, name)
+    drawn = _enlarged(result, 384 // height)
+    drawn.overlay(_DEMO_ALPHA).save(out / f"{name}_overlay.png")
+    truth = _enlarged(replace(result, label_map=scene.mask), 384 // height)
+    return [drawn.image, drawn.overlay(_DEMO_ALPHA), truth.overlay(_DEMO_ALPHA, legend=False)]
+
+
+def _enlarged(result: Segmentation, zoom: int) -> Segmentation:
+    """A small picture's result with every pixel drawn as `zoom` x `zoom`."""
+    import numpy as np
+    from PIL import Image
 
     def enlarged(index_map: Any) -> Any:
         return np.kron(index_map, np.ones((zoom, zoom), index_map.dtype))
 
-    large = replace(
+    width, height = result.image.size
+    return replace(
         result,
-        image=picture.resize((width * zoom, height * zoom), Image.Resampling.NEAREST),
+        image=result.image.resize((width * zoom, height * zoom), Image.Resampling.NEAREST),
         label_map=enlarged(result.label_map),
         group_map=enlarged(result.group_map),
     )
-    truth = replace(large, label_map=enlarged(scene.mask))
-    result.save_as(out, name)
-    large.overlay(_DEMO_ALPHA).save(out / f"{name}_overlay.png")
-    return [large.image, large.overlay(_DEMO_ALPHA), truth.overlay(_DEMO_ALPHA, legend=False)]
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -496,10 +492,9 @@ def _train(options: argparse.Namespace) -> int:
 
     from groupvit_torch.train import train
 
-    log: Callable[[str], None] = lambda line: print(line, flush=True)  # noqa: E731
-    result = train(options.recipe, options.out, seed=options.seed, log=log)
+    result = train(options.recipe, options.out, seed=options.seed, log=partial(print, flush=True))
     print(
-        f"The model is in {result.directory.resolve()}. Use it: groupvit segment PHOTO --model DIR --assignment soft ..."
+        f"The model is in {result.directory.resolve()}. Use it: groupvit segment PHOTO --model {result.directory} ..."
     )
     return OK
 

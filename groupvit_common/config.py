@@ -116,8 +116,8 @@ class _Config:
             The configuration, or (configuration, unused keywords) with `return_unused_kwargs=True`.
 
         Raises:
-            CheckpointError: there is no such checkpoint, or its `config.json` cannot be read.
-            InputError: an unknown keyword, or values that no model can have.
+            CheckpointError: there is no such checkpoint, or its `config.json` cannot be read or describes no possible model.
+            InputError: an unknown keyword.
         """
         where = {key: kwargs.pop(key) for key in _HUB_KEYWORDS if key in kwargs}
         return_unused = kwargs.pop("return_unused_kwargs", False)
@@ -128,9 +128,9 @@ class _Config:
             )
         path = Path(pretrained_model_name_or_path)
         if not path.is_file():
-            from groupvit_common.hub import resolve
+            from groupvit_common.hub import resolve_file
 
-            path = resolve(pretrained_model_name_or_path, patterns=[CONFIG_NAME], **where) / CONFIG_NAME
+            path = resolve_file(pretrained_model_name_or_path, CONFIG_NAME, **where)
         config = cls.from_json_file(path, **overrides)
         return (config, kwargs) if return_unused else config
 
@@ -149,7 +149,7 @@ class _Config:
         try:
             return cls.from_dict(content, **overrides)
         except InputError as error:
-            raise InputError(f"{path}: {error}") from error
+            raise CheckpointError(f"{path}: {error}") from error
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Writes `config.json` into `save_directory`, which is made if need be."""

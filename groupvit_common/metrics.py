@@ -49,9 +49,3 @@ def mean_iou(confusion: NDArray[np.int64], background: int | None = None) -> flo
     if background is not None:
         iou = np.delete(iou, background)
     return float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")
-
-
-def pixel_accuracy(confusion: NDArray[np.int64]) -> float:
-    """Share of the counted pixels that are right, in [0, 1]; NaN when nothing was counted."""
-    total = int(confusion.sum())
-    return float(np.trace(confusion) / total) if total else float("nan")

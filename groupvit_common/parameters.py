@@ -12,9 +12,6 @@ from groupvit_common.config import GroupViTConfig, GroupViTTextConfig, GroupViTV
 
 Kind = Literal["dense", "conv", "bias", "norm", "embedding", "token", "running_mean", "running_var", "counter", "scale"]
 
-# Kinds that are carried along but not learned.
-BUFFER_KINDS: frozenset[Kind] = frozenset({"running_mean", "running_var", "counter"})
-
 
 class Parameter(NamedTuple):
     """A tensor: canonical name, shape as in PyTorch and in files, and kind."""

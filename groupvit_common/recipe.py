@@ -90,9 +90,13 @@ class Recipe:
     bfloat16: bool = True
 
     def __post_init__(self) -> None:
+        if min(self.seed, self.held_out_seed) < 0:
+            raise InputError(f"seeds must not be negative, got {self.seed} and {self.held_out_seed}")
         for name in ("steps", "batch_size", "scenes_per_level", "held_out_scenes"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.warmup_steps < self.steps:
+            raise InputError(f"warmup_steps must be fewer than steps, got {self.warmup_steps} of {self.steps}")
         if self.batch_size < 4:
             raise InputError(
                 f"batch_size must be at least 4 (batch norm and mixing need company), got {self.batch_size}"
@@ -138,6 +142,8 @@ def model_config(recipe: Recipe, vocab_size: int, max_length: int) -> GroupViTCo
         projection_dim=recipe.embedding,
         projection_intermediate_dim=recipe.projection_width,
         logit_scale_init_value=math.log(10.0),
+        # Kept in config.json for `Segmenter`: masks are best made in the way that was trained.
+        segmentation_assignment="hard" if assigns_hard(recipe, recipe.steps - 1) else "soft",
     )
 
 

@@ -29,7 +29,7 @@ from groupvit_torch.segmentation import (
 
 DEFAULT_MODEL = "nvidia/groupvit-gcc-yfcc"
 DEMO_MODEL = Path(groupvit_common.__file__).parent / "demo_model"
-"""The bundled model, trained on made scenes: called "demo" wherever a model is named."""
+"""The bundled model, trained on made scenes: called "demo" here and on the command line."""
 
 # Prompts encoded at once, and pixels of pictures read ahead at most (a 12-megapixel photo takes 36 MB).
 _PROMPTS_AT_ONCE = 256
@@ -62,11 +62,12 @@ class Segmenter:
         background_labels: labels, among `labels` or besides them, whose pixels become background.
             A label that is called "background" is one by itself.
         templates: sentences around each label: "one", "seven", "eighty", or your own (`prompts.get_templates`).
-        background: pixels whose best label scores less become background. Scores are squared probabilities, as in the
-            authors' evaluation (0.95 for VOC and COCO, 0.35 for Context). None: every pixel gets a label.
+        background: pixels whose best label scores less become background, 0 to 1. Scores are the authors' (a squared
+            probability unless `top_k` is given; with `top_k=5` their thresholds mean the same here: 0.95 for VOC and COCO,
+            0.35 for Context). None: every pixel gets a label.
         assignment: "hard": a pixel takes the label of its largest group. "soft": labels are weighted by how much of each
-            group is in the pixel. None: hard, as the authors do; soft for the bundled model, which was trained so (7 to 10
-            points of mean IoU better on its scenes).
+            group is in the pixel. None: what the checkpoint's configuration says under `segmentation_assignment` (our own
+            key: the bundled model was trained softly), else hard, as the authors do.
         top_k: only so many labels, those most like the whole picture, may appear. None: all. The authors use 5.
         shorter_side: pictures are resized to this shorter side, in pixels. None: 448 for a model trained at 224 (the
             authors' evaluation), else the size at which the model was trained.
@@ -92,7 +93,8 @@ class Segmenter:
     ) -> None:
         if background is not None and not 0 <= background <= 1:
             raise InputError(f"background must be a score between 0 and 1, got {background}")
-        if assignment not in ("hard", "soft", None):
+        assignment = assignment or model.config.extra.get("segmentation_assignment", "hard")
+        if assignment not in ("hard", "soft"):
             raise InputError(f'assignment must be "hard" or "soft", got {assignment!r}')
         for name, count in (("top_k", top_k), ("shorter_side", shorter_side), ("batch_size", batch_size)):
             if count is not None and count < 1:
@@ -101,7 +103,7 @@ class Segmenter:
         self.processor = processor
         self.templates = get_templates(templates)
         self.background = background
-        self.assignment: Assignment = assignment or "hard"
+        self.assignment: Assignment = assignment
         self.top_k = top_k
         self.batch_size = batch_size
         vision = model.config.vision_config
@@ -153,8 +155,6 @@ class Segmenter:
         # The processor first: it is small, and a checkpoint without one is no use here.
         processor = GroupViTProcessor.from_pretrained(where, **hub)
         loaded = GroupViTModel.from_pretrained(where, dtype=dtype, device=chosen, **hub)
-        if where == DEMO_MODEL and options.get("assignment") is None:
-            options["assignment"] = "soft"
         return cls(loaded, processor, **options)
 
     def set_labels(

@@ -1,13 +1,12 @@
 """A first training loop: a recipe -> captioned scenes -> a checkpoint directory with its measured quality.
 
-    python -m groupvit_torch.train scenes-demo --out DIR
+    groupvit train scenes-demo --out DIR
 
-One process, one device, the whole set in memory. Everything is drawn from the recipe's seed.
+One process on the CPU, the whole set in memory. Everything is drawn from the recipe's seed.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import math
@@ -20,17 +19,18 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, Scene, make_scene
-from groupvit_common.errors import InputError
+from groupvit_common.errors import GroupViTError, InputError
 from groupvit_common.image_processor import GroupViTImageProcessor
 from groupvit_common.metrics import confusion_matrix, mean_iou
-from groupvit_common.postprocess import Assignment, label_affinity, label_pixels
+from groupvit_common.postprocess import MAX_LOGIT_SCALE
 from groupvit_common.processor import GroupViTProcessor
-from groupvit_common.prompts import Label, average_embedding
+from groupvit_common.prompts import Label
 from groupvit_common.recipe import (
     Recipe,
     assigns_hard,
@@ -51,24 +51,22 @@ from groupvit_torch.loss import (
     prompt_claim_loss,
 )
 from groupvit_torch.model import GroupViTModel
-from groupvit_torch.segmentation import grouping_map
+from groupvit_torch.predictor import Segmenter
 from groupvit_torch.vision import Stage
 
-MAX_LOGIT_SCALE = math.log(100.0)
-"""The logarithm of the scale is kept below this, as the authors do."""
-
 TEXT_LENGTH = 32  # tokens: room for the longest caption of a scene
-EVALUATION_TEMPLATE = "a photo of a {}."
 MEASURES_NAME = "training.json"
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run came to. `mean_iou`: level -> mean IoU of the held-out scenes, in percent; `losses`: one a step."""
+    """What a run came to. `mean_iou`: level -> mean IoU of the held-out scenes, in percent, beside that of the untrained model and of
+    the most frequent class everywhere; `losses`: one a step."""
 
     directory: Path
     mean_iou: dict[int, float]
     untrained_mean_iou: dict[int, float]
+    majority_mean_iou: dict[int, float]
     losses: tuple[float, ...]
     minutes: float
 
@@ -91,6 +89,7 @@ def train(
 
     Raises:
         InputError: an unknown name, or a directory that cannot be made.
+        GroupViTError: the loss stopped being a number.
     """
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     recipe = recipe if seed is None else replace(recipe, seed=seed)
@@ -116,11 +115,16 @@ def train(
     mean_model = copy.deepcopy(model)
     optimiser = make_optimiser(model, recipe)
     losses: list[float] = []
-    measured = untrained
+    measured, majority = untrained, majority_mean_iou(recipe)
     for step, batch in enumerate(_batches(recipe, pictures, processor, rng)):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate_at(recipe, step)
         losses.append(train_step(model, optimiser, batch, recipe, hard=assigns_hard(recipe, step)))
+        if not math.isfinite(losses[-1]):
+            raise GroupViTError(
+                f"the loss is {losses[-1]} at step {step + 1}: try a lower learning_rate than {recipe.learning_rate:g} or "
+                f"bfloat16=False; what {directory} holds is from before"
+            )
         _average(mean_model, model, min(recipe.ema_decay, step / (step + 10)))
         if (step + 1) % 100 == 0:
             minutes = (time.monotonic() - start) / 60
@@ -131,8 +135,8 @@ def train(
             log(f"step {step + 1}: {_percentages(measured)}  {minutes:.1f} min")
             mean_model.save_pretrained(directory)
             processor.save_pretrained(directory)
-            _write_measures(directory / MEASURES_NAME, recipe, step + 1, measured, untrained, minutes)
-    return TrainResult(directory, measured, untrained, tuple(losses), (time.monotonic() - start) / 60)
+            _write_measures(directory / MEASURES_NAME, recipe, step + 1, measured, untrained, majority, minutes)
+    return TrainResult(directory, measured, untrained, majority, tuple(losses), (time.monotonic() - start) / 60)
 
 
 # The parts of a run
@@ -196,7 +200,7 @@ def train_step(
     nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
     optimiser.step()
     with torch.no_grad():
-        model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+        model.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
     return float(loss.detach())
 
 
@@ -270,50 +274,45 @@ def paper_objective(model: GroupViTModel, batch: Batch, recipe: Recipe, hard: bo
         )
 
 
-def evaluate(
-    model: GroupViTModel, processor: GroupViTProcessor, recipe: Recipe, assignment: Assignment = "soft"
-) -> dict[int, float]:
-    """Mean IoU in percent for each level of the recipe's held-out scenes, background left out of the mean."""
+def evaluate(model: GroupViTModel, processor: GroupViTProcessor, recipe: Recipe) -> dict[int, float]:
+    """Mean IoU in percent for each level of the recipe's held-out scenes, background left out of the mean.
+
+    Measured through `Segmenter`, as a user would get it: the level's classes with their synonyms are the labels, the names of
+    the backgrounds are background labels.
+    """
+    segmenter = Segmenter(model, processor, batch_size=50)
+    return {
+        level: 100.0 * mean_iou(scene_confusion(segmenter, held_out_scenes(recipe, level)), background=0)
+        for level in recipe.levels
+    }
+
+
+def held_out_scenes(recipe: Recipe, level: int) -> list[Scene]:
+    """The scenes of a level that the recipe never trains on."""
+    size = (recipe.image_size, recipe.image_size)
+    return [make_scene(recipe.held_out_seed, index, level, size) for index in range(recipe.held_out_scenes)]
+
+
+def majority_mean_iou(recipe: Recipe) -> dict[int, float]:
+    """What `evaluate` would say of a model that calls every pixel of a level by its most frequent class."""
     result = {}
     for level in recipe.levels:
-        side = recipe.image_size
-        scenes = [
-            make_scene(recipe.held_out_seed, index, level, (side, side)) for index in range(recipe.held_out_scenes)
-        ]
-        confusion = scene_confusion(model, processor, scenes, assignment)
+        masks = np.stack([scene.mask for scene in held_out_scenes(recipe, level)])
+        classes = len(LEVELS[level]) + 1
+        most = 1 + int(np.bincount(masks.ravel(), minlength=classes)[1:].argmax())
+        confusion = confusion_matrix(masks, np.full_like(masks, most), classes, ignore_index=None)
         result[level] = 100.0 * mean_iou(confusion, background=0)
     return result
 
 
-@torch.no_grad()
-def scene_confusion(
-    model: GroupViTModel, processor: GroupViTProcessor, scenes: Sequence[Scene], assignment: Assignment = "soft"
-) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Confusion matrix of scenes of one level and size: rows the masks, columns what the model says; 0 is background."""
+def scene_confusion(segmenter: Segmenter, scenes: Sequence[Scene]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Confusion matrix of scenes of one level: rows the masks, columns what the segmenter says; 0 is background."""
     classes = LEVELS[scenes[0].level]
-    labels = [Label(words[0], words[1:]) for words in (*classes, *BACKGROUNDS)]
-    is_background = [False] * len(classes) + [True] * len(BACKGROUNDS)
-    model.eval()
-    label_embeds = []
-    for label in labels:
-        tokens = processor.tokenizer(list(label.prompts([EVALUATION_TEMPLATE])), padding=True, return_tensors="pt")
-        label_embeds.append(average_embedding(model.get_text_features(**tokens).float().numpy()))
-    images = processor.image_processor
-    size = scenes[0].mask.shape
-    patch = model.config.vision_config.patch_size
+    segmenter.set_labels([Label(names[0], names[1:]) for names in classes], [Label(n[0], n[1:]) for n in BACKGROUNDS])
     confusion = np.zeros((len(classes) + 1,) * 2, np.int64)
-    for start in range(0, len(scenes), 50):
-        part = scenes[start : start + 50]
-        pixels = to_pixels(np.stack([scene.image for scene in part]), images.image_mean, images.image_std)
-        vision = model.vision_model(pixels, output_attentions=True)
-        groups = model.visual_projection(vision.last_hidden_state.flatten(0, 1)).unflatten(0, (len(part), -1))
-        affinity = label_affinity(groups.numpy(), np.stack(label_embeds), float(model.logit_scale.exp()))
-        maps = grouping_map(vision.attentions, (size[0] // patch, size[1] // patch)).numpy()
-        for scene, scores, grouping in zip(part, affinity, maps, strict=True):
-            pixels_labels = label_pixels(
-                scores, grouping, scene.mask.shape, assignment=assignment, is_background=is_background
-            )
-            confusion += confusion_matrix(scene.mask, pixels_labels.label_map, len(classes) + 1, ignore_index=None)
+    results = segmenter.iter(Image.fromarray(scene.image) for scene in scenes)
+    for scene, result in zip(scenes, results, strict=True):
+        confusion += confusion_matrix(scene.mask, result.label_map, len(classes) + 1, ignore_index=None)
     return confusion
 
 
@@ -389,6 +388,7 @@ def _write_measures(
     step: int,
     measured: Mapping[int, float],
     untrained: Mapping[int, float],
+    majority: Mapping[int, float],
     minutes: float,
 ) -> None:
     record = {
@@ -398,20 +398,8 @@ def _write_measures(
         "threads": torch.get_num_threads(),
         "mean_iou": {str(level): round(value, 1) for level, value in measured.items()},
         "untrained_mean_iou": {str(level): round(value, 1) for level, value in untrained.items()},
+        "majority_mean_iou": {str(level): round(value, 1) for level, value in majority.items()},
     }
     temporary = path.with_suffix(".part")
     temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     temporary.replace(path)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Train a GroupViT on captioned scenes.")
-    parser.add_argument("recipe", help="name of a run, such as scenes-demo")
-    parser.add_argument("--out", required=True, help="folder for the model")
-    parser.add_argument("--seed", type=int, help="replaces the recipe's seed")
-    given = parser.parse_args(arguments)
-    train(given.recipe, given.out, seed=given.seed, log=lambda line: print(line, flush=True))
-
-
-if __name__ == "__main__":
-    main()

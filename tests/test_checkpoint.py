@@ -320,7 +320,7 @@ def test_settings_may_be_replaced_and_unknown_keywords_are_named():
     for dtype in ("int64", torch.int8, "float8", 16):
         with pytest.raises(InputError, match="dtype must be"):
             GroupViTModel.from_pretrained(CASE, dtype=dtype)
-    with pytest.raises(InputError, match="the device .gpu. cannot be used"):
+    with pytest.raises(InputError, match=r"the device .gpu. cannot be used"):
         GroupViTModel.from_pretrained(CASE, device="gpu")
     assert GroupViTModel.from_pretrained(CASE, device_map={"": "cpu"}).device.type == "cpu"
 

@@ -16,9 +16,7 @@ from groupvit_common.image_processor import GroupViTImageProcessor
 from groupvit_common.processor import GroupViTProcessor
 from groupvit_common.tokenizer import CLIPTokenizer
 from groupvit_torch.model import GroupViTModel
-from groupvit_torch.predictor import DEMO_MODEL, Segmenter
-
-needs_demo_model = pytest.mark.skipif(not DEMO_MODEL.is_dir(), reason="the bundled model is not there")
+from groupvit_torch.predictor import Segmenter
 
 
 @pytest.fixture(scope="module")
@@ -327,7 +325,6 @@ def test_train_hands_over_to_the_loop(run, here, monkeypatch):
     assert "groupvit segment" in out[-1]
 
 
-@needs_demo_model
 def test_demo(run, here):
     code, out, err = run("demo", "--out", "demo", model=None)
     assert (code, err) == (0, [])

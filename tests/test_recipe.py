@@ -25,6 +25,7 @@ def test_named_runs_give_a_model_that_the_configuration_accepts(name):
     assert isinstance(config, GroupViTConfig)
     assert config.text_config.eos_token_id == config.text_config.vocab_size - 1
     assert config.vision_config.num_group_tokens[-1] == 0
+    assert config.segmentation_assignment == ("hard" if name == "scenes-paper" else "soft")
 
 
 def test_an_unknown_run_is_named_with_those_that_exist():
@@ -95,6 +96,8 @@ def test_wave_positions_are_alike_where_patches_are_near():
         ({"batch_size": 2}, "batch_size must be at least 4"),
         ({"turns": (1, 2)}, "turns must name"),
         ({"seed": 1_000_003}, "held-out"),
+        ({"seed": -1}, "seeds must not be negative, got -1"),
+        ({"steps": 100, "warmup_steps": 100}, "warmup_steps must be fewer than steps, got 100 of 100"),
         ({"mixed_share": 1.5}, "mixed_share must lie between 0 and 1"),
     ],
 )

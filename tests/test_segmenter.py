@@ -315,16 +315,15 @@ def test_shorter_side(model, processor):
     assert Segmenter(model, processor).image_processor.resized_size(100, 100_000) == (4, 128)
 
 
-def test_assignment_is_hard_but_soft_for_the_bundled_model(model, processor, tmp_path, monkeypatch):
-    model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    monkeypatch.setattr("groupvit_torch.predictor.DEMO_MODEL", tmp_path)
+def test_assignment_is_what_the_checkpoint_says_else_hard(model, processor, tmp_path):
     assert Segmenter(model, processor).assignment == "hard"
-    assert Segmenter.from_pretrained("demo", device="cpu").assignment == "soft"
-    assert Segmenter.from_pretrained("demo", device="cpu", assignment="hard").assignment == "hard"
+    config = GroupViTConfig.from_dict({**model.config.to_dict(), "segmentation_assignment": "soft"})
+    GroupViTModel(config).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert Segmenter.from_pretrained(tmp_path, device="cpu").assignment == "soft"
+    assert Segmenter.from_pretrained(tmp_path, device="cpu", assignment="hard").assignment == "hard"
 
 
-@pytest.mark.skipif(not DEMO_MODEL.is_dir(), reason="the bundled model is not there")
 @pytest.mark.parametrize("level", sorted(LEVELS))
 def test_the_bundled_model_segments_scenes_it_has_never_seen(level):
     labels = [Label(words[0], words[1:]) for words in LEVELS[level]]

@@ -9,13 +9,14 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from groupvit_common.data.scenes import LEVELS, Scene, make_scene  # noqa: E402
-from groupvit_common.errors import InputError  # noqa: E402
+from groupvit_common.errors import GroupViTError, InputError  # noqa: E402
 from groupvit_common.metrics import mean_iou  # noqa: E402
 from groupvit_common.processor import GroupViTProcessor  # noqa: E402
 from groupvit_common.recipe import Recipe, get_recipe  # noqa: E402
 from groupvit_torch import train as T  # noqa: E402
 from groupvit_torch.data import CaptionedImages, mix_halves, to_pixels  # noqa: E402
 from groupvit_torch.model import GroupViTModel  # noqa: E402
+from groupvit_torch.predictor import Segmenter  # noqa: E402
 
 SMALL = Recipe(
     steps=4,
@@ -146,12 +147,30 @@ def test_a_model_that_names_at_random_measures_near_nothing():
     torch.manual_seed(0)
     model = T.new_model(SMALL, processor)
     scenes = [make_scene(9, index, 1, (64, 96)) for index in range(3)]
-    confusion = T.scene_confusion(model, processor, scenes)
+    confusion = T.scene_confusion(Segmenter(model, processor), scenes)
     assert confusion.shape == (9, 9)
     assert confusion.sum() == 3 * 64 * 96
     truth = np.bincount(np.concatenate([scene.mask.ravel() for scene in scenes]), minlength=9)
     assert (confusion.sum(axis=1) == truth).all()
     assert mean_iou(confusion, background=0) < 0.3
+
+
+def test_the_most_frequent_class_everywhere_has_its_share_as_iou():
+    recipe = replace(SMALL, held_out_scenes=5)
+    for level, value in T.majority_mean_iou(recipe).items():
+        masks = np.stack([scene.mask for scene in T.held_out_scenes(recipe, level)])
+        shares = np.array([(masks == k + 1).mean() for k in range(len(LEVELS[level]))])
+        # Its intersection is its own pixels, its union every pixel; all other classes that occur score nothing.
+        assert value == pytest.approx(100 * shares.max() / (shares > 0).sum())
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_what_was_saved(tmp_path, monkeypatch):
+    T.train(SMALL, tmp_path, log=quiet)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    monkeypatch.setattr(T, "train_step", lambda *_, **__: float("nan"))
+    with pytest.raises(GroupViTError, match="the loss is nan at step 1: try a lower learning_rate"):
+        T.train(SMALL, tmp_path, log=quiet)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
 def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path):

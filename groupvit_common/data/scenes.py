@@ -13,7 +13,7 @@ picture, so that a model trained at one size meets objects of the scale it knows
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
@@ -73,7 +73,7 @@ BACKGROUNDS: tuple[tuple[str, ...], ...] = (
 
 SYNONYM_SHARE = 0.25  # how often a thing is called by a name other than its usual one
 
-COUNT_SHARES = (0.6, 0.25, 0.15)  # of scenes with two, three and four objects
+COUNT_SHARES = (0.4, 0.35, 0.25)  # of scenes with two, three and four objects
 
 # Hue in turns, saturation, value of the eight colours, in the order of COLOURS.
 _HSV = np.array(
@@ -129,7 +129,7 @@ def make_scene(seed: int, index: int, level: int, size: tuple[int, int] = (64, 6
     image = _GROUNDS[background](rng, *_grid(height, width))
     mask = np.zeros((height, width), np.uint8)
 
-    count = int(rng.choice((2, 3, 4), p=(0.4, 0.35, 0.25)))
+    count = int(rng.choice((2, 3, 4), p=COUNT_SHARES))
     classes = rng.permutation(len(LEVELS[level]))[:count]
     for number, (y, x, radius) in zip(classes, _places(rng, count, height, width), strict=True):
         colour = number if level == 1 else None
@@ -141,11 +141,6 @@ def make_scene(seed: int, index: int, level: int, size: tuple[int, int] = (64, 6
 
     caption, nouns = _caption(rng, level, classes, background)
     return Scene(pixels, caption, nouns, mask, level, background)
-
-
-def scene_batch(seed: int, indices: Sequence[int], level: int, size: tuple[int, int] = (64, 64)) -> list[Scene]:
-    """`make_scene` for several indices."""
-    return [make_scene(seed, index, level, size) for index in indices]
 
 
 # Words
