@@ -22,7 +22,17 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.hub import resolve
-from groupvit_common.tokenizer import BatchEncoding, check_return_tensors, read_json, to_tensors, write_json
+from groupvit_common.tokenizer import (
+    HARMLESS_KEYWORDS,
+    HUB_KEYWORDS,
+    SECRETS,
+    BatchEncoding,
+    check_keywords,
+    check_return_tensors,
+    read_json,
+    to_tensors,
+    write_json,
+)
 
 IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
 # transformers 5 keeps the image processor's settings in the processor's file, under "image_processor"; they go first there.
@@ -125,7 +135,7 @@ class GroupViTImageProcessor:
         """From the content of a preprocessor_config.json, of this or any CLIP-family processor; keywords override it."""
         _check_names(overrides)
         known = {name: settings[name] for name in _SETTINGS if name in settings}
-        extra = {name: value for name, value in settings.items() if name not in _SETTINGS}
+        extra = {name: value for name, value in settings.items() if name not in (*_SETTINGS, *SECRETS)}
         return cls(**(known | overrides), extra=extra)
 
     @classmethod
@@ -138,13 +148,17 @@ class GroupViTImageProcessor:
         cache_dir: str | Path | None = None,
         subfolder: str = "",
         local_files_only: bool = False,
-        use_fast: bool | None = None,
+        force_download: bool = False,
         **overrides: Any,
     ) -> Self:
         """The image processor of a directory or hub repository: `preprocessor_config.json`, or the part of
-        `processor_config.json` that transformers 5 writes. Keywords override settings. `use_fast` is accepted for code written
-        for transformers; there is one implementation here. Raises `CheckpointError` when the file is missing or unusable.
+        `processor_config.json` that transformers 5 writes. Keywords override settings, and unknown ones are refused; `use_fast`,
+        `trust_remote_code` and their like are accepted for code written for transformers and change nothing. `revision` to
+        `force_download` say where to look: `groupvit_common.hub.resolve`. Raises `CheckpointError` when the file is missing or
+        unusable.
         """
+        check_keywords("image processor", overrides, (*_SETTINGS, *HUB_KEYWORDS), HARMLESS_KEYWORDS)
+        overrides = {name: value for name, value in overrides.items() if name in _SETTINGS}
         directory = resolve(
             name_or_path,
             patterns=[IMAGE_PROCESSOR_FILE, PROCESSOR_FILE],
@@ -153,6 +167,7 @@ class GroupViTImageProcessor:
             cache_dir=cache_dir,
             subfolder=subfolder,
             local_files_only=local_files_only,
+            force_download=force_download,
         )
         path = directory / PROCESSOR_FILE
         settings = read_json(path).get("image_processor") if path.is_file() else None

@@ -8,7 +8,14 @@ from typing import Any, Self
 from groupvit_common.errors import InputError
 from groupvit_common.hub import push, resolve
 from groupvit_common.image_processor import IMAGE_PROCESSOR_FILE, PROCESSOR_FILE, GroupViTImageProcessor
-from groupvit_common.tokenizer import TOKENIZER_FILES, BatchEncoding, CLIPTokenizer
+from groupvit_common.tokenizer import (
+    HARMLESS_TOKENIZER_KEYWORDS,
+    HUB_KEYWORDS,
+    TOKENIZER_FILES,
+    BatchEncoding,
+    CLIPTokenizer,
+    check_keywords,
+)
 
 __all__ = ["AutoProcessor", "BatchEncoding", "CLIPProcessor", "GroupViTProcessor"]
 
@@ -20,9 +27,9 @@ def _keywords(function: Any) -> frozenset[str]:
 
 # What a call passes on, and to whom. `return_tensors` goes to both.
 _TEXT_KEYWORDS = _keywords(CLIPTokenizer.__call__) - {"return_tensors"}
-_IMAGE_KEYWORDS = (
-    _keywords(GroupViTImageProcessor.__call__) | frozenset(inspect.signature(GroupViTImageProcessor).parameters)
-) - {"return_tensors", "extra"}
+_IMAGE_SETTINGS = frozenset(inspect.signature(GroupViTImageProcessor).parameters) - {"extra"}
+_IMAGE_KEYWORDS = (_keywords(GroupViTImageProcessor.__call__) | _IMAGE_SETTINGS) - {"return_tensors"}
+_TEXT_SETTINGS = _keywords(CLIPTokenizer.__init__) - {"tokenizer_file", "tokenizer_object", "extra"}
 
 
 class GroupViTProcessor:
@@ -49,14 +56,17 @@ class GroupViTProcessor:
         cache_dir: str | Path | None = None,
         subfolder: str = "",
         local_files_only: bool = False,
-        use_fast: bool | None = None,
+        force_download: bool = False,
         **settings: Any,
     ) -> Self:
         """Both from a directory or a hub repository, in the files of transformers 4 or 5.
 
-        Keywords override settings: those of the image processor's there, others (such as `model_max_length`) the tokenizer's.
-        `use_fast` is accepted for code written for transformers. Raises `CheckpointError` as the two parts do.
+        Keywords override settings, of the image processor or (such as `model_max_length`) of the tokenizer; unknown ones are
+        refused. Harmless ones of transformers, such as `use_fast`, are accepted as by the two parts. `revision` to
+        `force_download` say where to look: `groupvit_common.hub.resolve`. Raises `CheckpointError` as the two parts do.
         """
+        valid = (*sorted(_IMAGE_SETTINGS | _TEXT_SETTINGS), *HUB_KEYWORDS)
+        check_keywords("processor", settings, valid, HARMLESS_TOKENIZER_KEYWORDS)
         directory = resolve(
             name_or_path,
             patterns=[*TOKENIZER_FILES, IMAGE_PROCESSOR_FILE, PROCESSOR_FILE],
@@ -65,9 +75,10 @@ class GroupViTProcessor:
             cache_dir=cache_dir,
             subfolder=subfolder,
             local_files_only=local_files_only,
+            force_download=force_download,
         )
-        for_images = {name: value for name, value in settings.items() if name in _IMAGE_KEYWORDS}
-        for_text = {name: value for name, value in settings.items() if name not in _IMAGE_KEYWORDS}
+        for_images = {name: value for name, value in settings.items() if name in _IMAGE_SETTINGS}
+        for_text = {name: value for name, value in settings.items() if name not in _IMAGE_SETTINGS}
         return cls(
             GroupViTImageProcessor.from_pretrained(directory, **for_images),
             CLIPTokenizer.from_pretrained(directory, **for_text),

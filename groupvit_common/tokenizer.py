@@ -40,6 +40,35 @@ _NO_LIMIT = 10**20
 # CLIP's word pattern (Radford et al. 2021, `simple_tokenizer.py`), in the Oniguruma syntax of `tokenizers`.
 _WORD_PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
+_SETTINGS = (
+    *_SPECIAL_NAMES,
+    "model_max_length",
+    "padding_side",
+    "truncation_side",
+    "clean_up_tokenization_spaces",
+)
+HUB_KEYWORDS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
+# Keywords of transformers' from_pretrained that change nothing here, and the values that may be asked for (None: any).
+HARMLESS_KEYWORDS: Mapping[str, tuple[Any, ...] | None] = {
+    "use_fast": None,  # there is one implementation
+    "trust_remote_code": None,  # no code of a checkpoint is ever run
+    "resume_download": None,  # huggingface_hub always resumes
+    "proxies": (None,),
+}
+# Settings of transformers' tokenizers, and the values that say what CLIP's tokenizer does anyway.
+HARMLESS_TOKENIZER_KEYWORDS: Mapping[str, tuple[Any, ...] | None] = HARMLESS_KEYWORDS | {
+    "add_bos_token": (True,),
+    "add_eos_token": (True,),
+    "add_prefix_space": (False,),
+    "additional_special_tokens": (None, [], ()),
+    "do_lower_case": (True,),
+    "errors": ("replace",),
+    "from_slow": (False,),
+    "split_special_tokens": (False,),
+    "verbose": None,
+}
+# Never kept, should a file hold them: older versions of other libraries wrote a caller's access token into their files.
+SECRETS = ("token", "use_auth_token")
 # transformers' clean-up of decoded English, in its order: what is removed is the space in front.
 _SPACED_PUNCTUATION = (
     (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"),
@@ -119,6 +148,25 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def check_keywords(
+    owner: str, given: Mapping[str, Any], valid: Sequence[str], harmless: Mapping[str, tuple[Any, ...] | None]
+) -> None:
+    """Raises `InputError` for keywords that are neither valid nor harmless, and for a harmless one that asks for something else.
+
+    Values of unknown keywords are not repeated in the message: one may be an access token.
+    """
+    if "use_auth_token" in given:
+        raise InputError("use_auth_token is transformers' former name of an access token; pass token= instead")
+    unknown = [name for name in given if name not in valid and name not in harmless]
+    if unknown:
+        what = "is not a keyword" if len(unknown) == 1 else "are not keywords"
+        raise InputError(f"{', '.join(map(repr, unknown))} {what} of the {owner}; these are: {', '.join(valid)}")
+    for name, value in given.items():
+        values = None if name in valid else harmless[name]
+        if values is not None and value not in values:
+            raise InputError(f"{name}={value!r} cannot be had: the {owner} knows {name}={values[0]!r} only")
+
+
 class CLIPTokenizer:
     """CLIP's tokenizer, from its vocabulary files; also exported as `AutoTokenizer` and `CLIPTokenizerFast`.
 
@@ -126,7 +174,9 @@ class CLIPTokenizer:
     name. Attributes: `bos_token`, `eos_token`, `unk_token`, `pad_token` (strings; `pad_token` may be None), their `..._id`,
     `model_max_length`, `padding_side` and `truncation_side` ("right" or "left").
 
-    Keywords that are not settings here are kept and written back by `save_pretrained`.
+    Keys of a file that are not settings here are kept in `extra` and written back by `save_pretrained`. Keywords of a caller
+    never are: unknown ones are refused, and settings of transformers' tokenizers (`errors`, `do_lower_case`, ...) are accepted
+    where they ask for what is done anyway.
     """
 
     model_input_names = ("input_ids", "attention_mask")
@@ -146,8 +196,11 @@ class CLIPTokenizer:
         padding_side: str = "right",
         truncation_side: str = "right",
         clean_up_tokenization_spaces: bool = False,
-        **extra: Any,
+        extra: Mapping[str, Any] | None = None,
+        **harmless: Any,
     ) -> None:
+        valid = ("vocab_file", "merges_file", "tokenizer_file", "tokenizer_object", *_SETTINGS, "extra")
+        check_keywords("tokenizer", harmless, valid, HARMLESS_TOKENIZER_KEYWORDS)
         specials = dict(zip(_SPECIAL_NAMES, (bos_token, eos_token, unk_token, pad_token), strict=True))
         contents = {name: _content(name, value) for name, value in specials.items()}
         if not (contents["bos_token"] and contents["eos_token"]):
@@ -166,7 +219,7 @@ class CLIPTokenizer:
         self.padding_side = padding_side
         self.truncation_side = truncation_side
         self.clean_up_tokenization_spaces = bool(clean_up_tokenization_spaces)
-        self.extra = extra
+        self.extra = dict(extra or {})
 
         if tokenizer_object is not None:
             self._backend = tokenizer_object
@@ -195,15 +248,17 @@ class CLIPTokenizer:
         cache_dir: str | Path | None = None,
         subfolder: str = "",
         local_files_only: bool = False,
-        use_fast: bool | None = None,
+        force_download: bool = False,
         **settings: Any,
     ) -> Self:
         """The tokenizer in a directory or a hub repository: `tokenizer.json`, or `vocab.json` with `merges.txt`.
 
         `tokenizer_config.json` and `special_tokens_map.json` are read where they exist; keywords such as `model_max_length`
-        override them. `use_fast` is accepted for code written for transformers; there is one implementation here.
+        override them, and unknown ones are refused. `use_fast`, `trust_remote_code` and their like are accepted for code written
+        for transformers; they change nothing. `revision` to `force_download` say where to look: `groupvit_common.hub.resolve`.
         Raises `CheckpointError` when a file is missing or cannot be used.
         """
+        check_keywords("tokenizer", settings, (*_SETTINGS, *HUB_KEYWORDS), HARMLESS_TOKENIZER_KEYWORDS)
         directory = resolve(
             name_or_path,
             patterns=TOKENIZER_FILES,
@@ -212,8 +267,12 @@ class CLIPTokenizer:
             cache_dir=cache_dir,
             subfolder=subfolder,
             local_files_only=local_files_only,
+            force_download=force_download,
         )
-        arguments = _read_settings(directory) | settings
+        from_files = _read_settings(directory)
+        arguments = {name: value for name, value in from_files.items() if name in _SETTINGS} | settings
+        # A harmless keyword of the caller takes the place of what the file says.
+        arguments["extra"] = {name: value for name, value in from_files.items() if name not in arguments}
         tokenizer_file, vocab_file, merges_file = (directory / name for name in TOKENIZER_FILES[:3])
         if tokenizer_file.is_file():
             arguments["tokenizer_file"] = tokenizer_file
@@ -626,7 +685,7 @@ def _assemble(vocab: dict[str, int], merges: list[tuple[str, str]], unk_token: s
 
 
 def _read_settings(directory: Path) -> dict[str, Any]:
-    """The constructor's keywords that `tokenizer_config.json`, `special_tokens_map.json` and `tokenizer.json` give."""
+    """The settings, and keys that are none, that `tokenizer_config.json`, `special_tokens_map.json` and `tokenizer.json` give."""
     config_file, map_file = directory / TOKENIZER_CONFIG_FILE, directory / SPECIAL_TOKENS_FILE
     settings = read_json(config_file) if config_file.is_file() else {}
     if "added_tokens_decoder" in settings:
@@ -641,7 +700,7 @@ def _read_settings(directory: Path) -> dict[str, Any]:
     elif map_file.is_file():
         special_map = read_json(map_file)  # older: this file has the last word
         settings |= {name: special_map[name] for name in _SPECIAL_NAMES if name in special_map}
-    for name in ("vocab_file", "merges_file", "tokenizer_file", "tokenizer_object", "name_or_path"):
+    for name in ("vocab_file", "merges_file", "tokenizer_file", "tokenizer_object", "name_or_path", *SECRETS):
         settings.pop(name, None)
     return settings
 

@@ -499,3 +499,27 @@ def test_an_image_behind_an_address(tmp_path, monkeypatch):
         finally:
             server.shutdown()
             thread.join()
+
+
+def test_keywords_of_from_pretrained(tmp_path, monkeypatch):
+    GroupViTImageProcessor(size=40, extra={"kept": 1}).save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"token": "hf_SECRET", "use_auth_token": "hf_SECRET"}))
+    with pytest.raises(InputError, match="pass token= instead"):
+        AutoImageProcessor.from_pretrained(tmp_path, use_auth_token="hf_SECRET")
+    with pytest.raises(InputError, match=r"'sizes', 'x' are not keywords of the image processor; these are: .*size"):
+        AutoImageProcessor.from_pretrained(tmp_path, sizes=3, x=1)
+    asked = []
+    monkeypatch.setattr(
+        "groupvit_common.image_processor.resolve",
+        lambda *_, force_download, **__: asked.append(force_download) or tmp_path,
+    )
+    loaded = AutoImageProcessor.from_pretrained(
+        "org/name", force_download=True, token="hf_SECRET", use_fast=True, trust_remote_code=True, crop_size=9
+    )
+    assert asked == [True]
+    assert loaded.crop_size == {"height": 9, "width": 9}
+    # A secret that some file already holds is not passed on either.
+    assert loaded.extra == AutoImageProcessor.from_pretrained(tmp_path).extra
+    assert loaded.extra["kept"] == 1
+    assert "hf_SECRET" not in json.dumps(loaded.to_dict())

@@ -92,6 +92,35 @@ def test_saved_files_give_the_same_processor(processor, tmp_path):
     assert (overridden.image_processor.crop_size["height"], overridden.tokenizer.model_max_length) == (8, 9)
 
 
+def test_unknown_keywords_are_refused_and_harmless_ones_are_not_saved(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="pass token= instead"):
+        AutoProcessor.from_pretrained(tmp_path, use_auth_token="hf_SECRET")
+    with pytest.raises(
+        InputError, match=r"'modle_max_length' is not a keyword of the processor; .*crop_size.*pad_token"
+    ):
+        AutoProcessor.from_pretrained(tmp_path, modle_max_length=5)
+    with pytest.raises(InputError, match="'data_format' is not a keyword"):  # of a call, not of the files
+        AutoProcessor.from_pretrained(tmp_path, data_format="channels_last")
+    loaded = AutoProcessor.from_pretrained(
+        tmp_path, use_fast=True, trust_remote_code=True, do_lower_case=True, force_download=True, token="hf_SECRET"
+    )
+    before = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
+    loaded.save_pretrained(tmp_path / "again")
+    assert {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "again").iterdir()} == before
+
+
+def test_force_download_reaches_the_hub(processor, tmp_path, monkeypatch):
+    processor.save_pretrained(tmp_path)
+    asked = []
+    monkeypatch.setattr(
+        "groupvit_common.processor.resolve", lambda *_, force_download, **__: asked.append(force_download) or tmp_path
+    )
+    AutoProcessor.from_pretrained("org/name", force_download=True)
+    AutoProcessor.from_pretrained("org/name")
+    assert asked == [True, False]
+
+
 def test_the_layout_of_transformers_5(processor, tmp_path):
     processor.save_pretrained(tmp_path)
     # transformers 5 writes one processor_config.json, and neither preprocessor_config.json nor special_tokens_map.json.

@@ -22,6 +22,7 @@ from groupvit_common.tokenizer import AutoTokenizer, BatchEncoding, CLIPTokenize
 
 REFERENCE = Path(__file__).parent / "reference" / "tokenizer"
 SMALL = REFERENCE / "small"
+VOCABULARY = (SMALL / "vocab.json", SMALL / "merges.txt")
 ODD = json.loads((REFERENCE / "odd_ids.json").read_text(encoding="utf-8"))
 CLIP_IDS = json.loads((REFERENCE / "clip_ids.json").read_text(encoding="utf-8"))
 CLIP_VOCABULARY = os.environ.get("GROUPVIT_CLIP_TOKENIZER")
@@ -355,6 +356,64 @@ def test_settings_of_the_files_are_honoured_and_kept(tmp_path):
     assert (again["errors"], again["pad_token"], again["model_max_length"]) == ("replace", "!", 20)
     assert CLIPTokenizer.from_pretrained(tmp_path / "again").tokenize("a star!") == ["a</w>", "star</w>", "!"]
     assert CLIPTokenizer.from_pretrained(tmp_path, model_max_length=9).model_max_length == 9
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"use_auth_token": "hf_SECRET"}, r"use_auth_token is .*; pass token= instead"),
+        (
+            {"modle_max_length": 5, "colour": "red"},
+            r"'modle_max_length', 'colour' are not keywords of the tokenizer; these are: .*model_max_length",
+        ),
+        ({"api_key": "hf_SECRET"}, "'api_key' is not a keyword of the tokenizer"),
+        ({"do_lower_case": False}, "do_lower_case=False cannot be had: the tokenizer knows do_lower_case=True only"),
+        ({"errors": "strict"}, "knows errors='replace' only"),
+        ({"additional_special_tokens": ["<x>"]}, "additional_special_tokens"),
+    ],
+)
+def test_keywords_that_mean_nothing_are_refused(keywords, message):
+    for load in (CLIPTokenizer.from_pretrained, lambda _, **more: CLIPTokenizer(*VOCABULARY, **more)):
+        with pytest.raises(InputError, match=message) as refusal:
+            load(SMALL, **keywords)
+        assert "hf_SECRET" not in str(refusal.value)
+
+
+def test_files_of_a_vocabulary_are_no_keywords_of_from_pretrained():
+    with pytest.raises(InputError, match="'tokenizer_file' is not a keyword"):
+        CLIPTokenizer.from_pretrained(SMALL, tokenizer_file="x.json")
+
+
+def test_keywords_of_transformers_that_change_nothing_are_accepted_and_not_saved(small, tmp_path):
+    shutil.copytree(SMALL, tmp_path / "files")
+    (tmp_path / "files" / "tokenizer_config.json").write_text(
+        json.dumps(
+            {"kept": 1, "errors": "ignore", "do_lower_case": True, "token": "hf_SECRET", "use_auth_token": "hf_X"}
+        )
+    )
+    harmless = {
+        "use_fast": False, "trust_remote_code": True, "resume_download": True, "proxies": None, "add_bos_token": True,
+        "add_eos_token": True, "add_prefix_space": False, "additional_special_tokens": [], "errors": "replace",
+        "from_slow": False, "split_special_tokens": False, "verbose": False, "clean_up_tokenization_spaces": True,
+    }  # fmt: skip
+    where = {"token": "hf_SECRET", "force_download": True, "local_files_only": True, "revision": "main"}
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path / "files", **harmless, **where)
+    assert tokenizer.extra == {"kept": 1, "do_lower_case": True}
+    assert tokenizer("a red star") == CLIPTokenizer(*VOCABULARY, **harmless)("a red star") == small("a red star")
+    paths = tokenizer.save_pretrained(tmp_path / "saved")
+    assert not any("hf_" in path.read_text(encoding="utf-8") for path in paths)
+    config = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+    assert config["clean_up_tokenization_spaces"]
+    assert config["kept"] == 1
+    assert not (harmless | where).keys() & config.keys() - {"clean_up_tokenization_spaces"}
+
+
+def test_force_download_reaches_the_hub(monkeypatch):
+    asked = []
+    monkeypatch.setattr("groupvit_common.tokenizer.resolve", lambda *_, **where: asked.append(where) or SMALL)
+    CLIPTokenizer.from_pretrained("org/name", force_download=True, revision="v1")
+    CLIPTokenizer.from_pretrained("org/name")
+    assert [(where["force_download"], where["revision"]) for where in asked] == [(True, "v1"), (False, None)]
 
 
 def test_truncation_and_padding_inside_a_tokenizer_file_are_not_obeyed(small, tmp_path):
