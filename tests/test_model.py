@@ -177,10 +177,34 @@ def test_explicit_noise_decides_the_training_pass(
     noise = [rng.gumbel(size=shape).astype(np.float32) for shape in ((3, 6, 16), (3, 5, 6))]
     first, second = (backend.call(model, **tiny_inputs, gumbel_noise=noise).image_embeds for _ in range(2))
     np.testing.assert_array_equal(first, second)
-    # Noise this strong sends every segment to one group chosen by us, whatever the weights.
-    for array in noise:
-        array[:] = 0
-        array[:, 0] = 1e6
-    forced = backend.call(model, **tiny_inputs, gumbel_noise=noise, output_hidden_states=True)
-    free = backend.call(model, **tiny_inputs, output_hidden_states=True)
-    assert not np.allclose(forced.image_embeds, free.image_embeds)
+
+
+def test_strong_noise_sends_every_segment_to_the_chosen_group(backend: Backend) -> None:
+    rng = np.random.default_rng(3)
+    for group in range(4):
+        noise = np.zeros((2, 4, 5))
+        noise[:, group] = 1e6  # beyond any logit
+        wanted = np.zeros((2, 4, 5))
+        wanted[:, group] = 1
+        # Straight-through adds and subtracts the soft weights: exact but for float64 rounding.
+        np.testing.assert_allclose(backend.assign(rng.standard_normal((2, 4, 5)), noise=noise), wanted, atol=1e-12)
+
+
+def test_each_stage_takes_its_own_noise(
+    backend: Backend, tiny_config: GroupViTConfig, tiny_inputs: dict[str, np.ndarray]
+) -> None:
+    model = backend.build(tiny_config)
+    first, second = (np.zeros(shape, np.float32) for shape in ((3, 6, 16), (3, 5, 6)))
+
+    def hidden_states(*noise: np.ndarray) -> tuple[np.ndarray, ...]:
+        output = backend.call(model, **tiny_inputs, gumbel_noise=list(noise), output_hidden_states=True)
+        return output.vision_model_output.hidden_states
+
+    plain = hidden_states(first, second)
+    for stage in range(2):
+        noise = [first, second]
+        noise[stage] = noise[stage].copy()
+        noise[stage][:, 0] = 1e6
+        equal = [np.array_equal(a, b) for a, b in zip(plain, hidden_states(*noise), strict=True)]
+        # Patches, then what each stage hands on: equal up to the stage whose noise differs.
+        assert equal == [True] * (1 + stage) + [False] * (3 - stage)
