@@ -92,6 +92,8 @@ logits_per_image = outputs.logits_per_image
 probs = logits_per_image.softmax(dim=1)
 """
 
+TEXT_MODEL_AUTO = TEXT_MODEL.replace("CLIPTokenizer", "AutoTokenizer")
+
 SEGMENTATION = (
     FULL_MODEL
     + """
@@ -170,13 +172,14 @@ def internet(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     ("example", "shapes"),
     [
         (TEXT_MODEL, {"last_hidden_state": (2, 7, 16), "pooled_output": (2, 16)}),
+        (TEXT_MODEL_AUTO, {"last_hidden_state": (2, 7, 16), "pooled_output": (2, 16)}),
         (VISION_MODEL, {"last_hidden_state": (1, 8, 24), "pooled_output": (1, 24)}),
         (TEXT_FEATURES, {"text_features": (2, 8)}),
         (IMAGE_FEATURES, {"image_features": (1, 8)}),
         (FULL_MODEL, {"logits_per_image": (1, 2), "probs": (1, 2)}),
         (SEGMENTATION, {"segmentation_logits": (1, 2, 224, 224)}),
     ],
-    ids=["text", "vision", "text-features", "image-features", "full", "segmentation"],
+    ids=["text", "text-auto-tokenizer", "vision", "text-features", "image-features", "full", "segmentation"],
 )
 def test_the_example_runs(internet: FakeHub, example: str, shapes: dict[str, tuple[int, ...]]) -> None:
     variables: dict[str, Any] = {}
