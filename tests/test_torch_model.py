@@ -12,6 +12,10 @@ from groupvit_torch.grouping import assign, gumbel_noise_like
 from groupvit_torch.layers import MLP
 
 
+# In float64, eight seeds had rounding noise below 2e-11 where the gradient is zero, and at least 5e-4 where it is not.
+NO_GRADIENT = 1e-7
+
+
 def tensors(inputs: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(array) for name, array in inputs.items()}
 
@@ -46,15 +50,22 @@ def test_gradient_of_the_hard_assignment_is_the_soft_ones() -> None:
 
 def test_every_parameter_learns(tiny_config: GroupViTConfig, tiny_inputs: dict[str, np.ndarray]) -> None:
     torch.manual_seed(0)
-    model = GroupViTModel(tiny_config).train()
-    model(**tensors(tiny_inputs), return_loss=True).loss.backward()
-    # Zero by mathematics, rounding noise in practice: what a softmax's normalisation or a batch norm takes away again.
-    # The assignment is normalised over the groups, the queries; every other attention over the keys.
-    zero = {name for name, _ in model.named_parameters() if name.endswith(("attn.k_proj.bias", "_projection.0.bias"))}
-    zero |= {name for name, _ in model.named_parameters() if name.endswith("downsample.assign.q_proj.bias")}
-    largest = {name: float(p.grad.abs().max()) for name, p in model.named_parameters() if p.grad is not None}
-    still = [name for name, _ in model.named_parameters() if name not in zero and largest.get(name, 0) < 1e-7]
-    assert still == []
+    model = GroupViTModel(tiny_config).double().train()
+    given = tensors(tiny_inputs)
+    model(**given | {"pixel_values": given["pixel_values"].double()}, return_loss=True).loss.backward()
+    # Zero by mathematics, rounding noise in practice: biases that what follows takes away again.
+    cancelled = (
+        "attn.k_proj.bias",  # by the softmax over the keys
+        "downsample.assign.q_proj.bias",  # by the softmax over the groups, which are the queries here
+        "_projection.0.bias",  # by the batch norm, as is what is added to every text or image in front of it:
+        "text_model.final_layer_norm.bias",
+        "vision_model.layernorm.bias",
+        "downsample.mlp_inter.fc2.bias",  # one number a token: by the layer norm over its channels, as the next
+        "group_projector.1.fc2.bias",
+    )
+    zero = {name for name, _ in model.named_parameters() if name.endswith(cancelled)}
+    still = {name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().max() < NO_GRADIENT}
+    assert still == zero
 
 
 def test_gradient_checkpointing_changes_no_gradient(
