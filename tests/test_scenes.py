@@ -42,7 +42,9 @@ def test_any_size_and_objects_stay_as_large(size):
             assert scene.mask.shape == size
             for value in set(np.unique(scene.mask).tolist()) - {0}:
                 rows, columns = np.nonzero(scene.mask == value)
-                # A radius of at most 17 pixels, and corners that stick out by less than a third.
+                # A radius of at most 17 pixels, and corners that stick out by less than a third. The smallest shape, the bar, has
+                # 1.5 squared radii; in the smallest picture a crowd shrinks the radius from 11.5 to about 8 (96 pixels), and of
+                # 720 scenes no object had fewer than 84. A clipped or hidden object has less.
                 assert len(rows) > 80
                 assert max(np.ptp(rows), np.ptp(columns)) < 46
 

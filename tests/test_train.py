@@ -68,7 +68,9 @@ def test_steps_on_one_batch_lower_either_objective(name):
     optimiser = T.make_optimiser(model, recipe)
     batch = next(T._batches(recipe, pictures, processor, np.random.default_rng(0)))
     losses = [T.train_step(model, optimiser, batch, recipe, hard=False) for _ in range(25)]
-    assert losses[-1] < 0.8 * losses[0]
+    # Four seeds came down to 4-7 % (demo) and 14-28 % (paper). Half leaves room for another order of rounding, but an objective
+    # whose sign is wrong, or of which one of several terms alone is learnt, stays above it.
+    assert losses[-1] < 0.5 * losses[0]
 
 
 def test_patches_named_by_themselves_learn_but_leave_batch_norm_to_the_groups():
@@ -152,7 +154,8 @@ def test_a_model_that_names_at_random_measures_near_nothing():
     assert confusion.sum() == 3 * 64 * 96
     truth = np.bincount(np.concatenate([scene.mask.ravel() for scene in scenes]), minlength=9)
     assert (confusion.sum(axis=1) == truth).all()
-    assert mean_iou(confusion, background=0) < 0.3
+    # Any one class everywhere measures at most 1.6 % here, and twelve untrained models at most 0.6 %.
+    assert mean_iou(confusion, background=0) < 0.05
 
 
 def test_the_most_frequent_class_everywhere_has_its_share_as_iou():
