@@ -11,7 +11,6 @@ from groupvit_torch import GroupViTModel, GroupViTTextModel, GroupViTVisionModel
 from groupvit_torch.grouping import assign, gumbel_noise_like
 from groupvit_torch.layers import MLP
 
-
 # In float64, eight seeds had rounding noise below 2e-11 where the gradient is zero, and at least 5e-4 where it is not.
 NO_GRADIENT = 1e-7
 
