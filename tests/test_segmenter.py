@@ -23,7 +23,8 @@ from groupvit_torch.predictor import DEMO_MODEL, Segmenter
 LABELS = ["cat", "couch, sofa", "remote control"]
 # A batch multiplies its matrices in another order than single pictures do, in float32.
 BATCHED = 1e-5
-# Points of mean IoU: training measured 200 other scenes, of which two dozen stray by several points.
+# Points of mean IoU: training measured other scenes, and more of them. Of a model at 60 points, nine draws of 24 scenes had a
+# standard deviation of 2.7; four of them, and some for the scenes of training, so that only a wrong model or way to it fails.
 FEW_SCENES = 12
 # bfloat16 keeps 8 bits; probabilities lie in 0..1.
 HALF = 0.05
@@ -81,10 +82,8 @@ def same(a, b):
         assert x.probability == pytest.approx(y.probability, abs=BATCHED)
 
 
-def test_against_the_model_and_the_common_postprocessing(segmenter, model, processor):
-    image = picture()
-    result = segmenter(image)
-
+def by_hand(model, processor, image):
+    """What the model says of one picture and `LABELS`, call by call: affinity [G, L], grouping map [G, h, w], logits [L]."""
     with torch.no_grad():
         images = processor.image_processor.for_segmentation(32, 4)
         pixels = images(image, return_tensors="pt")["pixel_values"]
@@ -101,14 +100,20 @@ def test_against_the_model_and_the_common_postprocessing(segmenter, model, proce
         whole = model(**tokens, pixel_values=pixels).image_embeds.numpy()
     scale = float(model.logit_scale.detach().exp())
     affinity = label_affinity(groups[None], np.stack(label_embeds), scale)[0]
-    expected = label_pixels(affinity, grouping[0].numpy().reshape(6, 8, 12), (40, 60))
+    return affinity, grouping[0].numpy().reshape(6, 8, 12), scale * whole[0] @ np.stack(label_embeds).T
+
+
+def test_against_the_model_and_the_common_postprocessing(segmenter, model, processor):
+    image = picture()
+    result = segmenter(image)
+    affinity, grouping, logits = by_hand(model, processor, image)
+    expected = label_pixels(affinity, grouping, (40, 60))
 
     assert len(np.unique(expected.group_map)) > 1
     np.testing.assert_array_equal(result.label_map, expected.label_map)
     np.testing.assert_array_equal(result.group_map, expected.group_map)
     assert result.labels == ("cat", "couch", "remote control")
     assert result.image.size == (60, 40)
-    logits = scale * whole[0] @ np.stack(label_embeds).T
     np.testing.assert_allclose(
         [s.probability for s in result.scores], np.exp(logits) / np.exp(logits).sum(), rtol=0, atol=BATCHED
     )
@@ -219,14 +224,19 @@ def test_labels_are_encoded_once(model, processor, monkeypatch):
 
 def test_background_by_words(model, processor):
     plain = Segmenter(model, processor, labels=["cat", "couch", "dog"])(picture())
-    for labels, extra in [(["cat", "couch", "dog"], "couch"), (["cat", "dog"], ["couch"]), (["cat", "dog"], "Couch ")]:
+    assert plain.mask("couch").any()
+    for labels, extra, asked in [
+        (["cat", "couch", "dog"], "couch", ["cat", "couch", "dog"]),
+        (["cat", "dog"], ["couch"], ["cat", "dog", "couch"]),
+        (["cat", "dog"], "Couch ", ["cat", "dog", "Couch"]),
+    ]:
         segmenter = Segmenter(model, processor, labels=labels, background_labels=extra)
+        assert [label.name for label in segmenter.labels] == asked
         result = segmenter(picture())
         assert result.labels == ("background", "cat", "dog")
-        assert [label.name.casefold() for label in segmenter.labels] != []
-    np.testing.assert_array_equal(result.mask("background"), plain.mask("couch"))
-    np.testing.assert_array_equal(result.mask("cat"), plain.mask("cat"))
-    assert result.scores[0].probability == pytest.approx(plain.scores[1].probability, abs=BATCHED)
+        for name, words in (("background", "couch"), ("cat", "cat"), ("dog", "dog")):
+            np.testing.assert_array_equal(result.mask(name), plain.mask(words))
+        assert result.scores[0].probability == pytest.approx(plain.scores[1].probability, abs=BATCHED)
 
 
 def test_a_label_called_background_is_background(model, processor):
@@ -234,14 +244,23 @@ def test_a_label_called_background_is_background(model, processor):
     assert result.labels == ("background", "cat", "dog")
 
 
-def test_threshold_soft_and_top_k(model, processor):
+def test_soft_assignment_averages_the_labels_of_a_pixels_groups(model, processor):
+    result = Segmenter(model, processor, labels=LABELS, assignment="soft")(picture())
+    affinity, grouping, _ = by_hand(model, processor, picture())
+    scores = torch.from_numpy(np.einsum("gl,ghw->lhw", affinity, grouping).astype(np.float64))[None]
+    pixels = torch.nn.functional.interpolate(scores, (40, 60), mode="bilinear")[0].numpy()
+    taken = np.take_along_axis(pixels, result.label_map[None].astype(np.int64), axis=0)[0]
+    # Not the label itself: two may be equal but for rounding.
+    np.testing.assert_allclose(taken, pixels.max(axis=0), rtol=0, atol=BATCHED)
+    assert np.ptp(pixels, axis=0).min() > 100 * BATCHED
+
+
+def test_threshold_and_top_k(model, processor):
     every = Segmenter(model, processor, labels=LABELS, background=1.0)(picture())
     assert every.has_background
     assert every.labels[0] == "background"
     assert every.scores[0].probability is None
     assert 0 < every.scores[0].pixel_share < 1
-    soft = Segmenter(model, processor, labels=LABELS, assignment="soft")(picture())
-    assert soft.labels == ("cat", "couch", "remote control")
     one = Segmenter(model, processor, labels=LABELS, top_k=1)(picture())
     best = max(range(3), key=lambda i: one.scores[i].probability)
     assert one.mask(one.labels[best]).all()
