@@ -56,7 +56,8 @@ HARMLESS_KEYWORDS: Mapping[str, tuple[Any, ...] | None] = {
     "proxies": (None,),
 }
 # Settings of transformers' tokenizers, and the values that say what CLIP's tokenizer does anyway.
-HARMLESS_TOKENIZER_KEYWORDS: Mapping[str, tuple[Any, ...] | None] = HARMLESS_KEYWORDS | {
+HARMLESS_TOKENIZER_KEYWORDS: Mapping[str, tuple[Any, ...] | None] = {
+    **HARMLESS_KEYWORDS,
     "add_bos_token": (True,),
     "add_eos_token": (True,),
     "add_prefix_space": (False,),
