@@ -411,7 +411,7 @@ def _demo(options: argparse.Namespace) -> int:
         raise InputError(f"the model was trained on pictures of seed {options.seed}; choose another --seed")
     _make_writable(out)
 
-    from groupvit_torch.predictor import Segmenter
+    from groupvit_torch.predictor import DEMO_MODEL, Segmenter
 
     rows: list[list[Image.Image]] = []
     for size in _DEMO_SIZES:
@@ -422,11 +422,15 @@ def _demo(options: argparse.Namespace) -> int:
             print(f"The bundled model: {millions:.1f} million parameters, trained from captions alone.")
         rows += [_demo_picture(segmenter, out, options.seed, level, what, size) for level, what in _LEVELS.items()]
 
+    measured = json.loads((DEMO_MODEL / "training.json").read_text(encoding="utf-8"))["mean_iou"]
+    means = ", ".join(f"{what} {measured[str(level)]:.0f}%" for level, what in _LEVELS.items())
+    print(f"\nOver 200 such pictures of each kind, the mean IoU is: {means}.")
+
     from groupvit_common.visualize import sheet
 
     overview = out / "overview.png"
     sheet(rows, ("picture", "found by words", "truth")).save(overview)
-    print(f"\nPictures, overlays and label maps are in {out.resolve()}; all at one glance: {overview.resolve()}")
+    print(f"Pictures, overlays and label maps are in {out.resolve()}; all at one glance: {overview.resolve()}")
     return OK
 
 
