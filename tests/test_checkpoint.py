@@ -343,7 +343,7 @@ def test_a_configuration_that_does_not_fit_the_weights(directory):
         GroupViTModel.from_pretrained(directory)
     settings["text_config"]["num_attention_heads"] = 7
     (directory / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(InputError, match="num_attention_heads"):
+    with pytest.raises(CheckpointError, match="num_attention_heads"):
         GroupViTModel.from_pretrained(directory)
 
 

@@ -315,7 +315,7 @@ def test_train_hands_over_to_the_loop(run, here, monkeypatch):
     def pretend(recipe, out_dir, *, seed=None, log=print):
         seen.append((recipe, out_dir, seed))
         log("one step")
-        return train.TrainResult(here / out_dir, {1: 50.0}, {1: 2.0}, (1.0,), 0.1)
+        return train.TrainResult(here / out_dir, {1: 50.0}, {1: 2.0}, {1: 0.5}, (1.0,), 0.1)
 
     monkeypatch.setattr(train, "train", pretend)
     code, out, err = run("train", "scenes-demo", "--out", "runs", "--seed", "3", model=None)

@@ -73,7 +73,7 @@ def test_what_decays(name, dimensions, expected):
 
 
 def test_hard_assignment_begins_where_the_recipe_says():
-    recipe = Recipe(steps=10, hard_from=0.5)
+    recipe = Recipe(steps=10, warmup_steps=0, hard_from=0.5)
     assert [assigns_hard(recipe, step) for step in range(10)] == [False] * 5 + [True] * 5
     assert not any(assigns_hard(replace(recipe, hard_from=1.0), step) for step in range(10))
 
