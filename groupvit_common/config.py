@@ -202,20 +202,6 @@ class _Config:
                 limit = f"a number of at least {least:g}" + (f" and below {below:g}" if below < math.inf else "")
                 raise self._error(name, limit)
 
-    def _check_tower(self) -> None:
-        """What the two towers have in common."""
-        self._check_integers("hidden_size", "intermediate_size", "num_attention_heads")
-        self._check_numbers("dropout", "attention_dropout", below=1.0)
-        self._check_numbers("layer_norm_eps", "initializer_range", "initializer_factor")
-        hidden_size, heads = getattr(self, "hidden_size"), getattr(self, "num_attention_heads")  # noqa: B009
-        if hidden_size % heads:
-            raise InputError(
-                f"{type(self).__name__}: hidden_size must be a multiple of num_attention_heads, "
-                f"got {hidden_size} and {heads}"
-            )
-        if getattr(self, "hidden_act") not in ACTIVATIONS:  # noqa: B009
-            raise self._error("hidden_act", f"one of {', '.join(ACTIVATIONS)}")
-
 
 def _is_class_variable(annotation: Any) -> bool:
     return get_origin(annotation) is ClassVar
@@ -225,7 +211,34 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-class GroupViTTextConfig(_Config):
+class _TowerConfig(_Config):
+    """What the two towers have in common."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    hidden_act: str
+    layer_norm_eps: float
+    dropout: float
+    attention_dropout: float
+    initializer_range: float
+    initializer_factor: float
+
+    def validate(self) -> None:
+        super().validate()
+        self._check_integers("hidden_size", "intermediate_size", "num_attention_heads")
+        self._check_numbers("dropout", "attention_dropout", below=1.0)
+        self._check_numbers("layer_norm_eps", "initializer_range", "initializer_factor")
+        if self.hidden_size % self.num_attention_heads:
+            raise InputError(
+                f"{type(self).__name__}: hidden_size must be a multiple of num_attention_heads, "
+                f"got {self.hidden_size} and {self.num_attention_heads}"
+            )
+        if self.hidden_act not in ACTIVATIONS:
+            raise self._error("hidden_act", f"one of {', '.join(ACTIVATIONS)}")
+
+
+class GroupViTTextConfig(_TowerConfig):
     """The text tower: a causal Transformer over byte-pair tokens.
 
     `eos_token_id` says where a text is pooled: at the first end-of-text token; with the value 2, which early checkpoints
@@ -253,12 +266,11 @@ class GroupViTTextConfig(_Config):
 
     def validate(self) -> None:
         super().validate()
-        self._check_tower()
         self._check_integers("vocab_size", "max_position_embeddings")
         self._check_integers("num_hidden_layers", "eos_token_id", least=0)
 
 
-class GroupViTVisionConfig(_Config):
+class GroupViTVisionConfig(_TowerConfig):
     """The vision tower: stages of Transformer layers, each but the last ending in a grouping block (paper, section 3.1).
 
     Per stage: `depths` layers; `num_group_tokens` learned group tokens (0: no grouping at its end); `num_output_groups`
@@ -290,7 +302,6 @@ class GroupViTVisionConfig(_Config):
 
     def validate(self) -> None:
         super().validate()
-        self._check_tower()
         self._check_integers("image_size", "patch_size", "num_channels")
         self._check_numbers("assign_eps")
         if self.image_size % self.patch_size:

@@ -399,7 +399,7 @@ def usable_device(wanted: Any) -> torch.device:
         # The only question that every device answers: some raise when asked for, others when used.
         probe = torch.zeros(1, device=wanted)
         probe.item()
-    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, TypeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
             f"the device {str(wanted)!r} cannot be used here (one such as 'cpu' or 'cuda:0' can): {reason}"

@@ -145,7 +145,7 @@ class GroupViTModel(GroupViTPreTrainedModel):
             _given(input_ids, "input_ids"),
             attention_mask,
             position_ids,
-            self._flag("output_attentions", output_attentions) and bool(return_dict),
+            self._flag("output_attentions", output_attentions),
             self._flag("output_hidden_states", output_hidden_states),
         )
         record.pooler_output = self.text_projection(record.pooler_output)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 transformers = pytest.importorskip("transformers", exc_type=ImportError)
 
 # Over the array's largest value: two float32 programs (see test_parity.py), here with up to four stages.
-FLOAT32 = 2e-5
+FLOAT32 = 1e-5
 FLOAT64 = 1e-10
 
 CONFIGS = {
