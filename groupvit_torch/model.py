@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from groupvit_common.checks import check_pairs, given
 from groupvit_common.config import GroupViTConfig, GroupViTTextConfig, GroupViTVisionConfig
-from groupvit_common.errors import InputError
 from groupvit_torch.checkpoint import PreTrainedModel
 from groupvit_torch.init import initialise
 from groupvit_torch.layers import projection
@@ -66,7 +66,7 @@ class GroupViTTextModel(GroupViTPreTrainedModel):
     ) -> BaseModelOutputWithPooling[Tensor] | tuple[Any, ...]:
         """See `TextTower.forward`; a tuple of the present fields with `return_dict=False`."""
         output = self.text_model(
-            _given(input_ids, "input_ids"),
+            given(input_ids, "input_ids"),
             attention_mask,
             position_ids,
             self._flag("output_attentions", output_attentions),
@@ -99,7 +99,7 @@ class GroupViTVisionModel(GroupViTPreTrainedModel):
     ) -> BaseModelOutputWithPooling[Tensor] | tuple[Any, ...]:
         """See `VisionTower.forward`; a tuple of the present fields with `return_dict=False`."""
         output = self.vision_model(
-            _given(pixel_values, "pixel_values"),
+            given(pixel_values, "pixel_values"),
             self._flag("output_attentions", output_attentions),
             self._flag("output_hidden_states", output_hidden_states),
         )
@@ -142,7 +142,7 @@ class GroupViTModel(GroupViTPreTrainedModel):
         the projected texts as `pooler_output`; the other two flags then add to it.
         """
         record = self.text_model(
-            _given(input_ids, "input_ids"),
+            given(input_ids, "input_ids"),
             attention_mask,
             position_ids,
             self._flag("output_attentions", output_attentions),
@@ -160,7 +160,7 @@ class GroupViTModel(GroupViTPreTrainedModel):
     ) -> Tensor | BaseModelOutputWithPooling[Tensor]:
         """Projected images `[B, E]`, not normalised; a record with `return_dict=True` (see `get_text_features`)."""
         record = self.vision_model(
-            _given(pixel_values, "pixel_values"),
+            given(pixel_values, "pixel_values"),
             self._flag("output_attentions", output_attentions),
             self._flag("output_hidden_states", output_hidden_states),
         )
@@ -198,12 +198,9 @@ class GroupViTModel(GroupViTPreTrainedModel):
         segment = self._flag("output_segmentation", output_segmentation)
         attentions = self._flag("output_attentions", output_attentions) or segment
         hidden_states = self._flag("output_hidden_states", output_hidden_states)
-        input_ids, pixel_values = _given(input_ids, "input_ids"), _given(pixel_values, "pixel_values")
-        if return_loss and len(input_ids) != len(pixel_values):
-            raise InputError(
-                "return_loss compares image i with text i and needs as many images as texts, "
-                f"got {len(pixel_values)} images and {len(input_ids)} texts"
-            )
+        input_ids, pixel_values = given(input_ids, "input_ids"), given(pixel_values, "pixel_values")
+        if return_loss:
+            check_pairs(len(pixel_values), len(input_ids))
         vision = self.vision_model(
             pixel_values,
             attentions,
@@ -247,9 +244,3 @@ class GroupViTModel(GroupViTPreTrainedModel):
         # Interpolation is linear, so the texts are combined at patch resolution: G x N fewer full-size maps.
         logits = torch.einsum("bgn,bghw->bnhw", group_logits, grouping) * scale
         return F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
-
-
-def _given(value: Tensor | None, name: str) -> Tensor:
-    if value is None:
-        raise InputError(f"{name} is missing: this model needs it")
-    return value

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from groupvit_common.checks import check_id_range, check_input_ids
 from groupvit_common.config import GroupViTTextConfig
-from groupvit_common.errors import InputError
 from groupvit_torch.layers import EncoderLayer
 from groupvit_torch.outputs import BaseModelOutputWithPooling
 
@@ -89,26 +89,11 @@ class TextTower(nn.Module):
 
     def check(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
         """Raises `InputError` for ids that the tower cannot read. The range is checked on the CPU only (elsewhere it would stall)."""
-        shape, vocabulary, longest = tuple(input_ids.shape), self.config.vocab_size, self.config.max_position_embeddings
-        if len(shape) != 2:
-            raise InputError(f"input_ids must have shape [texts, tokens], got {list(shape)}")
-        if input_ids.is_floating_point() or input_ids.is_complex() or input_ids.dtype == torch.bool:
-            raise InputError(f"input_ids must be integers, got {input_ids.dtype}")
-        if not 1 <= shape[1] <= longest:
-            raise InputError(
-                f"a text may have 1 to {longest} tokens, got {shape[1]}; let the tokenizer truncate (truncation=True)"
-            )
-        if attention_mask is not None and tuple(attention_mask.shape) != shape:
-            raise InputError(
-                f"attention_mask must have the shape of input_ids, {list(shape)}, got {list(attention_mask.shape)}"
-            )
+        is_integer = not (input_ids.is_floating_point() or input_ids.is_complex() or input_ids.dtype == torch.bool)
+        mask_shape = None if attention_mask is None else attention_mask.shape
+        check_input_ids(input_ids.shape, str(input_ids.dtype), is_integer, mask_shape, self.config)
         if input_ids.device.type == "cpu" and input_ids.numel() and not torch.compiler.is_compiling():
-            low, high = int(input_ids.min()), int(input_ids.max())
-            if low < 0 or high >= vocabulary:
-                raise InputError(
-                    f"input_ids must lie between 0 and {vocabulary - 1}, got {low if low < 0 else high}; "
-                    "do the tokenizer and the model belong together?"
-                )
+            check_id_range(int(input_ids.min()), int(input_ids.max()), self.config)
 
 
 def _attention_bias(x: Tensor, attention_mask: Tensor | None) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from groupvit_common.checks import check_pixel_values, noise_per_stage
 from groupvit_common.config import GroupViTVisionConfig
-from groupvit_common.errors import InputError
 from groupvit_common.resample import resize_matrix
 from groupvit_torch.grouping import TokenAssign
 from groupvit_torch.layers import EncoderLayer, MixerMLP
@@ -35,8 +35,8 @@ class VisionEmbeddings(nn.Module):
 
     def __init__(self, config: GroupViTVisionConfig) -> None:
         super().__init__()
+        self.config = config
         self.patch_size = config.patch_size
-        self.num_channels = config.num_channels
         self.grid = config.image_size // config.patch_size
         self.patch_embeddings = PatchEmbeddings(config)
         self.position_embeddings = nn.Parameter(torch.zeros(1, self.grid**2, config.hidden_size))
@@ -44,7 +44,7 @@ class VisionEmbeddings(nn.Module):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        self.check(pixel_values)
+        check_pixel_values(pixel_values.shape, str(pixel_values.dtype), pixel_values.is_floating_point(), self.config)
         height, width = pixel_values.shape[-2:]
         # A user's float32 pixels go into a half-precision model without a word; autocast does its own casting.
         patches = self.patch_embeddings(pixel_values.to(self.patch_embeddings.projection.weight.dtype))
@@ -64,26 +64,6 @@ class VisionEmbeddings(nn.Module):
         )
         grid = stored.to(dtype).unflatten(1, (self.grid, self.grid))[0]
         return torch.einsum("ri,cj,ijd->rcd", down, across, grid).flatten(0, 1)[None].to(stored.dtype)
-
-    def check(self, pixel_values: Tensor) -> None:
-        """Raises `InputError` for anything but `[B, C, H, W]` floating point with sides that are multiples of the patch."""
-        shape = tuple(pixel_values.shape)
-        if len(shape) != 4 or shape[1] != self.num_channels:
-            raise InputError(
-                f"pixel_values must have shape [batch, {self.num_channels}, height, width], got {list(shape)}"
-                + ("; add a batch axis" if len(shape) == 3 else "")
-                + ("; move the channels to axis 1" if len(shape) == 4 and shape[-1] == self.num_channels else "")
-            )
-        if not pixel_values.is_floating_point():
-            raise InputError(
-                f"pixel_values must be floating point, normalised as the image processor does it, got {pixel_values.dtype}"
-            )
-        patch = self.patch_size
-        if not shape[2] or not shape[3] or shape[2] % patch or shape[3] % patch:
-            raise InputError(
-                f"the sides of an image must be multiples of the patch size {patch}, got {shape[2]} x {shape[3]} "
-                "(height x width); the image processor can resize to such sizes"
-            )
 
 
 class Stage(nn.Module):
@@ -172,7 +152,7 @@ class VisionTower(nn.Module):
         """
         segments = self.embeddings(pixel_values)
         stages = list(self.encoder.stages)
-        noise = self._per_stage(gumbel_noise, stages)
+        noise = noise_per_stage(gumbel_noise, [stage.downsample is not None for stage in stages])
         group_tokens: Tensor | None = None
         hidden_states, assignments = [segments], []
         for stage, stage_noise in zip(stages, noise, strict=True):
@@ -189,16 +169,3 @@ class VisionTower(nn.Module):
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             attentions=tuple(assignments) if output_attentions else None,
         )
-
-    @staticmethod
-    def _per_stage(gumbel_noise: Sequence[Tensor] | None, stages: Sequence[nn.Module]) -> list[Tensor | None]:
-        """The noise of every stage, None for those without a grouping block."""
-        grouping = [stage.downsample is not None for stage in stages]
-        if gumbel_noise is None:
-            return [None] * len(stages)
-        if len(gumbel_noise) != sum(grouping):
-            raise InputError(
-                f"gumbel_noise needs one tensor per grouping block ({sum(grouping)}), got {len(gumbel_noise)}"
-            )
-        remaining = iter(gumbel_noise)
-        return [next(remaining) if groups else None for groups in grouping]
