@@ -1,0 +1,122 @@
+"""Losses. They take features that were gathered from all replicas already; the model knows one device.
+
+The paper's two come first. The others train the groups themselves: on small scenes the paper's losses alone are satisfied by
+one group that holds everything (its mean patch tells captions apart), so that no mask emerges.
+
+The same functions as in `groupvit_torch.loss`. Sizes may be unknown while a graph is traced.
+
+Shapes: B images, G groups, P patches, E embedding width, W prompts (legend in docs/architecture.md).
+"""
+
+from typing import Any
+
+from keras import ops
+from keras.backend import standardize_dtype
+
+Tensor = Any  # of whatever backend Keras runs on
+
+# Keeps the logarithm of a probability that underflowed finite; far below any probability that matters.
+_TINY = 1e-6
+
+
+def symmetric_cross_entropy(logits: Tensor) -> Tensor:
+    """The contrastive loss of matching pairs (paper, equations 7 to 9), a float32 (or float64) scalar.
+
+    Args:
+        logits: `[B, B]` similarities times temperature, row i and column i belonging together. Half precision is widened:
+            the sum of exponentials needs it.
+    """
+    return _both_directions(_wide(logits), 1)
+
+
+def contrastive_loss(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor | float) -> Tensor:
+    """Image i belongs to text i (paper, section 3.2, "Image-Text Contrastive Loss"): embeddings `[B, E]`, any length."""
+    image_embeds, text_embeds = _unit(image_embeds), _unit(text_embeds)
+    return symmetric_cross_entropy(image_embeds @ ops.transpose(text_embeds) * _like(image_embeds, logit_scale))
+
+
+def multi_label_contrastive_loss(image_embeds: Tensor, prompt_embeds: Tensor, logit_scale: Tensor | float) -> Tensor:
+    """Image i belongs to each of its own M prompts (paper, section 3.2, "Multi-Label Image-Text Contrastive Loss").
+
+    From images, the target is spread evenly over the image's prompts; from prompts, it is their image. Both directions
+    count half.
+
+    Args:
+        image_embeds: `[B, E]`; prompt_embeds: `[B, M, E]`; any length.
+    """
+    images, prompts = _unit(image_embeds), _unit(prompt_embeds)
+    _, per_image, width = ops.shape(prompts)
+    logits = images @ ops.transpose(ops.reshape(prompts, (-1, width))) * _like(images, logit_scale)  # [B, B * M]
+    return _both_directions(logits, per_image)
+
+
+def group_prompt_logits(group_embeds: Tensor, prompt_embeds: Tensor, logit_scale: Tensor | float) -> Tensor:
+    """`[B, G, E]` groups and the batch's `[W, E]` different prompts, any length -> `[B, G, W]` similarities times temperature."""
+    groups = _unit(group_embeds)
+    return groups * _like(groups, logit_scale) @ ops.transpose(_unit(prompt_embeds))
+
+
+def patch_naming(logits: Tensor, assignment: Tensor | None = None) -> Tensor:
+    """`[B, P, W]`: each patch's distribution over the prompts, float32 at least.
+
+    Args:
+        logits: `[B, G, W]` of `group_prompt_logits`, or `[B, P, W]` if patches are named by themselves.
+        assignment: `[B, G, P]` soft, sums to 1 over G: a patch's distribution is that of its groups, weighted by it.
+    """
+    naming = ops.softmax(_wide(logits), axis=-1)
+    return naming if assignment is None else ops.transpose(_wide(assignment), (0, 2, 1)) @ naming
+
+
+def patch_naming_loss(naming: Tensor, allowed: Tensor) -> Tensor:
+    """Every patch must be named by a word of its own caption, and by no other word of the batch. Beyond the paper.
+
+    Which of the caption's words is meant remains open: the loss is minus the logarithm of the probability that they hold
+    together. Over many captions only the word that always comes with a patch's look can be right (learning from partial
+    labels; MIL-NCE, Miech et al. 2020, contrasts with several positives in the same way). Where images are mixed, each patch
+    answers to the caption of the image that it came from, so a name must follow from the patch's surroundings and not from a
+    summary of the whole image.
+
+    Args:
+        naming: `[B, P, W]` of `patch_naming`; allowed: bool `[B, P, W]` (or `[B, 1, W]`), the words of each patch's caption.
+    """
+    return -ops.mean(ops.log(ops.sum(naming * _like(naming, allowed), axis=-1) + _TINY))
+
+
+def prompt_claim_loss(naming: Tensor, named: Tensor, patches: int) -> Tensor:
+    """Every prompt of a caption must be the name of some patches of its image. Beyond the paper.
+
+    Minus the logarithm of the mean probability of the prompt in the `patches` patches that fit it best, the probability being
+    over all prompts of the batch. The claim is made on patches, not on groups: a group that holds nothing could otherwise name
+    a thing that it only heard of from the rest of the picture.
+
+    Args:
+        naming: `[B, P, W]` of `patch_naming`; named: bool `[B, W]`, which prompts are in which caption.
+    """
+    total = ops.shape(naming)[1]  # a number, or a tensor where a graph does not know it yet
+    count = min(patches, total) if isinstance(total, int) else ops.minimum(patches, total)
+    best = ops.mean(ops.top_k(ops.transpose(naming, (0, 2, 1)), count)[0], axis=-1)
+    weights = _like(naming, named)
+    return -ops.sum(ops.log(best + _TINY) * weights) / ops.maximum(ops.sum(weights), 1.0)
+
+
+def _both_directions(logits: Tensor, per_image: int) -> Tensor:
+    """Mean cross-entropy of `[B, B * M]` logits along either axis, the M columns of image i sharing its target evenly."""
+    count = ops.shape(logits)[0]
+    both = ops.log_softmax(logits, axis=1) + ops.log_softmax(logits, axis=0)
+    own = ops.mean(ops.reshape(both, (count, -1, per_image)), axis=2)
+    return -ops.mean(ops.diagonal(own)) / 2
+
+
+def _wide(x: Tensor) -> Tensor:
+    x = ops.convert_to_tensor(x)
+    return x if standardize_dtype(x.dtype) == "float64" else ops.cast(x, "float32")
+
+
+def _like(x: Tensor, value: Tensor | float) -> Tensor:
+    return ops.cast(value, x.dtype)
+
+
+def _unit(x: Tensor) -> Tensor:
+    # The square is bounded, not the root, whose slope at a vector of zeros is no number.
+    x = _wide(x)
+    return x / ops.sqrt(ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), 1e-24))
