@@ -10,9 +10,11 @@ import math
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from groupvit_common.errors import CheckpointError, InputError
 
@@ -29,6 +31,22 @@ _BITS = {
     **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
     "F4": 4,
 }
+# What transformers knows PyTorch's layout by.
+PYTORCH_METADATA = {"format": "pt"}
+
+# NumPy's names of the dtypes that models use, widest first.
+_ARRAY_DTYPES = {
+    "I64": "int64",
+    "F64": "float64",
+    "F32": "float32",
+    "I32": "int32",
+    "BF16": "bfloat16",
+    "F16": "float16",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+}
+_STORED_AS = {name: stored for stored, name in _ARRAY_DTYPES.items()}
 # The safetensors library's own limit; a length beyond it is never a header.
 _MAX_HEADER_BYTES = 100_000_000
 
@@ -66,9 +84,10 @@ class TensorInfo(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What a safetensors file says about itself: tensors by name, and free metadata such as `format`."""
+    """What a safetensors file says about itself: tensors by name, where each begins, and free metadata such as `format`."""
 
     tensors: dict[str, TensorInfo]
+    starts: dict[str, int]  # bytes from the beginning of the file
     metadata: dict[str, str]
 
 
@@ -109,7 +128,7 @@ def read_header(path: Path) -> Header:
         raise
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-    return _parse_header(path, text, size - 8 - length)
+    return _parse_header(path, text, size)
 
 
 def _refuse_impostor(path: Path, size: int, start: bytes) -> None:
@@ -127,7 +146,9 @@ def _plausible_length(start: bytes, size: int) -> bool:
     return len(start) > 8 and int.from_bytes(start[:8], "little") <= size - 8 and start[8:9] == b"{"
 
 
-def _parse_header(path: Path, text: bytes, data_bytes: int) -> Header:
+def _parse_header(path: Path, text: bytes, size: int) -> Header:
+    data_start = 8 + len(text)
+    data_bytes = size - data_start
     damaged = f"{path} is damaged or not a safetensors file"
     try:
         content = json.loads(text.decode("utf-8"))
@@ -157,7 +178,7 @@ def _parse_header(path: Path, text: bytes, data_bytes: int) -> Header:
         )
     if end < data_bytes:
         raise CheckpointError(f"{damaged}: {data_bytes - end} bytes follow the last tensor")
-    return Header(tensors, metadata)
+    return Header(tensors, {name: data_start + begin for begin, _, name in spans}, metadata)
 
 
 def _parse_entry(entry: object) -> tuple[TensorInfo, tuple[int, int]] | tuple[None, None]:
@@ -175,6 +196,39 @@ def _parse_entry(entry: object) -> tuple[TensorInfo, tuple[int, int]] | tuple[No
 def _is_sizes(value: object) -> bool:
     # The bound keeps products of damaged numbers small; no file has 2**63 bytes.
     return isinstance(value, list) and len(value) < 64 and all(type(n) is int and 0 <= n < 2**63 for n in value)
+
+
+def read_arrays(path: Path, names: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors `names` of a safetensors file, one at a time, in their stored dtypes (bfloat16: that of `ml_dtypes`).
+
+    Raises:
+        CheckpointError: the file cannot be read, or holds one of them in a dtype that NumPy does not have.
+    """
+    header = read_header(path)
+    try:
+        with path.open("rb") as file:
+            for name in sorted(names, key=header.starts.__getitem__):
+                shape, stored = header.tensors[name]
+                if stored not in _ARRAY_DTYPES:
+                    raise CheckpointError(f"{path} holds {name} as {stored}; {', '.join(_ARRAY_DTYPES)} can be read")
+                array = np.empty(math.prod(shape), _array_dtype(stored))
+                file.seek(header.starts[name])
+                if file.readinto(array.view(np.uint8).data) != array.nbytes:
+                    raise CheckpointError(f"{path} is truncated: it ends within {name}")
+                yield name, array.reshape(shape)
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _array_dtype(stored: str) -> np.dtype:
+    if stored == "BF16":
+        # NumPy has no such type; the package that adds it comes with TensorFlow and with JAX.
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(_ARRAY_DTYPES[stored])
 
 
 def read_index(path: Path) -> dict[str, str]:
@@ -391,6 +445,50 @@ def index_text(shards: Sequence[Shard], total_size: int) -> str:
     return (
         json.dumps({"metadata": {"total_size": total_size}, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n"
     )
+
+
+def array_info(shape: Iterable[int], dtype: str) -> TensorInfo:
+    """How a tensor of NumPy's dtype name ("float32", "bfloat16", "int64", ...) is stored."""
+    return TensorInfo(tuple(shape), _STORED_AS[dtype])
+
+
+def stored_bytes(info: TensorInfo) -> int:
+    """How many bytes a tensor takes in a file."""
+    return math.prod(info.shape) * _BITS[info.dtype] // 8
+
+
+def write_arrays(path: Path, tensors: Mapping[str, TensorInfo], value: Callable[[str], np.ndarray]) -> None:
+    """Writes a safetensors file in PyTorch's layout with one tensor in memory at a time; the library needs all, twice.
+
+    Args:
+        tensors: name -> shape and dtype.
+        value: name -> the array, of that shape and dtype.
+    """
+    # Widest dtypes first, so that every tensor starts at a multiple of its element's size; then by name. As the library does.
+    widest_first = list(_ARRAY_DTYPES)
+    order = sorted(tensors, key=lambda name: (widest_first.index(tensors[name].dtype), name))
+    header: dict[str, Any] = {"__metadata__": PYTORCH_METADATA}
+    end = 0
+    for name in order:
+        begin, end = end, end + stored_bytes(tensors[name])
+        header[name] = {
+            "dtype": tensors[name].dtype,
+            "shape": list(tensors[name].shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            array = value(name)
+            assert array_info(array.shape, array.dtype.name) == tensors[name], name
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A writer for `write_files`."""
+    path.write_text(text, encoding="utf-8")
 
 
 def write_files(directory: Path, writers: Mapping[str, Callable[[Path], None]]) -> None:

@@ -4,12 +4,10 @@ A checkpoint's names and shapes are compared with the model's before any tensor 
 all. What is read and written is safetensors; pickles are not touched.
 """
 
-import json
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,67 +15,20 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from groupvit_common import hub
-from groupvit_common.checkpoint import (
-    CONFIG_NAME,
-    WEIGHTS_INDEX_NAME,
-    WEIGHTS_NAME,
-    Weights,
-    compare_tensors,
-    find_weights,
-    index_text,
-    plan_shards,
-    write_files,
-)
+from groupvit_common.checkpoint import PYTORCH_METADATA, Weights, compare_tensors
 from groupvit_common.errors import CheckpointError, InputError
-
-# Tensors of a full model that a tower's model does not have are the other parts'; a tower's own start with one of these.
-_TOWER_PREFIXES = ("text_model.", "vision_model.")
-
-_DTYPES = {
-    "float32": torch.float32,
-    "float": torch.float32,
-    "float64": torch.float64,
-    "double": torch.float64,
-    "float16": torch.float16,
-    "half": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
-_STORED_DTYPES = {"F32": torch.float32, "F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16}
-
-# Keywords of transformers' `from_pretrained` that change nothing here, whatever their value: how its loader works inside, and
-# the choice of an attention kernel, which is made at run time here.
-_WITHOUT_EFFECT = frozenset(
-    {"attn_implementation", "low_cpu_mem_usage", "resume_download", "trust_remote_code", "weights_only", "_fast_init"}
-)
-# Keywords whose named values ask for nothing that is not done anyway; any other value is refused with the reason.
-_ONLY = {
-    "use_safetensors": ((None, True), "only safetensors are read"),
-    "from_tf": ((None, False), "TensorFlow's own files need conversion first"),
-    "from_flax": ((None, False), "Flax's files need conversion first"),
-    "ignore_mismatched_sizes": ((None, False), "a model is loaded whole or not at all"),
-    "output_loading_info": ((None, False), "a checkpoint that does not fit is an error that lists the tensors"),
-    "proxies": ((None,), "set the environment variable HTTPS_PROXY"),
-}
+from groupvit_common.pretrained import Pretrained, check_weights, most_stored_dtype, wanted_dtype
 
 
-class PreTrainedModel(nn.Module):
+class PreTrainedModel(Pretrained, nn.Module):
     """A model that is made from a configuration, and comes from and goes to a checkpoint directory or the hub.
 
     Subclasses take `config` alone as their constructor's argument, and name their tensors as the files do.
     """
 
-    config_class: ClassVar[type[Any]]
-    base_model_prefix: ClassVar[str] = ""
-    main_input_name: ClassVar[str] = "pixel_values"
-
     def __init__(self, config: Any) -> None:
         super().__init__()
-        if not isinstance(config, self.config_class):
-            raise InputError(
-                f"{type(self).__name__} takes a {self.config_class.__name__}, got {type(config).__name__}; "
-                "use from_pretrained for a name or a directory"
-            )
+        self._check_config(config)
         self.config = config
 
     # -- loading ----------------------------------------------------------------------------------------------------------
@@ -119,14 +70,13 @@ class PreTrainedModel(nn.Module):
             CheckpointError: the checkpoint cannot be found, reached or read, or its tensors are not the model's.
             InputError: an argument that cannot be used.
         """
-        wanted_dtype = _dtype(dtype if dtype is not None else torch_dtype)
+        read_as = _dtype(dtype if dtype is not None else torch_dtype)
         wanted_device = _device(device, device_map)
-        overrides = _settings(cls.__name__, overrides)
-        needed = (WEIGHTS_NAME,) if config is not None else (CONFIG_NAME, WEIGHTS_NAME)
-        directory = hub.resolve(
+        config, weights, directory = cls._find(
             pretrained_model_name_or_path,
-            patterns=needed,
-            required=needed,
+            config,
+            overrides,
+            {},
             revision=revision,
             token=token,
             cache_dir=cache_dir,
@@ -134,46 +84,13 @@ class PreTrainedModel(nn.Module):
             local_files_only=local_files_only,
             force_download=force_download,
         )
-        config = cls._configuration(directory if config is None else config, overrides)
-        weights = find_weights(directory)
         # No storage and no initial values: every tensor is about to be replaced.
         with torch.device("meta"), _NoInit():
             model = cls(config)
-        names = model._check(weights, directory)
-        model._assign(_read(weights, names, wanted_dtype, wanted_device))
+        expected = {name: (tuple(t.shape), _name(t.dtype)) for name, t in model.state_dict().items()}
+        names = check_weights(expected, weights, directory, cls.__name__)
+        model._assign(_read(weights, names, read_as, wanted_device))
         return model.eval()
-
-    @classmethod
-    def _configuration(cls, source: Any, overrides: Mapping[str, Any]) -> Any:
-        config = cls.config_class.from_pretrained(source) if isinstance(source, str | Path) else source
-        settings = config.to_dict()
-        unknown = [name for name in overrides if name not in settings]
-        if unknown:
-            raise InputError(
-                f"{cls.__name__}.from_pretrained knows no keyword {unknown[0]!r}, and {type(config).__name__} has no such setting"
-            )
-        if overrides or not isinstance(config, cls.config_class):
-            return cls.config_class.from_dict({**settings, **overrides})
-        return config
-
-    def _check(self, weights: Weights, source: object) -> list[str]:
-        """The names of the tensors to read. Raises `CheckpointError` if the file's are not this model's."""
-        state = self.state_dict()
-        prefix = next((prefix for prefix in _TOWER_PREFIXES if all(name.startswith(prefix) for name in state)), "")
-        names = compare_tensors(
-            {name: tuple(tensor.shape) for name, tensor in state.items()},
-            {name: info.shape for name, info in weights.tensors.items()},
-            source=source,
-            model=f"{type(self).__name__} of the configuration",
-            prefix=prefix,
-        )
-        for name in names:
-            stored = weights.tensors[name].dtype
-            if stored.startswith(("F", "BF")) != state[name].is_floating_point():
-                raise CheckpointError(
-                    f"{source} does not fit: it holds {name} as {stored}, expected {state[name].dtype}"
-                )
-        return names
 
     def _assign(self, tensors: dict[str, Tensor]) -> None:
         """Replaces the tensors of a model on the meta device. A step counter that the file lacks starts at 0."""
@@ -217,10 +134,7 @@ class PreTrainedModel(nn.Module):
             CheckpointError: the directory cannot be written, or the hub not reached.
             InputError: an argument that cannot be used.
         """
-        if not safe_serialization:
-            raise InputError("safe_serialization=False asks for a pickle; weights are written as safetensors only")
-        if push_options and not push_to_hub:
-            raise InputError(f"{next(iter(push_options))!r} has a meaning with push_to_hub=True only")
+        self._check_saving(safe_serialization, push_to_hub, push_options)
         if not is_main_process:
             return
         state = self.state_dict()
@@ -231,59 +145,10 @@ class PreTrainedModel(nn.Module):
         if empty:
             raise InputError(f"{empty[0]} is on the meta device and has no values to save")
         sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in state.items()}
-        shards = plan_shards(sizes, max_shard_size)
-
-        writers: dict[str, Callable[[Path], None]] = {
-            shard.file_name: partial(_write, state=state, names=shard.tensors) for shard in shards
-        }
-        if len(shards) > 1:
-            writers[WEIGHTS_INDEX_NAME] = partial(_write_text, text=index_text(shards, sum(sizes.values())))
-        writers[CONFIG_NAME] = partial(_write_text, text=self._config_text())
-        write_files(Path(save_directory), writers)
+        self._save(save_directory, sizes, partial(_write, state), _name(self.dtype), max_shard_size)
         if push_to_hub:
             name = repo_id if repo_id is not None else Path(save_directory).resolve().name
             self.push_to_hub(name, token=token, max_shard_size=max_shard_size, **push_options)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        token: str | bool | None = None,
-        private: bool | None = None,
-        commit_message: str = "Upload model",
-        revision: str | None = None,
-        create_pr: bool = False,
-        max_shard_size: int | str = "5GB",
-    ) -> str:
-        """Sends the model's configuration and weights to the hub; returns the address of the commit or pull request.
-
-        See `groupvit_common.hub.push` for the arguments and errors, `save_pretrained` for `max_shard_size`.
-        """
-        with tempfile.TemporaryDirectory() as directory:
-            self.save_pretrained(directory, max_shard_size=max_shard_size)
-            return hub.push(
-                directory,
-                repo_id,
-                token=token,
-                private=private,
-                commit_message=commit_message,
-                revision=revision,
-                create_pr=create_pr,
-            )
-
-    def _config_text(self) -> str:
-        """`config.json` with what transformers wants to know besides: the class and the dtype."""
-        known = (
-            cls
-            for cls in type(self).__mro__
-            if cls.__module__.startswith("groupvit_torch.") and cls is not PreTrainedModel
-        )
-        settings = self.config.to_dict()
-        # transformers 5 writes `dtype` instead of `torch_dtype`, and reads both: two that disagree must not meet.
-        settings.pop("dtype", None)
-        settings["architectures"] = [next(known, type(self)).__name__]
-        settings["torch_dtype"] = str(self.dtype).removeprefix("torch.")
-        return json.dumps(settings, indent=2, sort_keys=True) + "\n"
 
     # -- the rest of transformers' base class that code relies on ---------------------------------------------------------
 
@@ -331,12 +196,7 @@ class _NoInit(TorchFunctionMode):
 def _read(weights: Weights, names: list[str], dtype: torch.dtype | None, device: torch.device) -> dict[str, Tensor]:
     """The tensors `names`, floating-point ones as `dtype` (None: the one that most elements are stored in)."""
     if dtype is None:
-        counts: dict[torch.dtype, int] = {}
-        for name in names:
-            stored = _STORED_DTYPES.get(weights.tensors[name].dtype)
-            if stored is not None:
-                counts[stored] = counts.get(stored, 0) + torch.Size(weights.tensors[name].shape).numel()
-        dtype = max(counts, key=lambda key: counts[key], default=torch.float32)
+        dtype = getattr(torch, most_stored_dtype(weights, names))
     wanted, tensors = set(names), {}
     for path, stored_names in weights.files.items():
         try:
@@ -353,18 +213,13 @@ def _read(weights: Weights, names: list[str], dtype: torch.dtype | None, device:
     return tensors
 
 
-def _write(path: Path, state: Mapping[str, Tensor], names: list[str]) -> None:
+def _write(state: Mapping[str, Tensor], names: list[str], path: Path) -> None:
     # Copies: safetensors takes neither tensors that share memory nor strided ones.
     tensors = {name: torch.clone(state[name].detach().cpu(), memory_format=torch.contiguous_format) for name in names}
     try:
-        # `format` is how transformers knows whose layout this is.
-        save_file(tensors, path, metadata={"format": "pt"})
+        save_file(tensors, path, metadata=PYTORCH_METADATA)
     except SafetensorError as error:
         raise CheckpointError(f"{path.parent} cannot be written: {error}") from error
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -375,12 +230,16 @@ def _dtype(value: torch.dtype | str | None) -> torch.dtype | None:
     """The dtype asked for; None stands for "auto"."""
     if value is None:
         return torch.float32
-    if value == "auto":
+    if isinstance(value, str) and value == "auto":
         return None
-    found = _DTYPES.get(value.removeprefix("torch.")) if isinstance(value, str) else value
-    if found not in _DTYPES.values():
+    name = wanted_dtype(value)
+    if name is None:
         raise InputError(f"dtype must be 'auto', float32, float64, float16 or bfloat16, got {value!r}")
-    return found
+    return getattr(torch, name)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _device(device: Any, device_map: Any) -> torch.device:
@@ -405,11 +264,3 @@ def usable_device(wanted: Any) -> torch.device:
             f"the device {str(wanted)!r} cannot be used here (one such as 'cpu' or 'cuda:0' can): {reason}"
         ) from error
     return probe.device
-
-
-def _settings(model: str, keywords: dict[str, Any]) -> dict[str, Any]:
-    """The keywords that may be settings: transformers' own are dropped, or refused if they ask for something else."""
-    for name, (accepted, reason) in _ONLY.items():
-        if name in keywords and not any(keywords[name] is value for value in accepted):
-            raise InputError(f"{model}.from_pretrained cannot do {name}={keywords[name]!r}: {reason}")
-    return {name: value for name, value in keywords.items() if name not in _ONLY and name not in _WITHOUT_EFFECT}

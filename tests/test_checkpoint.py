@@ -357,7 +357,7 @@ def test_missing_and_foreign_tensors(directory):
     with pytest.raises(CheckpointError, match="authors' original code"):
         GroupViTModel.from_pretrained(directory)
     save_file({**tensors, "logit_scale": torch.tensor(3)}, directory / WEIGHTS)
-    with pytest.raises(CheckpointError, match=r"logit_scale as I64, expected torch\.float32"):
+    with pytest.raises(CheckpointError, match=r"logit_scale as I64, expected float32"):
         GroupViTModel.from_pretrained(directory)
 
 
