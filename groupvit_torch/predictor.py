@@ -1,304 +1,77 @@
-"""The user's door: pictures and labels -> label maps."""
+"""The user's door: pictures and labels -> label maps. `groupvit_common.predictor` holds what is not PyTorch."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
-import groupvit_common
-from groupvit_common.errors import InputError
-from groupvit_common.image_files import images_in
-from groupvit_common.image_processor import load_image
-from groupvit_common.postprocess import BACKGROUND, Assignment, Segmentation, segmentation
-from groupvit_common.processor import GroupViTProcessor
-from groupvit_common.prompts import Label, get_templates, parse_labels
+from groupvit_common.postprocess import Floats, PixelLabels
+from groupvit_common.predictor import DEFAULT_MODEL, DEMO_MODEL, BaseSegmenter
 from groupvit_torch.checkpoint import usable_device
 from groupvit_torch.model import GroupViTModel
-from groupvit_torch.segmentation import (
-    average_embedding,
-    grouping_map,
-    image_probabilities,
-    label_affinity,
-    label_pixels,
-)
+from groupvit_torch.segmentation import grouping_map, image_probabilities, label_affinity, label_pixels
 
-DEFAULT_MODEL = "nvidia/groupvit-gcc-yfcc"
-DEMO_MODEL = Path(groupvit_common.__file__).parent / "demo_model"
-"""The bundled model, trained on made scenes: called "demo" here and on the command line."""
-
-# Prompts encoded at once, and pixels of pictures read ahead at most (a 12-megapixel photo takes 36 MB).
-_PROMPTS_AT_ONCE = 256
-_PIXELS_AHEAD = 64_000_000
-# A picture longer than this many times its shorter side is made smaller rather than long: attention over patches grows
-# with the square of their number.
-_LONGEST = 4
+__all__ = ["DEFAULT_MODEL", "DEMO_MODEL", "Segmenter"]
 
 
-@dataclass(frozen=True, eq=False)
-class _Picture:
-    """One picture on its way: upright RGB, where it came from, and its height and width as the model will see it."""
-
-    image: Image.Image
-    source: str | None
-    size: tuple[int, int]
-
-
-class Segmenter:
-    """Segments pictures by words.
-
-        segmenter = Segmenter.from_pretrained("demo", labels="red, green, blue", background_labels="grass, sand")
-        result = segmenter("photo.jpg")
-        result.label_map, result.labels, result.overlay().save("overlay.png")
-
-    Args:
-        model, processor: see `from_pretrained`. The model is put into evaluation mode and stays on its device.
-        labels: what to look for, as `groupvit_common.prompts.parse_labels` takes it: "cat, couch", or
-            ["cat", "couch, sofa"] with synonyms, or `Label` records. May be set later with `set_labels`.
-        background_labels: labels, among `labels` or besides them, whose pixels become background.
-            A label that is called "background" is one by itself.
-        templates: sentences around each label: "one", "seven", "eighty", or your own (`prompts.get_templates`).
-        background: pixels whose best label scores less become background, 0 to 1. Scores are the authors' (a squared
-            probability unless `top_k` is given; with `top_k=5` their thresholds mean the same here: 0.95 for VOC and COCO,
-            0.35 for Context). None: every pixel gets a label.
-        assignment: "hard": a pixel takes the label of its largest group. "soft": labels are weighted by how much of each
-            group is in the pixel. None: what the checkpoint's configuration says under `segmentation_assignment` (our own
-            key: the bundled model was trained softly), else hard, as the authors do.
-        top_k: only so many labels, those most like the whole picture, may appear. None: all. The authors use 5.
-        shorter_side: pictures are resized to this shorter side, in pixels. None: 448 for a model trained at 224 (the
-            authors' evaluation), else the size at which the model was trained.
-        batch_size: pictures of one size in the model at once.
-
-    Raises:
-        InputError: an argument that cannot be used.
-    """
-
-    def __init__(
-        self,
-        model: GroupViTModel,
-        processor: GroupViTProcessor,
-        *,
-        labels: str | Iterable[str | Label] | None = None,
-        background_labels: str | Iterable[str | Label] = (),
-        templates: str | int | Sequence[str] = "one",
-        background: float | None = None,
-        assignment: Assignment | None = None,
-        top_k: int | None = None,
-        shorter_side: int | None = None,
-        batch_size: int = 8,
-    ) -> None:
-        if background is not None and not 0 <= background <= 1:
-            raise InputError(f"background must be a score between 0 and 1, got {background}")
-        assignment = assignment or model.config.extra.get("segmentation_assignment", "hard")
-        if assignment not in ("hard", "soft"):
-            raise InputError(f'assignment must be "hard" or "soft", got {assignment!r}')
-        for name, count in (("top_k", top_k), ("shorter_side", shorter_side), ("batch_size", batch_size)):
-            if count is not None and count < 1:
-                raise InputError(f"{name} must be at least 1, got {count}")
-        self.model = model.eval()
-        self.processor = processor
-        self.templates = get_templates(templates)
-        self.background = background
-        self.assignment: Assignment = assignment
-        self.top_k = top_k
-        self.batch_size = batch_size
-        vision = model.config.vision_config
-        side = shorter_side or (448 if vision.image_size == 224 else vision.image_size)
-        self.image_processor = processor.image_processor.for_segmentation(
-            side, vision.patch_size, longer_side=_LONGEST * max(side, vision.patch_size)
-        )
-        self.labels: tuple[Label, ...] = ()
-        self._is_background: tuple[bool, ...] = ()
-        self._known: dict[tuple[str, ...], Tensor] = {}
-        self._label_embeds: Tensor | None = None
-        if labels is not None:
-            self.set_labels(labels, background_labels)
+class Segmenter(BaseSegmenter):
+    __doc__ = BaseSegmenter.__doc__
+    model: GroupViTModel
 
     @classmethod
-    def from_pretrained(
-        cls,
-        model: str | Path = DEFAULT_MODEL,
-        *,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype | None = None,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        **options: Any,
-    ) -> Self:
-        """A segmenter with the model and processor of a checkpoint.
+    def _device(cls, wanted: Any) -> torch.device:
+        return usable_device(_best_device() if wanted is None else wanted)
 
-        Args:
-            model: "demo" for the bundled model, a checkpoint directory, or "org/name" on the hub.
-            device: None: CUDA or MPS where there is one, else the CPU.
-            dtype: of the weights, such as "bfloat16"; float32 if None.
-            revision, token, cache_dir, local_files_only: see `groupvit_common.hub.resolve`.
-            options: the constructor's keywords.
+    @classmethod
+    def _load(cls, directory: Path, dtype: Any, device: Any) -> GroupViTModel:
+        return GroupViTModel.from_pretrained(directory, dtype=dtype, device=device)
 
-        Raises:
-            CheckpointError: the checkpoint cannot be found, reached, read or loaded.
-            InputError: an argument that cannot be used.
-        """
-        chosen = usable_device(_best_device() if device is None else device)
-        where = DEMO_MODEL if str(model) == "demo" else model
-        hub: dict[str, Any] = {
-            "revision": revision,
-            "token": token,
-            "cache_dir": cache_dir,
-            "local_files_only": local_files_only,
-        }
-        # The processor first: it is small, and a checkpoint without one is no use here.
-        processor = GroupViTProcessor.from_pretrained(where, **hub)
-        loaded = GroupViTModel.from_pretrained(where, dtype=dtype, device=chosen, **hub)
-        return cls(loaded, processor, **options)
-
-    def set_labels(
-        self, labels: str | Iterable[str | Label], background_labels: str | Iterable[str | Label] = ()
-    ) -> None:
-        """Look for these labels from now on. Only labels never seen before are encoded."""
-        parsed = parse_labels(labels)
-        extra = parse_labels(background_labels) if background_labels else ()
-        hidden = {BACKGROUND, *(label.name.casefold() for label in extra)}
-        known = {label.name.casefold() for label in parsed}
-        every = parse_labels([*parsed, *(label for label in extra if label.name.casefold() not in known)])
-        self._encode([label for label in every if label.words not in self._known])
-        self.labels = every
-        self._is_background = tuple(label.name.casefold() in hidden for label in every)
-        self._label_embeds = torch.stack([self._known[label.words] for label in every])
-
-    def __call__(self, images: Any) -> Any:
-        """One picture -> `Segmentation`; a list, tuple or array `[B, ...]` of pictures -> a list of them, in order.
-
-        A picture is a path, the bytes of a file, a PIL image, or an array `[H, W, 3]`.
-        InputError for a picture that cannot be read, and if there are no labels.
-        """
-        if isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4:
-            return list(self.iter(images))
-        return next(self.iter([images]))
-
-    def iter(self, images: str | Path | Iterable[Any]) -> Iterator[Segmentation]:
-        """Segment a folder's pictures, or whatever pictures an iterable gives, in order.
-
-        Pictures are opened as they are needed, a few ahead, so that those of one size go through the model together.
-        """
-        self._labelled()
-        sources = images_in(images) if isinstance(images, str | Path) else images
-        return self._iter(sources)
-
-    def classify(self, images: Any) -> Any:
-        """Probability of each label for the whole picture, `{label: probability}`; a list of these for several pictures.
-
-        The picture is prepared as the checkpoint's processor says, which for most crops the middle.
-        """
-        if isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4:
-            return [self.classify(image) for image in images]
-        label_embeds = self._labelled()
-        with torch.no_grad():
-            pixels = self.processor.image_processor(load_image(images), return_tensors="pt")["pixel_values"]
-            embeds = self.model.get_image_features(pixels.to(self.model.device))
-            assert isinstance(embeds, Tensor)
-            shares = image_probabilities(embeds.float(), label_embeds, self._scale())[0].tolist()
-        return {label.name: share for label, share in zip(self.labels, shares, strict=True)}
-
-    def _labelled(self) -> Tensor:
-        if self._label_embeds is None:
-            raise InputError('there are no labels to look for: call set_labels("cat, couch, remote control") first')
-        return self._label_embeds
-
-    def _scale(self) -> Tensor:
-        return self.model.logit_scale.detach().float().exp()
+    def _ready(self, model: GroupViTModel) -> GroupViTModel:
+        return model.eval()
 
     @torch.no_grad()
-    def _encode(self, labels: Sequence[Label]) -> None:
-        prompts = [label.prompts(self.templates) for label in labels]
-        texts = [text for group in prompts for text in group]
-        parts = []
-        for start in range(0, len(texts), _PROMPTS_AT_ONCE):
-            tokens = self.processor.tokenizer(
-                texts[start : start + _PROMPTS_AT_ONCE], padding=True, truncation=True, return_tensors="pt"
-            )
-            embeds = self.model.get_text_features(**{k: v.to(self.model.device) for k, v in tokens.items()})
-            assert isinstance(embeds, Tensor)
-            parts.append(embeds.float())
-        if parts:
-            per_label = torch.cat(parts).split([len(group) for group in prompts])
-            self._known |= {label.words: average_embedding(e) for label, e in zip(labels, per_label, strict=True)}
-
-    def _iter(self, sources: Iterable[Any]) -> Iterator[Segmentation]:
-        waiting: dict[int, _Picture] = {}
-        done: dict[int, Segmentation] = {}
-        given = 0
-
-        def run(size: tuple[int, int]) -> None:
-            numbers = [i for i, picture in waiting.items() if picture.size == size]
-            done.update(zip(numbers, self._segment([waiting.pop(i) for i in numbers]), strict=True))
-
-        def ready() -> Iterator[Segmentation]:
-            nonlocal given
-            while given in done:
-                yield done.pop(given)
-                given += 1
-
-        for index, source in enumerate(sources):
-            picture = self._open(source)
-            waiting[index] = picture
-            if sum(p.size == picture.size for p in waiting.values()) == self.batch_size:
-                run(picture.size)
-            yield from ready()
-            # Too much read ahead: the oldest waits no longer for company.
-            while waiting and (
-                len(waiting) + len(done) >= 2 * self.batch_size
-                or sum(p.image.width * p.image.height for p in waiting.values()) > _PIXELS_AHEAD
-            ):
-                run(next(iter(waiting.values())).size)
-                yield from ready()
-        while waiting:
-            run(next(iter(waiting.values())).size)
-            yield from ready()
-
-    def _open(self, source: Any) -> _Picture:
-        image = load_image(source)
-        name = str(source) if isinstance(source, str | Path) else getattr(source, "filename", None) or None
-        return _Picture(image, name, self.image_processor.resized_size(image.height, image.width))
+    def _embed_texts(self, tokens: Mapping[str, npt.NDArray[np.int64]]) -> Floats:
+        inputs: dict[str, Any] = {name: torch.from_numpy(ids).to(self.model.device) for name, ids in tokens.items()}
+        embeds = self.model.get_text_features(**inputs)
+        assert isinstance(embeds, Tensor)
+        return _wide(embeds).cpu().numpy()
 
     @torch.no_grad()
-    def _segment(self, pictures: Sequence[_Picture]) -> list[Segmentation]:
-        """Pictures of one processed size through the model together."""
-        label_embeds, scale = self._labelled(), self._scale()
-        pixels = np.concatenate([self.image_processor(p.image, return_tensors="np")["pixel_values"] for p in pictures])
+    def _classify(self, pixels: Floats, label_embeds: Floats) -> Floats:
+        embeds = self.model.get_image_features(torch.from_numpy(pixels).to(self.model.device))
+        assert isinstance(embeds, Tensor)
+        return image_probabilities(_wide(embeds), self._to_device(label_embeds), self._scale()).cpu().numpy()
+
+    @torch.no_grad()
+    def _group(self, pixels: Floats, label_embeds: Floats) -> tuple[Floats, Tensor, Tensor]:
+        labels, scale = self._to_device(label_embeds), self._scale()
         vision = self.model.vision_model(torch.from_numpy(pixels).to(self.model.device), output_attentions=True)
         groups = self.model.visual_projection(vision.last_hidden_state.flatten(0, 1))
-        groups = groups.unflatten(0, (len(pictures), -1)).float()
-        images = self.model.visual_projection(vision.pooler_output).float()
+        groups = _wide(groups.unflatten(0, (len(pixels), -1)))
+        images = _wide(self.model.visual_projection(vision.pooler_output))
         patch = self.model.config.vision_config.patch_size
-        height, width = pictures[0].size
-        grouping = grouping_map([a.float() for a in vision.attentions], (height // patch, width // patch))
-        affinity = label_affinity(groups, label_embeds, scale, images, self.top_k)
-        probabilities = image_probabilities(images, label_embeds, scale).tolist()
-        return [
-            segmentation(
-                picture.image,
-                label_pixels(
-                    affinity[i],
-                    grouping[i],
-                    (picture.image.height, picture.image.width),
-                    assignment=self.assignment,
-                    threshold=self.background,
-                    is_background=self._is_background,
-                ),
-                [label.name for label in self.labels],
-                probabilities[i],
-                is_background=self._is_background,
-                threshold=self.background,
-                source=picture.source,
-            )
-            for i, picture in enumerate(pictures)
-        ]
+        height, width = pixels.shape[-2:]
+        grouping = grouping_map([_wide(a) for a in vision.attentions], (height // patch, width // patch))
+        affinity = label_affinity(groups, labels, scale, images, self.top_k)
+        return image_probabilities(images, labels, scale).cpu().numpy(), affinity, grouping
+
+    def _label_pixels(self, affinity: Tensor, grouping: Tensor, size: tuple[int, int], **options: Any) -> PixelLabels:
+        return label_pixels(affinity, grouping, size, **options)
+
+    def _to_device(self, label_embeds: Floats) -> Tensor:
+        return torch.from_numpy(label_embeds).to(self.model.device)
+
+    def _scale(self) -> Tensor:
+        return _wide(self.model.logit_scale.detach()).exp()
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Half precision as float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _best_device() -> str:

@@ -35,11 +35,6 @@ def grouping_map(assignments: Sequence[Tensor], grid: tuple[int, int]) -> Tensor
     return product.unflatten(-1, grid)
 
 
-def average_embedding(prompt_embeds: Tensor) -> Tensor:
-    """`[prompts, E]`, any length -> `[E]` of length 1: the mean of the normalised prompts, normalised."""
-    return F.normalize(F.normalize(prompt_embeds, dim=-1).mean(0), dim=-1)
-
-
 def image_probabilities(image_embeds: Tensor, label_embeds: Tensor, logit_scale: Tensor) -> Tensor:
     """`[B, E]`, `[L, E]` -> `[B, L]`: softmax over labels of the scaled cosine similarity."""
     similarity = F.normalize(image_embeds, dim=-1) @ F.normalize(label_embeds, dim=-1).T

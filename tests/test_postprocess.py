@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from groupvit_common import postprocess, prompts
+from groupvit_common import postprocess
 from groupvit_common.errors import InputError
 from groupvit_common.resample import resize_matrix
 from groupvit_torch import segmentation as torch_segmentation
@@ -40,7 +40,6 @@ class NumPy:
     image_probabilities = staticmethod(postprocess.image_probabilities)
     label_pixels = staticmethod(postprocess.label_pixels)
     interpolated_strips = staticmethod(postprocess.interpolated_strips)
-    average_embedding = staticmethod(prompts.average_embedding)
 
 
 class Torch:
@@ -66,10 +65,6 @@ class Torch:
     @staticmethod
     def interpolated_strips(maps, size):
         return ((rows, strip.numpy()) for rows, strip in torch_segmentation.interpolated_strips(to_torch(maps), size))
-
-    @staticmethod
-    def average_embedding(prompt_embeds):
-        return torch_segmentation.average_embedding(to_torch(prompt_embeds)).numpy()
 
 
 @pytest.fixture(params=[NumPy, Torch], ids=["numpy", "torch"])
@@ -159,11 +154,6 @@ def test_logit_scale_is_at_most_100(ops):
     np.testing.assert_array_equal(
         ops.image_probabilities(groups[0], labels, 250.0), ops.image_probabilities(groups[0], labels, 100.0)
     )
-
-
-def test_average_embedding_is_the_same_in_both():
-    rows = np.random.default_rng(3).normal(size=(7, 5))
-    np.testing.assert_allclose(Torch.average_embedding(rows), NumPy.average_embedding(rows), rtol=FLOAT64)
 
 
 @pytest.mark.parametrize("n_in", [1, 2, 7, 28])

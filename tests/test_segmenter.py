@@ -3,6 +3,7 @@
 import itertools
 import json
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,7 @@ from groupvit_common.prompts import Label, average_embedding
 from groupvit_common.tokenizer import CLIPTokenizer
 from groupvit_torch.model import GroupViTModel
 from groupvit_torch.predictor import DEMO_MODEL, Segmenter
+from tests.fake_hub import FakeHub, point_to
 
 LABELS = ["cat", "couch, sofa", "remote control"]
 # A batch multiplies its matrices in another order than single pictures do, in float32.
@@ -170,7 +172,7 @@ def test_pictures_of_one_size_share_a_batch_and_few_are_read_ahead(model, proces
 
 
 def test_large_pictures_do_not_wait_for_company(model, processor, monkeypatch):
-    monkeypatch.setattr("groupvit_torch.predictor._PIXELS_AHEAD", 5000)
+    monkeypatch.setattr("groupvit_common.predictor._PIXELS_AHEAD", 5000)
     segmenter = Segmenter(model, processor, labels=LABELS, batch_size=8)
     opened = 0
 
@@ -322,6 +324,22 @@ def test_from_a_checkpoint_and_in_half_precision(model, processor, segmenter, tm
         assert a.probability == pytest.approx(b.probability, abs=HALF)
     with pytest.raises(CheckpointError):
         Segmenter.from_pretrained(tmp_path / "missing", labels=LABELS)
+
+
+def test_a_name_on_the_hub_is_looked_up_once(model, processor, tmp_path, monkeypatch):
+    model.save_pretrained(tmp_path / "files")
+    processor.save_pretrained(tmp_path / "files")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    with FakeHub() as server:
+        point_to(server.url, monkeypatch)
+        try:
+            server.add("org/name", {file.name: file.read_bytes() for file in (tmp_path / "files").iterdir()})
+            Segmenter.from_pretrained("org/name", labels=LABELS, device="cpu", token=False)
+            server.requests.clear()
+            Segmenter.from_pretrained("org/name", labels=LABELS, device="cpu", token=False)
+            assert server.requests == ["HEAD /org/name/resolve/main/config.json"]
+        finally:
+            huggingface_hub.close_session()
 
 
 def test_shorter_side(model, processor):

@@ -1,0 +1,314 @@
+"""What the user's door does on any framework: pictures and labels -> label maps. A backend fills in the tensor work."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+import groupvit_common
+from groupvit_common import hub
+from groupvit_common.checkpoint import CONFIG_NAME, WEIGHTS_NAME
+from groupvit_common.errors import InputError
+from groupvit_common.image_files import images_in
+from groupvit_common.image_processor import IMAGE_PROCESSOR_FILE, PROCESSOR_FILE, load_image
+from groupvit_common.postprocess import BACKGROUND, Assignment, Floats, PixelLabels, Segmentation, segmentation
+from groupvit_common.processor import GroupViTProcessor
+from groupvit_common.prompts import Label, average_embedding, get_templates, parse_labels
+from groupvit_common.tokenizer import TOKENIZER_FILES
+
+DEFAULT_MODEL = "nvidia/groupvit-gcc-yfcc"
+DEMO_MODEL = Path(groupvit_common.__file__).parent / "demo_model"
+"""The bundled model, trained on made scenes: called "demo" here and on the command line."""
+
+# Prompts encoded at once, and pixels of pictures read ahead at most (a 12-megapixel photo takes 36 MB).
+_PROMPTS_AT_ONCE = 256
+_PIXELS_AHEAD = 64_000_000
+# A picture longer than this many times its shorter side is made smaller rather than long: attention over patches grows
+# with the square of their number.
+_LONGEST = 4
+
+
+@dataclass(frozen=True, eq=False)
+class _Picture:
+    """One picture on its way: upright RGB, where it came from, and its height and width as the model will see it."""
+
+    image: Image.Image
+    source: str | None
+    size: tuple[int, int]
+
+
+class BaseSegmenter(ABC):
+    """Segments pictures by words.
+
+        segmenter = Segmenter.from_pretrained("demo", labels="red, green, blue", background_labels="grass, sand")
+        result = segmenter("photo.jpg")
+        result.label_map, result.labels, result.overlay().save("overlay.png")
+
+    Args:
+        model, processor: see `from_pretrained`. The model is put into evaluation mode and stays on its device.
+        labels: what to look for, as `groupvit_common.prompts.parse_labels` takes it: "cat, couch", or
+            ["cat", "couch, sofa"] with synonyms, or `Label` records. May be set later with `set_labels`.
+        background_labels: labels, among `labels` or besides them, whose pixels become background.
+            A label that is called "background" is one by itself.
+        templates: sentences around each label: "one", "seven", "eighty", or your own (`prompts.get_templates`).
+        background: pixels whose best label scores less become background, 0 to 1. Scores are the authors' (a squared
+            probability unless `top_k` is given; with `top_k=5` their thresholds mean the same here: 0.95 for VOC and COCO,
+            0.35 for Context). None: every pixel gets a label.
+        assignment: "hard": a pixel takes the label of its largest group. "soft": labels are weighted by how much of each
+            group is in the pixel. None: what the checkpoint's configuration says under `segmentation_assignment` (our own
+            key: the bundled model was trained softly), else hard, as the authors do.
+        top_k: only so many labels, those most like the whole picture, may appear. None: all. The authors use 5.
+        shorter_side: pictures are resized to this shorter side, in pixels. None: 448 for a model trained at 224 (the
+            authors' evaluation), else the size at which the model was trained.
+        batch_size: pictures of one size in the model at once.
+
+    Raises:
+        InputError: an argument that cannot be used.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: GroupViTProcessor,
+        *,
+        labels: str | Iterable[str | Label] | None = None,
+        background_labels: str | Iterable[str | Label] = (),
+        templates: str | int | Sequence[str] = "one",
+        background: float | None = None,
+        assignment: Assignment | None = None,
+        top_k: int | None = None,
+        shorter_side: int | None = None,
+        batch_size: int = 8,
+    ) -> None:
+        if background is not None and not 0 <= background <= 1:
+            raise InputError(f"background must be a score between 0 and 1, got {background}")
+        assignment = assignment or model.config.extra.get("segmentation_assignment", "hard")
+        if assignment not in ("hard", "soft"):
+            raise InputError(f'assignment must be "hard" or "soft", got {assignment!r}')
+        for name, count in (("top_k", top_k), ("shorter_side", shorter_side), ("batch_size", batch_size)):
+            if count is not None and count < 1:
+                raise InputError(f"{name} must be at least 1, got {count}")
+        self.model = self._ready(model)
+        self.processor = processor
+        self.templates = get_templates(templates)
+        self.background = background
+        self.assignment: Assignment = assignment
+        self.top_k = top_k
+        self.batch_size = batch_size
+        vision = model.config.vision_config
+        side = shorter_side or (448 if vision.image_size == 224 else vision.image_size)
+        self.image_processor = processor.image_processor.for_segmentation(
+            side, vision.patch_size, longer_side=_LONGEST * max(side, vision.patch_size)
+        )
+        self.labels: tuple[Label, ...] = ()
+        self._is_background: tuple[bool, ...] = ()
+        self._known: dict[tuple[str, ...], Floats] = {}
+        self._label_embeds: Floats | None = None
+        if labels is not None:
+            self.set_labels(labels, background_labels)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path = DEFAULT_MODEL,
+        *,
+        device: Any = None,
+        dtype: Any = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        **options: Any,
+    ) -> Self:
+        """A segmenter with the model and processor of a checkpoint.
+
+        Args:
+            model: "demo" for the bundled model, a checkpoint directory, or "org/name" on the hub.
+            device: "cpu", "cuda", "cuda:1" or another of the framework's own; None: the best there is.
+            dtype: of the weights, such as "bfloat16"; float32 if None.
+            revision, token, cache_dir, local_files_only: see `groupvit_common.hub.resolve`.
+            options: the constructor's keywords.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be found, reached, read or loaded.
+            InputError: an argument that cannot be used.
+        """
+        chosen = cls._device(device)
+        directory = hub.resolve(
+            DEMO_MODEL if str(model) == "demo" else model,
+            patterns=[CONFIG_NAME, *TOKENIZER_FILES, IMAGE_PROCESSOR_FILE, PROCESSOR_FILE, WEIGHTS_NAME],
+            required=[CONFIG_NAME, WEIGHTS_NAME],
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+        # The processor first: it is small, and a checkpoint without one is no use here.
+        processor = GroupViTProcessor.from_pretrained(directory)
+        return cls(cls._load(directory, dtype, chosen), processor, **options)
+
+    def set_labels(
+        self, labels: str | Iterable[str | Label], background_labels: str | Iterable[str | Label] = ()
+    ) -> None:
+        """Look for these labels from now on. Only labels never seen before are encoded."""
+        parsed = parse_labels(labels)
+        extra = parse_labels(background_labels) if background_labels else ()
+        hidden = {BACKGROUND, *(label.name.casefold() for label in extra)}
+        known = {label.name.casefold() for label in parsed}
+        every = parse_labels([*parsed, *(label for label in extra if label.name.casefold() not in known)])
+        self._encode([label for label in every if label.words not in self._known])
+        self.labels = every
+        self._is_background = tuple(label.name.casefold() in hidden for label in every)
+        self._label_embeds = np.stack([self._known[label.words] for label in every])
+
+    def __call__(self, images: Any) -> Any:
+        """One picture -> `Segmentation`; a list, tuple or array `[B, ...]` of pictures -> a list of them, in order.
+
+        A picture is a path, the bytes of a file, a PIL image, or an array `[H, W, 3]`.
+        InputError for a picture that cannot be read, and if there are no labels.
+        """
+        if isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4:
+            return list(self.iter(images))
+        return next(self.iter([images]))
+
+    def iter(self, images: str | Path | Iterable[Any]) -> Iterator[Segmentation]:
+        """Segment a folder's pictures, or whatever pictures an iterable gives, in order.
+
+        Pictures are opened as they are needed, a few ahead, so that those of one size go through the model together.
+        """
+        self._labelled()
+        sources = images_in(images) if isinstance(images, str | Path) else images
+        return self._iter(sources)
+
+    def classify(self, images: Any) -> Any:
+        """Probability of each label for the whole picture, `{label: probability}`; a list of these for several pictures.
+
+        The picture is prepared as the checkpoint's processor says, which for most crops the middle.
+        """
+        if isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4:
+            return [self.classify(image) for image in images]
+        label_embeds = self._labelled()
+        pixels = self.processor.image_processor(load_image(images), return_tensors="np")["pixel_values"]
+        shares = self._classify(pixels, label_embeds)[0].tolist()
+        return {label.name: share for label, share in zip(self.labels, shares, strict=True)}
+
+    # What a backend does.
+
+    @classmethod
+    @abstractmethod
+    def _device(cls, wanted: Any) -> Any:
+        """The device of a name, the best there is for None. `InputError` for one that is not there."""
+
+    @classmethod
+    @abstractmethod
+    def _load(cls, directory: Path, dtype: Any, device: Any) -> Any:
+        """The model of a checkpoint directory, on a device that `_device` gave."""
+
+    def _ready(self, model: Any) -> Any:
+        """The model in evaluation mode, where models have such a mode."""
+        return model
+
+    @abstractmethod
+    def _embed_texts(self, tokens: Mapping[str, npt.NDArray[np.int64]]) -> Floats:
+        """The tokenizer's arrays `[N, T]` -> the model's embeddings `[N, E]`, float32 or wider, of any length."""
+
+    @abstractmethod
+    def _classify(self, pixels: Floats, label_embeds: Floats) -> Floats:
+        """Pictures `[B, 3, h, w]`, labels `[L, E]` -> probabilities `[B, L]`."""
+
+    @abstractmethod
+    def _group(self, pixels: Floats, label_embeds: Floats) -> tuple[Floats, Any, Any]:
+        """Pictures `[B, 3, h, w]`, labels `[L, E]` -> probabilities `[B, L]`, and what `_label_pixels` takes, one entry for
+        each picture: affinities `[B, G, L]` and grouping maps (`groupvit_common.postprocess`), float32 or wider."""
+
+    @abstractmethod
+    def _label_pixels(self, affinity: Any, grouping: Any, size: tuple[int, int], **options: Any) -> PixelLabels:
+        """`groupvit_common.postprocess.label_pixels` for one picture."""
+
+    # The rest.
+
+    def _labelled(self) -> Floats:
+        if self._label_embeds is None:
+            raise InputError('there are no labels to look for: call set_labels("cat, couch, remote control") first')
+        return self._label_embeds
+
+    def _encode(self, labels: Sequence[Label]) -> None:
+        prompts = [label.prompts(self.templates) for label in labels]
+        texts = [text for group in prompts for text in group]
+        parts = []
+        for start in range(0, len(texts), _PROMPTS_AT_ONCE):
+            some = texts[start : start + _PROMPTS_AT_ONCE]
+            parts.append(
+                self._embed_texts(self.processor.tokenizer(some, padding=True, truncation=True, return_tensors="np"))
+            )
+        if parts:
+            per_label = np.split(np.concatenate(parts), np.cumsum([len(group) for group in prompts])[:-1])
+            self._known |= {label.words: average_embedding(e) for label, e in zip(labels, per_label, strict=True)}
+
+    def _iter(self, sources: Iterable[Any]) -> Iterator[Segmentation]:
+        waiting: dict[int, _Picture] = {}
+        done: dict[int, Segmentation] = {}
+        given = 0
+
+        def run(size: tuple[int, int]) -> None:
+            numbers = [i for i, picture in waiting.items() if picture.size == size]
+            done.update(zip(numbers, self._segment([waiting.pop(i) for i in numbers]), strict=True))
+
+        def ready() -> Iterator[Segmentation]:
+            nonlocal given
+            while given in done:
+                yield done.pop(given)
+                given += 1
+
+        for index, source in enumerate(sources):
+            picture = self._open(source)
+            waiting[index] = picture
+            if sum(p.size == picture.size for p in waiting.values()) == self.batch_size:
+                run(picture.size)
+            yield from ready()
+            # Too much read ahead: the oldest waits no longer for company.
+            while waiting and (
+                len(waiting) + len(done) >= 2 * self.batch_size
+                or sum(p.image.width * p.image.height for p in waiting.values()) > _PIXELS_AHEAD
+            ):
+                run(next(iter(waiting.values())).size)
+                yield from ready()
+        while waiting:
+            run(next(iter(waiting.values())).size)
+            yield from ready()
+
+    def _open(self, source: Any) -> _Picture:
+        image = load_image(source)
+        name = str(source) if isinstance(source, str | Path) else getattr(source, "filename", None) or None
+        return _Picture(image, name, self.image_processor.resized_size(image.height, image.width))
+
+    def _segment(self, pictures: Sequence[_Picture]) -> list[Segmentation]:
+        """Pictures of one processed size through the model together."""
+        pixels = np.concatenate([self.image_processor(p.image, return_tensors="np")["pixel_values"] for p in pictures])
+        probabilities, affinity, grouping = self._group(pixels, self._labelled())
+        return [
+            segmentation(
+                picture.image,
+                self._label_pixels(
+                    affinity[i],
+                    grouping[i],
+                    (picture.image.height, picture.image.width),
+                    assignment=self.assignment,
+                    threshold=self.background,
+                    is_background=self._is_background,
+                ),
+                [label.name for label in self.labels],
+                probabilities[i].tolist(),
+                is_background=self._is_background,
+                threshold=self.background,
+                source=picture.source,
+            )
+            for i, picture in enumerate(pictures)
+        ]
