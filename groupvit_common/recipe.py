@@ -28,7 +28,7 @@ class Recipe:
     held-out scenes are made from `held_out_seed`, `held_out_scenes` a level. `templates`: one is drawn each step for all
     prompts. `vocab_size` of the tokenizer learnt from the captions.
 
-    Objective "groups" trains groups against the batch's prompts (`groupvit_torch.loss`), beyond the paper:
+    Objective "groups" trains groups against the batch's prompts (`loss.py` of a backend), beyond the paper:
     `naming_weight` patch naming, `claim_weight` prompt claims by `claim_patches` patches each; `ungrouped_weight` the same two
     for the patches themselves, as they enter the grouping block; `mixed_share` of each batch is mixed, part of one picture
     beside part of another, each patch answering to its own caption.
@@ -174,6 +174,11 @@ def decays(name: str, dimensions: int) -> bool:
     """Whether weight decay applies to a parameter: to matrices and filters; not to biases, norms, positions, tokens, scale."""
     spared = ("position_embedding", "group_token", "token_embedding", "logit_scale")
     return dimensions > 1 and not any(word in name for word in spared)
+
+
+def mean_decay_at(recipe: Recipe, step: int) -> float:
+    """What the mean of the weights keeps of itself at this step: `ema_decay`, less in the first steps, none in the very first."""
+    return min(recipe.ema_decay, step / (step + 10))
 
 
 def assigns_hard(recipe: Recipe, step: int) -> bool:

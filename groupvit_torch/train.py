@@ -8,40 +8,31 @@ One process on the CPU, the whole set in memory. Everything is drawn from the re
 from __future__ import annotations
 
 import copy
-import json
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, Scene, make_scene
-from groupvit_common.errors import GroupViTError, InputError
-from groupvit_common.image_processor import GroupViTImageProcessor
-from groupvit_common.metrics import confusion_matrix, mean_iou
+from groupvit_common.data.captioned import Batch
 from groupvit_common.postprocess import MAX_LOGIT_SCALE
 from groupvit_common.processor import GroupViTProcessor
-from groupvit_common.prompts import Label
 from groupvit_common.recipe import (
     Recipe,
     assigns_hard,
     decays,
-    get_recipe,
     learning_rate_at,
+    mean_decay_at,
     model_config,
     wave_positions,
 )
-from groupvit_common.tokenizer import CLIPTokenizer
-from groupvit_torch.data import CaptionedImages, mix_halves, to_pixels
+from groupvit_common.training import TEXT_LENGTH, Run, TrainResult
+from groupvit_torch.data import tensor_batches
 from groupvit_torch.loss import (
     contrastive_loss,
     group_prompt_logits,
@@ -53,22 +44,6 @@ from groupvit_torch.loss import (
 from groupvit_torch.model import GroupViTModel
 from groupvit_torch.predictor import Segmenter
 from groupvit_torch.vision import Stage
-
-TEXT_LENGTH = 32  # tokens: room for the longest caption of a scene
-MEASURES_NAME = "training.json"
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a run came to. `mean_iou`: level -> mean IoU of the held-out scenes, in percent, beside that of the untrained model and of
-    the most frequent class everywhere; `losses`: one a step."""
-
-    directory: Path
-    mean_iou: dict[int, float]
-    untrained_mean_iou: dict[int, float]
-    majority_mean_iou: dict[int, float]
-    losses: tuple[float, ...]
-    minutes: float
 
 
 def train(
@@ -91,81 +66,26 @@ def train(
         InputError: an unknown name, or a directory that cannot be made.
         GroupViTError: the loss stopped being a number.
     """
-    recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
-    recipe = recipe if seed is None else replace(recipe, seed=seed)
-    directory = Path(out_dir)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {directory} for the model: {error}") from error
-
-    start = time.monotonic()
+    version = f"PyTorch {torch.__version__}"
+    run = Run.begin(recipe, out_dir, seed=seed, log=log, backend=version, threads=torch.get_num_threads())
+    recipe = run.recipe
     torch.manual_seed(recipe.seed)
-    rng = np.random.default_rng(recipe.seed)
-    log(f"making {recipe.scenes_per_level} scenes for each of the levels {', '.join(map(str, recipe.levels))}")
-    pictures = {
-        level: CaptionedImages.scenes(recipe.seed, recipe.scenes_per_level, level, recipe.image_size)
-        for level in recipe.levels
-    }
-    processor = make_processor(recipe, [caption for level in recipe.levels for caption in pictures[level].captions])
-    model = new_model(recipe, processor)
-    untrained = evaluate(model.eval(), processor, recipe)
-    log(f"{model.num_parameters() / 1e6:.2f} million parameters; untrained: {_percentages(untrained)}")
+    model = new_model(recipe, run.processor)
+    run.measure_untrained(_segmenter(model, run.processor), model.num_parameters())
 
     mean_model = copy.deepcopy(model)
     optimiser = make_optimiser(model, recipe)
-    losses: list[float] = []
-    measured, majority = untrained, majority_mean_iou(recipe)
-    for step, batch in enumerate(_batches(recipe, pictures, processor, rng)):
+    for step, batch in enumerate(tensor_batches(run.batches())):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate_at(recipe, step)
-        losses.append(train_step(model, optimiser, batch, recipe, hard=assigns_hard(recipe, step)))
-        if not math.isfinite(losses[-1]):
-            raise GroupViTError(
-                f"the loss is {losses[-1]} at step {step + 1}: try a lower learning_rate than {recipe.learning_rate:g} or "
-                f"bfloat16=False; what {directory} holds is from before"
-            )
-        _average(mean_model, model, min(recipe.ema_decay, step / (step + 10)))
-        if (step + 1) % 100 == 0:
-            minutes = (time.monotonic() - start) / 60
-            log(f"step {step + 1}/{recipe.steps}  loss {np.mean(losses[-100:]):.3f}  {minutes:.1f} min")
+        run.took_step(train_step(model, optimiser, batch, recipe, hard=assigns_hard(recipe, step)))
+        _average(mean_model, model, mean_decay_at(recipe, step))
         if (step + 1) % save_every == 0 or step + 1 == recipe.steps:
-            measured = evaluate(mean_model, processor, recipe)
-            minutes = (time.monotonic() - start) / 60
-            log(f"step {step + 1}: {_percentages(measured)}  {minutes:.1f} min")
-            mean_model.save_pretrained(directory)
-            processor.save_pretrained(directory)
-            _write_measures(directory / MEASURES_NAME, recipe, step + 1, measured, untrained, majority, minutes)
-    return TrainResult(directory, measured, untrained, majority, tuple(losses), (time.monotonic() - start) / 60)
+            run.save(mean_model, _segmenter(mean_model, run.processor))
+    return run.result()
 
 
 # The parts of a run
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """What one step sees. B images, P patches, W the batch's different prompts.
-
-    pixels: `[B, 3, H, W]`, possibly mixed; allowed: bool `[B, P, W]`, the words of each patch's caption; named: bool
-    `[B, W]`, the words of each unmixed image's caption (no word where it is mixed); prompts: their tokens; captions: the
-    tokens of the whole sentences; of_caption: `[B, M]`, M prompts of each caption. The last two only for the paper's losses.
-    """
-
-    pixels: Tensor
-    allowed: Tensor
-    named: Tensor
-    prompts: Mapping[str, Tensor]
-    captions: Mapping[str, Tensor] | None = None
-    of_caption: Tensor | None = None
-
-
-def make_processor(recipe: Recipe, captions: Sequence[str]) -> GroupViTProcessor:
-    """A tokenizer learnt from captions and templates, and an image processor that keeps pictures of the trained size."""
-    sentences = [template.format(caption) for template in recipe.templates for caption in captions[:2000]]
-    tokenizer = CLIPTokenizer.train(sentences, recipe.vocab_size, model_max_length=TEXT_LENGTH)
-    side = recipe.image_size
-    images = GroupViTImageProcessor(size={"height": side, "width": side}, crop_size={"height": side, "width": side})
-    return GroupViTProcessor(images, tokenizer)
 
 
 def new_model(recipe: Recipe, processor: GroupViTProcessor) -> GroupViTModel:
@@ -189,7 +109,7 @@ def make_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def train_step(
-    model: GroupViTModel, optimiser: torch.optim.Optimizer, batch: Batch, recipe: Recipe, hard: bool
+    model: GroupViTModel, optimiser: torch.optim.Optimizer, batch: Batch[Tensor], recipe: Recipe, hard: bool
 ) -> float:
     """One update; returns the loss."""
     model.train()
@@ -204,13 +124,13 @@ def train_step(
     return float(loss.detach())
 
 
-def groups_objective(model: GroupViTModel, batch: Batch, recipe: Recipe, hard: bool) -> Tensor:
+def groups_objective(model: GroupViTModel, batch: Batch[Tensor], recipe: Recipe, hard: bool) -> Tensor:
     """Groups, and the patches before they are grouped, against the prompts of the batch (`groupvit_torch.loss`)."""
     with _before_grouping(model) as captured:
         vision = model.vision_model(
             batch.pixels,
             output_attentions=True,
-            gumbel_noise=None if recipe.gumbel else [torch.zeros(1, 1, 1)],
+            gumbel_noise=_noise(recipe),
             assign_hard=hard,
         )
     groups = model.visual_projection(vision.last_hidden_state.flatten(0, 1)).unflatten(0, (len(batch.pixels), -1))
@@ -236,6 +156,11 @@ def groups_objective(model: GroupViTModel, batch: Batch, recipe: Recipe, hard: b
         return total
 
 
+def _noise(recipe: Recipe) -> list[Tensor] | None:
+    """The noise of the recipe's one grouping block: None, which draws the paper's, or zeros for none at all."""
+    return None if recipe.gumbel else [torch.zeros(1, 1, 1)]
+
+
 @contextmanager
 def _before_grouping(model: GroupViTModel) -> Iterator[list[Tensor]]:
     """Collects the segments `[B, P, D]` that enter the first grouping block."""
@@ -258,12 +183,11 @@ def _project(projection: nn.Sequential, x: Tensor) -> Tensor:
     return last(activation(hidden)).unflatten(0, x.shape[:2])
 
 
-def paper_objective(model: GroupViTModel, batch: Batch, recipe: Recipe, hard: bool) -> Tensor:
+def paper_objective(model: GroupViTModel, batch: Batch[Tensor], recipe: Recipe, hard: bool) -> Tensor:
     """The paper's two losses on the pooled image."""
     assert batch.captions is not None
     assert batch.of_caption is not None
-    noise = None if recipe.gumbel else [torch.zeros(1, 1, 1)]
-    vision = model.vision_model(batch.pixels, gumbel_noise=noise, assign_hard=hard)
+    vision = model.vision_model(batch.pixels, gumbel_noise=_noise(recipe), assign_hard=hard)
     images = model.visual_projection(vision.pooler_output)
     texts = model.text_projection(model.text_model(**batch.captions).pooler_output)
     prompts = model.text_projection(model.text_model(**batch.prompts).pooler_output)
@@ -274,84 +198,8 @@ def paper_objective(model: GroupViTModel, batch: Batch, recipe: Recipe, hard: bo
         )
 
 
-def evaluate(model: GroupViTModel, processor: GroupViTProcessor, recipe: Recipe) -> dict[int, float]:
-    """Mean IoU in percent for each level of the recipe's held-out scenes, background left out of the mean.
-
-    Measured through `Segmenter`, as a user would get it: the level's classes with their synonyms are the labels, the names of
-    the backgrounds are background labels.
-    """
-    segmenter = Segmenter(model, processor, batch_size=50)
-    return {
-        level: 100.0 * mean_iou(scene_confusion(segmenter, held_out_scenes(recipe, level)), background=0)
-        for level in recipe.levels
-    }
-
-
-def held_out_scenes(recipe: Recipe, level: int) -> list[Scene]:
-    """The scenes of a level that the recipe never trains on."""
-    size = (recipe.image_size, recipe.image_size)
-    return [make_scene(recipe.held_out_seed, index, level, size) for index in range(recipe.held_out_scenes)]
-
-
-def majority_mean_iou(recipe: Recipe) -> dict[int, float]:
-    """What `evaluate` would say of a model that calls every pixel of a level by its most frequent class."""
-    result = {}
-    for level in recipe.levels:
-        masks = np.stack([scene.mask for scene in held_out_scenes(recipe, level)])
-        classes = len(LEVELS[level]) + 1
-        most = 1 + int(np.bincount(masks.ravel(), minlength=classes)[1:].argmax())
-        confusion = confusion_matrix(masks, np.full_like(masks, most), classes, ignore_index=None)
-        result[level] = 100.0 * mean_iou(confusion, background=0)
-    return result
-
-
-def scene_confusion(segmenter: Segmenter, scenes: Sequence[Scene]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Confusion matrix of scenes of one level: rows the masks, columns what the segmenter says; 0 is background."""
-    classes = LEVELS[scenes[0].level]
-    segmenter.set_labels([Label(names[0], names[1:]) for names in classes], [Label(n[0], n[1:]) for n in BACKGROUNDS])
-    confusion = np.zeros((len(classes) + 1,) * 2, np.int64)
-    results = segmenter.iter(Image.fromarray(scene.image) for scene in scenes)
-    for scene, result in zip(scenes, results, strict=True):
-        confusion += confusion_matrix(scene.mask, result.label_map, len(classes) + 1, ignore_index=None)
-    return confusion
-
-
-def _batches(
-    recipe: Recipe, pictures: Mapping[int, CaptionedImages], processor: GroupViTProcessor, rng: np.random.Generator
-) -> Iterator[Batch]:
-    """The batches of a run: levels in turn, so that words of other levels are never taken for wrong answers."""
-    images = processor.image_processor
-
-    def tokens(texts: Sequence[str]) -> Mapping[str, Tensor]:
-        encoded: Mapping[str, Tensor] = processor.tokenizer(
-            list(texts), padding=True, truncation=True, return_tensors="pt"
-        )
-        return encoded
-
-    prompts = {
-        (level, template): tokens([template.format(word) for word in pictures[level].words])
-        for level in recipe.levels
-        for template in recipe.templates
-    }
-    for step in range(recipe.steps):
-        level = recipe.turns[step % len(recipe.turns)]
-        batch_images, numbers = pictures[level].draw(rng, recipe.batch_size)
-        pixels = to_pixels(batch_images, images.image_mean, images.image_std)
-        named = torch.from_numpy(pictures[level].named[numbers])
-        template = recipe.templates[int(rng.integers(len(recipe.templates)))]
-        present = named.any(dim=0)
-        named = named[:, present]
-        words = {key: value[present] for key, value in prompts[level, template].items()}
-        if recipe.objective == "paper":
-            captions = tokens([pictures[level].captions[number] for number in numbers])
-            chances = named.float()
-            of_caption = torch.multinomial(chances, min(recipe.paper_prompts, int(chances.sum(dim=1).min())))
-            yield Batch(pixels, named[:, None], named, words, captions, of_caption)
-        else:
-            pixels, allowed = mix_halves(pixels, named, recipe.mixed_share, recipe.patch_size, rng)
-            named = named.clone()
-            named[: int(recipe.batch_size * recipe.mixed_share)] = False
-            yield Batch(pixels, allowed, named, words)
+def _segmenter(model: GroupViTModel, processor: GroupViTProcessor) -> Segmenter:
+    return Segmenter(model, processor, batch_size=50)
 
 
 @contextmanager
@@ -376,30 +224,3 @@ def _average(mean_model: nn.Module, model: nn.Module, decay: float) -> None:
     means, values = mean_model.state_dict(), model.state_dict()
     floating = [name for name, value in values.items() if value.is_floating_point()]
     torch._foreach_lerp_([means[name] for name in floating], [values[name] for name in floating], 1.0 - decay)
-
-
-def _percentages(measured: Mapping[int, float]) -> str:
-    return ", ".join(f"level {level} {value:.1f}" for level, value in measured.items()) + " (mean IoU, %)"
-
-
-def _write_measures(
-    path: Path,
-    recipe: Recipe,
-    step: int,
-    measured: Mapping[int, float],
-    untrained: Mapping[int, float],
-    majority: Mapping[int, float],
-    minutes: float,
-) -> None:
-    record = {
-        "recipe": asdict(recipe),
-        "steps": step,
-        "minutes": round(minutes, 1),
-        "threads": torch.get_num_threads(),
-        "mean_iou": {str(level): round(value, 1) for level, value in measured.items()},
-        "untrained_mean_iou": {str(level): round(value, 1) for level, value in untrained.items()},
-        "majority_mean_iou": {str(level): round(value, 1) for level, value in majority.items()},
-    }
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
