@@ -1,22 +1,33 @@
 """Loading and saving Keras models: the base class of the three models.
 
 A checkpoint's names and shapes are compared with the model's before any tensor is read, so a model is loaded whole or not at
-all. Files are those of `groupvit_torch`: PyTorch's names and layout in safetensors.
+all. Files are those of `groupvit_torch`: PyTorch's names and layout in safetensors. Keras's own files (`model.save`,
+`save_weights`) work too.
 """
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from pathlib import Path
+from typing import Any, Self
 
 import keras
+import numpy as np
 
+from groupvit_common.checkpoint import Weights, array_info, read_arrays, stored_bytes, write_arrays
 from groupvit_common.errors import InputError
-from groupvit_common.layout import canonical_name, from_canonical, to_canonical
+from groupvit_common.layout import canonical_axes, canonical_name, from_canonical, to_canonical
+from groupvit_common.pretrained import Pretrained, check_weights, most_stored_dtype, wanted_dtype
+from groupvit_tf.init import without_initial_values
 
 __all__ = ["PreTrainedModel", "canonical_variables", "from_canonical", "kind", "to_canonical"]
 
 # State of a batch norm that PyTorch keeps as buffers: saved with the parameters, but none of them.
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+
+_ONLY = {
+    "device": ((None,), "Keras places the variables: load the model under `with keras.device(...)`"),
+    "device_map": ((None, "auto"), "Keras places the variables: load the model under `with keras.device(...)`"),
+}
 
 
 def canonical_variables(model: keras.layers.Layer) -> dict[str, keras.Variable]:
@@ -30,24 +41,16 @@ def kind(variable: keras.Variable) -> str:
     return "dense" if variable.name == "kernel" else "other"
 
 
-class PreTrainedModel(keras.Model):
+class PreTrainedModel(Pretrained, keras.Model):
     """A model that is made from a configuration, and comes from and goes to a checkpoint directory or the hub.
 
     Subclasses take `config` as their constructor's first argument, hand `dtype`, `name` and other keywords of `keras.Model`
     through, and name their layers as the files do. They are known to `keras.models.load_model`.
     """
 
-    config_class: ClassVar[type[Any]]
-    base_model_prefix: ClassVar[str] = ""
-    main_input_name: ClassVar[str] = "pixel_values"
-
     def __init__(self, config: Any, *, dtype: Any = None, name: str | None = None, **keras_options: Any) -> None:
         """Args: config: of the class `config_class`; dtype: a dtype or Keras policy, the global policy if None."""
-        if not isinstance(config, self.config_class):
-            raise InputError(
-                f"{type(self).__name__} takes a {self.config_class.__name__}, got {type(config).__name__}; "
-                "use from_pretrained for a name or a directory"
-            )
+        self._check_config(config)
         super().__init__(dtype=dtype, name=name, **keras_options)
         self.config = config
 
@@ -55,20 +58,155 @@ class PreTrainedModel(keras.Model):
         super().__init_subclass__(**options)
         keras.saving.register_keras_serializable(package="groupvit")(cls)
 
+    # -- loading ----------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        config: Any = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        subfolder: str = "",
+        local_files_only: bool = False,
+        force_download: bool = False,
+        dtype: Any = None,
+        torch_dtype: Any = None,
+        **overrides: Any,
+    ) -> Self:
+        """The model of a checkpoint.
+
+        Args:
+            pretrained_model_name_or_path: a directory, or "org/name" on the hub. A tower's model also loads from a full
+                model's checkpoint.
+            config: a configuration, or the directory or name of one, instead of the checkpoint's.
+            revision, token, cache_dir, subfolder, local_files_only, force_download: see `groupvit_common.hub.resolve`.
+            dtype: of the floating-point variables, a dtype or its name, or a Keras policy such as "mixed_bfloat16"; Keras's
+                global policy if None, which is float32 unless set; "auto": the dtype in which the file holds the most
+                elements. Integer variables keep theirs. `torch_dtype` is its older name.
+            overrides: settings of the configuration to replace. Keywords of transformers that change nothing here
+                (`from_pt`, `trust_remote_code`, ...) are accepted; those that ask for what is not done are refused.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be found, reached or read, or its tensors are not the model's.
+            InputError: an argument that cannot be used.
+        """
+        policy = _policy(dtype if dtype is not None else torch_dtype)
+        config, weights, directory = cls._find(
+            pretrained_model_name_or_path,
+            config,
+            overrides,
+            _ONLY,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            subfolder=subfolder,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
+        with without_initial_values():
+            model = cls(config, dtype=policy or most_stored_dtype(weights, weights.tensors))
+        variables = canonical_variables(model)
+        expected = {name: (_shape(variable), _stored_dtype(variable)) for name, variable in variables.items()}
+        _load(variables, weights, check_weights(expected, weights, directory, cls.__name__))
+        return model
+
+    # -- saving -----------------------------------------------------------------------------------------------------------
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        saved_model: bool = False,
+        version: int = 1,
+        signatures: None = None,
+        is_main_process: bool = True,
+        max_shard_size: int | str = "5GB",
+        safe_serialization: bool = True,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        token: str | bool | None = None,
+        **push_options: Any,
+    ) -> None:
+        """Writes `config.json` and the weights into a directory, which `groupvit_torch` and transformers read too.
+
+        All files are written before the first replaces an older one, so a save that fails leaves the old checkpoint.
+
+        Args:
+            save_directory: made if need be. Weights of an earlier save in it are removed.
+            saved_model: only False is possible: see `export_saved_model`, to which `version` and `signatures` belong too.
+            is_main_process: False: nothing is written; for training in several processes.
+            max_shard_size: bytes or "200MB": more than this is spread over several files with an index.
+            safe_serialization: only True is possible: `tf_model.h5` is not written.
+            push_to_hub: also send the files to the repository `repo_id` (the directory's name if None);
+                `push_options` are those of `push_to_hub`.
+
+        Raises:
+            CheckpointError: the directory cannot be written, or the hub not reached.
+            InputError: an argument that cannot be used.
+        """
+        self._check_saving(safe_serialization, push_to_hub, push_options)
+        if saved_model or signatures is not None:
+            raise InputError("saved_model=True and signatures ask for a SavedModel: call export_saved_model for it")
+        if not is_main_process:
+            return
+        variables = canonical_variables(self)
+        tensors = {name: array_info(_shape(variable), _stored_dtype(variable)) for name, variable in variables.items()}
+
+        def value(name: str) -> np.ndarray:
+            variable = variables[name]
+            array = keras.ops.convert_to_numpy(variable.value)
+            return to_canonical(kind(variable), array.astype(np.int64) if array.dtype.kind == "i" else array)
+
+        def write(names: list[str], path: Path) -> None:
+            write_arrays(path, {name: tensors[name] for name in names}, value)
+
+        sizes = {name: stored_bytes(info) for name, info in tensors.items()}
+        self._save(save_directory, sizes, write, self.dtype, max_shard_size)
+        if push_to_hub:
+            name = repo_id if repo_id is not None else Path(save_directory).resolve().name
+            self.push_to_hub(name, token=token, max_shard_size=max_shard_size, **push_options)
+
     # -- Keras's own files ------------------------------------------------------------------------------------------------
 
     def get_config(self) -> dict[str, Any]:
+        """What `from_config` takes: the configuration, the dtype policy, and which layers are frozen."""
         return {
             "config": self.config.to_dict(),
             "name": self.name,
-            "trainable": self.trainable,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
+            "trainable": self._trainable_flags(),
         }
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None) -> Self:
-        options = {**config, "dtype": keras.dtype_policies.deserialize(config["dtype"], custom_objects)}
-        return cls(cls.config_class.from_dict(options.pop("config")), **options)
+        options = dict(config)
+        model = cls(
+            cls.config_class.from_dict(options.pop("config")),
+            dtype=keras.dtype_policies.deserialize(options.pop("dtype"), custom_objects),
+            name=options.pop("name"),
+        )
+        layers = model._layers_by_path()
+        for path, trainable in options.pop("trainable").items():
+            layers[path].trainable = trainable
+        return model
+
+    def _layers_by_path(self) -> dict[str, keras.layers.Layer]:
+        """The model itself under "", its layers under their paths, parents before their children."""
+        root = f"{self.path}/"
+        layers = {layer.path.removeprefix(root): layer for layer in self._flatten_layers(include_self=False)}
+        return {"": self} | {path: layers[path] for path in sorted(layers)}
+
+    def _trainable_flags(self) -> dict[str, bool]:
+        """`trainable` of the model and of each layer that differs from its parent: set in this order, it sets all."""
+        flags: dict[str, bool] = {}
+        for path, layer in self._layers_by_path().items():
+            parents = [parent for parent in flags if not parent or path.startswith(f"{parent}/")]
+            if not parents or flags[max(parents, key=len)] != layer.trainable:
+                flags[path] = layer.trainable
+        return flags
 
     # -- the rest of transformers' base class that code relies on ---------------------------------------------------------
 
@@ -100,3 +238,52 @@ class PreTrainedModel(keras.Model):
                 layer.gradient_checkpointing = on
         # A step that `fit` has traced would keep the old choice.
         self.train_function = None
+
+
+def _policy(value: Any) -> keras.DTypePolicy | None:
+    """The dtype policy asked for; None stands for "auto"."""
+    if isinstance(value, str) and value == "auto":
+        return None
+    name = wanted_dtype(value)
+    try:
+        policy = keras.dtype_policies.get(name or value)
+        if policy.quantization_mode is None and wanted_dtype(policy.variable_dtype):
+            return policy
+    except (ValueError, TypeError, AttributeError):
+        pass
+    raise InputError(
+        "dtype must be 'auto', float32, float64, float16 or bfloat16, or a Keras policy such as 'mixed_bfloat16', "
+        f"got {value!r}"
+    )
+
+
+def _shape(variable: keras.Variable) -> tuple[int, ...]:
+    """As in files."""
+    return tuple(int(variable.shape[axis]) for axis in canonical_axes(kind(variable), len(variable.shape)))
+
+
+def _stored_dtype(variable: keras.Variable) -> str:
+    """In files: the variable's own, but PyTorch counts in int64."""
+    return "int64" if variable.dtype.startswith("int") else str(variable.dtype)
+
+
+def _load(variables: Mapping[str, keras.Variable], weights: Weights, names: list[str]) -> None:
+    """Fills the variables `names` from the files, one tensor in memory at a time."""
+    wanted = set(names)
+    for path, stored_names in weights.files.items():
+        for name, array in read_arrays(path, [name for name in stored_names if name in wanted]):
+            variable = variables[name]
+            variable.assign(_cast(from_canonical(kind(variable), array), variable.dtype))
+
+
+def _cast(array: np.ndarray, dtype: str) -> np.ndarray:
+    """With PyTorch's rounding: from float64 to the 16-bit types by way of float32; too large becomes infinite."""
+    with np.errstate(over="ignore"):
+        if dtype in ("float16", "bfloat16") and array.dtype == np.float64:
+            array = array.astype(np.float32)
+        if dtype == "bfloat16":
+            # NumPy has no such type; the package that adds it comes with TensorFlow and with JAX.
+            import ml_dtypes
+
+            return array.astype(ml_dtypes.bfloat16)
+        return array.astype(dtype)
