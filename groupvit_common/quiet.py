@@ -1,0 +1,48 @@
+"""Keeps a library's start-up chatter off the terminal, without hiding what matters."""
+
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# What TensorFlow writes while it is imported and looks for GPUs, before any setting can reach its logger: information, and
+# that there is no CUDA on a machine without it.
+_TENSORFLOW_NOISE = re.compile(
+    rb"^(WARNING: All log messages before absl::InitializeLog|I0000 |W0000 .*(cuda|TensorRT|register)|E0000 .*cuda"
+    rb"|To enable the following instructions|\s*$)",
+    re.IGNORECASE,
+)
+
+
+@contextmanager
+def tensorflow_start_up() -> Iterator[None]:
+    """Around the first import of TensorFlow: what it writes to the standard error stream meanwhile is passed on without the noise.
+
+    Does nothing if the user asked for messages (TF_CPP_MIN_LOG_LEVEL 0 or 1) or TensorFlow is there already. What C++ code
+    writes bypasses Python, so the descriptor itself is turned aside; errors are written out even if the import fails.
+    """
+    if "tensorflow" in sys.modules or os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2") in ("0", "1"):
+        yield
+        return
+    try:
+        kept = os.dup(2)
+    except OSError:  # no standard error stream at all
+        yield
+        return
+    try:
+        with tempfile.TemporaryFile() as aside:
+            sys.stderr.flush()
+            os.dup2(aside.fileno(), 2)
+            try:
+                yield
+            finally:
+                sys.stderr.flush()
+                os.dup2(kept, 2)
+                aside.seek(0)
+                for line in aside:
+                    if not _TENSORFLOW_NOISE.match(line):
+                        os.write(2, line)
+    finally:
+        os.close(kept)

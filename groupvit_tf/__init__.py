@@ -1,0 +1,60 @@
+"""GroupViT in Keras 3, under the names of transformers' TensorFlow GroupViT, with and without their `TF` prefix.
+
+Code written for transformers runs after changing `from transformers import ...` to `from groupvit_tf import ...`.
+"""
+
+from groupvit_common.quiet import tensorflow_start_up
+
+with tensorflow_start_up():
+    import keras
+
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        # Looks for GPUs now, so that not finding any is not reported in the middle of a user's work.
+        tf.config.list_physical_devices()
+
+from groupvit_common.config import GroupViTConfig, GroupViTTextConfig, GroupViTVisionConfig
+from groupvit_common.image_processor import AutoImageProcessor, CLIPImageProcessor, GroupViTImageProcessor, load_image
+from groupvit_common.processor import AutoProcessor, CLIPProcessor, GroupViTProcessor
+from groupvit_common.tokenizer import AutoTokenizer, CLIPTokenizer, CLIPTokenizerFast
+from groupvit_tf.model import GroupViTModel, GroupViTPreTrainedModel, GroupViTTextModel, GroupViTVisionModel
+from groupvit_tf.outputs import BaseModelOutput, BaseModelOutputWithPooling, GroupViTModelOutput
+
+TFBaseModelOutput = BaseModelOutput
+TFBaseModelOutputWithPooling = BaseModelOutputWithPooling
+TFGroupViTModel = GroupViTModel
+TFGroupViTModelOutput = GroupViTModelOutput
+TFGroupViTPreTrainedModel = GroupViTPreTrainedModel
+TFGroupViTTextModel = GroupViTTextModel
+TFGroupViTVisionModel = GroupViTVisionModel
+
+__all__ = [
+    "AutoImageProcessor",
+    "AutoProcessor",
+    "AutoTokenizer",
+    "BaseModelOutput",
+    "BaseModelOutputWithPooling",
+    "CLIPImageProcessor",
+    "CLIPProcessor",
+    "CLIPTokenizer",
+    "CLIPTokenizerFast",
+    "GroupViTConfig",
+    "GroupViTImageProcessor",
+    "GroupViTModel",
+    "GroupViTModelOutput",
+    "GroupViTPreTrainedModel",
+    "GroupViTProcessor",
+    "GroupViTTextConfig",
+    "GroupViTTextModel",
+    "GroupViTVisionConfig",
+    "GroupViTVisionModel",
+    "TFBaseModelOutput",
+    "TFBaseModelOutputWithPooling",
+    "TFGroupViTModel",
+    "TFGroupViTModelOutput",
+    "TFGroupViTPreTrainedModel",
+    "TFGroupViTTextModel",
+    "TFGroupViTVisionModel",
+    "load_image",
+]

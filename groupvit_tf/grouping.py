@@ -1,0 +1,149 @@
+"""The grouping block: learned group tokens claim image segments (paper, section 3.1, "Grouping Block", equations 2 to 4)."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from groupvit_common.config import GroupViTVisionConfig
+from groupvit_tf.layers import MLP, Attention, Dense, LayerNorm, MixerMLP, Tensor
+
+# The smallest uniform sample: its double logarithm is finite in float32.
+_LEAST = 1e-30
+
+
+def gumbel_noise_like(logits: Tensor, seed: Any = None) -> Tensor:
+    """Standard Gumbel(0, 1) samples of the shape and dtype of `logits`. seed: a `keras.random.SeedGenerator`; None: the global one."""
+    dtype = keras.backend.result_type(logits.dtype, "float32")
+    uniform = keras.random.uniform(ops.shape(logits), minval=_LEAST, maxval=1.0, dtype=dtype, seed=seed)
+    return ops.cast(-ops.log(-ops.log(uniform)), logits.dtype)
+
+
+def assign(logits: Tensor, *, noise: Tensor | None = None, hard: bool = True, temperature: float = 1.0) -> Tensor:
+    """Assigns every segment to a group: `[B, G, S]` logits -> `[B, G, S]` weights that sum to 1 over G.
+
+    Args:
+        noise: Gumbel noise added to the logits, of their shape; None: none (evaluation).
+        hard: one group per segment in the value, the soft weights in the gradient (straight-through; paper, equation 3).
+        temperature: divides the noisy logits.
+    """
+    noisy = logits if noise is None else logits + noise
+    soft = ops.softmax(noisy / temperature if temperature != 1.0 else noisy, axis=1)
+    if not hard:
+        return soft
+    one_hot = ops.one_hot(ops.argmax(soft, axis=1), soft.shape[1], axis=1, dtype=soft.dtype)
+    return one_hot - ops.stop_gradient(soft) + soft
+
+
+class CrossAttentionLayer(keras.layers.Layer):
+    """Group tokens look at the segments once before they claim them."""
+
+    def __init__(self, config: GroupViTVisionConfig, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        width, eps = config.hidden_size, config.layer_norm_eps
+        self.attn = Attention(config, name="attn", dtype=self.dtype_policy)
+        self.norm2 = LayerNorm(width, eps, name="norm2", dtype=self.dtype_policy)
+        self.mlp = MLP(config, name="mlp", dtype=self.dtype_policy)
+        self.norm_post = LayerNorm(width, eps, name="norm_post", dtype=self.dtype_policy)
+
+    def build(self, input_shape: Any = None) -> None:
+        for layer in (self.attn, self.norm2, self.mlp, self.norm_post):
+            layer.build()
+
+    def call(self, query: Tensor, key: Tensor, training: bool = False) -> Tensor:
+        x = query + self.attn(query, key, training=training)[0]
+        x = x + self.mlp(self.norm2(x))
+        return self.norm_post(x)
+
+
+class AssignAttention(keras.layers.Layer):
+    """Attention whose weights are normalised over the groups instead of the segments."""
+
+    def __init__(self, config: GroupViTVisionConfig, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        width = config.hidden_size
+        self.scale = width**-0.5
+        self.assign_eps = config.assign_eps
+        self.seed_generator = keras.random.SeedGenerator()
+        self.q_proj = Dense(width, width, name="q_proj", dtype=self.dtype_policy)
+        self.k_proj = Dense(width, width, name="k_proj", dtype=self.dtype_policy)
+        self.v_proj = Dense(width, width, name="v_proj", dtype=self.dtype_policy)
+        self.proj = Dense(width, width, name="proj", dtype=self.dtype_policy)
+
+    def build(self, input_shape: Any = None) -> None:
+        for dense in (self.q_proj, self.k_proj, self.v_proj, self.proj):
+            dense.build()
+
+    def call(
+        self,
+        groups: Tensor,
+        segments: Tensor,
+        noise: Tensor | None = None,
+        hard: bool = True,
+        temperature: float = 1.0,
+        training: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Args: groups `[B, G, D]`, segments `[B, S, D]`; the others as in `assign`; in training, noise None draws it.
+
+        Returns: the merged segments `[B, G, D]` and the soft assignment without noise `[B, G, S]`.
+        """
+        keys = ops.transpose(self.k_proj(segments), (0, 2, 1))
+        logits = ops.matmul(self.q_proj(groups), keys) * self.scale
+        if noise is None and training:
+            noise = gumbel_noise_like(logits, self.seed_generator)
+        weights = assign(logits, noise=noise, hard=hard, temperature=temperature)
+        # A mean over the claimed segments; assign_eps shrinks small groups and keeps empty ones finite.
+        weights = weights / (ops.sum(weights, axis=-1, keepdims=True) + self.assign_eps)
+        return self.proj(ops.matmul(weights, self.v_proj(segments))), ops.softmax(logits, axis=1)
+
+
+class TokenAssign(keras.layers.Layer):
+    """The whole grouping block: `[B, S, D]` segments and `[B, N, D]` group tokens -> `[B, G, D]` larger segments."""
+
+    def __init__(
+        self, config: GroupViTVisionConfig, num_group_tokens: int, num_output_groups: int, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        policy = self.dtype_policy
+        width, eps = config.hidden_size, config.layer_norm_eps
+        tokens_width, channels_width = (int(ratio * width) for ratio in config.assign_mlp_ratio)
+        self.norm_tokens = LayerNorm(width, eps, name="norm_tokens", dtype=policy)
+        self.mlp_inter = MixerMLP(
+            config, num_group_tokens, tokens_width, num_output_groups, name="mlp_inter", dtype=policy
+        )
+        self.norm_post_tokens = LayerNorm(width, eps, name="norm_post_tokens", dtype=policy)
+        self.norm_x = LayerNorm(width, eps, name="norm_x", dtype=policy)
+        self.pre_assign_attn = CrossAttentionLayer(config, name="pre_assign_attn", dtype=policy)
+        self.assign = AssignAttention(config, name="assign", dtype=policy)
+        self.norm_new_x = LayerNorm(width, eps, name="norm_new_x", dtype=policy)
+        self.mlp_channels = MLP(config, width, channels_width, width, name="mlp_channels", dtype=policy)
+
+    def build(self, input_shape: Any = None) -> None:
+        for layer in (
+            self.norm_tokens,
+            self.mlp_inter,
+            self.norm_post_tokens,
+            self.norm_x,
+            self.pre_assign_attn,
+            self.assign,
+            self.norm_new_x,
+            self.mlp_channels,
+        ):
+            layer.build()
+
+    def call(
+        self,
+        segments: Tensor,
+        group_tokens: Tensor,
+        noise: Tensor | None = None,
+        hard: bool = True,
+        temperature: float = 1.0,
+        training: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the new segments `[B, G, D]` and the soft assignment `[B, G, S]`; `noise`, `hard`, `temperature`: `assign`."""
+        segments = self.norm_x(segments)
+        groups = self.norm_post_tokens(self.mlp_inter(self.norm_tokens(group_tokens)))
+        groups = self.pre_assign_attn(groups, segments, training=training)
+        merged, assignment = self.assign(groups, segments, noise, hard=hard, temperature=temperature, training=training)
+        merged = merged + groups
+        return merged + self.mlp_channels(self.norm_new_x(merged)), assignment

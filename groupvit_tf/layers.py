@@ -1,0 +1,290 @@
+"""The parts that both towers are made of: attention, MLP, Transformer layer, projection.
+
+Shapes: B batch, S tokens, D width (legend in docs/architecture.md). Layer names are those of transformers' state dict, so that the
+path of a Keras variable is the tensor's canonical name but for its last part (`groupvit_tf.checkpoint`).
+
+Every layer makes its sub-layers in its constructor and builds them in `build`, which needs no shapes: a model has all its weights
+before its first call. Flags go to sub-layers by keyword, because Keras takes tensors only by position.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops
+
+from groupvit_common.config import GroupViTTextConfig, GroupViTVisionConfig
+from groupvit_common.errors import InputError
+from groupvit_tf.distributed import num_replicas, replica_sum
+
+TowerConfig = GroupViTTextConfig | GroupViTVisionConfig
+Tensor = Any
+
+
+def _gelu(x: Tensor) -> Tensor:
+    return ops.gelu(x, approximate=False)
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * ops.sigmoid(1.702 * x)
+
+
+def _gelu_new(x: Tensor) -> Tensor:
+    return ops.gelu(x, approximate=True)
+
+
+# The names of `groupvit_common.config.ACTIVATIONS`, transformers' names.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": _gelu,
+    "quick_gelu": _quick_gelu,
+    "gelu_new": _gelu_new,
+    "relu": ops.relu,
+    "selu": ops.selu,
+    "silu": ops.silu,
+}
+
+
+class Dense(keras.layers.Dense):
+    """A dense layer that knows the width of its input, and can be built without being called."""
+
+    def __init__(self, in_features: int, out_features: int, **kwargs: Any) -> None:
+        # Zeros: `groupvit_tf.init` draws the values, once the model is whole.
+        super().__init__(out_features, kernel_initializer="zeros", **kwargs)
+        self.in_features = in_features
+
+    def build(self, input_shape: Any = None) -> None:
+        super().build((None, self.in_features))
+
+
+class LayerNorm(keras.layers.LayerNormalization):
+    """Layer norm over the last axis, of a width that is known."""
+
+    def __init__(self, width: int, eps: float, **kwargs: Any) -> None:
+        super().__init__(epsilon=eps, **kwargs)
+        self.width = width
+
+    def build(self, input_shape: Any = None) -> None:
+        super().build((None, self.width))
+
+
+class BatchNorm(keras.layers.Layer):
+    """Batch norm over `[B, D]` with PyTorch's numbers: running statistics move by a tenth, their variance is the unbiased one.
+
+    Keras's own layer keeps the biased variance, and counts no batches. Under a distribution strategy the statistics are those of
+    the whole batch. Computed in float32 at least.
+    """
+
+    epsilon = 1e-5
+    momentum = 0.1  # of the new value, as PyTorch has it
+
+    def __init__(self, width: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.width = width
+
+    def build(self, input_shape: Any = None) -> None:
+        shape = (self.width,)
+        self.gamma = self.add_weight(shape=shape, initializer="ones", name="gamma", autocast=False)
+        self.beta = self.add_weight(shape=shape, initializer="zeros", name="beta", autocast=False)
+
+        def statistic(name: str, initial: str, **kind: Any) -> Any:
+            # Every replica computes the same value, so any of them may be kept.
+            return self.add_weight(
+                initializer=initial,
+                name=name,
+                trainable=False,
+                autocast=False,
+                aggregation="only_first_replica",
+                **kind,
+            )
+
+        self.moving_mean = statistic("moving_mean", "zeros", shape=shape)
+        self.moving_variance = statistic("moving_variance", "ones", shape=shape)
+        self.num_batches_tracked = statistic("num_batches_tracked", "zeros", shape=(), dtype="int32")
+
+    def call(self, x: Tensor, training: bool = False) -> Tensor:
+        wide = ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
+        mean, variance = (ops.cast(v, wide.dtype) for v in (self.moving_mean, self.moving_variance))
+        if training:
+            mean, variance, count = batch_statistics(wide)
+            unbiased = variance * (count / (count - 1))
+            self._move(self.moving_mean, mean)
+            self._move(self.moving_variance, unbiased)
+            self.num_batches_tracked.assign(self.num_batches_tracked + 1)
+        gamma, beta = (ops.cast(v, wide.dtype) for v in (self.gamma, self.beta))
+        return ops.cast((wide - mean) * (ops.rsqrt(variance + self.epsilon) * gamma) + beta, x.dtype)
+
+    def _move(self, running: Any, value: Tensor) -> None:
+        value = ops.cast(ops.stop_gradient(value), running.dtype)
+        running.assign(running * (1 - self.momentum) + value * self.momentum)
+
+
+def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean `[D]`, biased variance `[D]` and number of the rows of `[B, D]`, over all replicas. InputError for a single row."""
+    if x.shape[0] == 1 and num_replicas() == 1:
+        raise InputError("batch norm in training needs at least 2 images and 2 texts in a batch, got 1")
+    count = replica_sum(ops.cast(ops.shape(x)[0], x.dtype))
+    mean = replica_sum(ops.sum(x, axis=0)) / count
+    variance = replica_sum(ops.sum(ops.square(x - mean), axis=0)) / count
+    return mean, variance, count
+
+
+class Attention(keras.layers.Layer):
+    """Multi-head scaled dot-product attention, of a sequence to itself or to another."""
+
+    def __init__(self, config: TowerConfig, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        width = config.hidden_size
+        self.num_heads = config.num_attention_heads
+        self.head_width = width // self.num_heads
+        self.dropout = config.attention_dropout
+        self.seed_generator = keras.random.SeedGenerator() if self.dropout else None
+        self.k_proj = Dense(width, width, name="k_proj", dtype=self.dtype_policy)
+        self.v_proj = Dense(width, width, name="v_proj", dtype=self.dtype_policy)
+        self.q_proj = Dense(width, width, name="q_proj", dtype=self.dtype_policy)
+        self.out_proj = Dense(width, width, name="out_proj", dtype=self.dtype_policy)
+
+    def build(self, input_shape: Any = None) -> None:
+        for dense in (self.k_proj, self.v_proj, self.q_proj, self.out_proj):
+            dense.build()
+
+    def call(
+        self,
+        query: Tensor,
+        key: Tensor,
+        attn_bias: Tensor | None = None,
+        output_attentions: bool = False,
+        training: bool = False,
+        dropout_seed: Any = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Args: query `[B, S, D]`, key `[B, S', D]`, attn_bias broadcastable to `[B, heads, S, S']`, added to the logits;
+        dropout_seed: instead of a fresh one (see `Redrawn`).
+
+        Returns: output `[B, S, D]` and, if asked for, the weights `[B, heads, S, S']` (before dropout's scaling: as used).
+        """
+        q, k, v = self._heads(self.q_proj(query)), self._heads(self.k_proj(key)), self._heads(self.v_proj(key))
+        logits = ops.matmul(q * self.head_width**-0.5, ops.transpose(k, (0, 1, 3, 2)))
+        weights = ops.softmax(logits if attn_bias is None else logits + attn_bias, axis=-1)
+        used = weights
+        if training and self.dropout:
+            used = keras.random.dropout(weights, self.dropout, seed=dropout_seed or self.seed_generator)
+        context = ops.transpose(ops.matmul(used, v), (0, 2, 1, 3))
+        context = ops.reshape(context, (-1, ops.shape(query)[1], self.num_heads * self.head_width))
+        return self.out_proj(context), weights if output_attentions else None
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """`[B, S, D]` -> `[B, heads, S, D / heads]`."""
+        x = ops.reshape(x, (-1, ops.shape(x)[1], self.num_heads, self.head_width))
+        return ops.transpose(x, (0, 2, 1, 3))
+
+
+class Redrawn(keras.random.SeedGenerator):
+    """A seed that is drawn once and given again each time it is asked for.
+
+    A layer that is computed a second time on the way back (gradient checkpointing) must drop what it dropped the first time.
+    """
+
+    def __init__(self, seed: Any) -> None:
+        # Without the parent's constructor, which would make a variable.
+        self._seed = seed
+
+    def next(self, ordered: bool = True) -> Any:
+        return self._seed
+
+
+class MLP(keras.layers.Layer):
+    """Two dense layers over the last axis. `in_features`, `out_features` default to the tower's width."""
+
+    def __init__(
+        self,
+        config: TowerConfig,
+        in_features: int | None = None,
+        hidden_features: int | None = None,
+        out_features: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        in_features = in_features or config.hidden_size
+        hidden_features = hidden_features or config.intermediate_size
+        out_features = out_features or config.hidden_size
+        self.activation = ACTIVATIONS[config.hidden_act]
+        self.fc1 = Dense(in_features, hidden_features, name="fc1", dtype=self.dtype_policy)
+        self.fc2 = Dense(hidden_features, out_features, name="fc2", dtype=self.dtype_policy)
+
+    def build(self, input_shape: Any = None) -> None:
+        self.fc1.build()
+        self.fc2.build()
+
+    def call(self, x: Tensor) -> Tensor:
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+class MixerMLP(MLP):
+    """An MLP across tokens: `[B, in, D]` -> `[B, out, D]`."""
+
+    def call(self, x: Tensor) -> Tensor:
+        return ops.transpose(super().call(ops.transpose(x, (0, 2, 1))), (0, 2, 1))
+
+
+class EncoderLayer(keras.layers.Layer):
+    """A pre-norm Transformer layer."""
+
+    def __init__(self, config: TowerConfig, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        width, eps = config.hidden_size, config.layer_norm_eps
+        self.self_attn = Attention(config, name="self_attn", dtype=self.dtype_policy)
+        self.layer_norm1 = LayerNorm(width, eps, name="layer_norm1", dtype=self.dtype_policy)
+        self.mlp = MLP(config, name="mlp", dtype=self.dtype_policy)
+        self.layer_norm2 = LayerNorm(width, eps, name="layer_norm2", dtype=self.dtype_policy)
+
+    def build(self, input_shape: Any = None) -> None:
+        for layer in (self.self_attn, self.layer_norm1, self.mlp, self.layer_norm2):
+            layer.build()
+
+    def call(
+        self,
+        x: Tensor,
+        attn_bias: Tensor | None = None,
+        output_attentions: bool = False,
+        training: bool = False,
+        dropout_seed: Any = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """`[B, S, D]` -> the same, and the attention weights if asked for (see `Attention`)."""
+        normed = self.layer_norm1(x)
+        attended, weights = self.self_attn(
+            normed,
+            normed,
+            attn_bias,
+            output_attentions=output_attentions,
+            training=training,
+            dropout_seed=dropout_seed,
+        )
+        x = x + attended
+        return x + self.mlp(self.layer_norm2(x)), weights
+
+    def rematerialised(self, x: Tensor, attn_bias: Tensor | None = None, output_attentions: bool = False) -> Any:
+        """The layer in training, keeping no intermediate values: they are computed again on the way back."""
+        generator = self.self_attn.seed_generator
+        seed = None if generator is None else Redrawn(generator.next())
+
+        def layer(x: Tensor) -> Any:
+            return self(x, attn_bias, output_attentions=output_attentions, training=True, dropout_seed=seed)
+
+        return keras.remat(layer)(x)
+
+
+class Projection(keras.layers.Layer):
+    """The MLP that carries a tower's output into the shared embedding (paper, section 3.2; batch norm as in the authors' code)."""
+
+    def __init__(self, width: int, hidden_features: int, out_features: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.hidden = Dense(width, hidden_features, name="0", dtype=self.dtype_policy)
+        self.norm = BatchNorm(hidden_features, name="1", dtype=self.dtype_policy)
+        self.output_layer = Dense(hidden_features, out_features, name="3", dtype=self.dtype_policy)
+
+    def build(self, input_shape: Any = None) -> None:
+        for layer in (self.hidden, self.norm, self.output_layer):
+            layer.build()
+
+    def call(self, x: Tensor, training: bool = False) -> Tensor:
+        """`[B, D]` -> `[B, E]`."""
+        return self.output_layer(ops.relu(self.norm(self.hidden(x), training=training)))

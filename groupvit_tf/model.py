@@ -1,0 +1,408 @@
+"""GroupViT: two towers, two projections, one temperature (Xu et al., CVPR 2022), behind transformers' interface.
+
+Shapes: B images, N texts, T tokens, H W pixels, G groups, E embedding width (legend in docs/architecture.md).
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import keras
+import numpy as np
+from keras import ops
+
+from groupvit_common.checks import check_pairs, given
+from groupvit_common.config import GroupViTConfig, GroupViTTextConfig, GroupViTVisionConfig
+from groupvit_common.errors import InputError
+from groupvit_tf.checkpoint import PreTrainedModel
+from groupvit_tf.distributed import gather, num_replicas
+from groupvit_tf.init import initialise
+from groupvit_tf.layers import Projection, Tensor
+from groupvit_tf.loss import symmetric_cross_entropy
+from groupvit_tf.outputs import BaseModelOutputWithPooling, GroupViTModelOutput
+from groupvit_tf.segmentation import grouping_map, resize_bilinear
+from groupvit_tf.text import TextTower, check_ids
+from groupvit_tf.vision import VisionTower, check_pixels
+
+
+class GroupViTPreTrainedModel(PreTrainedModel):
+    """Base of the three models: initial values, and the forms in which inputs may come.
+
+    A model is called with keywords; or with everything in the first positional argument: a dictionary, a list or tuple in the
+    order of `call`'s arguments, or a single tensor. Tensors may be NumPy arrays.
+    """
+
+    config_class: ClassVar[type[Any]] = GroupViTConfig
+    base_model_prefix: ClassVar[str] = "groupvit"
+
+    def init_weights(self) -> None:
+        """Draws new initial values for every parameter (see `groupvit_tf.init`)."""
+        initialise(self)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # Outside `call`, around which Keras wraps errors into a page of text.
+        inputs = self._named(args, kwargs)
+        self._check(inputs)
+        return super().__call__(**inputs)
+
+    def _named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """All arguments by name, those that are None left out."""
+        names = list(inspect.signature(self.call).parameters)
+        if len(args) == 1 and isinstance(args[0], Mapping):
+            named = dict(args[0])
+        else:
+            if len(args) == 1 and isinstance(args[0], list | tuple) and not _is_nested_numbers(args[0]):
+                args = args[0]
+            elif len(args) == 1 and not kwargs.keys() & {self.main_input_name}:
+                args = (*[None] * names.index(self._name_of(args[0])), args[0])
+            if len(args) > len(names):
+                raise InputError(f"{type(self).__name__} takes at most {len(names)} inputs, got {len(args)}")
+            named = {name: value for name, value in zip(names, args, strict=False) if value is not None}
+        twice = named.keys() & kwargs.keys()
+        unknown = [name for name in (*named, *kwargs) if name not in names]
+        if twice or unknown:
+            name = unknown[0] if unknown else min(twice)
+            raise InputError(
+                f"{type(self).__name__} takes no input {name!r}; its inputs are {', '.join(names)}"
+                if unknown
+                else f"{type(self).__name__} got {name!r} twice, by position and by name"
+            )
+        every = {**named, **kwargs}
+        return {
+            name: np.asarray(value) if isinstance(value, list | tuple) and name != "gumbel_noise" else value
+            for name, value in every.items()
+            if value is not None
+        }
+
+    def _name_of(self, tensor: Any) -> str:
+        """Which input a tensor is that came alone: pictures have four axes."""
+        is_picture = (
+            len(getattr(tensor, "shape", ())) == 4 and "pixel_values" in inspect.signature(self.call).parameters
+        )
+        return "pixel_values" if is_picture else self.main_input_name
+
+    def _check(self, inputs: Mapping[str, Any]) -> None:
+        """InputError for inputs that are missing or malformed."""
+        names = inspect.signature(self.call).parameters
+        if "input_ids" in names:
+            config = self.config if isinstance(self.config, GroupViTTextConfig) else self.config.text_config
+            given(inputs.get("input_ids"), "input_ids")
+        if "pixel_values" in names:
+            given(inputs.get("pixel_values"), "pixel_values")
+        if "input_ids" in names:
+            check_ids(inputs["input_ids"], inputs.get("attention_mask"), config)
+        if "pixel_values" in names:
+            config = self.config if isinstance(self.config, GroupViTVisionConfig) else self.config.vision_config
+            check_pixels(inputs["pixel_values"], config)
+
+    def _flag(self, name: str, value: bool | None) -> bool:
+        """A flag of `call`: as given, else the configuration's."""
+        return bool(getattr(self.config, name) if value is None else value)
+
+
+class GroupViTTextModel(GroupViTPreTrainedModel):
+    """The text tower by itself."""
+
+    config_class: ClassVar[type[Any]] = GroupViTTextConfig
+    main_input_name: ClassVar[str] = "input_ids"
+    config: GroupViTTextConfig
+
+    def __init__(self, config: GroupViTTextConfig, **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+        self.text_model = TextTower(config, name="text_model", dtype=self.dtype_policy)
+        self.build()
+        self.init_weights()
+
+    def build(self, input_shape: Any = None) -> None:
+        self.text_model.build()
+
+    def get_input_embeddings(self) -> keras.layers.Embedding:
+        return self.text_model.embeddings.token_embedding
+
+    def call(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        training: bool | None = None,
+    ) -> BaseModelOutputWithPooling[Tensor] | tuple[Any, ...]:
+        """See `TextTower.call`; a tuple of the present fields with `return_dict=False`."""
+        output = self.text_model(
+            input_ids,
+            attention_mask,
+            position_ids,
+            output_attentions=self._flag("output_attentions", output_attentions),
+            output_hidden_states=self._flag("output_hidden_states", output_hidden_states),
+            training=training,
+        )
+        return output if self._flag("return_dict", return_dict) else output.to_tuple()
+
+
+class GroupViTVisionModel(GroupViTPreTrainedModel):
+    """The vision tower by itself."""
+
+    config_class: ClassVar[type[Any]] = GroupViTVisionConfig
+    main_input_name: ClassVar[str] = "pixel_values"
+    config: GroupViTVisionConfig
+
+    def __init__(self, config: GroupViTVisionConfig, **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+        self.vision_model = VisionTower(config, name="vision_model", dtype=self.dtype_policy)
+        self.build()
+        self.init_weights()
+
+    def build(self, input_shape: Any = None) -> None:
+        self.vision_model.build()
+
+    def get_input_embeddings(self) -> keras.layers.Layer:
+        return self.vision_model.embeddings.patch_embeddings
+
+    def call(
+        self,
+        pixel_values: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        training: bool | None = None,
+    ) -> BaseModelOutputWithPooling[Tensor] | tuple[Any, ...]:
+        """See `VisionTower.call`; a tuple of the present fields with `return_dict=False`."""
+        output = self.vision_model(
+            pixel_values,
+            output_attentions=self._flag("output_attentions", output_attentions),
+            output_hidden_states=self._flag("output_hidden_states", output_hidden_states),
+            training=training,
+        )
+        return output if self._flag("return_dict", return_dict) else output.to_tuple()
+
+
+class GroupViTModel(GroupViTPreTrainedModel):
+    """Images and texts -> their similarities, and per pixel if asked for.
+
+    `compile(optimizer)` without a loss, then `fit` on batches of dictionaries without `y`: image i belongs to text i, and the
+    contrastive loss is taken over the whole batch, under a distribution strategy over the batches of all replicas.
+    """
+
+    config: GroupViTConfig
+
+    def __init__(self, config: GroupViTConfig, **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+        policy = self.dtype_policy
+        text, vision, hidden = config.text_config, config.vision_config, config.projection_intermediate_dim
+        self.text_model = TextTower(text, name="text_model", dtype=policy)
+        self.vision_model = VisionTower(vision, name="vision_model", dtype=policy)
+        self.visual_projection = Projection(
+            vision.hidden_size, hidden, config.projection_dim, name="visual_projection", dtype=policy
+        )
+        self.text_projection = Projection(
+            text.hidden_size, hidden, config.projection_dim, name="text_projection", dtype=policy
+        )
+        self.image_to_text = keras.metrics.Mean(name="image_to_text_top1")
+        self.text_to_image = keras.metrics.Mean(name="text_to_image_top1")
+        self.build()
+        self.init_weights()
+
+    def build(self, input_shape: Any = None) -> None:
+        for layer in (self.text_model, self.vision_model, self.visual_projection, self.text_projection):
+            layer.build()
+        self.logit_scale = self.add_weight(
+            shape=(),
+            initializer=keras.initializers.Constant(self.config.logit_scale_init_value),
+            name="logit_scale",
+        )
+
+    def get_input_embeddings(self) -> keras.layers.Embedding:
+        return self.text_model.embeddings.token_embedding
+
+    def get_text_features(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        training: bool = False,
+    ) -> Tensor | BaseModelOutputWithPooling[Tensor]:
+        """Projected texts `[N, E]`, not normalised.
+
+        That is what transformers 4 returns. With `return_dict=True`: what transformers 5 returns, the tower's record with
+        the projected texts as `pooler_output`; the other two flags then add to it.
+        """
+        check_ids(given(input_ids, "input_ids"), attention_mask, self.config.text_config)
+        record = self.text_model(
+            input_ids,
+            attention_mask,
+            position_ids,
+            output_attentions=self._flag("output_attentions", output_attentions),
+            output_hidden_states=self._flag("output_hidden_states", output_hidden_states),
+            training=training,
+        )
+        record.pooler_output = self.text_projection(record.pooler_output, training=training)
+        return record if return_dict else record.pooler_output
+
+    def get_image_features(
+        self,
+        pixel_values: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        training: bool = False,
+    ) -> Tensor | BaseModelOutputWithPooling[Tensor]:
+        """Projected images `[B, E]`, not normalised; a record with `return_dict=True` (see `get_text_features`)."""
+        check_pixels(given(pixel_values, "pixel_values"), self.config.vision_config)
+        record = self.vision_model(
+            pixel_values,
+            output_attentions=self._flag("output_attentions", output_attentions),
+            output_hidden_states=self._flag("output_hidden_states", output_hidden_states),
+            training=training,
+        )
+        record.pooler_output = self.visual_projection(record.pooler_output, training=training)
+        return record if return_dict else record.pooler_output
+
+    def call(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        return_loss: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_segmentation: bool | None = None,
+        return_dict: bool | None = None,
+        training: bool | None = None,
+        gumbel_noise: Sequence[Tensor] | None = None,
+        assign_hard: bool = True,
+        assign_temperature: float = 1.0,
+    ) -> GroupViTModelOutput[Tensor] | tuple[Any, ...]:
+        """Compares images and texts.
+
+        Args:
+            input_ids, attention_mask, position_ids: `[N, T]`, see `TextTower.call`.
+            pixel_values, gumbel_noise, assign_hard, assign_temperature: see `VisionTower.call`.
+            return_loss: also the symmetric contrastive loss; image i then belongs to text i, so B must equal N.
+            output_segmentation: also `segmentation_logits` `[B, N, H, W]`, which bring the soft assignments along.
+            return_dict: False: a tuple of the present fields.
+
+        Raises:
+            InputError: a missing or malformed input, or unequal numbers of images and texts with `return_loss`.
+        """
+        segment = self._flag("output_segmentation", output_segmentation)
+        attentions = self._flag("output_attentions", output_attentions) or segment
+        hidden_states = self._flag("output_hidden_states", output_hidden_states)
+        vision = self.vision_model(
+            pixel_values,
+            output_attentions=attentions,
+            output_hidden_states=hidden_states,
+            gumbel_noise=gumbel_noise,
+            assign_hard=assign_hard,
+            assign_temperature=assign_temperature,
+            training=training,
+        )
+        text = self.text_model(
+            input_ids,
+            attention_mask,
+            position_ids,
+            output_attentions=attentions,
+            output_hidden_states=hidden_states,
+            training=training,
+        )
+        image_embeds = _unit(self.visual_projection(vision.pooler_output, training=training))
+        text_embeds = _unit(self.text_projection(text.pooler_output, training=training))
+        logit_scale = ops.cast(ops.exp(self.logit_scale), text_embeds.dtype)
+        logits_per_text = ops.matmul(logit_scale * text_embeds, ops.transpose(image_embeds))
+        logits_per_image = ops.transpose(logits_per_text)
+        output: GroupViTModelOutput[Tensor] = GroupViTModelOutput(
+            loss=symmetric_cross_entropy(logits_per_image) if return_loss else None,
+            logits_per_image=logits_per_image,
+            logits_per_text=logits_per_text,
+            segmentation_logits=(
+                self._segmentation_logits(vision, text_embeds, pixel_values, training) if segment else None
+            ),
+            text_embeds=text_embeds,
+            image_embeds=image_embeds,
+            text_model_output=text,
+            vision_model_output=vision,
+        )
+        return output if self._flag("return_dict", return_dict) else output.to_tuple()
+
+    def _check(self, inputs: Mapping[str, Any]) -> None:
+        super()._check(inputs)
+        if inputs.get("return_loss"):
+            check_pairs(inputs["pixel_values"].shape[0], inputs["input_ids"].shape[0])
+
+    def _segmentation_logits(
+        self,
+        vision: BaseModelOutputWithPooling[Tensor],
+        text_embeds: Tensor,
+        pixel_values: Tensor,
+        training: bool | None,
+    ) -> Tensor:
+        """`[B, N, H, W]`: group-to-text similarities spread over the pixels by the soft grouping.
+
+        The temperature enters twice, as in transformers (docs/differences.md); `Segmenter` does not use these values.
+        """
+        height, width = pixel_values.shape[-2:]
+        patch = self.config.vision_config.patch_size
+        states = vision.last_hidden_state
+        num_groups = states.shape[1]
+        flat = self.visual_projection(ops.reshape(states, (-1, states.shape[2])), training=training)
+        groups = _unit(ops.reshape(flat, (-1, num_groups, flat.shape[1])))
+        scale = ops.cast(ops.exp(self.logit_scale), groups.dtype)
+        group_logits = ops.matmul(groups, ops.transpose(text_embeds)) * scale  # [B, G, N]
+        # No gradient flows through the map, as in transformers.
+        grouping = ops.stop_gradient(grouping_map(vision.attentions or (), (height // patch, width // patch)))
+        # Interpolation is linear, so the texts are combined at patch resolution: G x N fewer full-size maps.
+        logits = ops.einsum("bgn,bghw->bnhw", group_logits, grouping) * scale
+        return resize_bilinear(logits, (height, width))
+
+    # -- training with `fit` ----------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Tensor:
+        """The contrastive loss of the batch, or that of `compile(loss=...)` where one was given. Keras calls this."""
+        if y is not None or self.loss is not None:
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+        # Each replica computes the whole batch's loss; the strategy adds the replicas' gradients up.
+        return symmetric_cross_entropy(self._global_logits(y_pred)) / num_replicas()
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
+        """Adds the share of images whose own text is the most similar of the batch, and the reverse. Keras calls this."""
+        if y is None and self.loss is None:
+            logits = self._global_logits(y_pred)
+            own = ops.arange(ops.shape(logits)[0])
+            for metric, axis in ((self.image_to_text, 1), (self.text_to_image, 0)):
+                hits = ops.equal(ops.cast(ops.argmax(logits, axis=axis), own.dtype), own)
+                metric.update_state(ops.cast(hits, "float32"))
+        metrics: dict[str, Any] = super().compute_metrics(x, y, y_pred, sample_weight)
+        return metrics
+
+    def _global_logits(self, output: Any) -> Tensor:
+        """`[B, B]` similarities times temperature, float32 at least, of the batches of all replicas."""
+        if not isinstance(output, GroupViTModelOutput):
+            raise InputError("fit and evaluate need records: leave return_dict of the configuration at True")
+        images, texts = gather(output.image_embeds), gather(output.text_embeds)
+        check_pairs(images.shape[0], texts.shape[0])
+        wide = keras.backend.result_type(images.dtype, "float32")
+        scale = ops.exp(ops.cast(self.logit_scale, wide))
+        return ops.matmul(ops.cast(images, wide), ops.transpose(ops.cast(texts, wide))) * scale
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Vectors brought to length 1; as in PyTorch, one that is shorter than 1e-12 is divided by that."""
+    norm = ops.sqrt(ops.sum(ops.square(x), axis=-1, keepdims=True))
+    return x / ops.maximum(norm, ops.cast(1e-12, x.dtype))
+
+
+def _is_nested_numbers(value: Sequence[Any]) -> bool:
+    """Whether a list is one tensor written out, and not a list of tensors."""
+    return bool(value) and all(isinstance(part, list | tuple | int | float) for part in value)

@@ -1,0 +1,34 @@
+"""The records of `groupvit_common.outputs`, made known to Keras, so that `fit`, `predict`, `tf.function`, XLA, functional models and
+JAX find the tensors in them."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import optree
+
+from groupvit_common.outputs import BaseModelOutput, BaseModelOutputWithPooling, GroupViTModelOutput, ModelOutput
+
+__all__ = ["BaseModelOutput", "BaseModelOutputWithPooling", "GroupViTModelOutput", "ModelOutput"]
+
+
+def _register(record: type[ModelOutput]) -> None:
+    def flatten(output: ModelOutput) -> tuple[list[Any], tuple[str, ...]]:
+        return list(output.values()), tuple(output)
+
+    def unflatten(names: tuple[str, ...], values: Iterable[Any]) -> ModelOutput:
+        return record(zip(names, values, strict=True))
+
+    def flatten_with_entries(output: ModelOutput) -> tuple[list[Any], tuple[str, ...], tuple[str, ...]]:
+        return (*flatten(output), tuple(output))
+
+    # The name space in which Keras looks for containers.
+    optree.register_pytree_node(record, flatten_with_entries, unflatten, namespace="keras")
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.tree_util.register_pytree_node(record, flatten, unflatten)
+
+
+for _record in (BaseModelOutput, BaseModelOutputWithPooling, GroupViTModelOutput):
+    _register(_record)

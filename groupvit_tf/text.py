@@ -1,0 +1,159 @@
+"""The text tower: token ids -> a causal Transformer -> the state at the end-of-text token.
+
+Shapes: N texts, T tokens, D width (legend in docs/architecture.md).
+"""
+
+from typing import Any
+
+import keras
+import ml_dtypes
+import numpy as np
+from keras import ops
+
+from groupvit_common.checks import check_id_range, check_input_ids
+from groupvit_common.config import GroupViTTextConfig
+from groupvit_tf.layers import EncoderLayer, LayerNorm, Tensor
+from groupvit_tf.outputs import BaseModelOutputWithPooling
+
+# Early checkpoints carry this value by mistake; transformers then pools at the largest id, and so do we.
+_LEGACY_EOS_TOKEN_ID = 2
+
+
+class Embedding(keras.layers.Embedding):
+    """An embedding that starts with zeros: `groupvit_tf.init` draws the values, once the model is whole."""
+
+    def __init__(self, input_dim: int, output_dim: int, **kwargs: Any) -> None:
+        super().__init__(input_dim, output_dim, embeddings_initializer="zeros", **kwargs)
+
+
+class TextEmbeddings(keras.layers.Layer):
+    def __init__(self, config: GroupViTTextConfig, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.token_embedding = Embedding(
+            config.vocab_size, config.hidden_size, name="token_embedding", dtype=self.dtype_policy
+        )
+        self.position_embedding = Embedding(
+            config.max_position_embeddings, config.hidden_size, name="position_embedding", dtype=self.dtype_policy
+        )
+
+    def build(self, input_shape: Any = None) -> None:
+        self.token_embedding.build()
+        self.position_embedding.build()
+
+    def call(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        if position_ids is None:
+            position_ids = ops.arange(ops.shape(input_ids)[1])
+        return self.token_embedding(input_ids) + self.position_embedding(position_ids)
+
+
+class TextEncoder(keras.layers.Layer):
+    def __init__(self, config: GroupViTTextConfig, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.gradient_checkpointing = False
+        self.layers = [
+            EncoderLayer(config, name=f"layers.{index}", dtype=self.dtype_policy)
+            for index in range(config.num_hidden_layers)
+        ]
+
+    def build(self, input_shape: Any = None) -> None:
+        for layer in self.layers:
+            layer.build()
+
+
+class TextTower(keras.layers.Layer):
+    """Token ids -> pooled text."""
+
+    def __init__(self, config: GroupViTTextConfig, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.config = config
+        self.embeddings = TextEmbeddings(config, name="embeddings", dtype=self.dtype_policy)
+        self.encoder = TextEncoder(config, name="encoder", dtype=self.dtype_policy)
+        self.final_layer_norm = LayerNorm(
+            config.hidden_size, config.layer_norm_eps, name="final_layer_norm", dtype=self.dtype_policy
+        )
+
+    def build(self, input_shape: Any = None) -> None:
+        for layer in (self.embeddings, self.encoder, self.final_layer_norm):
+            layer.build()
+
+    def call(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        training: bool = False,
+    ) -> BaseModelOutputWithPooling[Tensor]:
+        """Args:
+            input_ids: `[N, T]` integers; attention_mask: `[N, T]`, 1 for tokens, 0 for padding; position_ids: `[N, T]`.
+
+        Returns:
+            `last_hidden_state` `[N, T, D]`, `pooler_output` `[N, D]`; `attentions`: per layer `[N, heads, T, T]`;
+            `hidden_states`: the embeddings, then every layer's output.
+        """
+        # Ids fit, and 64-bit integers are slow or not there on many devices.
+        input_ids = ops.cast(input_ids, "int32")
+        x = self.embeddings(input_ids, position_ids)
+        bias = _attention_bias(x, attention_mask)
+        hidden_states, attentions = [x], []
+        for layer in self.encoder.layers:
+            if self.encoder.gradient_checkpointing and training:
+                x, weights = layer.rematerialised(x, bias, output_attentions)
+            else:
+                x, weights = layer(x, bias, output_attentions=output_attentions, training=training)
+            hidden_states.append(x)
+            attentions.append(weights)
+        x = self.final_layer_norm(x)
+        end = ops.expand_dims(ops.expand_dims(self.end_of_text(input_ids), -1), -1)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=x,
+            pooler_output=ops.squeeze(ops.take_along_axis(x, end, axis=1), axis=1),
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+        )
+
+    def end_of_text(self, input_ids: Tensor) -> Tensor:
+        """Position `[N]` of each text's first end-of-text token (0 where there is none)."""
+        eos = self.config.eos_token_id
+        score = input_ids if eos == _LEGACY_EOS_TOKEN_ID else ops.cast(ops.equal(input_ids, eos), "int32")
+        return ops.argmax(score, axis=-1)
+
+
+def check_ids(input_ids: Any, attention_mask: Any, config: GroupViTTextConfig) -> None:
+    """InputError for ids that the tower cannot read. Their range is checked where the values are known: not in a graph."""
+    dtype = keras.backend.standardize_dtype(input_ids.dtype)
+    mask_shape = None if attention_mask is None else tuple(attention_mask.shape)
+    check_input_ids(tuple(input_ids.shape), dtype, "int" in dtype, mask_shape, config)
+    ids = _values(input_ids)
+    if ids is not None and ids.size:
+        check_id_range(int(ids.min()), int(ids.max()), config)
+
+
+def _values(tensor: Any) -> np.ndarray[Any, Any] | None:
+    """The numbers of a tensor that is on the CPU and has numbers; None in a graph, and where fetching them would stall."""
+    if isinstance(tensor, np.ndarray):
+        return tensor
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        on_cpu = isinstance(tensor, tf.Tensor) and tf.executing_eagerly() and "CPU" in getattr(tensor, "device", "")
+        return tensor.numpy() if on_cpu and hasattr(tensor, "numpy") else None
+    if keras.backend.backend() == "jax":
+        import jax
+
+        known = isinstance(tensor, jax.Array) and not isinstance(tensor, jax.core.Tracer)
+        return np.asarray(tensor) if known and tensor.device.platform == "cpu" else None
+    return None
+
+
+def _attention_bias(x: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """What is added to the attention logits `[1 or N, 1, T, T]`: the dtype's lowest number where a token may not look."""
+    position = ops.arange(ops.shape(x)[1])
+    lowest = ops.convert_to_tensor(np.asarray(ml_dtypes.finfo(keras.backend.standardize_dtype(x.dtype)).min))
+    zero = ops.zeros_like(lowest)
+    bias = ops.where(position[None, :] > position[:, None], lowest, zero)[None, None]
+    if attention_mask is None:
+        return bias
+    # The two lowest numbers may add up to -inf; no row is -inf throughout, because a token always sees itself finitely.
+    return bias + ops.where(ops.equal(attention_mask, 0), lowest, zero)[:, None, None, :]

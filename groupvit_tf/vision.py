@@ -1,0 +1,252 @@
+"""The vision tower: pixels -> patches -> stages of Transformer layers and grouping blocks -> groups (paper, figure 2).
+
+Shapes: B images, P patches, S segments entering a stage, G groups, D width (legend in docs/architecture.md).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from groupvit_common.checks import check_pixel_values, noise_per_stage
+from groupvit_common.config import GroupViTVisionConfig
+from groupvit_common.errors import InputError
+from groupvit_common.resample import resize_matrix
+from groupvit_tf.grouping import TokenAssign
+from groupvit_tf.layers import EncoderLayer, LayerNorm, MixerMLP, Tensor
+from groupvit_tf.outputs import BaseModelOutputWithPooling
+
+
+class PatchEmbeddings(keras.layers.Layer):
+    """`[B, C, H, W]` -> `[B, P, D]`, patches in row-major order."""
+
+    def __init__(self, config: GroupViTVisionConfig, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.num_channels = config.num_channels
+        self.width = config.hidden_size
+        # Channels last, the only layout that a CPU computes.
+        self.projection = keras.layers.Conv2D(
+            config.hidden_size,
+            config.patch_size,
+            strides=config.patch_size,
+            data_format="channels_last",
+            kernel_initializer="zeros",
+            name="projection",
+            dtype=self.dtype_policy,
+        )
+
+    def build(self, input_shape: Any = None) -> None:
+        self.projection.build((None, None, None, self.num_channels))
+
+    def call(self, pixel_values: Tensor) -> Tensor:
+        patches = self.projection(ops.transpose(pixel_values, (0, 2, 3, 1)))
+        return ops.reshape(patches, (-1, patches.shape[1] * patches.shape[2], self.width))
+
+
+class VisionEmbeddings(keras.layers.Layer):
+    """Patches with their positions; position embeddings of another image size are interpolated."""
+
+    def __init__(self, config: GroupViTVisionConfig, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.config = config
+        self.patch_size = config.patch_size
+        self.grid = config.image_size // config.patch_size
+        self.patch_embeddings = PatchEmbeddings(config, name="patch_embeddings", dtype=self.dtype_policy)
+        self.dropout = keras.layers.Dropout(config.dropout, dtype=self.dtype_policy)
+        self.layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps, name="layernorm", dtype=self.dtype_policy)
+
+    def build(self, input_shape: Any = None) -> None:
+        self.position_embeddings = self.add_weight(
+            shape=(1, self.grid**2, self.config.hidden_size), initializer="zeros", name="position_embeddings"
+        )
+        self.patch_embeddings.build()
+        self.dropout.build(())
+        self.layernorm.build()
+
+    def call(self, pixel_values: Tensor, training: bool = False) -> Tensor:
+        height, width = pixel_values.shape[-2:]
+        patches = self.patch_embeddings(pixel_values)
+        positions = self.positions(height // self.patch_size, width // self.patch_size)
+        return self.dropout(self.layernorm(patches) + ops.cast(positions, patches.dtype), training=training)
+
+    def positions(self, rows: int, columns: int) -> Tensor:
+        """Position embeddings `[1, rows * columns, D]`, bicubic (see `groupvit_common.resample`) if the grid is not the trained one."""
+        stored = ops.convert_to_tensor(self.position_embeddings)
+        if (rows, columns) == (self.grid, self.grid):
+            return stored
+        # Interpolated in float32 at least: half-precision weights would lose what little two positions differ by.
+        dtype = keras.backend.result_type(stored.dtype, "float32")
+        down, across = (
+            ops.convert_to_tensor(resize_matrix(self.grid, n, "bicubic"), dtype=dtype) for n in (rows, columns)
+        )
+        grid = ops.reshape(ops.cast(stored, dtype), (self.grid, self.grid, -1))
+        resized = ops.einsum("ri,cj,ijd->rcd", down, across, grid)
+        return ops.cast(ops.reshape(resized, (1, rows * columns, -1)), stored.dtype)
+
+
+def check_pixels(pixel_values: Any, config: GroupViTVisionConfig) -> None:
+    """InputError for pixels that the tower cannot read, or whose sides are unknown while a graph is traced."""
+    dtype = keras.backend.standardize_dtype(pixel_values.dtype)
+    shape = tuple(pixel_values.shape)
+    check_pixel_values(shape, dtype, "float" in dtype, config)
+    if None in shape[2:]:
+        raise InputError(
+            f"pixel_values must have known sides while a graph is traced, got {list(shape)}; state them in the data set's "
+            f"signature, such as [None, {config.num_channels}, {config.image_size}, {config.image_size}]"
+        )
+
+
+class Stage(keras.layers.Layer):
+    """Transformer layers over segments and group tokens together, then (but in the last stage) a grouping block."""
+
+    def __init__(self, config: GroupViTVisionConfig, index: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        policy = self.dtype_policy
+        self.width = config.hidden_size
+        self.num_group_tokens = config.num_group_tokens[index]
+        previous_groups = config.num_output_groups[index - 1] if index else 0
+        self.gradient_checkpointing = False
+        self.layers = [EncoderLayer(config, name=f"layers.{i}", dtype=policy) for i in range(config.depths[index])]
+        self.group_token: Any = None
+        self.downsample: TokenAssign | None = None
+        self.group_projector: GroupProjector | None = None
+        if self.num_group_tokens:
+            self.downsample = TokenAssign(
+                config, self.num_group_tokens, config.num_output_groups[index], name="downsample", dtype=policy
+            )
+            if previous_groups:
+                self.group_projector = GroupProjector(
+                    config, previous_groups, self.num_group_tokens, name="group_projector", dtype=policy
+                )
+
+    def build(self, input_shape: Any = None) -> None:
+        if self.num_group_tokens:
+            self.group_token = self.add_weight(
+                shape=(1, self.num_group_tokens, self.width), initializer="zeros", name="group_token"
+            )
+        for layer in (*self.layers, self.downsample, self.group_projector):
+            if layer is not None:
+                layer.build()
+
+    def call(
+        self,
+        segments: Tensor,
+        previous_group_tokens: Tensor | None = None,
+        noise: Tensor | None = None,
+        hard: bool = True,
+        temperature: float = 1.0,
+        training: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """`[B, S, D]` -> segments `[B, G, D]` (or `[B, S, D]`), this stage's group tokens, soft assignment `[B, G, S]`."""
+        x, num_segments = segments, segments.shape[1]
+        if self.group_token is not None:
+            group_tokens = ops.cast(ops.convert_to_tensor(self.group_token), x.dtype)
+            if self.group_projector is not None:
+                group_tokens = group_tokens + self.group_projector(previous_group_tokens)
+            else:
+                group_tokens = ops.broadcast_to(group_tokens, (ops.shape(x)[0], self.num_group_tokens, self.width))
+            x = ops.concatenate([segments, group_tokens], axis=1)
+        for layer in self.layers:
+            if self.gradient_checkpointing and training:
+                x, _ = layer.rematerialised(x)
+            else:
+                x, _ = layer(x, training=training)
+        if self.downsample is None:
+            return x, None, None
+        segments, group_tokens = x[:, :num_segments], x[:, num_segments:]
+        segments, assignment = self.downsample(
+            segments, group_tokens, noise, hard=hard, temperature=temperature, training=training
+        )
+        return segments, group_tokens, assignment
+
+
+class GroupProjector(keras.layers.Layer):
+    """What a stage's group tokens take over from those of the stage before: `[B, previous, D]` -> `[B, N, D]`."""
+
+    def __init__(
+        self, config: GroupViTVisionConfig, previous_groups: int, num_group_tokens: int, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        width = config.hidden_size
+        self.norm = LayerNorm(width, config.layer_norm_eps, name="0", dtype=self.dtype_policy)
+        self.mixer = MixerMLP(config, previous_groups, width // 2, num_group_tokens, name="1", dtype=self.dtype_policy)
+
+    def build(self, input_shape: Any = None) -> None:
+        self.norm.build()
+        self.mixer.build()
+
+    def call(self, x: Tensor) -> Tensor:
+        return self.mixer(self.norm(x))
+
+
+class VisionEncoder(keras.layers.Layer):
+    def __init__(self, config: GroupViTVisionConfig, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.stages = [
+            Stage(config, index, name=f"stages.{index}", dtype=self.dtype_policy) for index in range(len(config.depths))
+        ]
+
+    def build(self, input_shape: Any = None) -> None:
+        for stage in self.stages:
+            stage.build()
+
+
+class VisionTower(keras.layers.Layer):
+    """Pixels -> groups."""
+
+    def __init__(self, config: GroupViTVisionConfig, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.config = config
+        self.embeddings = VisionEmbeddings(config, name="embeddings", dtype=self.dtype_policy)
+        self.encoder = VisionEncoder(config, name="encoder", dtype=self.dtype_policy)
+        self.layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps, name="layernorm", dtype=self.dtype_policy)
+
+    def build(self, input_shape: Any = None) -> None:
+        for layer in (self.embeddings, self.encoder, self.layernorm):
+            layer.build()
+
+    def call(
+        self,
+        pixel_values: Tensor,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        *,
+        gumbel_noise: Sequence[Tensor] | None = None,
+        assign_hard: bool = True,
+        assign_temperature: float = 1.0,
+        training: bool = False,
+    ) -> BaseModelOutputWithPooling[Tensor]:
+        """Args:
+            pixel_values: `[B, C, H, W]` floating point, sides multiples of the patch size.
+            gumbel_noise: noise for each grouping block in order, `[B, G, S]`; None: drawn in training, none in evaluation.
+            assign_hard, assign_temperature: see `groupvit_tf.grouping.assign`.
+
+        Returns:
+            `last_hidden_state` `[B, G, D]`, `pooler_output` `[B, D]` their mean; `attentions`: per grouping block the soft
+            assignment `[B, G, S]`; `hidden_states`: the patches, then every stage's output.
+        """
+        segments = self.embeddings(pixel_values, training=training)
+        stages = list(self.encoder.stages)
+        noise = noise_per_stage(gumbel_noise, [stage.downsample is not None for stage in stages])
+        group_tokens: Tensor | None = None
+        hidden_states, assignments = [segments], []
+        for stage, stage_noise in zip(stages, noise, strict=True):
+            segments, group_tokens, assignment = stage(
+                segments,
+                group_tokens,
+                stage_noise,
+                hard=assign_hard,
+                temperature=assign_temperature,
+                training=training,
+            )
+            hidden_states.append(segments)
+            if assignment is not None:
+                assignments.append(assignment)
+        groups = self.layernorm(segments)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=groups,
+            pooler_output=ops.mean(groups, axis=1),
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+            attentions=tuple(assignments) if output_attentions else None,
+        )
