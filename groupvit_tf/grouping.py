@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from groupvit_common.config import GroupViTVisionConfig
-from groupvit_tf.layers import MLP, Attention, Dense, LayerNorm, MixerMLP, Tensor
+from groupvit_tf.layers import MLP, Attention, Dense, LayerNorm, MixerMLP, Tensor, softmax
 
 # The smallest uniform sample: its double logarithm is finite in float32.
 _LEAST = 1e-30
@@ -28,7 +28,7 @@ def assign(logits: Tensor, *, noise: Tensor | None = None, hard: bool = True, te
         temperature: divides the noisy logits.
     """
     noisy = logits if noise is None else logits + noise
-    soft = ops.softmax(noisy / temperature if temperature != 1.0 else noisy, axis=1)
+    soft = softmax(noisy / temperature if temperature != 1.0 else noisy, axis=1)
     if not hard:
         return soft
     one_hot = ops.one_hot(ops.argmax(soft, axis=1), soft.shape[1], axis=1, dtype=soft.dtype)
@@ -94,7 +94,7 @@ class AssignAttention(keras.layers.Layer):
         weights = assign(logits, noise=noise, hard=hard, temperature=temperature)
         # A mean over the claimed segments; assign_eps shrinks small groups and keeps empty ones finite.
         weights = weights / (ops.sum(weights, axis=-1, keepdims=True) + self.assign_eps)
-        return self.proj(ops.matmul(weights, self.v_proj(segments))), ops.softmax(logits, axis=1)
+        return self.proj(ops.matmul(weights, self.v_proj(segments))), softmax(logits, axis=1)
 
 
 class TokenAssign(keras.layers.Layer):

@@ -44,6 +44,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def softmax(x: Tensor, axis: int) -> Tensor:
+    """Softmax over one axis. Keras's own warns where there is but one entry, which is no mistake here: one group, one patch."""
+    return ops.ones_like(x) if x.shape[axis] == 1 else ops.softmax(x, axis=axis)
+
+
 class Dense(keras.layers.Dense):
     """A dense layer that knows the width of its input, and can be built without being called."""
 
@@ -163,7 +168,7 @@ class Attention(keras.layers.Layer):
         """
         q, k, v = self._heads(self.q_proj(query)), self._heads(self.k_proj(key)), self._heads(self.v_proj(key))
         logits = ops.matmul(q * self.head_width**-0.5, ops.transpose(k, (0, 1, 3, 2)))
-        weights = ops.softmax(logits if attn_bias is None else logits + attn_bias, axis=-1)
+        weights = softmax(logits if attn_bias is None else logits + attn_bias, axis=-1)
         used = weights
         if training and self.dropout:
             used = keras.random.dropout(weights, self.dropout, seed=dropout_seed or self.seed_generator)

@@ -91,14 +91,76 @@ class Torch:
         return {name: tensor(value) for name, value in inputs.items()}
 
 
+class TF:
+    name = "tf"
+
+    def build(self, config: GroupViTConfig, weights: Arrays | None = None, dtype: str = "float32") -> Any:
+        from groupvit_common.parameters import manifest
+        from groupvit_tf import GroupViTModel
+        from groupvit_tf.checkpoint import canonical_variables, from_canonical
+
+        model = GroupViTModel(config, dtype=dtype)
+        if weights is not None:
+            variables, kinds = canonical_variables(model), manifest(config)
+            assert set(variables) == set(weights)
+            for name, variable in variables.items():
+                variable.assign(from_canonical(kinds[name].kind, weights[name]))
+        return model
+
+    def load(self, directory: Path, dtype: str = "float32") -> Any:
+        from groupvit_tf import GroupViTModel
+
+        return GroupViTModel.from_pretrained(directory, dtype=dtype)
+
+    def weights(self, model: Any) -> Arrays:
+        return self._canonical(model, {})
+
+    def call(self, model: Any, **inputs: Any) -> ModelOutput:
+        return _numpy(model(**inputs))
+
+    def features(self, model: Any, kind: str, **inputs: Any) -> np.ndarray:
+        return _numpy(getattr(model, f"get_{kind}_features")(**inputs))
+
+    def loss_and_gradients(self, model: Any, **inputs: Any) -> tuple[float, Arrays]:
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            loss = model(**inputs, return_loss=True).loss
+        variables = model.trainable_variables
+        # A lookup's gradient is sparse.
+        gradients = [tf.convert_to_tensor(g) for g in tape.gradient(loss, variables)]
+        return float(loss), self._canonical(model, {v.path: g for v, g in zip(variables, gradients, strict=True)})
+
+    def assign(self, logits: np.ndarray, **options: Any) -> np.ndarray:
+        from groupvit_tf.grouping import assign
+
+        return np.asarray(assign(logits, **options))
+
+    def _canonical(self, model: Any, values: dict[str, Any]) -> Arrays:
+        """The model's variables, or `values` by variable path, under the files' names and in their layout."""
+        from groupvit_common.parameters import manifest
+        from groupvit_tf.checkpoint import canonical_variables, to_canonical
+
+        kinds = manifest(model.config)
+        return {
+            name: to_canonical(kinds[name].kind, _numpy(values.get(variable.path, variable)))
+            for name, variable in canonical_variables(model).items()
+            if not values or variable.path in values
+        }
+
+
 def _numpy(value: Any) -> Any:
     """A backend's tensors as NumPy arrays (half precision as float32), records and tuples walked through."""
     if isinstance(value, ModelOutput):
         return type(value)({name: _numpy(field) for name, field in value.items()})
     if isinstance(value, tuple):
         return tuple(_numpy(part) for part in value)
+    if not hasattr(value, "detach"):
+        array = np.asarray(value)
+        # NumPy has no bfloat16 of its own; the frameworks' is a type of kind "V".
+        return array.astype(np.float32) if array.dtype.itemsize < 4 and array.dtype.kind in "fV" else array
     value = value.detach().cpu()
     return (value.float() if value.element_size() < 4 and value.is_floating_point() else value).numpy()
 
 
-BACKENDS: dict[str, type[Backend]] = {"torch": Torch}
+BACKENDS: dict[str, type[Backend]] = {"torch": Torch, "tf": TF}
