@@ -1,19 +1,19 @@
-"""Tensor work of segmentation, on the device: the grouping map, and group similarities -> label map.
+"""Tensor work of segmentation, on the device: the grouping map, and the similarities of groups and images to labels.
 
-`groupvit_common.postprocess` says what each step means and holds the same functions for NumPy arrays.
+`groupvit_common.postprocess` says what each step means and holds the same functions for NumPy arrays. Its `label_pixels` also
+does the pixels: in NumPy they take as long as in PyTorch on a CPU core, and a function compiled for every picture's size would
+take longer to compile than to run.
 
 Shapes: B images, P = h*w patches, G groups, L labels, E embedding (legend in docs/architecture.md).
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from keras import ops
 
+from groupvit_common.postprocess import MAX_LOGIT_SCALE
 from groupvit_common.resample import resize_matrix
-
-Tensor = Any
-"""A tensor of the framework that Keras runs on."""
+from groupvit_tf.layers import Tensor, softmax
 
 
 def grouping_map(assignments: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
@@ -25,6 +25,42 @@ def grouping_map(assignments: Sequence[Tensor], grid: tuple[int, int]) -> Tensor
     for assignment in assignments[1:]:
         product = ops.matmul(assignment, product)
     return ops.reshape(product, (-1, product.shape[1], *grid))
+
+
+def unit(x: Tensor) -> Tensor:
+    """Vectors brought to length 1; as in PyTorch, one that is shorter than 1e-12 is divided by that."""
+    norm = ops.sqrt(ops.sum(ops.square(x), axis=-1, keepdims=True))
+    return x / ops.maximum(norm, ops.cast(1e-12, x.dtype))
+
+
+def image_probabilities(image_embeds: Tensor, label_embeds: Tensor, logit_scale: Tensor) -> Tensor:
+    """`[B, E]`, `[L, E]` -> `[B, L]`: softmax over labels of the scaled cosine similarity."""
+    similarity = ops.matmul(unit(image_embeds), ops.transpose(unit(label_embeds)))
+    return softmax(ops.minimum(logit_scale, MAX_LOGIT_SCALE) * similarity, axis=-1)
+
+
+def label_affinity(
+    group_embeds: Tensor,
+    label_embeds: Tensor,
+    logit_scale: Tensor,
+    image_embeds: Tensor | None = None,
+    top_k: int | None = None,
+) -> Tensor:
+    """Affinity of groups to labels: `[B, G, E]`, `[L, E]` -> `[B, G, L]`, each in 0..1.
+
+    `top_k` needs `image_embeds` `[B, E]`; a number of labels or more keeps all.
+    """
+    labels = ops.transpose(unit(label_embeds))
+    scaled = ops.minimum(logit_scale, MAX_LOGIT_SCALE) * ops.matmul(unit(group_embeds), labels)
+    among_all = softmax(scaled, axis=-1)
+    count = label_embeds.shape[0]
+    if top_k is None or top_k >= count:
+        return among_all * among_all
+    assert image_embeds is not None, "top_k ranks the labels by the image embedding"
+    # Of labels that are equally similar the first ones stay, as in PyTorch.
+    best = ops.top_k(ops.matmul(unit(image_embeds), labels), top_k)[1]
+    kept = ops.any(ops.one_hot(best, count, dtype="bool"), axis=1)
+    return among_all * softmax(ops.where(kept[:, None], scaled, -float("inf")), axis=-1)
 
 
 def resize_bilinear(maps: Tensor, size: tuple[int, int]) -> Tensor:
