@@ -193,6 +193,22 @@ class PreTrainedModel(Pretrained, keras.Model):
             layers[path].trainable = trainable
         return model
 
+    def export(
+        self, filepath: str | Path, format: str = "tf_saved_model", verbose: bool | None = None, **options: Any
+    ) -> None:
+        """Writes a SavedModel with named endpoints; `options` are those of `groupvit_tf.export.export_saved_model`."""
+        # Keras's own exporter takes a model's last call for its only endpoint, and no records for its outputs.
+        if format != "tf_saved_model":
+            raise InputError(
+                f"format must be 'tf_saved_model', got {format!r}; other formats can be made from a SavedModel"
+            )
+        unknown = [name for name in options if name != "image_size"]
+        if unknown:
+            raise InputError(f"export takes no {unknown[0]!r}: the endpoints are fixed but for image_size")
+        from groupvit_tf.export import export_saved_model
+
+        export_saved_model(self, filepath, **options)
+
     def _layers_by_path(self) -> dict[str, keras.layers.Layer]:
         """The model itself under "", its layers under their paths, parents before their children."""
         root = f"{self.path}/"
