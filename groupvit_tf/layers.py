@@ -7,6 +7,7 @@ Every layer makes its sub-layers in its constructor and builds them in `build`, 
 before its first call. Flags go to sub-layers by keyword, because Keras takes tensors only by position.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,8 +22,9 @@ TowerConfig = GroupViTTextConfig | GroupViTVisionConfig
 Tensor = Any
 
 
+# The two GELUs are written out: the constants of TensorFlow's own are float32, which costs float64 half its digits.
 def _gelu(x: Tensor) -> Tensor:
-    return ops.gelu(x, approximate=False)
+    return 0.5 * x * (1.0 + ops.erf(x * 2**-0.5))
 
 
 def _quick_gelu(x: Tensor) -> Tensor:
@@ -30,7 +32,7 @@ def _quick_gelu(x: Tensor) -> Tensor:
 
 
 def _gelu_new(x: Tensor) -> Tensor:
-    return ops.gelu(x, approximate=True)
+    return 0.5 * x * (1.0 + ops.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x * x * x)))
 
 
 # The names of `groupvit_common.config.ACTIVATIONS`, transformers' names.
