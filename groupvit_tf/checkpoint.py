@@ -157,7 +157,7 @@ class PreTrainedModel(Pretrained, keras.Model):
 
         def value(name: str) -> np.ndarray:
             variable = variables[name]
-            array = keras.ops.convert_to_numpy(variable.value)
+            array = np.asarray(variable)
             return to_canonical(kind(variable), array.astype(np.int64) if array.dtype.kind == "i" else array)
 
         def write(names: list[str], path: Path) -> None:
