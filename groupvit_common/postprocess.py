@@ -14,7 +14,7 @@ The paper's inference (Xu et al. 2022, section 4.2, and the authors' evaluation)
 4. *Background*: pixels whose best score is below `min(threshold, the image's largest affinity)`, and pixels of labels that
    the user calls background.
 
-Interpolation is bilinear with half-pixel centres and never holds more than a strip of rows at full resolution.
+Interpolation is bilinear with half-pixel centres and never holds more than a row or a strip of rows at full resolution.
 Letters: B images, L labels, G groups, E embedding, h w patches down and across, P = h*w, H W pixels of the original image.
 """
 
@@ -131,16 +131,18 @@ def strips(channels: int, size: tuple[int, int]) -> Iterator[slice]:
     return (slice(start, min(start + rows, height)) for start in range(0, height, rows))
 
 
-def interpolated_strips(maps: Floats, size: tuple[int, int]) -> Iterator[tuple[slice, Floats]]:
-    """`[C, h, w]` resized to `size` = (H, W), as strips of whole rows: (rows, `[C, rows, W]`)."""
+def interpolated_rows(maps: Floats, size: tuple[int, int]) -> Iterator[Floats]:
+    """`[C, h, w]` resized to `size` = (H, W), row by row: H times `[C, W]`."""
     height, width = size
     left, right, fraction = linear_taps(maps.shape[2], width)
     across = fraction.astype(maps.dtype)
     wide = maps[:, :, left] * (1 - across) + maps[:, :, right] * across
-    above, below, fraction = linear_taps(maps.shape[1], height)
-    down = fraction.astype(maps.dtype)[:, None]
-    for part in strips(maps.shape[0], size):
-        yield part, wide[:, above[part]] * (1 - down[part]) + wide[:, below[part]] * down[part]
+    # A row's values together: twice as fast as working across the maps.
+    wide = np.ascontiguousarray(wide.transpose(1, 0, 2))
+    steps = wide[1:] - wide[:-1]
+    first, second, fraction = linear_taps(maps.shape[1], height)
+    for above, below, down in zip(first, second, fraction.astype(maps.dtype), strict=True):
+        yield wide[above] if above == below else wide[above] + down * steps[above]
 
 
 @dataclass(frozen=True)
@@ -170,18 +172,19 @@ def label_pixels(
     if limit is not None:
         group_values[affinity.max(axis=1) < limit] = 0
     group_map = np.empty(size, dtype=index_dtype(groups))
-    for rows, strip in interpolated_strips(grouping, size):
-        group_map[rows] = strip.argmax(axis=0)
-
-    dtype = index_dtype(labels + 1)
+    label_map: Indices = np.empty(size, dtype=index_dtype(labels + 1))
+    for y, row in enumerate(interpolated_rows(grouping, size)):
+        group_map[y] = largest = row.argmax(axis=0)
+        if assignment == "hard":
+            label_map[y] = group_values[largest]
     if assignment == "hard":
-        return PixelLabels(group_values.astype(dtype)[group_map], group_map, group_values)
-    label_map: Indices = np.empty(size, dtype=dtype)
-    for rows, strip in interpolated_strips(np.einsum("gl,ghw->lhw", affinity, grouping), size):
-        strip_values = values[strip.argmax(axis=0)]
+        return PixelLabels(label_map, group_map, group_values)
+
+    for y, row in enumerate(interpolated_rows(np.einsum("gl,ghw->lhw", affinity, grouping), size)):
+        row_values = values[row.argmax(axis=0)]
         if limit is not None:
-            strip_values[strip.max(axis=0) < limit] = 0
-        label_map[rows] = strip_values
+            row_values[row.max(axis=0) < limit] = 0
+        label_map[y] = row_values
     return PixelLabels(label_map, group_map, group_values)
 
 

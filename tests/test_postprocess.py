@@ -1,8 +1,9 @@
-"""Group similarities -> label maps: the authors' evaluation as reference, NumPy and PyTorch against each other."""
+"""Group similarities -> label maps: the authors' evaluation as reference, NumPy, PyTorch and Keras against each other."""
 
 import json
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from groupvit_common import postprocess
 from groupvit_common.errors import InputError
 from groupvit_common.resample import resize_matrix
+from groupvit_tf import segmentation as keras_segmentation
 from groupvit_torch import segmentation as torch_segmentation
 
 # What the authors' own code gives for small random models (labels scored by two softmaxes, the 5 most likely labels of the
@@ -32,6 +34,10 @@ def to_torch(x):
     return torch.from_numpy(np.asarray(x))
 
 
+def to_keras(x):
+    return keras.ops.convert_to_tensor(x)
+
+
 class NumPy:
     """The functions under test, arrays in and out."""
 
@@ -39,7 +45,10 @@ class NumPy:
     label_affinity = staticmethod(postprocess.label_affinity)
     image_probabilities = staticmethod(postprocess.image_probabilities)
     label_pixels = staticmethod(postprocess.label_pixels)
-    interpolated_strips = staticmethod(postprocess.interpolated_strips)
+
+    @staticmethod
+    def interpolated_strips(maps, size):
+        return ((slice(y, y + 1), row[:, None]) for y, row in enumerate(postprocess.interpolated_rows(maps, size)))
 
 
 class Torch:
@@ -67,8 +76,31 @@ class Torch:
         return ((rows, strip.numpy()) for rows, strip in torch_segmentation.interpolated_strips(to_torch(maps), size))
 
 
-@pytest.fixture(params=[NumPy, Torch], ids=["numpy", "torch"])
+class Keras(NumPy):
+    """Keras leaves the pixels to NumPy."""
+
+    @staticmethod
+    def grouping_map(assignments, grid):
+        return np.asarray(keras_segmentation.grouping_map([to_keras(a) for a in assignments], grid))
+
+    @staticmethod
+    def label_affinity(groups, labels, scale, image=None, top_k=None):
+        image = None if image is None else to_keras(image)
+        groups, labels, scale = map(to_keras, (groups, labels, np.float64(scale)))
+        return np.asarray(keras_segmentation.label_affinity(groups, labels, scale, image, top_k))
+
+    @staticmethod
+    def image_probabilities(image, labels, scale):
+        return np.asarray(keras_segmentation.image_probabilities(*map(to_keras, (image, labels, np.float64(scale)))))
+
+
+@pytest.fixture(params=[NumPy, Torch, Keras], ids=["numpy", "torch", "keras"])
 def ops(request):
+    return request.param
+
+
+@pytest.fixture(params=[NumPy, Torch], ids=["numpy", "torch"])
+def pixel_ops(request):
     return request.param
 
 
@@ -167,13 +199,27 @@ def test_taps_are_the_resize_matrix_without_its_zeros(n_in, n_out):
     np.testing.assert_allclose(matrix, resize_matrix(n_in, n_out, "bilinear"), rtol=0, atol=FLOAT64)
 
 
+def test_resized_maps_are_pytorchs():
+    maps = np.random.default_rng(4).normal(size=(2, 3, 7, 9))
+    expected = F.interpolate(torch.from_numpy(maps), size=(50, 33), mode="bilinear", align_corners=False)
+    resized = keras_segmentation.resize_bilinear(to_keras(maps), (50, 33))
+    np.testing.assert_allclose(resized, expected, rtol=0, atol=FLOAT64)
+
+
+def test_of_equally_similar_labels_the_first_stay(ops):
+    rng = np.random.default_rng(5)
+    groups, label, image = rng.normal(size=(1, 4, 8)), rng.normal(size=8), rng.normal(size=(1, 8))
+    affinity = ops.label_affinity(groups, np.stack([label] * 5), 10.0, image, 2)
+    assert np.flatnonzero(affinity[0].any(axis=0)).tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("size", [(50, 70), (7, 9), (1, 1), (3, 200), (200, 1)])
 @pytest.mark.parametrize("strip_values", [1, 1000, 1 << 21])
-def test_strips_are_the_whole_interpolation(ops, monkeypatch, size, strip_values):
+def test_strips_are_the_whole_interpolation(pixel_ops, monkeypatch, size, strip_values):
     monkeypatch.setattr(postprocess, "STRIP_VALUES", strip_values)
     maps = np.random.default_rng(0).normal(size=(6, 7, 9))
     whole = F.interpolate(torch.from_numpy(maps)[None], size=size, mode="bilinear", align_corners=False)[0].numpy()
-    parts = list(ops.interpolated_strips(maps, size))
+    parts = list(pixel_ops.interpolated_strips(maps, size))
     covered = np.concatenate([np.arange(rows.start, rows.stop) for rows, _ in parts])
     np.testing.assert_array_equal(covered, np.arange(size[0]))
     assert all(strip[:, 1:].size <= strip_values for _, strip in parts)
@@ -182,10 +228,10 @@ def test_strips_are_the_whole_interpolation(ops, monkeypatch, size, strip_values
 
 @pytest.mark.parametrize("threshold", [None, 0.4, 0.99])
 @pytest.mark.parametrize("assignment", ["hard", "soft"])
-def test_label_pixels_against_the_plain_computation_at_full_resolution(ops, assignment, threshold):
+def test_label_pixels_against_the_plain_computation_at_full_resolution(pixel_ops, assignment, threshold):
     affinity, grouping = random_image()
     hidden = [False, True, False, False, True]
-    pixels = ops.label_pixels(
+    pixels = pixel_ops.label_pixels(
         affinity, grouping, (55, 64), assignment=assignment, threshold=threshold, is_background=hidden
     )
 
@@ -201,27 +247,39 @@ def test_label_pixels_against_the_plain_computation_at_full_resolution(ops, assi
     assert pixels.label_map.dtype == np.uint8
 
 
-def test_threshold_leaves_the_surest_group(ops):
+def test_threshold_leaves_the_surest_group(pixel_ops):
     affinity, grouping = random_image()
-    pixels = ops.label_pixels(affinity, grouping, (40, 40), threshold=1.0)
+    pixels = pixel_ops.label_pixels(affinity, grouping, (40, 40), threshold=1.0)
     surest = affinity.max(axis=1).argmax()
     assert np.flatnonzero(pixels.group_values).tolist() == [surest]
     np.testing.assert_array_equal(pixels.label_map > 0, pixels.group_map == surest)
 
 
-def test_without_background_labels_are_numbered_from_zero(ops):
+def test_without_background_labels_are_numbered_from_zero(pixel_ops):
     affinity, grouping = random_image(labels=2)
-    assert set(np.unique(ops.label_pixels(affinity, grouping, (20, 20)).label_map)) == {0, 1}
-    assert set(np.unique(ops.label_pixels(affinity, grouping, (20, 20), threshold=0.0).label_map)) == {1, 2}
+    assert set(np.unique(pixel_ops.label_pixels(affinity, grouping, (20, 20)).label_map)) == {0, 1}
+    assert set(np.unique(pixel_ops.label_pixels(affinity, grouping, (20, 20), threshold=0.0).label_map)) == {1, 2}
 
 
-def test_many_labels_and_groups_need_sixteen_bits(ops):
+def test_many_labels_and_groups_need_sixteen_bits(pixel_ops):
     affinity, grouping = random_image(groups=300, labels=400, grid=(3, 3))
-    pixels = ops.label_pixels(affinity, grouping, (30, 20))
+    pixels = pixel_ops.label_pixels(affinity, grouping, (30, 20))
     assert pixels.label_map.dtype == pixels.group_map.dtype == np.uint16
     np.testing.assert_array_equal(pixels.label_map, affinity.argmax(axis=1)[pixels.group_map])
     with pytest.raises(InputError, match="65536"):
         postprocess.index_dtype(70_000)
+
+
+def test_ties_go_to_the_first_and_what_is_no_number_wins(pixel_ops):
+    even = np.full((3, 2, 2), 1 / 3)
+    affinity = np.array([[0.2, 0.6, 0.2], [0.3, 0.3, 0.4], [0.3, 0.4, 0.3]])
+    for assignment in ("hard", "soft"):
+        pixels = pixel_ops.label_pixels(affinity, even, (6, 5), assignment=assignment)
+        assert not pixels.group_map.any()
+        assert (pixels.label_map == 1).all()
+    broken = even.copy()
+    broken[1] = np.nan
+    assert (pixel_ops.label_pixels(affinity, broken, (6, 5)).group_map == 1).all()
 
 
 # The record

@@ -1,0 +1,135 @@
+"""The user's door: pictures and labels -> label maps. `groupvit_common.predictor` holds what is not Keras."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from keras import ops
+
+from groupvit_common.errors import InputError
+from groupvit_common.postprocess import Floats, PixelLabels, label_pixels
+from groupvit_common.predictor import DEFAULT_MODEL, DEMO_MODEL, BaseSegmenter
+from groupvit_tf.layers import Tensor
+from groupvit_tf.model import GroupViTModel
+from groupvit_tf.segmentation import grouping_map, image_probabilities, label_affinity
+from groupvit_tf.vision import check_pixels
+
+__all__ = ["DEFAULT_MODEL", "DEMO_MODEL", "Segmenter"]
+
+# Tracing the model takes as long as ten calls without: it is done for a size of pictures that keeps coming.
+_CALLS_BEFORE_TRACING = 4
+# A traced model takes megabytes.
+_MOST_TRACED = 16
+
+
+class Segmenter(BaseSegmenter):
+    __doc__ = BaseSegmenter.__doc__
+    model: GroupViTModel
+
+    @classmethod
+    def _device(cls, wanted: Any) -> str:
+        there = _devices()
+        if wanted is None:
+            return next((name for name in there if not name.startswith("cpu")), "cpu:0")
+        name = str(wanted).lower().replace("cuda", "gpu")
+        name = name if ":" in name else f"{name}:0"
+        if name not in there:
+            raise InputError(
+                f"the device {str(wanted)!r} cannot be used here (one such as 'cpu' or 'cuda:0' can): "
+                f"Keras on {keras.backend.backend()} sees {', '.join(there)}"
+            )
+        return name
+
+    @classmethod
+    def _load(cls, directory: Path, dtype: Any, device: Any) -> GroupViTModel:
+        with keras.device(device):
+            return GroupViTModel.from_pretrained(directory, dtype="float32" if dtype is None else dtype)
+
+    def _ready(self, model: GroupViTModel) -> GroupViTModel:
+        self._calls: Counter[tuple[int, int]] = Counter()
+        self._traced: dict[tuple[int, int], Callable[[Floats], tuple[Tensor, Tensor, Tensor]]] = {}
+        return model
+
+    def _embed_texts(self, tokens: Mapping[str, npt.NDArray[np.int64]]) -> Floats:
+        # TensorFlow's CPU library complains about 64-bit integers.
+        inputs: dict[str, Any] = {name: ids.astype(np.int32) for name, ids in tokens.items()}
+        with self._on_device():
+            return _numpy(_wide(self.model.get_text_features(**inputs)))
+
+    def _classify(self, pixels: Floats, label_embeds: Floats) -> Floats:
+        with self._on_device():
+            _, images, _ = self._see(pixels)
+            labels = ops.cast(ops.convert_to_tensor(label_embeds), images.dtype)
+            return _numpy(image_probabilities(images, labels, self._scale()))
+
+    def _group(self, pixels: Floats, label_embeds: Floats) -> tuple[Floats, Floats, Floats]:
+        with self._on_device():
+            groups, images, grouping = self._see(pixels)
+            labels, scale = ops.cast(ops.convert_to_tensor(label_embeds), images.dtype), self._scale()
+            affinity = label_affinity(groups, labels, scale, images, self.top_k)
+            return _numpy(image_probabilities(images, labels, scale)), _numpy(affinity), _numpy(grouping)
+
+    def _label_pixels(self, affinity: Floats, grouping: Floats, size: tuple[int, int], **options: Any) -> PixelLabels:
+        return label_pixels(affinity, grouping, size, **options)
+
+    def _see(self, pixels: Floats) -> tuple[Tensor, Tensor, Tensor]:
+        """`_look`, in a traced function where TensorFlow has seen pictures of this size before."""
+        check_pixels(pixels, self.model.config.vision_config)
+        height, width = size = pixels.shape[2:]
+        self._calls[size] += 1
+        if keras.backend.backend() != "tensorflow" or self._calls[size] <= _CALLS_BEFORE_TRACING:
+            return self._look(ops.convert_to_tensor(pixels))
+        if size not in self._traced:
+            import tensorflow as tf
+
+            if len(self._traced) == _MOST_TRACED:
+                del self._traced[next(iter(self._traced))]
+            any_number = tf.TensorSpec((None, pixels.shape[1], height, width), pixels.dtype)
+            self._traced[size] = tf.function(self._look, input_signature=[any_number])
+        return self._traced[size](pixels)
+
+    def _look(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pictures `[B, 3, H, W]` -> embeddings of groups `[B, G, E]` and pictures `[B, E]`, grouping map `[B, G, h, w]`."""
+        with self._on_device():
+            vision = self.model.vision_model(pixels, output_attentions=True, training=False)
+            states = vision.last_hidden_state
+            groups = self.model.visual_projection(ops.reshape(states, (-1, states.shape[2])), training=False)
+            groups = ops.reshape(groups, (-1, states.shape[1], groups.shape[1]))
+            images = self.model.visual_projection(vision.pooler_output, training=False)
+            patch = self.model.config.vision_config.patch_size
+            height, width = pixels.shape[2:]
+            grouping = grouping_map([_wide(a) for a in vision.attentions or ()], (height // patch, width // patch))
+            return _wide(groups), _wide(images), grouping
+
+    def _on_device(self) -> Any:
+        """The device of the model's variables: TensorFlow takes the first accelerator otherwise."""
+        return keras.device(self.model.logit_scale.value.device)
+
+    def _scale(self) -> Tensor:
+        return ops.exp(_wide(self.model.logit_scale))
+
+
+def _devices() -> list[str]:
+    """Keras's names of the devices there are: "cpu:0", "gpu:0", ..."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return [":".join(device.name.lower().split(":")[-2:]) for device in tf.config.list_logical_devices()]
+    import jax
+
+    every = {*jax.devices(), *jax.devices("cpu")}
+    return sorted(f"{device.platform}:{device.id}" for device in every)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Half precision as float32."""
+    return ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
+
+
+def _numpy(x: Tensor) -> Floats:
+    array: Floats = ops.convert_to_numpy(x)
+    return array
