@@ -60,14 +60,15 @@ def export_saved_model(
                 "text_features": (_text_features(model), [*_token_inputs()]),
                 "segment": (_segment(model), [pixels, features]),
             }
+    try:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{directory} cannot be written: {error.strerror or error}") from error
     archive = keras.export.ExportArchive()
     archive.track(model)
     for name, (function, inputs) in endpoints.items():
         archive.add_endpoint(name, function, input_signature=inputs)
-    try:
-        archive.write_out(str(directory), verbose=False)
-    except OSError as error:
-        raise CheckpointError(f"{directory} cannot be written: {error.strerror or error}") from error
+    archive.write_out(str(directory), verbose=False)
 
 
 def _sides(image_size: int | tuple[int, int]) -> tuple[int, int]:
