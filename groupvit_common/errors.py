@@ -12,6 +12,9 @@ class GroupViTError(Exception):
 class InputError(GroupViTError, ValueError):
     """An argument, image, text or setting that cannot be used."""
 
+    # TensorFlow raises an error of a traced function anew, and keeps its class only where the constructor is this one.
+    __init__ = Exception.__init__
+
 
 class CheckpointError(GroupViTError, OSError):
     """A checkpoint that cannot be found, reached, read or loaded."""

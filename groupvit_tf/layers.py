@@ -268,15 +268,20 @@ class EncoderLayer(keras.layers.Layer):
         x = x + attended
         return x + self.mlp(self.layer_norm2(x)), weights
 
-    def rematerialised(self, x: Tensor, attn_bias: Tensor | None = None, output_attentions: bool = False) -> Any:
+    def rematerialised(
+        self, x: Tensor, attn_bias: Tensor | None = None, output_attentions: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """The layer in training, keeping no intermediate values: they are computed again on the way back."""
         generator = self.self_attn.seed_generator
         seed = None if generator is None else Redrawn(generator.next())
 
-        def layer(x: Tensor) -> Any:
-            return self(x, attn_bias, output_attentions=output_attentions, training=True, dropout_seed=seed)
+        def layer(x: Tensor) -> tuple[Tensor, ...]:
+            outputs = self(x, attn_bias, output_attentions=output_attentions, training=True, dropout_seed=seed)
+            # Tensors only: what is not asked for stays out.
+            return tuple(output for output in outputs if output is not None)
 
-        return keras.remat(layer)(x)
+        x, *weights = keras.remat(layer)(x)
+        return x, weights[0] if weights else None
 
 
 class Projection(keras.layers.Layer):

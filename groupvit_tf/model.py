@@ -4,7 +4,7 @@ Shapes: B images, N texts, T tokens, H W pixels, G groups, E embedding width (le
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import keras
@@ -94,6 +94,29 @@ class GroupViTPreTrainedModel(PreTrainedModel):
         if "pixel_values" in names:
             config = self.config if isinstance(self.config, GroupViTVisionConfig) else self.config.vision_config
             check_pixels(inputs["pixel_values"], config)
+
+    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.fit`; `x` and `validation_data` may also be generators of dictionaries."""
+        if "validation_data" in kwargs:
+            kwargs["validation_data"] = self._data(kwargs["validation_data"])
+        return super().fit(self._data(x), *args, **kwargs)
+
+    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.evaluate`; `x` may also be a generator of dictionaries."""
+        return super().evaluate(self._data(x), *args, **kwargs)
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.predict`; `x` may also be a generator of dictionaries."""
+        return super().predict(self._data(x), *args, **kwargs)
+
+    def _data(self, data: Any) -> Any:
+        """What `fit` and its like were given, checked where the values are known, and in a form that Keras takes."""
+        if isinstance(data, Mapping):
+            self._check(data)
+        elif isinstance(data, Generator):
+            # Keras takes nothing but tuples from a generator.
+            return ((batch,) if isinstance(batch, Mapping) else batch for batch in data)
+        return data
 
     def _flag(self, name: str, value: bool | None) -> bool:
         """A flag of `call`: as given, else the configuration's."""

@@ -105,10 +105,12 @@ class TextTower(keras.layers.Layer):
             hidden_states.append(x)
             attentions.append(weights)
         x = self.final_layer_norm(x)
-        end = ops.expand_dims(ops.expand_dims(self.end_of_text(input_ids), -1), -1)
+        end = ops.expand_dims(self.end_of_text(input_ids), -1)
+        chosen = ops.expand_dims(ops.equal(ops.arange(ops.shape(x)[1], dtype=end.dtype), end), -1)
         return BaseModelOutputWithPooling(
             last_hidden_state=x,
-            pooler_output=ops.squeeze(ops.take_along_axis(x, end, axis=1), axis=1),
+            # One term per text is not zero; a lookup would be no faster, and TensorFlow's writes to the terminal.
+            pooler_output=ops.sum(ops.where(chosen, x, ops.zeros_like(x)), axis=1),
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
