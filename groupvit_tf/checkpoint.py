@@ -136,7 +136,7 @@ class PreTrainedModel(Pretrained, keras.Model):
 
         Args:
             save_directory: made if need be. Weights of an earlier save in it are removed.
-            saved_model: only False is possible: see `export_saved_model`, to which `version` and `signatures` belong too.
+            saved_model: only False is possible: see `export`. `version` and `signatures` belong to it.
             is_main_process: False: nothing is written; for training in several processes.
             max_shard_size: bytes or "200MB": more than this is spread over several files with an index.
             safe_serialization: only True is possible: `tf_model.h5` is not written.
@@ -149,7 +149,7 @@ class PreTrainedModel(Pretrained, keras.Model):
         """
         self._check_saving(safe_serialization, push_to_hub, push_options)
         if saved_model or signatures is not None:
-            raise InputError("saved_model=True and signatures ask for a SavedModel: call export_saved_model for it")
+            raise InputError("saved_model=True and signatures ask for a SavedModel: call export(directory) for it")
         if not is_main_process:
             return
         variables = canonical_variables(self)
@@ -183,14 +183,13 @@ class PreTrainedModel(Pretrained, keras.Model):
     @classmethod
     def from_config(cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None) -> Self:
         options = dict(config)
-        model = cls(
-            cls.config_class.from_dict(options.pop("config")),
-            dtype=keras.dtype_policies.deserialize(options.pop("dtype"), custom_objects),
-            name=options.pop("name"),
-        )
+        settings, trainable = options.pop("config"), options.pop("trainable")
+        options["dtype"] = keras.dtype_policies.deserialize(options["dtype"], custom_objects)
+        model = cls(cls.config_class.from_dict(settings), **options)
         layers = model._layers_by_path()
-        for path, trainable in options.pop("trainable").items():
-            layers[path].trainable = trainable
+        for path in trainable:
+            if path in layers:
+                layers[path].trainable = trainable[path]
         return model
 
     def export(
@@ -210,9 +209,10 @@ class PreTrainedModel(Pretrained, keras.Model):
         export_saved_model(self, filepath, **options)
 
     def _layers_by_path(self) -> dict[str, keras.layers.Layer]:
-        """The model itself under "", its layers under their paths, parents before their children."""
+        """The model itself under "", its built layers under their paths, parents before their children."""
         root = f"{self.path}/"
-        layers = {layer.path.removeprefix(root): layer for layer in self._flatten_layers(include_self=False)}
+        built = [layer for layer in self._flatten_layers(include_self=False) if layer.path]
+        layers = {layer.path.removeprefix(root): layer for layer in built}
         return {"": self} | {path: layers[path] for path in sorted(layers)}
 
     def _trainable_flags(self) -> dict[str, bool]:

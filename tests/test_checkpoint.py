@@ -19,7 +19,17 @@ from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file, save_file
 
 from groupvit_common import checkpoint
-from groupvit_common.checkpoint import compare_tensors, find_weights, parse_size, plan_shards, read_header, read_index
+from groupvit_common.checkpoint import (
+    array_info,
+    compare_tensors,
+    find_weights,
+    parse_size,
+    plan_shards,
+    read_arrays,
+    read_header,
+    read_index,
+    write_arrays,
+)
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_torch import GroupViTModel
 from tests.backends import Backend
@@ -155,6 +165,34 @@ def test_a_header_length_that_looks_like_text_is_read(tmp_path):
         text = json.dumps({"a": entry()})
         (tmp_path / WEIGHTS).write_bytes(raw(text.ljust(length).encode(), b"\0" * 8))
         assert read_header(tmp_path / WEIGHTS).tensors == {"a": ((2,), "F32")}
+
+
+def test_arrays_are_read_and_written_as_the_library_does(tmp_path):
+    tensors = {
+        "scalar": torch.tensor(1.5, dtype=torch.float64),
+        "half": torch.linspace(-3, 3, 7).half(),
+        "Brain": torch.linspace(-3, 3, 3).bfloat16(),
+        "empty": torch.zeros(0, 4),
+        "bytes": torch.arange(5, dtype=torch.uint8),
+        "count": torch.tensor(2**40),
+        "müller": torch.arange(6, dtype=torch.int32).reshape(2, 3),
+    }
+    save_file(tensors, tmp_path / "theirs", metadata={"format": "pt"})
+    names = ["bytes", "scalar", *(name for name in tensors if name not in ("bytes", "scalar"))]
+    arrays = dict(read_arrays(tmp_path / "theirs", names))
+    assert {name: (a.dtype.name, a.shape, a.tobytes()) for name, a in arrays.items()} == bits(tensors)
+    strided = {**arrays, "müller": np.asfortranarray(arrays["müller"])}
+    write_arrays(
+        tmp_path / "ours", {n: array_info(a.shape, a.dtype.name) for n, a in arrays.items()}, strided.__getitem__
+    )
+    assert bits(tmp_path / "ours") == bits(tensors)
+    assert read_header(tmp_path / "ours").metadata == {"format": "pt"}
+
+
+def test_arrays_that_numpy_does_not_have(tmp_path):
+    save_file({"a": torch.zeros(2).to(torch.float8_e4m3fn)}, tmp_path / WEIGHTS)
+    with pytest.raises(CheckpointError, match=r"holds a as F8_E4M3; .*F32"):
+        list(read_arrays(tmp_path / WEIGHTS, ["a"]))
 
 
 def test_not_a_file(tmp_path):
