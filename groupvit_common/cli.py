@@ -7,6 +7,8 @@ runs. Results go to stdout, everything else to stderr.
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
 import json
 import os
 import sys
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from groupvit_common.postprocess import Segmentation
+    from groupvit_common.predictor import BaseSegmenter
     from groupvit_common.prompts import Label
-    from groupvit_torch.predictor import Segmenter
 
 OK, SOME_FAILED, BAD_INPUT, NO_MODEL, INTERRUPTED, CLOSED_PIPE = 0, 1, 2, 3, 130, 141
 
@@ -33,7 +35,7 @@ exit codes:
   0    done
   1    some pictures could not be read; the others are done
   2    bad usage or input: an option, the labels, a folder without pictures, a folder that cannot be written
-  3    the model cannot be used: no such checkpoint, no network, a damaged file, PyTorch missing, out of memory
+  3    the model cannot be used: no such checkpoint, no network, a damaged file, neither PyTorch nor TensorFlow, out of memory
   130  interrupted (Ctrl-C)
   141  the reader of the output went away
 """
@@ -52,6 +54,8 @@ NAME_overlay.png (the picture in colours, with a legend), NAME_labels.png (one i
 palette) and NAME_segmentation.json. Files of an earlier run are replaced; a picture that was given is never overwritten,
 and pictures of equal names get numbers (NAME-2).
 """
+# What each backend needs: the module that must be there, and what it is called.
+_BACKENDS = {"torch": ("torch", "PyTorch"), "tf": ("keras", "TensorFlow")}
 _OUTPUT_ENDS = ("_overlay.png", "_labels.png", "_groups.png", "_segmentation.json")
 _DEFAULT_OUT = "groupvit_out"
 # From so many pictures on, a bar shows how far it is.
@@ -78,15 +82,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return CLOSED_PIPE
     except GroupViTError as error:
         _error(error)
-        return NO_MODEL if isinstance(error, CheckpointError) else BAD_INPUT
+        return NO_MODEL if isinstance(error, CheckpointError | _BackendMissing) else BAD_INPUT
     except ModuleNotFoundError as error:
-        if error.name != "torch":
+        backend = {"torch": "torch", "keras": "tf", "tensorflow": "tf"}.get(error.name or "")
+        if backend is None:
             raise
-        _error('this command needs PyTorch: pip install "groupvit[torch]"')
+        _error(_BackendMissing(backend))
         return NO_MODEL
     except Exception as error:
-        # torch.OutOfMemoryError, without importing torch to know it.
-        if type(error).__name__ != "OutOfMemoryError" and not isinstance(error, MemoryError):
+        # PyTorch's and TensorFlow's, without importing either to know it.
+        out_of_memory = type(error).__name__ in ("OutOfMemoryError", "ResourceExhaustedError")
+        if not out_of_memory and not isinstance(error, MemoryError):
             raise
         _error("out of memory: try a smaller --shorter-side or --batch-size, or --device cpu")
         return NO_MODEL
@@ -148,6 +154,10 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     demo.add_argument("--out", default="demo_output", metavar="DIR", help="folder to write into (default: %(default)s)")
     demo.add_argument("--seed", type=int, default=2022, help="which pictures are made (default: %(default)s)")
+    demo.add_argument(
+        "--backend", choices=(*_BACKENDS, "all"), default="all",
+        help="what computes; all: whatever is installed, compared with each other (default: %(default)s)",
+    )  # fmt: skip
     demo.set_defaults(run=_demo)
 
     train = commands.add_parser(
@@ -158,6 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("recipe", metavar="NAME", help="a recipe, such as scenes-demo")
     train.add_argument("--out", required=True, metavar="DIR", help="folder for the checkpoint")
     train.add_argument("--seed", type=int, help="replaces the recipe's")
+    _add_backend(train)
     train.set_defaults(run=_train)
     return parser
 
@@ -180,11 +191,19 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         "--templates", default="one", metavar="SET",
         help='sentences around each label: one, seven, eighty, or your own with {} in it (default: "a photo of a {}.")',
     )  # fmt: skip
+    _add_backend(parser)
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights (default: float32)")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object per picture, a line each, and nothing else"
     )
+
+
+def _add_backend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--backend", choices=tuple(_BACKENDS),
+        help="torch: PyTorch; tf: Keras on TensorFlow (default: the first of them that is installed)",
+    )  # fmt: skip
 
 
 class _Version(argparse.Action):
@@ -217,6 +236,38 @@ def _score(text: str) -> float:
     return value
 
 
+# Backends
+
+
+class _BackendMissing(InputError):
+    """A backend that was asked for is not installed; `backend` None: there is none at all."""
+
+    def __init__(self, backend: str | None) -> None:
+        if backend is None:
+            super().__init__(
+                'this command needs PyTorch or TensorFlow: pip install "groupvit[torch]" or "groupvit[tf]"'
+            )
+        else:
+            super().__init__(f'this command needs {_BACKENDS[backend][1]}: pip install "groupvit[{backend}]"')
+
+
+def _installed() -> list[str]:
+    return [name for name, (module, _) in _BACKENDS.items() if importlib.util.find_spec(module) is not None]
+
+
+def _module(backend: str | None, name: str) -> Any:
+    """A module of the backend asked for, of the first that is installed if None."""
+    installed = _installed()
+    if not installed or (backend is not None and backend not in installed):
+        raise _BackendMissing(backend)
+    backend = backend or installed[0]
+    if backend == "tf":
+        # What TensorFlow's C++ has to say beyond an exception's message is nothing for a user, and PyTorch may want memory too.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    return importlib.import_module(f"groupvit_{backend}.{name}")
+
+
 # segment and classify
 
 
@@ -236,9 +287,7 @@ def _segment(options: argparse.Namespace) -> int:
         return run.code()
     names = {} if out is None else _output_names(run.paths, out)
 
-    from groupvit_torch.predictor import Segmenter
-
-    segmenter = Segmenter.from_pretrained(
+    segmenter: BaseSegmenter = _module(options.backend, "predictor").Segmenter.from_pretrained(
         options.model,
         device=options.device,
         dtype=options.dtype,
@@ -285,9 +334,7 @@ def _classify(options: argparse.Namespace) -> int:
     if not run.paths:
         return run.code()
 
-    from groupvit_torch.predictor import Segmenter
-
-    segmenter = Segmenter.from_pretrained(
+    segmenter: BaseSegmenter = _module(options.backend, "predictor").Segmenter.from_pretrained(
         options.model, device=options.device, dtype=options.dtype, labels=labels, templates=options.templates
     )
     with run:
@@ -411,20 +458,33 @@ def _demo(options: argparse.Namespace) -> int:
         raise InputError(f"the model was trained on pictures of seed {options.seed}; choose another --seed")
     _make_writable(out)
 
-    from groupvit_torch.predictor import DEMO_MODEL, Segmenter
+    from groupvit_common.predictor import DEMO_MODEL
 
+    backends: list[str] = _installed() if options.backend == "all" else [options.backend]
+    if not backends:
+        raise _BackendMissing(None)
+    classes: list[type[BaseSegmenter]] = [_module(backend, "predictor").Segmenter for backend in backends]
     rows: list[list[Image.Image]] = []
+    agreement = _Agreement()
     for size in _DEMO_SIZES:
         # Objects of a larger scene are not larger: the picture goes into the model as it is.
-        segmenter = Segmenter.from_pretrained("demo", shorter_side=min(size))
+        segmenters = [Segmenter.from_pretrained("demo", shorter_side=min(size)) for Segmenter in classes]
         if not rows:
-            millions = segmenter.model.num_parameters() / 1e6
-            print(f"The bundled model: {millions:.1f} million parameters, trained from captions alone.")
-        rows += [_demo_picture(segmenter, out, options.seed, level, what, size) for level, what in _LEVELS.items()]
+            millions = segmenters[0].model.num_parameters() / 1e6
+            by = " and ".join(_BACKENDS[backend][1] for backend in backends)
+            print(f"The bundled model: {millions:.1f} million parameters, trained from captions alone; run by {by}.")
+        rows += [
+            _demo_picture(segmenters, agreement, out, options.seed, level, what, size)
+            for level, what in _LEVELS.items()
+        ]
 
     measured = json.loads((DEMO_MODEL / "training.json").read_text(encoding="utf-8"))["mean_iou"]
     means = ", ".join(f"{what} {measured[str(level)]:.0f}%" for level, what in _LEVELS.items())
     print(f"\nOver 200 such pictures of each kind, the mean IoU is: {means}.")
+    if len(backends) > 1:
+        print(
+            f"{by} label {agreement.share:.3%} of the pixels alike; {agreement.probability:.0e} is the largest difference of a probability."
+        )
 
     from groupvit_common.visualize import sheet
 
@@ -434,10 +494,38 @@ def _demo(options: argparse.Namespace) -> int:
     return OK
 
 
+class _Agreement:
+    """How far backends are apart: share of pixels with the same label, largest difference of a probability."""
+
+    def __init__(self) -> None:
+        self._alike = self._pixels = 0
+        self.probability = 0.0
+
+    @property
+    def share(self) -> float:
+        return self._alike / self._pixels
+
+    def add(self, a: Segmentation, b: Segmentation) -> None:
+        self._alike += int((a.label_map == b.label_map).sum())
+        self._pixels += a.label_map.size
+        pairs = zip(a.scores, b.scores, strict=True)
+        differences = (abs((one.probability or 0.0) - (other.probability or 0.0)) for one, other in pairs)
+        self.probability = max(self.probability, *differences)
+
+
 def _demo_picture(
-    segmenter: Segmenter, out: Path, seed: int, level: int, what: str, size: tuple[int, int]
+    segmenters: Sequence[BaseSegmenter],
+    agreement: _Agreement,
+    out: Path,
+    seed: int,
+    level: int,
+    what: str,
+    size: tuple[int, int],
 ) -> list[Image.Image]:
-    """Make, segment, measure and save one picture of `size` = (height, width); returns a row of the overview."""
+    """Make, segment, measure and save one picture of `size` = (height, width); returns a row of the overview.
+
+    Shown is what the first segmenter says; `agreement` learns how the others differ.
+    """
     from PIL import Image
 
     from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, make_scene
@@ -447,8 +535,13 @@ def _demo_picture(
     scene = make_scene(seed, 0, level, size)
     picture = Image.fromarray(scene.image)
     labels, grounds = ([Label(names[0], names[1:]) for names in words] for words in (LEVELS[level], BACKGROUNDS))
-    segmenter.set_labels(labels, grounds)
-    result: Segmentation = segmenter(picture)
+    results: list[Segmentation] = []
+    for segmenter in segmenters:
+        segmenter.set_labels(labels, grounds)
+        results.append(segmenter(picture))
+    result = results[0]
+    for other in results[1:]:
+        agreement.add(result, other)
     iou = class_iou(confusion_matrix(scene.mask, result.label_map, len(labels) + 1, None))
 
     height, width = size
@@ -494,9 +587,9 @@ def _train(options: argparse.Namespace) -> int:
     get_recipe(options.recipe)
     _make_writable(Path(options.out))
 
-    from groupvit_torch.train import train
-
-    result = train(options.recipe, options.out, seed=options.seed, log=partial(print, flush=True))
+    result = _module(options.backend, "train").train(
+        options.recipe, options.out, seed=options.seed, log=partial(print, flush=True)
+    )
     print(
         f"The model is in {result.directory.resolve()}. Use it: groupvit segment PHOTO --model {result.directory} ..."
     )

@@ -1,8 +1,11 @@
 """The `groupvit` command: what it prints, writes and returns, and how it fails."""
 
+import importlib.util
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,12 +14,19 @@ from PIL import Image
 
 from groupvit_common import cli
 from groupvit_common.config import GroupViTConfig
+from groupvit_common.errors import InputError
 from groupvit_common.image_files import expand, images_in
 from groupvit_common.image_processor import GroupViTImageProcessor
 from groupvit_common.processor import GroupViTProcessor
 from groupvit_common.tokenizer import CLIPTokenizer
+from groupvit_common.training import TrainResult
 from groupvit_torch.model import GroupViTModel
 from groupvit_torch.predictor import Segmenter
+
+ROOT = Path(__file__).parent.parent
+FIND_SPEC = importlib.util.find_spec
+# Two backends' float32 rounding, in a probability.
+APART = 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +169,79 @@ def test_equal_names_do_not_clobber_one_another_and_inputs_stay(run, here):
     assert {name: (here / name).read_bytes() for name in names} == before
 
 
+# Backends
+
+
+def test_segment_and_classify_with_either_backend(run, here):
+    photo = make_picture(here / "a.png", size=(200, 160))
+    maps, records, shares = [], [], []
+    for backend in ("torch", "tf"):
+        arguments = (photo, "--labels", "cat, dog, sofa", "--backend", backend)
+        code, out, err = run("segment", *arguments, "--out", backend, "--json")
+        assert (code, err) == (0, [])
+        with Image.open(here / backend / "a_labels.png") as labels:
+            maps.append(np.asarray(labels))
+        records.append([label["probability"] for label in json.loads(out[0])["labels"]])
+        code, out, err = run("classify", *arguments, "--json")
+        assert (code, err) == (0, [])
+        shares.append([label["probability"] for label in json.loads(out[0])["labels"]])
+    assert np.mean(maps[0] == maps[1]) > 0.999
+    np.testing.assert_allclose(records[0], records[1], rtol=0, atol=APART)
+    np.testing.assert_allclose(shares[0], shares[1], rtol=0, atol=APART)
+
+
+def test_tensorflow_is_quiet_in_a_terminal(here, checkpoint):
+    photo = make_picture(here / "a.png")
+    result = subprocess.run(
+        [sys.executable, "-m", "groupvit_common.cli", "segment", photo, "--labels", "cat, dog", "--backend", "tf",
+         "--model", checkpoint, "--out", here / "out", "--dtype", "float16"],
+        cwd=ROOT, capture_output=True, check=True,
+    )  # fmt: skip
+    assert result.stderr == b""
+    assert result.stdout.startswith(str(photo).encode())
+
+
+@pytest.mark.parametrize(
+    ("installed", "asked", "message"),
+    [
+        ((), (), 'needs PyTorch or TensorFlow: pip install "groupvit[torch]" or "groupvit[tf]"'),
+        (("keras",), ("--backend", "torch"), 'needs PyTorch: pip install "groupvit[torch]"'),
+        (("torch",), ("--backend", "tf"), 'needs TensorFlow: pip install "groupvit[tf]"'),
+    ],
+)
+def test_a_backend_that_is_not_installed(run, here, monkeypatch, installed, asked, message):
+    only(installed, monkeypatch)
+    make_picture(here / "a.png")
+    for command in (("segment", "a.png", "--labels", "cat"), ("classify", "a.png", "--labels", "cat")):
+        code, out, err = run(*command, *asked)
+        assert (code, out, err) == (3, [], [f"groupvit: error: this command {message}"])
+    for command in (("demo",), ("train", "scenes-demo", "--out", "runs")):
+        assert run(*command, *asked, model=None) == (3, [], [f"groupvit: error: this command {message}"])
+
+
+def test_the_first_backend_that_is_installed_is_taken(run, here, monkeypatch):
+    make_picture(here / "a.png")
+
+    def refuse(name):
+        raise InputError(f"{name} was taken")
+
+    for name in ("torch", "tf"):
+        taken = importlib.import_module(f"groupvit_{name}.predictor").Segmenter
+        monkeypatch.setattr(taken, "from_pretrained", lambda *args, name=name, **options: refuse(name))
+    for installed, name in ((("torch", "keras"), "torch"), (("torch",), "torch"), (("keras",), "tf")):
+        only(installed, monkeypatch)
+        assert run("classify", "a.png", "--labels", "cat")[2] == [f"groupvit: error: {name} was taken"]
+
+
+def only(installed, monkeypatch):
+    """Lets the command find only these of the backends' modules."""
+
+    def find_spec(name, *rest):
+        return None if name in ("torch", "keras") and name not in installed else FIND_SPEC(name, *rest)
+
+    monkeypatch.setattr("importlib.util.find_spec", find_spec)
+
+
 # Bad input
 
 
@@ -231,6 +314,7 @@ def test_a_folder_that_cannot_be_written(run, here, monkeypatch):
         (MemoryError(), 3, "out of memory"),
         (torch.OutOfMemoryError(), 3, "out of memory"),
         (ModuleNotFoundError("No module named 'torch'", name="torch"), 3, 'pip install "groupvit[torch]"'),
+        (ModuleNotFoundError("No module named 'tensorflow'", name="tensorflow"), 3, 'pip install "groupvit[tf]"'),
     ],
 )
 def test_what_goes_wrong_on_the_way(run, here, monkeypatch, error, code, message):
@@ -307,18 +391,18 @@ def test_train_knows_its_recipes(run):
     assert "scenes-demo" in err[0]
 
 
-def test_train_hands_over_to_the_loop(run, here, monkeypatch):
-    from groupvit_torch import train
-
+@pytest.mark.parametrize("backend", ["torch", "tf"])
+def test_train_hands_over_to_the_loop(run, here, monkeypatch, backend):
+    train = importlib.import_module(f"groupvit_{backend}.train")
     seen = []
 
     def pretend(recipe, out_dir, *, seed=None, log=print):
         seen.append((recipe, out_dir, seed))
         log("one step")
-        return train.TrainResult(here / out_dir, {1: 50.0}, {1: 2.0}, {1: 0.5}, (1.0,), 0.1)
+        return TrainResult(here / out_dir, {1: 50.0}, {1: 2.0}, {1: 0.5}, (1.0,), 0.1)
 
     monkeypatch.setattr(train, "train", pretend)
-    code, out, err = run("train", "scenes-demo", "--out", "runs", "--seed", "3", model=None)
+    code, out, err = run("train", "scenes-demo", "--out", "runs", "--seed", "3", "--backend", backend, model=None)
     assert (code, err) == (0, [])
     assert seen == [("scenes-demo", "runs", 3)]
     assert out[0] == "one step"
@@ -330,6 +414,9 @@ def test_demo(run, here):
     assert (code, err) == (0, [])
     text = "\n".join(out)
     assert text.count("IoU") >= 12
+    apart = re.search(r"^PyTorch and TensorFlow label (.*)% of the pixels alike; (.*) is the largest", text, re.M)
+    assert 99.99 <= float(apart[1]) <= 100
+    assert 0 < float(apart[2]) < APART
     assert str((here / "demo").resolve()) in text
     for name in ("colours_64x64", "colours_160x96", "textures_64x64", "shapes_160x96"):
         for end in (".png", "_overlay.png", "_labels.png", "_segmentation.json"):
@@ -337,7 +424,9 @@ def test_demo(run, here):
     with Image.open(here / "demo" / "overview.png") as overview:
         assert overview.width > 1000
     first = (here / "demo" / "overview.png").read_bytes()
-    assert run("demo", "--out", "demo", model=None)[:2] == (0, out)
+    code, alone, _ = run("demo", "--out", "demo", "--backend", "torch", model=None)
+    assert code == 0
+    assert [line for line in out if line not in alone] == [out[0], apart[0] + " difference of a probability."]
     assert (here / "demo" / "overview.png").read_bytes() == first
 
 

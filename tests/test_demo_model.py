@@ -7,7 +7,7 @@ from pathlib import Path
 
 from groupvit_common.config import GroupViTConfig
 from groupvit_common.parameters import manifest
-from groupvit_torch.predictor import DEMO_MODEL
+from groupvit_common.predictor import DEMO_MODEL
 
 ROOT = Path(__file__).parent.parent
 
