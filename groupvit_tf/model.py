@@ -99,6 +99,9 @@ class GroupViTPreTrainedModel(PreTrainedModel):
         """As `keras.Model.fit`; `x` and `validation_data` may also be generators of dictionaries."""
         if "validation_data" in kwargs:
             kwargs["validation_data"] = self._data(kwargs["validation_data"])
+        if not args and not isinstance(x, Mapping):
+            # What cannot be shuffled is not asked to be: Keras warns otherwise.
+            kwargs.setdefault("shuffle", False)
         return super().fit(self._data(x), *args, **kwargs)
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:

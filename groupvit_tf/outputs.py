@@ -12,14 +12,14 @@ from groupvit_common.outputs import BaseModelOutput, BaseModelOutputWithPooling,
 __all__ = ["BaseModelOutput", "BaseModelOutputWithPooling", "GroupViTModelOutput", "ModelOutput"]
 
 
-def _register(record: type[ModelOutput]) -> None:
-    def flatten(output: ModelOutput) -> tuple[list[Any], tuple[str, ...]]:
+def _register(record: Any) -> None:
+    def flatten(output: Any) -> tuple[list[Any], tuple[str, ...]]:
         return list(output.values()), tuple(output)
 
-    def unflatten(names: tuple[str, ...], values: Iterable[Any]) -> ModelOutput:
+    def unflatten(names: Any, values: Iterable[Any]) -> Any:
         return record(zip(names, values, strict=True))
 
-    def flatten_with_entries(output: ModelOutput) -> tuple[list[Any], tuple[str, ...], tuple[str, ...]]:
+    def flatten_with_entries(output: Any) -> tuple[list[Any], tuple[str, ...], tuple[str, ...]]:
         return (*flatten(output), tuple(output))
 
     # The name space in which Keras looks for containers.
