@@ -150,7 +150,7 @@ def groups_objective(model: GroupViTModel, batch: Batch[Tensor], recipe: Recipe,
     )
     with torch.autocast("cpu", enabled=False):
         scale = model.logit_scale.exp()
-        total = loss(group_prompt_logits(groups, prompts, scale), vision.attentions[0].float())
+        total = loss(group_prompt_logits(groups, prompts, scale), vision.attentions[0])
         if patches is not None:
             total = total + recipe.ungrouped_weight * loss(group_prompt_logits(patches, prompts, scale), None)
         return total

@@ -1,0 +1,415 @@
+"""A first training run with `fit`: a recipe -> captioned scenes -> a checkpoint directory with its measured quality.
+
+    groupvit train scenes-demo --out DIR --backend tf
+
+The same batches, schedule and rules as `groupvit_torch.train`. Its parts serve scripts of one's own: `ScenesTrainer` (what `fit`
+trains), `make_optimiser`, `Schedule`, the callbacks `MeanWeights` and `HardAssignment`, and `groupvit_tf.data.dataset`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from groupvit_common.postprocess import MAX_LOGIT_SCALE
+from groupvit_common.processor import GroupViTProcessor
+from groupvit_common.recipe import (
+    Recipe,
+    assigns_hard,
+    decays,
+    learning_rate_at,
+    mean_decay_at,
+    model_config,
+    wave_positions,
+)
+from groupvit_common.training import TEXT_LENGTH, Run, TrainResult
+from groupvit_tf.checkpoint import canonical_variables
+from groupvit_tf.data import dataset
+from groupvit_tf.layers import Projection, Tensor, batch_statistics
+from groupvit_tf.loss import (
+    contrastive_loss,
+    group_prompt_logits,
+    multi_label_contrastive_loss,
+    patch_naming,
+    patch_naming_loss,
+    prompt_claim_loss,
+)
+from groupvit_tf.model import GroupViTModel
+from groupvit_tf.predictor import Segmenter
+
+
+def train(
+    recipe: Recipe | str,
+    out_dir: str | Path,
+    *,
+    seed: int | None = None,
+    save_every: int = 2500,
+    log: Callable[[str], None] = print,
+) -> TrainResult:
+    """Trains a model and writes it to `out_dir`: weights, configuration, tokenizer, processor, `training.json`.
+
+    Args:
+        recipe: settings, or the name of a run in `groupvit_common.recipe.RECIPES`.
+        seed: replaces the recipe's.
+        save_every: steps between checkpoints on the way; each replaces the last. They are evaluated on held-out scenes.
+        log: receives one line at a time.
+
+    Raises:
+        InputError: an unknown name, or a directory that cannot be made.
+        GroupViTError: the loss stopped being a number.
+    """
+    version = f"Keras {keras.__version__} on {keras.backend.backend()}"
+    run = Run.begin(recipe, out_dir, seed=seed, log=log, backend=version, threads=len(os.sched_getaffinity(0)))
+    recipe = run.recipe
+    keras.utils.set_random_seed(recipe.seed)
+    model = new_model(recipe, run.processor)
+    learnt = sum(math.prod(variable.shape) for variable in model.trainable_variables)
+    mean = MeanWeights(model, partial(mean_decay_at, recipe))
+    run.measure_untrained(_segmenter(mean.new_model(), run.processor), learnt)
+
+    trainer = ScenesTrainer(model, recipe)
+    trainer.compile(make_optimiser(model, recipe), jit_compile=False)
+    trainer.fit(
+        dataset(run.batches, recipe),
+        steps_per_epoch=recipe.steps,
+        shuffle=False,
+        verbose=0,
+        callbacks=[_Losses(run), mean, HardAssignment(recipe), _Saving(run, mean, save_every)],
+    )
+    return run.result()
+
+
+# The parts of a run
+
+
+def new_model(recipe: Recipe, processor: GroupViTProcessor) -> GroupViTModel:
+    """The untrained model of a recipe, drawn from Keras's generator (`keras.utils.set_random_seed`)."""
+    policy = "mixed_bfloat16" if recipe.bfloat16 else "float32"
+    model = GroupViTModel(model_config(recipe, len(processor.tokenizer), TEXT_LENGTH), dtype=policy)
+    if recipe.position_amplitude:
+        waves = wave_positions(recipe.image_size // recipe.patch_size, recipe.width, recipe.position_amplitude)
+        model.vision_model.embeddings.position_embeddings.assign(waves[None])
+    return model
+
+
+class ScenesTrainer(keras.Model):
+    """A model and a recipe's objective, for `fit` on batches of `groupvit_tf.data.dataset`: `compile` it without a loss.
+
+    It trains `model` itself, which is used and saved as ever.
+    """
+
+    assign_hard: bool
+    """Whether patches belong to one group each. Goes into the graph: `make_train_function(force=True)` after a change."""
+
+    def __init__(self, model: GroupViTModel, recipe: Recipe) -> None:
+        super().__init__(name="scenes_trainer", dtype=model.dtype_policy)
+        self.model = model
+        self.recipe = recipe
+        self.assign_hard = assigns_hard(recipe, 0)
+        # After each step, as the authors do.
+        model.logit_scale.constraint = _at_most_largest_scale
+        self.built = True
+
+    def call(self, inputs: dict[str, Any], training: bool = False) -> dict[str, Tensor]:
+        """The embeddings that `compute_loss` compares."""
+        forward = _paper_embeddings if self.recipe.objective == "paper" else _groups_embeddings
+        return forward(self.model, inputs, self.recipe, self.assign_hard, training)
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Tensor:
+        """The recipe's objective of a batch `x` and its embeddings `y_pred`. Keras calls this."""
+        objective = paper_objective if self.recipe.objective == "paper" else groups_objective
+        return objective(y_pred, x, ops.exp(self.model.logit_scale), self.recipe)
+
+
+def _groups_embeddings(
+    model: GroupViTModel, inputs: dict[str, Any], recipe: Recipe, hard: bool, training: bool
+) -> dict[str, Tensor]:
+    """Groups `[B, G, E]`, their soft assignment `[B, G, P]`, prompts `[W, E]` and, if wanted, ungrouped patches `[B, P, E]`."""
+    with _before_grouping(model) as captured:
+        vision = model.vision_model(
+            inputs["pixel_values"],
+            output_attentions=True,
+            gumbel_noise=_noise(recipe),
+            assign_hard=hard,
+            training=training,
+        )
+    states = vision.last_hidden_state
+    _, groups, width = states.shape
+    flat = model.visual_projection(ops.reshape(states, (-1, width)), training=training)
+    embeddings = {
+        "groups": ops.reshape(flat, (-1, groups, flat.shape[-1])),
+        "assignment": vision.attentions[0],
+        "prompts": _texts(model, inputs["prompts"], training),
+    }
+    if recipe.ungrouped_weight:
+        embeddings["patches"] = _project(model.visual_projection, model.vision_model.layernorm(captured[0]))
+    return embeddings
+
+
+def groups_objective(
+    embeddings: dict[str, Tensor], inputs: dict[str, Any], logit_scale: Tensor, recipe: Recipe
+) -> Tensor:
+    """Groups, and the patches before they are grouped, against the prompts of the batch (`groupvit_tf.loss`)."""
+
+    def loss(embeds: Tensor, assignment: Tensor | None) -> Tensor:
+        naming = patch_naming(group_prompt_logits(embeds, embeddings["prompts"], logit_scale), assignment)
+        # Mixed images have lost parts of their objects: nothing is claimed there, since no word of theirs is in `named`.
+        return recipe.naming_weight * patch_naming_loss(
+            naming, inputs["allowed"]
+        ) + recipe.claim_weight * prompt_claim_loss(naming, inputs["named"], recipe.claim_patches)
+
+    total = loss(embeddings["groups"], embeddings["assignment"])
+    if recipe.ungrouped_weight:
+        total = total + recipe.ungrouped_weight * loss(embeddings["patches"], None)
+    return total
+
+
+def _paper_embeddings(
+    model: GroupViTModel, inputs: dict[str, Any], recipe: Recipe, hard: bool, training: bool
+) -> dict[str, Tensor]:
+    """Images and captions `[B, E]`, and M prompts of each caption `[B, M, E]`."""
+    vision = model.vision_model(
+        inputs["pixel_values"], gumbel_noise=_noise(recipe), assign_hard=hard, training=training
+    )
+    return {
+        "images": model.visual_projection(vision.pooler_output, training=training),
+        "captions": _texts(model, inputs["captions"], training),
+        "prompts": ops.take(_texts(model, inputs["prompts"], training), inputs["of_caption"], axis=0),
+    }
+
+
+def paper_objective(
+    embeddings: dict[str, Tensor], inputs: dict[str, Any], logit_scale: Tensor, recipe: Recipe
+) -> Tensor:
+    """The paper's two losses on the pooled image."""
+    images = embeddings["images"]
+    return contrastive_loss(images, embeddings["captions"], logit_scale) + multi_label_contrastive_loss(
+        images, embeddings["prompts"], logit_scale
+    )
+
+
+def _texts(model: GroupViTModel, tokens: dict[str, Tensor], training: bool) -> Tensor:
+    """Tokens `[N, T]` -> projected texts `[N, E]`."""
+    return model.text_projection(model.text_model(**tokens, training=training).pooler_output, training=training)
+
+
+def _noise(recipe: Recipe) -> list[Tensor] | None:
+    """The noise of the recipe's one grouping block: None, which draws the paper's, or zeros for none at all."""
+    return None if recipe.gumbel else [np.zeros((1, 1, 1), np.float32)]
+
+
+@contextmanager
+def _before_grouping(model: GroupViTModel) -> Iterator[list[Tensor]]:
+    """Collects the segments `[B, P, D]` that enter the first grouping block."""
+    captured: list[Tensor] = []
+    block = model.vision_model.encoder.stages[0].downsample
+    assert block is not None, "a recipe's model groups in its first stage"
+    call = block.call
+
+    def capture(segments: Tensor, *args: Any, **kwargs: Any) -> Any:
+        captured.append(segments)
+        return call(segments, *args, **kwargs)
+
+    block.call = capture  # Keras has no hooks
+    try:
+        yield captured
+    finally:
+        block.call = call
+
+
+def _project(projection: Projection, x: Tensor) -> Tensor:
+    """`[B, P, D]` -> `[B, P, E]` with the batch's own statistics, which batch norm does not keep: in use it only meets groups."""
+    norm = projection.norm
+    hidden = projection.hidden(x)
+    wide = ops.cast(hidden, keras.backend.result_type(hidden.dtype, "float32"))
+    mean, variance, _ = batch_statistics(ops.reshape(wide, (-1, norm.width)))
+    normed = (wide - mean) * (ops.rsqrt(variance + norm.epsilon) * norm.gamma) + norm.beta
+    return projection.output_layer(ops.relu(ops.cast(normed, hidden.dtype)))
+
+
+def _at_most_largest_scale(log_scale: Tensor) -> Tensor:
+    return ops.minimum(log_scale, math.log(MAX_LOGIT_SCALE))
+
+
+# The optimiser
+
+
+@keras.saving.register_keras_serializable(package="groupvit")
+class AdamW(keras.optimizers.AdamW):
+    """AdamW with PyTorch's arithmetic, so that a run may change frameworks midway.
+
+    Three things differ from Keras's own: `epsilon` is added to the unbiased root of the second moment (in Keras to the biased
+    one, 7 times smaller in the first step with `beta_2=0.98`); the global norm that clips has 1e-6 added; and gradients of
+    embeddings are made dense first. Keras squares the parts of the gradient of a token that occurs several times, where the
+    square of their sum is meant, in the norm and in the second moment.
+    """
+
+    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+        super().apply([None if grad is None else _dense(grad) for grad in grads], trainable_variables)
+
+    def _clip_gradients(self, grads: list[Any]) -> list[Any]:
+        if not self.global_clipnorm:
+            return super()._clip_gradients(grads)
+        norm = ops.sqrt(ops.sum(ops.stack([ops.sum(ops.square(grad)) for grad in grads])))
+        factor = ops.minimum(self.global_clipnorm / (norm + 1e-6), 1.0)
+        return [grad * ops.cast(factor, grad.dtype) for grad in grads]
+
+    def update_step(self, gradient: Tensor, variable: Any, learning_rate: Tensor) -> None:
+        dtype = variable.dtype
+        gradient, rate, step = (ops.cast(value, dtype) for value in (gradient, learning_rate, self.iterations + 1))
+        index = self._get_variable_index(variable)
+        first, second = self._momentums[index], self._velocities[index]
+        self.assign_add(first, (gradient - first) * (1 - self.beta_1))
+        self.assign_add(second, (ops.square(gradient) - second) * (1 - self.beta_2))
+        # Not `cast`, which would round a Python number to float32 first.
+        betas = [ops.convert_to_tensor(beta, dtype) for beta in (self.beta_1, self.beta_2)]
+        of_first, of_second = (1 - ops.power(beta, step) for beta in betas)
+        root = ops.sqrt(second) / ops.sqrt(of_second) + self.epsilon
+        self.assign_sub(variable, rate / of_first * first / root)
+
+
+def _dense(gradient: Any) -> Tensor:
+    """A gradient as a plain tensor: TensorFlow gives that of an embedding as slices, one for each time a row was used."""
+    if keras.backend.backend() != "tensorflow":
+        return gradient
+    import tensorflow as tf
+
+    return tf.convert_to_tensor(gradient)
+
+
+@keras.saving.register_keras_serializable(package="groupvit")
+class Schedule(keras.optimizers.schedules.LearningRateSchedule):
+    """A recipe's learning rate: a table of `learning_rate_at`, since a graph could not compute the very same numbers.
+
+    Args:
+        rates: of each step in order; the last one stays.
+    """
+
+    def __init__(self, rates: Any) -> None:
+        self.rates = np.asarray(rates, np.float64)
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Schedule:
+        return cls([learning_rate_at(recipe, step) for step in range(recipe.steps)])
+
+    def __call__(self, step: Tensor) -> Tensor:
+        table = ops.convert_to_tensor(self.rates.astype(keras.config.floatx()))
+        return ops.take(table, ops.minimum(ops.cast(step, "int32"), len(self.rates) - 1))
+
+    def get_config(self) -> dict[str, Any]:
+        return {"rates": self.rates.tolist()}
+
+
+def make_optimiser(model: GroupViTModel, recipe: Recipe) -> AdamW:
+    """AdamW with the recipe's schedule and clipping, and weight decay where `decays` says so."""
+    optimiser = AdamW(
+        Schedule.of(recipe),
+        weight_decay=recipe.weight_decay,
+        beta_1=0.9,
+        beta_2=0.98,
+        epsilon=1e-8,
+        global_clipnorm=recipe.clip_norm,
+    )
+    variables = canonical_variables(model)
+    optimiser.exclude_from_weight_decay(
+        [variable for name, variable in variables.items() if not decays(name, len(variable.shape))]
+    )
+    return optimiser
+
+
+# Callbacks
+
+
+class MeanWeights(keras.callbacks.Callback):
+    """An exponential mean of a model's weights and batch-norm statistics over the steps of `fit`.
+
+    Args:
+        model: whose weights; it may be a part of what `fit` trains.
+        decay_at: step 0, 1, ... -> what the mean keeps of itself, such as `partial(mean_decay_at, recipe)`.
+    """
+
+    def __init__(self, model: GroupViTModel, decay_at: Callable[[int], float]) -> None:
+        super().__init__()
+        self.of = model
+        self.decay_at = decay_at
+        self.means = {
+            name: np.asarray(variable).astype(keras.backend.result_type(variable.dtype, "float32"))
+            for name, variable in canonical_variables(model).items()
+            if keras.backend.is_float_dtype(variable.dtype)
+        }
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        share = 1.0 - self.decay_at(int(self.model.optimizer.iterations) - 1)
+        variables = canonical_variables(self.of)
+        for name, mean in self.means.items():
+            mean += (np.asarray(variables[name]) - mean) * share
+
+    def new_model(self) -> GroupViTModel:
+        """A model with the mean weights, in float32."""
+        model = GroupViTModel(self.of.config, dtype="float32")
+        variables = canonical_variables(model)
+        for name, mean in self.means.items():
+            variables[name].assign(mean)
+        return model
+
+
+class HardAssignment(keras.callbacks.Callback):
+    """Switches a `ScenesTrainer` from soft to hard assignment at the recipe's step; the graph is traced once more then."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        self.recipe = recipe
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        hard = assigns_hard(self.recipe, int(self.model.optimizer.iterations))
+        if hard != self.model.assign_hard:
+            self.model.assign_hard = hard
+            self.model.make_train_function(force=True)
+
+
+class _Losses(keras.callbacks.Callback):
+    """Tells the run each step's loss. Before the other callbacks: a loss that is no number must not reach them."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.run = run
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self.model.reset_metrics()  # else Keras reports the mean of the steps so far
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.run.took_step(float(logs["loss"]))
+
+
+class _Saving(keras.callbacks.Callback):
+    """Measures and writes the mean model every `every` steps and at the end."""
+
+    def __init__(self, run: Run, mean: MeanWeights, every: int) -> None:
+        super().__init__()
+        self.run, self.mean, self.every = run, mean, every
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        step = len(self.run.losses)
+        if step % self.every == 0 or step == self.run.recipe.steps:
+            model = self.mean.new_model()
+            self.run.save(model, _segmenter(model, self.run.processor))
+
+
+def _segmenter(model: GroupViTModel, processor: GroupViTProcessor) -> Segmenter:
+    return Segmenter(model, processor, batch_size=50)
