@@ -5,6 +5,7 @@ under that name, and the photo's address is answered with a file, so every line 
 """
 
 import io
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,6 @@ from typing import Any
 import huggingface_hub
 import numpy as np
 import pytest
-import torch
 from huggingface_hub import constants
 from PIL import Image
 
@@ -102,6 +102,44 @@ segmentation_logits = outputs.segmentation_logits
 """
 )
 
+
+# TensorFlow's examples (4.x) differ in the classes' prefix, `return_tensors`, and how probabilities are made.
+def _for_tensorflow(example: str) -> str:
+    for name in ("GroupViTTextModel", "GroupViTVisionModel", "GroupViTModel", "GroupViTTextConfig"):
+        example = example.replace(f", {name}", f", TF{name}").replace(f" {name}.", f" TF{name}.")
+    example = example.replace('return_tensors="pt"', 'return_tensors="tf"')
+    return example.replace(
+        "probs = logits_per_image.softmax(dim=1)",
+        "import tensorflow as tf\nprobs = tf.math.softmax(logits_per_image, axis=1)",
+    )
+
+
+TF_IMAGE_FEATURES = """
+from PIL import Image
+import requests
+from transformers import AutoProcessor, TFGroupViTModel
+
+model = TFGroupViTModel.from_pretrained("nvidia/groupvit-gcc-yfcc")
+processor = AutoProcessor.from_pretrained("nvidia/groupvit-gcc-yfcc")
+url = "http://images.cocodataset.org/val2017/000000039769.jpg"
+image = Image.open(requests.get(url, stream=True).raw)
+inputs = processor(images=image, return_tensors="tf")
+image_features = model.get_image_features(**inputs)
+"""
+
+# As the generic note on inputs says it: everything in the first positional argument.
+TF_INPUT_FORMS = """
+from transformers import CLIPTokenizer, TFGroupViTTextModel
+
+tokenizer = CLIPTokenizer.from_pretrained("nvidia/groupvit-gcc-yfcc")
+model = TFGroupViTTextModel.from_pretrained("nvidia/groupvit-gcc-yfcc")
+inputs = tokenizer(["a photo of a cat", "a photo of a dog"], padding=True, return_tensors="tf")
+single = model(inputs["input_ids"]).pooler_output
+listed = model([inputs["input_ids"], inputs["attention_mask"]]).pooler_output
+as_dictionary = model({"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}).pooler_output
+whole_encoding = model(inputs).pooler_output
+"""
+
 CONFIGURATIONS = """
 from transformers import GroupViTTextConfig, GroupViTTextModel, GroupViTVisionConfig, GroupViTVisionModel
 
@@ -116,11 +154,11 @@ vision_width = configuration.hidden_size
 """
 
 
-def with_new_imports(code: str) -> str:
-    """The example with "transformers" changed to "groupvit_torch" in its import lines, and nowhere else."""
+def with_new_imports(code: str, package: str = "groupvit_torch") -> str:
+    """The example with "transformers" changed to the package's name in its import lines, and nowhere else."""
     lines = code.splitlines()
     return "\n".join(
-        line.replace("transformers.image_utils", "groupvit_torch").replace("transformers", "groupvit_torch")
+        line.replace("transformers.image_utils", package).replace("transformers", package)
         if line.startswith(("from transformers", "import transformers"))
         else line
         for line in lines
@@ -168,28 +206,46 @@ def internet(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         huggingface_hub.close_session()
 
 
-@pytest.mark.parametrize(
-    ("example", "shapes"),
-    [
-        (TEXT_MODEL, {"last_hidden_state": (2, 7, 16), "pooled_output": (2, 16)}),
-        (TEXT_MODEL_AUTO, {"last_hidden_state": (2, 7, 16), "pooled_output": (2, 16)}),
-        (VISION_MODEL, {"last_hidden_state": (1, 8, 24), "pooled_output": (1, 24)}),
-        (TEXT_FEATURES, {"text_features": (2, 8)}),
-        (IMAGE_FEATURES, {"image_features": (1, 8)}),
-        (FULL_MODEL, {"logits_per_image": (1, 2), "probs": (1, 2)}),
-        (SEGMENTATION, {"segmentation_logits": (1, 2, 224, 224)}),
-    ],
-    ids=["text", "text-auto-tokenizer", "vision", "text-features", "image-features", "full", "segmentation"],
-)
-def test_the_example_runs(internet: FakeHub, example: str, shapes: dict[str, tuple[int, ...]]) -> None:
+SHAPES: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
+    "text": (TEXT_MODEL, {"last_hidden_state": (2, 7, 16), "pooled_output": (2, 16)}),
+    "text-auto-tokenizer": (TEXT_MODEL_AUTO, {"last_hidden_state": (2, 7, 16), "pooled_output": (2, 16)}),
+    "vision": (VISION_MODEL, {"last_hidden_state": (1, 8, 24), "pooled_output": (1, 24)}),
+    "text-features": (TEXT_FEATURES, {"text_features": (2, 8)}),
+    "image-features": (IMAGE_FEATURES, {"image_features": (1, 8)}),
+    "full": (FULL_MODEL, {"logits_per_image": (1, 2), "probs": (1, 2)}),
+    "segmentation": (SEGMENTATION, {"segmentation_logits": (1, 2, 224, 224)}),
+}
+
+
+def run(code: str, shapes: dict[str, tuple[int, ...]]) -> None:
     variables: dict[str, Any] = {}
-    exec(with_new_imports(example), variables)
+    exec(code, variables)
     for name, shape in shapes.items():
         assert tuple(variables[name].shape) == shape, name
-        assert torch.isfinite(variables[name]).all(), name
+        assert np.isfinite(np.asarray(variables[name].detach() if "torch" in code else variables[name])).all(), name
 
 
-def test_the_configuration_example_runs() -> None:
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_example_runs(internet: FakeHub, name: str) -> None:
+    example, shapes = SHAPES[name]
+    run(with_new_imports(example), shapes)
+
+
+@pytest.mark.parametrize("name", [*SHAPES, "input-forms"])
+def test_the_tensorflow_example_runs(internet: FakeHub, name: str) -> None:
+    example, shapes = SHAPES.get(
+        name, (TF_INPUT_FORMS, dict.fromkeys(("single", "listed", "as_dictionary", "whole_encoding"), (2, 16)))
+    )
+    code = TF_IMAGE_FEATURES if name == "image-features" else _for_tensorflow(example)
+    assert name == "input-forms" or "TFGroupViT" in code
+    run(with_new_imports(code, "groupvit_tf"), shapes)
+
+
+@pytest.mark.parametrize("package", ["groupvit_torch", "groupvit_tf"])
+def test_the_configuration_example_runs(package: str) -> None:
     variables: dict[str, Any] = {}
-    exec(with_new_imports(CONFIGURATIONS), variables)
+    code = (
+        CONFIGURATIONS if package == "groupvit_torch" else re.sub(r"(?<!\w)(GroupViT\w+Model)", r"TF\1", CONFIGURATIONS)
+    )
+    exec(with_new_imports(code, package), variables)
     assert (variables["text_width"], variables["vision_width"]) == (256, 384)
