@@ -38,6 +38,14 @@ def check_pixel_values(shape: Shape, dtype: str, is_floating_point: bool, config
         )
 
 
+def image_sides(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a size that is given as one number or two. InputError for anything else."""
+    sides = image_size if isinstance(image_size, tuple | list) else (image_size, image_size)
+    if len(sides) != 2 or not all(type(side) is int for side in sides):
+        raise InputError(f"image_size must be an integer or (height, width), got {image_size!r}")
+    return sides[0], sides[1]
+
+
 def check_input_ids(
     shape: Shape, dtype: str, is_integer: bool, mask_shape: Shape | None, config: GroupViTTextConfig
 ) -> None:

@@ -20,6 +20,7 @@ from groupvit_common.processor import AutoProcessor, CLIPProcessor, GroupViTProc
 from groupvit_common.tokenizer import AutoTokenizer, CLIPTokenizer, CLIPTokenizerFast
 from groupvit_tf.model import GroupViTModel, GroupViTPreTrainedModel, GroupViTTextModel, GroupViTVisionModel
 from groupvit_tf.outputs import BaseModelOutput, BaseModelOutputWithPooling, GroupViTModelOutput
+from groupvit_tf.predictor import Segmenter
 
 TFBaseModelOutput = BaseModelOutput
 TFBaseModelOutputWithPooling = BaseModelOutputWithPooling
@@ -49,6 +50,7 @@ __all__ = [
     "GroupViTTextModel",
     "GroupViTVisionConfig",
     "GroupViTVisionModel",
+    "Segmenter",
     "TFBaseModelOutput",
     "TFBaseModelOutputWithPooling",
     "TFGroupViTModel",

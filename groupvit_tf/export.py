@@ -10,7 +10,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from groupvit_common.checks import check_pixel_values
+from groupvit_common.checks import check_pixel_values, image_sides
 from groupvit_common.config import GroupViTConfig, GroupViTTextConfig
 from groupvit_common.errors import CheckpointError, InputError
 
@@ -48,7 +48,7 @@ def export_saved_model(
         endpoints = {"serve": (_record(model.text_model), [*_token_inputs()])}
     else:
         vision = config.vision_config if isinstance(config, GroupViTConfig) else config
-        height, width = _sides(vision.image_size if image_size is None else image_size)
+        height, width = image_sides(vision.image_size if image_size is None else image_size)
         check_pixel_values((1, vision.num_channels, height, width), "float32", True, vision)
         pixels = keras.InputSpec(dtype="float32", shape=(None, vision.num_channels, height, width), name="pixel_values")
         if not isinstance(config, GroupViTConfig):
@@ -69,13 +69,6 @@ def export_saved_model(
     for name, (function, inputs) in endpoints.items():
         archive.add_endpoint(name, function, input_signature=inputs)
     archive.write_out(str(directory), verbose=False)
-
-
-def _sides(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    sides = image_size if isinstance(image_size, tuple | list) else (image_size, image_size)
-    if len(sides) != 2 or not all(type(side) is int for side in sides):
-        raise InputError(f"image_size must be an integer or (height, width), got {image_size!r}")
-    return sides[0], sides[1]
 
 
 def _token_inputs() -> tuple[keras.InputSpec, keras.InputSpec]:

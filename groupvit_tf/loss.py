@@ -13,6 +13,8 @@ from typing import Any
 from keras import ops
 from keras.backend import standardize_dtype
 
+from groupvit_tf.segmentation import unit
+
 Tensor = Any  # of whatever backend Keras runs on
 
 # Keeps the logarithm of a probability that underflowed finite; far below any probability that matters.
@@ -117,6 +119,4 @@ def _like(x: Tensor, value: Tensor | float) -> Tensor:
 
 
 def _unit(x: Tensor) -> Tensor:
-    # The square is bounded, not the root, whose slope at a vector of zeros is no number.
-    x = _wide(x)
-    return x / ops.sqrt(ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), 1e-24))
+    return unit(_wide(x))

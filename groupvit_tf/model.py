@@ -20,7 +20,7 @@ from groupvit_tf.init import initialise
 from groupvit_tf.layers import Projection, Tensor
 from groupvit_tf.loss import symmetric_cross_entropy
 from groupvit_tf.outputs import BaseModelOutputWithPooling, GroupViTModelOutput
-from groupvit_tf.segmentation import grouping_map, resize_bilinear
+from groupvit_tf.segmentation import grouping_map, resize_bilinear, unit
 from groupvit_tf.text import TextTower, check_ids
 from groupvit_tf.vision import VisionTower, check_pixels
 
@@ -336,8 +336,8 @@ class GroupViTModel(GroupViTPreTrainedModel):
             output_hidden_states=hidden_states,
             training=training,
         )
-        image_embeds = _unit(self.visual_projection(vision.pooler_output, training=training))
-        text_embeds = _unit(self.text_projection(text.pooler_output, training=training))
+        image_embeds = unit(self.visual_projection(vision.pooler_output, training=training))
+        text_embeds = unit(self.text_projection(text.pooler_output, training=training))
         logit_scale = ops.cast(ops.exp(self.logit_scale), text_embeds.dtype)
         logits_per_text = ops.matmul(logit_scale * text_embeds, ops.transpose(image_embeds))
         logits_per_image = ops.transpose(logits_per_text)
@@ -376,7 +376,7 @@ class GroupViTModel(GroupViTPreTrainedModel):
         states = vision.last_hidden_state
         num_groups = states.shape[1]
         flat = self.visual_projection(ops.reshape(states, (-1, states.shape[2])), training=training)
-        groups = _unit(ops.reshape(flat, (-1, num_groups, flat.shape[1])))
+        groups = unit(ops.reshape(flat, (-1, num_groups, flat.shape[1])))
         scale = ops.cast(ops.exp(self.logit_scale), groups.dtype)
         group_logits = ops.matmul(groups, ops.transpose(text_embeds)) * scale  # [B, G, N]
         # No gradient flows through the map, as in transformers.
@@ -421,12 +421,6 @@ class GroupViTModel(GroupViTPreTrainedModel):
         wide = keras.backend.result_type(images.dtype, "float32")
         scale = ops.exp(ops.cast(self.logit_scale, wide))
         return ops.matmul(ops.cast(images, wide), ops.transpose(ops.cast(texts, wide))) * scale
-
-
-def _unit(x: Tensor) -> Tensor:
-    """Vectors brought to length 1; as in PyTorch, one that is shorter than 1e-12 is divided by that."""
-    norm = ops.sqrt(ops.sum(ops.square(x), axis=-1, keepdims=True))
-    return x / ops.maximum(norm, ops.cast(1e-12, x.dtype))
 
 
 def _is_nested_numbers(value: Sequence[Any]) -> bool:

@@ -29,8 +29,9 @@ def grouping_map(assignments: Sequence[Tensor], grid: tuple[int, int]) -> Tensor
 
 def unit(x: Tensor) -> Tensor:
     """Vectors brought to length 1; as in PyTorch, one that is shorter than 1e-12 is divided by that."""
-    norm = ops.sqrt(ops.sum(ops.square(x), axis=-1, keepdims=True))
-    return x / ops.maximum(norm, ops.cast(1e-12, x.dtype))
+    square = ops.sum(ops.square(x), axis=-1, keepdims=True)
+    # The square is bounded, not the root, whose slope at a vector of zeros is no number.
+    return x / ops.sqrt(ops.maximum(square, ops.cast(1e-24, x.dtype)))
 
 
 def image_probabilities(image_embeds: Tensor, label_embeds: Tensor, logit_scale: Tensor) -> Tensor:

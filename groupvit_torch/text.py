@@ -76,7 +76,7 @@ class TextTower(nn.Module):
         x = self.final_layer_norm(x)
         return BaseModelOutputWithPooling(
             last_hidden_state=x,
-            pooler_output=x[torch.arange(len(x), device=x.device), self.end_of_text(input_ids)],
+            pooler_output=x[torch.arange(x.shape[0], device=x.device), self.end_of_text(input_ids)],
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )

@@ -99,7 +99,7 @@ class Stage(nn.Module):
         """`[B, S, D]` -> segments `[B, G, D]` (or `[B, S, D]`), this stage's group tokens, soft assignment `[B, G, S]`."""
         x, num_segments = segments, segments.shape[1]
         if self.group_token is not None:
-            group_tokens = self.group_token.expand(len(segments), -1, -1)
+            group_tokens = self.group_token.expand(segments.shape[0], -1, -1)
             if self.group_projector is not None:
                 group_tokens = group_tokens + self.group_projector(previous_group_tokens)
             x = torch.cat([segments, group_tokens], dim=1)
