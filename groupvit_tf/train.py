@@ -218,7 +218,7 @@ def _noise(recipe: Recipe) -> list[Tensor] | None:
 def _before_grouping(model: GroupViTModel) -> Iterator[list[Tensor]]:
     """Collects the segments `[B, P, D]` that enter the first grouping block."""
     captured: list[Tensor] = []
-    block = model.vision_model.encoder.stages[0].downsample
+    block: Any = model.vision_model.encoder.stages[0].downsample
     assert block is not None, "a recipe's model groups in its first stage"
     call = block.call
 
@@ -265,7 +265,8 @@ class AdamW(keras.optimizers.AdamW):
 
     def _clip_gradients(self, grads: list[Any]) -> list[Any]:
         if not self.global_clipnorm:
-            return super()._clip_gradients(grads)
+            clipped: list[Any] = super()._clip_gradients(grads)
+            return clipped
         norm = ops.sqrt(ops.sum(ops.stack([ops.sum(ops.square(grad)) for grad in grads])))
         factor = ops.minimum(self.global_clipnorm / (norm + 1e-6), 1.0)
         return [grad * ops.cast(factor, grad.dtype) for grad in grads]
