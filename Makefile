@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := groupvit_common groupvit_torch groupvit_tf tests
 
-.PHONY: help demo test test-slow lint format train-demo clean
+.PHONY: help demo test test-slow lint format train-demo parity clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,9 @@ format: $(VENV)/dev.stamp ## Rewrite the sources in the project's style.
 
 train-demo: $(VENV)/torch.stamp ## Train the bundled model again (under 40 minutes on 2 cores) into runs/scenes-demo.
 	@$(BIN)/groupvit train scenes-demo --out runs/scenes-demo
+
+parity: $(VENV)/dev.stamp ## Compare PyTorch and Keras on random models and write docs/parity.md (some 10 minutes).
+	@$(BIN)/python -m tests.parity
 
 clean: ## Remove the environment and everything generated.
 	rm -rf $(VENV) demo_output runs build *.egg-info

@@ -11,8 +11,8 @@ pytest.importorskip("tensorflow")
 from tests import parity
 from tests.parity import LEVELS, ZERO, Agreement, has_gradient
 
-# Two, three and four stages; one with the legacy end token. `make parity` measures more.
-SEEDS = (16, 17, 23)
+# Two stages with the legacy end token, and four. `make parity` measures more.
+SEEDS = (23, 17)
 
 # Largest difference over the array's largest value. float32 has 7 digits and the two programs sum in different orders.
 FLOAT32 = 1e-5
@@ -39,7 +39,7 @@ def test_every_quantity_agrees(level: str, dtype: str, seed: int) -> None:
 
 def test_configurations_differ_where_they_should() -> None:
     configs = [parity.Draw(seed).config for seed in SEEDS]
-    assert {len(config.vision_config.depths) for config in configs} == {2, 3, 4}
+    assert {len(config.vision_config.depths) for config in configs} == {2, 4}
     assert {config.text_config.eos_token_id == 2 for config in configs} == {True, False}
     assert len({config.vision_config.hidden_act for config in configs}) > 1
 
@@ -65,7 +65,7 @@ def test_no_other_gradient_is_left_out() -> None:
 def test_label_maps_agree_pixel_by_pixel() -> None:
     for dtype, least in (("float32", LABELS), ("float64", 1.0)):
         agreement = sum((parity.label_maps(seed, dtype) for seed in SEEDS), start=Agreement())
-        assert agreement.compared > 2000
+        assert agreement.compared > 1000
         assert agreement.tied < agreement.compared / 100
         assert agreement.share >= least
 
