@@ -1,0 +1,66 @@
+"""What a file is, told by its first bytes, and which files are no weights at all."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from groupvit_common.errors import CheckpointError
+
+Container = Literal["zip", "torch-legacy", "hdf5", "safetensors"]
+
+# A pickled long integer, with which PyTorch before 1.6 begins its files: 0x1950a86a20f9469cfc6c.
+_TORCH_LEGACY = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
+
+# What other files begin with that end up under the name of a weights file.
+_IMPOSTORS: tuple[tuple[bytes, str], ...] = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the weights themselves; run `git lfs pull` in its repository"),
+    (b"<", "a web page or XML, not weights; the download was answered by an error or login page: download it again"),
+    (b"{", "a JSON text, not weights"),
+    (b"[", "a JSON text, not weights"),
+    (b"\x1f\x8b", "a gzip archive; unpack it first"),
+    (b"BZh", "a bzip2 archive; unpack it first"),
+    (b"\xfd7zXZ", "an xz archive; unpack it first"),
+)
+
+
+def container(path: Path) -> Container:
+    """How the weights file `path` is packed.
+
+    Raises:
+        CheckpointError: the file cannot be read, is empty, or is none that holds weights; names the file and the cause.
+    """
+    try:
+        if not path.is_file():
+            raise CheckpointError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            start = file.read(512)
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    if not start:
+        raise CheckpointError(f"{path} is empty (0 bytes); download or copy it again")
+    if start.startswith(b"PK\x03\x04"):
+        return "zip"
+    if start.startswith(b"\x89HDF\r\n\x1a\n"):
+        return "hdf5"
+    if start[:1] == b"\x80" and start[2:14] == _TORCH_LEGACY:
+        return "torch-legacy"
+    # A header's length may begin with any byte; the header itself is a JSON object.
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < max(size, 1 << 32):
+        return "safetensors"
+    text = start.lstrip(b"\xef\xbb\xbf \r\n\t")
+    for magic, meaning in _IMPOSTORS:
+        if text.startswith(magic):
+            raise CheckpointError(f"{path} is {meaning}")
+    if not start.strip(b"\0"):
+        raise CheckpointError(f"{path} begins with zeros: the download or copy did not finish; do it again")
+    if start[:1] == b"\x80" or start.startswith(b"(d"):
+        raise CheckpointError(f"{path} is a Python pickle, but none that torch.save wrote")
+    if all(32 <= byte < 127 or byte in b"\r\n\t" for byte in start):
+        raise CheckpointError(f"{path} is a text, not weights; it begins with {start[:40].decode('ascii')!r}")
+    raise CheckpointError(
+        f"{path} is no weights file that is known here (safetensors, PyTorch, HDF5, Keras), or it is damaged: "
+        f"it begins with {start[:8].hex(' ')}"
+    )

@@ -1,0 +1,361 @@
+"""Files of torch.save are read as torch reads them, and nothing in them is ever executed."""
+
+import collections
+import contextlib
+import io
+import os
+import pickle
+import random
+import struct
+import subprocess
+import sys
+import zipfile
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conversion.pickles import Global, Inert, Tensor, TorchFile, read_torch_file, tensors_within
+from groupvit_common.errors import CheckpointError
+from tests.conftest import REFERENCE
+
+torch = pytest.importorskip("torch")
+
+FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+
+
+class Foreign:
+    """A class that no reader of a checkpoint has."""
+
+
+def save(path: Path, content: Any, zipped: bool = True) -> Path:
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    return path
+
+
+def save_program(path: Path, program: bytes, zipped: bool = True, header: tuple[Any, ...] = ()) -> Path:
+    """A file whose pickle is `program`."""
+    if zipped:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", program)
+    else:
+        parts = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
+        path.write_bytes(b"".join(pickle.dumps(part, 2) for part in parts) + program + pickle.dumps([], 2))
+    return path
+
+
+# -- what torch wrote -----------------------------------------------------------------------------------------------------
+
+
+@FORMATS
+def test_tensors_and_containers_come_back(tmp_path: Path, zipped: bool) -> None:
+    x = torch.arange(24.0).reshape(4, 6)
+    tensors = {
+        "plain": x,
+        "transposed": x.t(),
+        "view": x[1:3, 2::2],
+        "scalar": torch.tensor(3),
+        "empty": torch.zeros(0, 3),
+        "parameter": torch.nn.Parameter(x.double()),
+        "bool": x > 3,
+        **{
+            str(dtype).removeprefix("torch."): x.to(dtype)
+            for dtype in (torch.float16, torch.bfloat16, torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+        },
+    }
+    plain = [1, -(2**40), 2.5, None, True, "é", b"\0\xff", (1,), (1, (2, 3)), {"a": [1], 2: ()}, {1, 2}, frozenset("a")]
+    content = {"tensors": collections.OrderedDict(tensors), "plain": plain, "size": x.shape}
+    file = read_torch_file(save(tmp_path / "x.pt", content, zipped))
+    assert file.content["plain"] == plain
+    assert file.content["size"] == (4, 6)
+    assert list(file.content["tensors"]) == list(tensors)
+    for name, expected in tensors.items():
+        record = file.content["tensors"][name]
+        assert record.dtype == str(expected.dtype).removeprefix("torch.")
+        array = file.read(record)
+        assert array.dtype.name == record.dtype
+        assert array.flags.c_contiguous
+        assert array.shape == record.shape == tuple(expected.shape)
+        np.testing.assert_array_equal(array.astype(np.float64), expected.detach().double().numpy())
+
+
+@FORMATS
+def test_other_classes_are_inert(tmp_path: Path, zipped: bool) -> None:
+    odd = Foreign()
+    odd.width = 7
+    content = {"odd": odd, "class": Foreign, "when": datetime(2022, 3, 1), "numpy": np.float64(0.5), "x": torch.ones(2)}
+    file = read_torch_file(save(tmp_path / "x.pt", content, zipped))
+    found = file.content["odd"]
+    assert isinstance(found, Inert)
+    assert found.cls == Global(Foreign.__module__, "Foreign") == file.content["class"]
+    assert found.state == {"width": 7}
+    assert file.content["when"].cls == Global("datetime", "datetime")
+    assert isinstance(file.content["numpy"], Inert)
+    assert file.read(file.content["x"]).tolist() == [1.0, 1.0]
+
+
+def test_numbers_of_a_big_endian_machine(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.pt", {"x": torch.arange(3.0)})
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            if name.endswith("byteorder"):
+                data = b"big"
+            elif "/data/" in name:
+                data = np.frombuffer(data, "<f4").astype(">f4").tobytes()
+            archive.writestr(name, data)
+    file = read_torch_file(path)
+    assert file.read(file.content["x"]).tolist() == [0.0, 1.0, 2.0]
+
+
+def test_the_authors_file_needs_nobodys_classes() -> None:
+    """Neither torch nor OmegaConf is imported to read it, nor anything that the pickle names."""
+    path = REFERENCE / "nvlabs" / "nv_three_stage" / "checkpoint.pth"
+    code = f"""
+import sys
+from pathlib import Path
+from conversion.pickles import read_torch_file, tensors_within
+file = read_torch_file(Path({str(path)!r}))
+assert str(file.content["config"].cls) == "omegaconf.dictconfig.DictConfig"
+assert sum(file.read(tensor).size for tensor in tensors_within(file.content)) > 100_000
+assert not {{"torch", "omegaconf", "tensorflow", "keras"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REFERENCE.parents[1])
+
+
+# -- what attackers write -------------------------------------------------------------------------------------------------
+
+
+class Calls:
+    """Pickled as a call of `function`."""
+
+    def __init__(self, function: Any, *args: Any) -> None:
+        self.call = function, args
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+@FORMATS
+@pytest.mark.parametrize(
+    ("function", "args", "says"),
+    [
+        (os.system, ("touch hacked",), f"call {os.name}.system"),
+        (eval, ("open('hacked', 'w')",), "call builtins.eval"),
+        (exec, ("open('hacked', 'w')",), "call builtins.exec"),
+        (open, ("hacked", "w"), r"call _?io\.open"),
+        (subprocess.Popen, (("touch", "hacked"),), "call subprocess.Popen"),
+        (getattr, ("x", "upper"), "call builtins.getattr"),
+        (pickle.loads, (b"N.",), "call _?pickle.loads"),
+        (torch.load, ("hacked",), "call torch.serialization.load"),
+        (Path.touch, (Path("hacked"),), "call"),
+    ],
+)
+def test_calls_are_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool, function: Any, args: Any, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = save_program(tmp_path / "x.pt", pickle.dumps({"x": Calls(function, *args)}, 2), zipped)
+    with pytest.raises(CheckpointError, match=f"x.pt is refused: its pickle tries to {says}"):
+        read_torch_file(path)
+    assert not (tmp_path / "hacked").exists()
+
+
+@pytest.mark.parametrize(
+    ("program", "says"),
+    [
+        (b"(S'touch hacked'\nios\nsystem\n.", "call os.system"),
+        (b"(cos\nsystem\nS'touch hacked'\no.", "call os.system"),
+        (b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x01x\x85R.", "call os.system"),
+        (b"cos\nsystem\n(S'a'\ntR(S'b'\ntR.", "call os.system"),
+        (b"}(S'b'\ntR.", r"call an object \(dict\)"),
+        (b"\x82\x01.", "uses the opcode EXT1"),
+        (b"Pos.system\n.", "uses the opcode PERSID"),
+        (b"\x97.", "uses the opcode NEXT_BUFFER"),
+    ],
+)
+def test_hand_made_programs_are_refused(tmp_path: Path, program: bytes, says: str) -> None:
+    with pytest.raises(CheckpointError, match=says):
+        read_torch_file(save_program(tmp_path / "x.pt", program))
+
+
+def hash_bomb() -> bytes:
+    """((((), ()), ((), ())), ...) as a key: 2^64 steps to hash."""
+    return b"}" + b")" + b"2\x86" * 64 + b"NsN."
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"",
+        b"N",
+        b".",
+        b"0.",
+        b"t.",
+        b"R.",
+        b"q\x01.",
+        b"h\x01.",
+        b"(" * 1000 + b"b.",
+        b"\x80\x02" + b"]" * 10 + b"a" * 20 + b".",
+        b"r\xff\xff\xff\xff.",  # memo index without a value
+        b"\x8e" + (1 << 62).to_bytes(8, "little") + b"x.",  # 4 EB of bytes announced
+        b"\x8b\xff\xff\xff\x7f\x01.",  # a number of 2 GB announced
+        b"X\xff\xff\xff\x7fabc.",  # a text of 2 GB announced
+        b"I" + b"9" * 10_000 + b"\n.",
+        hash_bomb(),
+        b"(" + b"]" * 600_000 + b"t.",  # too many steps
+        b"N" * 1_000_001 + b".",
+        b"cx\n" + b"y" * 1000 + b"\n.",
+        b"cx\n\x1b[2J\n.",
+    ],
+    ids=range(20),
+)
+def test_senseless_programs_are_damaged_files(tmp_path: Path, program: bytes) -> None:
+    with pytest.raises(CheckpointError, match=r"x\.pt is damaged: .*download or copy it again"):
+        read_torch_file(save_program(tmp_path / "x.pt", program))
+
+
+def test_deep_nesting_is_no_trouble(tmp_path: Path) -> None:
+    depth = 100_000
+    file = read_torch_file(save_program(tmp_path / "x.pt", b"]" * depth + b"a" * (depth - 1) + b"."))
+    assert list(tensors_within(file.content)) == []
+
+
+class Record:
+    """Pickled as torch pickles a tensor, with whatever numbers."""
+
+    def __init__(self, shape: Any, strides: Any, offset: Any = 0, elements: Any = 6, key: Any = "0") -> None:
+        self.storage = "storage", torch.FloatStorage, key, "cpu", elements
+        self.view = offset, shape, strides, False, collections.OrderedDict()
+
+
+def save_record(path: Path, record: Record, data: bytes = b"\0" * 24) -> Path:
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, item: Any) -> Any:
+            return item if isinstance(item, tuple) and item[:1] == ("storage",) else None
+
+        def reducer_override(self, item: Any) -> Any:
+            if isinstance(item, Record):
+                return torch._utils._rebuild_tensor_v2, (item.storage, *item.view)
+            return NotImplemented
+
+    program = io.BytesIO()
+    Pickler(program, 2).dump({"x": record})
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", program.getvalue())
+        archive.writestr("archive/data/0", data)
+    return path
+
+
+def test_records_as_torch_writes_them(tmp_path: Path) -> None:
+    data = np.arange(6, dtype=np.float32).tobytes()
+    file = read_torch_file(save_record(tmp_path / "x.pt", Record((2, 2), (1, 3), 1), data))
+    assert isinstance(file.content["x"], Tensor)
+    assert file.read(file.content["x"]).tolist() == [[1.0, 4.0], [2.0, 5.0]]
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        (Record((7,), (1,)), "reaches beyond its storage"),
+        (Record((6,), (1,), 1), "reaches beyond its storage"),
+        (Record((2, 3), (100, 1)), "reaches beyond its storage"),
+        (Record((1 << 40,), (1,)), "reaches beyond its storage"),
+        (Record((1 << 40, 1 << 40), (0, 0)), "repeats the elements"),
+        (Record((2, 3), (-3, 1)), "cannot be"),
+        (Record((2, 3), (1,)), "cannot be"),
+        (Record((2.0, 3), (3, 1)), "cannot be"),
+        (Record((1 << 60,), (1,)), "cannot be"),
+        (Record((1,) * 40, (1,) * 40), "cannot be"),
+        (Record((6,), (1,), elements=1 << 40), "has 24 bytes, expected"),
+        (Record((6,), (1,), elements=-1), "another way than PyTorch"),
+        (Record((6,), (1,), key="1"), "lacks the bytes of storage '1'"),
+        (Record((6,), (1,), key=1), "another way than PyTorch"),
+    ],
+)
+def test_tensors_that_lie(tmp_path: Path, record: Record, says: str) -> None:
+    with pytest.raises(CheckpointError, match=says):
+        read_torch_file(save_record(tmp_path / "x.pt", record))
+
+
+def test_a_compressed_archive_is_not_unpacked(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"N." + b"\0" * 10_000_000)
+    with pytest.raises(CheckpointError, match="compressed"):
+        read_torch_file(tmp_path / "x.pt")
+
+
+# -- damage ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n", "Git LFS pointer"),
+        (b"<!DOCTYPE html><html>", "web page"),
+        (b'{"error": "not found"}', "JSON text"),
+        (b"Entry not found", "a text, not weights; it begins with 'Entry not found'"),
+        (b"\0" * 100, "begins with zeros"),
+        (b"\x1f\x8b\x08\0\0", "gzip"),
+        (b"\x89HDF\r\n\x1a\n" + b"\0" * 100, "an HDF5 file"),
+        (struct.pack("<Q", 2) + b"{}", "a safetensors file"),
+        (pickle.dumps({"x": 1}, 2), "a Python pickle, but none that torch.save wrote"),
+        (b"\xde\xad\xbe\xef" * 9, "begins with de ad be ef"),
+    ],
+)
+def test_files_that_are_something_else(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"x.pt .*{says}"):
+        read_torch_file(tmp_path / "x.pt")
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not exist"):
+        read_torch_file(tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="is not a file"):
+        read_torch_file(tmp_path)
+
+
+def test_a_zip_archive_of_something_else(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    with pytest.raises(CheckpointError, match=r"not a file of torch\.save"):
+        read_torch_file(tmp_path / "x.pt")
+
+
+def real_file(path: Path, zipped: bool) -> bytes:
+    module = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
+    return save(path, {"model": module.state_dict(), "config": Foreign(), "epoch": 3}, zipped).read_bytes()
+
+
+def everything(file: TorchFile) -> list[np.ndarray]:
+    return [file.read(tensor) for tensor in tensors_within(file.content)]
+
+
+@FORMATS
+def test_a_file_cut_anywhere_is_refused(tmp_path: Path, zipped: bool) -> None:
+    path = tmp_path / "x.pt"
+    whole = real_file(path, zipped)
+    # Nothing but the list of storages and their bytes stands at a legacy file's end: every cut is noticed there, too.
+    for end in {*range(0, len(whole), 41), *range(len(whole) - 30, len(whole))}:
+        path.write_bytes(whole[:end])
+        with pytest.raises(CheckpointError, match=r"x\.pt"):
+            everything(read_torch_file(path))
+
+
+@FORMATS
+def test_a_file_damaged_anywhere_is_read_or_refused(tmp_path: Path, zipped: bool) -> None:
+    """No crash, no other exception, no hang; bytes of values may of course be anything."""
+    path, rng = tmp_path / "x.pt", random.Random(5)
+    whole = real_file(path, zipped)
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for _ in range(rng.choice((1, 1, 4, 30))):
+            damaged[rng.randrange(len(damaged))] = rng.choice((0, 0xFF, 0x80, rng.randrange(256)))
+        path.write_bytes(damaged)
+        with contextlib.suppress(CheckpointError):
+            everything(read_torch_file(path))
