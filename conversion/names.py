@@ -168,7 +168,7 @@ def entries(naming: Naming, config: GroupViTConfig, extra: bool = False) -> list
     style = _STYLES[naming]
     fused: dict[str, tuple[list[Parameter], Op]] = {}
     for parameter in manifest(config).values():
-        name, op = (parameter.name, "same") if parameter.kind in style.lacks else _foreign(style, parameter)
+        name, op = _foreign(style, parameter)
         fused.setdefault(name, ([], op))[0].append(parameter)
     result = []
     for name, (parameters, op) in fused.items():
@@ -186,6 +186,8 @@ def _letter(name: str) -> str:
 
 
 def _foreign(style: _Style, parameter: Parameter) -> tuple[str, Op]:
+    if parameter.kind in style.lacks:
+        return parameter.name, "same"
     for canonical, foreign, op in style.table:
         match = _pattern(canonical).fullmatch(parameter.name)
         if match is None:

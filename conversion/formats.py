@@ -1,0 +1,400 @@
+"""What a path is, and what it holds: foreign names, shapes and dtypes at once, values one tensor at a time.
+
+    safetensors              model.safetensors or its shards, PyTorch's names: this project's and transformers' format
+    pytorch                  pytorch_model.bin or its shards, PyTorch's names
+    transformers-tf          tf_model.h5 or its shards, as transformers' TFGroupViTModel wrote them
+    transformers-tf-safetensors   the same in model.safetensors, told by its metadata `format: tf`
+    nvlabs                   the authors' .pth
+    keras, keras-weights     .keras and .weights.h5, as the GroupViTModel of groupvit_tf writes them
+
+Neither torch nor TensorFlow is needed for any of them; HDF5 takes h5py.
+"""
+
+import io
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from conversion.magic import container
+from conversion.names import EXTRA, Naming
+from conversion.nvlabs import plain, read_config
+from conversion.pickles import Tensor, numpy_dtype, read_torch_file, zip_members
+from groupvit_common.checkpoint import CONFIG_NAME, read_header
+from groupvit_common.config import GroupViTConfig
+from groupvit_common.errors import CheckpointError, InputError
+
+Format = Literal[
+    "safetensors", "pytorch", "transformers-tf", "transformers-tf-safetensors", "nvlabs", "keras", "keras-weights"
+]
+NAMINGS: dict[Format, Naming] = {
+    "safetensors": "canonical",
+    "pytorch": "canonical",
+    "transformers-tf": "transformers-tf",
+    "transformers-tf-safetensors": "transformers-tf",
+    "nvlabs": "nvlabs",
+    "keras": "keras",
+    "keras-weights": "keras",
+}
+
+# Files of a directory that are, or begin, a checkpoint; an index stands for its shards.
+_WEIGHTS = re.compile(
+    r"(model\.safetensors|pytorch_model\.bin|tf_model\.h5)(\.index\.json)?|.+\.(pth|pt|ckpt|keras|weights\.h5)"
+)
+# NumPy's names of safetensors' dtypes.
+_SAFETENSORS_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+_DTYPES = frozenset(_SAFETENSORS_DTYPES.values())
+# Where files of torch.save keep the state dict, if it is not all that they hold.
+_STATE_KEYS = ("model", "state_dict", "model_state_dict")
+# What a Keras file has beside the weights: the optimizer's state, the states of random generators.
+_KERAS_OTHER = re.compile(r"(^|/)(optimizer|seed_generator(_\d+)?|random_generator|metrics)/")
+_MAX_CONFIG = 1 << 20
+
+
+class Info(NamedTuple):
+    """A stored tensor: its shape, and NumPy's name of its dtype."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class _Piece(NamedTuple):
+    """One file: its tensors, and the way to one's value."""
+
+    tensors: dict[str, Info]
+    value: Callable[[str], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint that is open for reading.
+
+    `path` is what was named, `files` what holds the weights; `config` is None where nothing says it; `tensors` are the
+    foreign names with shapes and dtypes.
+    """
+
+    path: Path
+    format: Format
+    files: tuple[Path, ...]
+    config: GroupViTConfig | None
+    tensors: Mapping[str, Info]
+    value: Callable[[str], np.ndarray]
+
+    @property
+    def naming(self) -> Naming:
+        return NAMINGS[self.format]
+
+
+def open_source(path: str | Path) -> Source:
+    """Says what `path`, a file or a directory, is, and reads all but the values.
+
+    A `config.json` beside the weights is read for the formats that have no configuration of their own.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or more than one, or it is damaged; names the file and the cause.
+    """
+    path = Path(path)
+    main = _weights_of(path) if path.is_dir() else path
+    files = _shards(main) if main.name.endswith(".index.json") else (main,)
+    kinds = {container(file) for file in files}
+    if len(kinds) > 1:
+        raise CheckpointError(f"{main} names shards of different formats ({', '.join(sorted(kinds))})")
+    kind = kinds.pop()
+    config: GroupViTConfig | None = None
+    if kind == "safetensors":
+        pieces, form = _open_safetensors(files)
+    elif kind == "hdf5":
+        opened = [_open_hdf5(file, lambda file=file: file.open("rb")) for file in files]  # type: ignore[misc]
+        pieces, form = [piece for piece, _ in opened], opened[0][1]
+    elif kind == "zip" and "model.weights.h5" in zip_members(main):
+        piece, config = _open_keras(main)
+        pieces, form = [piece], "keras"
+    else:
+        pieces, form, config = _open_torch(files)
+    if config is None and (main.parent / CONFIG_NAME).is_file():
+        config = GroupViTConfig.from_json_file(main.parent / CONFIG_NAME)
+    return _joined(path, form, files, config, pieces)
+
+
+def _joined(
+    path: Path, form: Format, files: tuple[Path, ...], config: GroupViTConfig | None, pieces: list[_Piece]
+) -> Source:
+    tensors: dict[str, Info] = {}
+    homes: dict[str, _Piece] = {}
+    for piece, file in zip(pieces, files, strict=True):
+        twice = [name for name in piece.tensors if name in tensors]
+        if twice:
+            raise CheckpointError(f"{file} holds {twice[0]}, which another file of this checkpoint holds too")
+        tensors |= piece.tensors
+        homes |= dict.fromkeys(piece.tensors, piece)
+    return Source(path, form, files, config, tensors, lambda name: homes[name].value(name))
+
+
+# -- directories ----------------------------------------------------------------------------------------------------------
+
+
+def _weights_of(directory: Path) -> Path:
+    """The one file in `directory` that is, or names, its weights."""
+    try:
+        present = sorted(item.name for item in directory.iterdir() if item.is_file() or item.is_symlink())
+    except OSError as error:
+        raise CheckpointError(f"{directory} cannot be read: {error.strerror or error}") from error
+    found = [name for name in present if _WEIGHTS.fullmatch(name)]
+    if not found:
+        raise CheckpointError(f"{directory} holds no checkpoint; it has {', '.join(present[:12]) or 'no files'}")
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{directory} holds {len(found)} checkpoints, {', '.join(found)}: name the file that is meant"
+        )
+    return directory / found[0]
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    """The files that an index names, sorted."""
+    content = _json(index.name, _read_text(index), index)
+    suffix = Path(index.name.removesuffix(".index.json")).suffix
+    weight_map = content.get("weight_map")
+    names = set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
+    if not names or not all(re.fullmatch(r"[^/\\:\x00]+", name) and name.endswith(suffix) for name in names):
+        raise CheckpointError(f"{index} is no index of {suffix} files beside it")
+    shards = tuple(index.parent / name for name in sorted(names))
+    missing = [shard.name for shard in shards if not shard.is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{index.parent} lacks {len(missing)} of the shards that {index.name} names: {', '.join(missing)}"
+        )
+    return shards
+
+
+def _read_text(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _json(name: str, text: bytes, path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: {name} is no JSON text") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: {name} is a JSON {type(content).__name__}, expected an object")
+    return content
+
+
+# -- safetensors ----------------------------------------------------------------------------------------------------------
+
+
+def _open_safetensors(files: tuple[Path, ...]) -> tuple[list[_Piece], Format]:
+    pieces, layouts = [], set()
+    for file in files:
+        header = read_header(file)
+        layouts.add(header.metadata.get("format"))
+        odd = [name for name, info in header.tensors.items() if info.dtype not in _SAFETENSORS_DTYPES]
+        if odd:
+            raise CheckpointError(
+                f"{file} holds {odd[0]} as {header.tensors[odd[0]].dtype}, a type that is not read here"
+            )
+        tensors = {name: Info(info.shape, _SAFETENSORS_DTYPES[info.dtype]) for name, info in header.tensors.items()}
+        pieces.append(_Piece(tensors, _safetensors_reader(file, tensors, header.starts)))
+    if "flax" in layouts:
+        raise CheckpointError(f"{files[0]} holds transformers' Flax layout, which GroupViT never had")
+    return pieces, "transformers-tf-safetensors" if "tf" in layouts else "safetensors"
+
+
+def _safetensors_reader(
+    file: Path, tensors: Mapping[str, Info], starts: Mapping[str, int]
+) -> Callable[[str], np.ndarray]:
+    def value(name: str) -> np.ndarray:
+        shape, dtype = tensors[name]
+        with _reading(file), file.open("rb") as opened:
+            opened.seek(starts[name])
+            return np.fromfile(opened, numpy_dtype(dtype), math.prod(shape)).reshape(shape)
+
+    return value
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except CheckpointError:
+        raise
+    # A file that became shorter than it was has too few values for their shape.
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+# -- torch.save -----------------------------------------------------------------------------------------------------------
+
+
+def _open_torch(files: tuple[Path, ...]) -> tuple[list[_Piece], Format, GroupViTConfig | None]:
+    pieces, form, config = [], "pytorch", None
+    for path in files:
+        file = read_torch_file(path)
+        state = file.content
+        for key in _STATE_KEYS:
+            if isinstance(state, dict) and isinstance(state.get(key), dict):
+                state = state[key]
+        if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+            raise CheckpointError(f"{path} holds no state dict: a dictionary of tensors, or one under 'model'")
+        # A module that was trained in parallel is one level further down.
+        if state and all(name.startswith("module.") for name in state):
+            state = {name.removeprefix("module."): value for name, value in state.items()}
+        records = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        others = [name for name in state if name not in records]
+        if others or not records:
+            raise CheckpointError(
+                f"{path} holds no state dict: "
+                + (f"{others[0]!r} is a {type(state[others[0]]).__name__}, not a tensor" if others else "it is empty")
+            )
+        tensors = {name: Info(record.shape, record.dtype) for name, record in records.items()}
+        pieces.append(_Piece(tensors, lambda name, file=file, records=records: file.read(records[name])))  # type: ignore[misc]
+        if any(name.startswith("img_encoder.") for name in records):
+            form = "nvlabs"
+            settings = file.content.get("config", file.content.get("cfg"))
+            config = read_config({name: info.shape for name, info in tensors.items()}, settings, path)
+        elif isinstance(written := plain(file.content.get("config")), dict) and written.get("model_type") == "groupvit":
+            config = _config_from(written, path)
+    if form == "nvlabs" and len(files) > 1:
+        raise CheckpointError(f"{files[0].parent} holds the authors' weights in shards, which their code never wrote")
+    return pieces, "nvlabs" if form == "nvlabs" else "pytorch", config
+
+
+def _config_from(settings: Mapping[str, Any], source: Path) -> GroupViTConfig:
+    try:
+        return GroupViTConfig.from_dict(settings)
+    except (InputError, TypeError) as error:
+        raise CheckpointError(f"{source} has a configuration that cannot be: {error}") from error
+
+
+# -- HDF5 -----------------------------------------------------------------------------------------------------------------
+
+
+class _Window(io.RawIOBase):
+    """A part of a file as a file."""
+
+    def __init__(self, path: Path, begin: int, length: int) -> None:
+        self._file, self._begin, self._length, self._at = path.open("rb"), begin, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer)[: max(self._length - self._at, 0)]
+        self._file.seek(self._begin + self._at)
+        count = self._file.readinto(view)
+        self._at += count
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _open_hdf5(path: Path, opener: Callable[[], Any]) -> tuple[_Piece, Format]:
+    """`opener` gives the HDF5 file as a binary file, which may be a part of `path`."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise CheckpointError(f"{path} is an HDF5 file; reading it takes h5py: pip install h5py") from error
+
+    @contextmanager
+    def opened() -> Iterator[Any]:
+        # The library answers damage in many ways, all of them ordinary exceptions.
+        try:
+            with opener() as raw, h5py.File(raw, "r") as file:
+                yield file
+        except CheckpointError:
+            raise
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, MemoryError) as error:
+            raise CheckpointError(
+                f"{path} is truncated or damaged ({str(error).splitlines()[0][:100] if str(error) else type(error).__name__}); "
+                "download or copy it again"
+            ) from error
+
+    size = path.stat().st_size
+    infos: dict[str, Info] = {}
+    places: dict[str, str] = {}
+
+    def visit(place: str, item: Any) -> None:
+        if not isinstance(item, h5py.Dataset) or _KERAS_OTHER.search(place):
+            return
+        name = place.rpartition("groupvit/")[2] if tensorflow else place
+        # NumPy has no bfloat16, for which Keras writes bytes with a note.
+        dtype = item.attrs.get("dtype") if item.dtype.kind == "V" else item.dtype.name
+        if dtype not in _DTYPES:
+            raise CheckpointError(f"{path} holds {place} as {item.dtype}, a type that is not read here")
+        if item.external or item.is_virtual:
+            raise CheckpointError(f"{path} is refused: the values of {place} are said to be in another file")
+        stored = math.prod(item.shape) * item.dtype.itemsize
+        if stored > size or item.compression is not None or item.id.get_storage_size() < stored:
+            raise CheckpointError(f"{path} is damaged: {place} has fewer bytes than its shape {list(item.shape)} says")
+        if name in infos:
+            raise CheckpointError(f"{path} holds {name} twice, at {places[name]} and {place}")
+        infos[name], places[name] = Info(tuple(item.shape), dtype), place
+
+    with opened() as file:
+        tensorflow = "layer_names" in file.attrs
+        if not tensorflow and "layers" not in file:
+            raise CheckpointError(
+                f"{path} is an HDF5 file, but neither transformers' tf_model.h5 nor Keras's .weights.h5"
+            )
+        file.visititems(visit)
+        # What a format has no place for is kept in attributes, which other readers do not mind.
+        for name, attribute in file.attrs.items():
+            if name == EXTRA or name.endswith(".num_batches_tracked"):
+                array = np.asarray(attribute)
+                infos[name], places[name] = Info(array.shape, array.dtype.name), ""
+
+    def value(name: str) -> np.ndarray:
+        with opened() as file:
+            array = np.asarray(file[places[name]][()] if places[name] else file.attrs[name])
+            return array.view(numpy_dtype(infos[name].dtype)) if array.dtype.kind == "V" else array
+
+    return _Piece(infos, value), "transformers-tf" if tensorflow else "keras-weights"
+
+
+def _open_keras(path: Path) -> tuple[_Piece, GroupViTConfig]:
+    members = zip_members(path)
+    if "config.json" not in members:
+        raise CheckpointError(f"{path} is no .keras file: it has no config.json")
+    begin, length = members["config.json"]
+    with path.open("rb") as file:
+        file.seek(begin)
+        content = _json("config.json", file.read(min(length, _MAX_CONFIG)), path)
+    name, settings = content.get("class_name"), content.get("config")
+    if name not in ("GroupViTModel", "TFGroupViTModel"):
+        raise CheckpointError(f"{path} holds a {name}; the GroupViTModel of groupvit_tf can be converted")
+    if not isinstance(settings, dict) or not isinstance(settings.get("config"), dict):
+        raise CheckpointError(f"{path} is damaged: its config.json has no configuration")
+    piece, _ = _open_hdf5(path, lambda: _Window(path, *members["model.weights.h5"]))
+    return piece, _config_from(settings["config"], path)
