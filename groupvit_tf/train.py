@@ -271,6 +271,9 @@ class AdamW(keras.optimizers.AdamW):
         factor = ops.minimum(self.global_clipnorm / (norm + 1e-6), 1.0)
         return [grad * ops.cast(factor, grad.dtype) for grad in grads]
 
+    def _apply_weight_decay(self, variables: Any) -> None:
+        """Done in `update_step`."""
+
     def update_step(self, gradient: Tensor, variable: Any, learning_rate: Tensor) -> None:
         dtype = variable.dtype
         gradient, rate, step = (ops.cast(value, dtype) for value in (gradient, learning_rate, self.iterations + 1))
@@ -281,8 +284,10 @@ class AdamW(keras.optimizers.AdamW):
         # Not `cast`, which would round a Python number to float32 first.
         betas = [ops.convert_to_tensor(beta, dtype) for beta in (self.beta_1, self.beta_2)]
         of_first, of_second = (1 - ops.power(beta, step) for beta in betas)
-        root = ops.sqrt(second) / ops.sqrt(of_second) + self.epsilon
-        self.assign_sub(variable, rate / of_first * first / root)
+        update = first / of_first / (ops.sqrt(second / of_second) + self.epsilon)
+        if self.weight_decay and self._use_weight_decay(variable):
+            update = update + variable * self.weight_decay
+        self.assign_sub(variable, rate * update)
 
 
 def _dense(gradient: Any) -> Tensor:
@@ -331,6 +336,8 @@ def make_optimiser(model: GroupViTModel, recipe: Recipe) -> AdamW:
     optimiser.exclude_from_weight_decay(
         [variable for name, variable in variables.items() if not decays(name, len(variable.shape))]
     )
+    # Now, since `fit` would trace its graph a second time for variables made in the first.
+    optimiser.build(model.trainable_variables)
     return optimiser
 
 
