@@ -85,10 +85,10 @@ class Run:
         recipe: Recipe | str,
         out_dir: str | Path,
         *,
-        seed: int | None,
-        log: Callable[[str], None],
-        backend: str,
-        threads: int,
+        seed: int | None = None,
+        log: Callable[[str], None] = print,
+        backend: str = "",
+        threads: int = 0,
     ) -> Run:
         """Makes the folder, the scenes and the tokenizer. InputError: an unknown recipe, or a folder that cannot be made."""
         recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
