@@ -433,9 +433,8 @@ def _write_keras_weights(job: _Job, path: Path) -> None:
                 file.create_dataset(entry.foreign, data=array.astype(np.int32))
             elif array.dtype.name == "bfloat16":
                 # HDF5 has no such numbers; Keras writes their bytes, with a note.
-                file.create_dataset(entry.foreign, data=np.ascontiguousarray(array).view("V2")).attrs["dtype"] = (
-                    "bfloat16"
-                )
+                raw = np.ascontiguousarray(array).reshape(-1).view("V2").reshape(array.shape)
+                file.create_dataset(entry.foreign, data=raw).attrs["dtype"] = "bfloat16"
             else:
                 file.create_dataset(entry.foreign, data=array)
 

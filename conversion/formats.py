@@ -123,7 +123,7 @@ def open_source(path: str | Path) -> Source:
     elif kind == "hdf5":
         opened = [_open_hdf5(file, lambda file=file: file.open("rb")) for file in files]  # type: ignore[misc]
         pieces, form = [piece for piece, _ in opened], opened[0][1]
-    elif kind == "zip" and "model.weights.h5" in zip_members(main):
+    elif kind == "zip" and len(files) == 1 and "model.weights.h5" in zip_members(main):
         piece, config = _open_keras(main)
         pieces, form = [piece], "keras"
     else:

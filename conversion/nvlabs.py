@@ -71,12 +71,12 @@ def read_config(shapes: Shapes, pickled: Any, source: object) -> GroupViTConfig:
         raise CheckpointError(f"{source} describes no possible model: {error}") from error
     except (IndexError, ZeroDivisionError, ValueError) as error:
         raise CheckpointError(f"{source} describes no possible model: its tensors have unusual shapes") from error
+    _check_settings(config, model, image, text, source)
     if not heads_known and config.vision_config.hidden_size % _HEAD_WIDTH:
         raise CheckpointError(
             f"{source} does not say how many attention heads its vision tower has, and its width of "
             f"{config.vision_config.hidden_size} is no multiple of {_HEAD_WIDTH}: pass a configuration"
         )
-    _check_settings(config, model, image, text, source)
     if isinstance(model.get("multi_label"), int):
         config.update({"multi_label": model["multi_label"]})
     return config
@@ -101,7 +101,12 @@ def _from_shapes(shapes: Shapes, image: Mapping[str, Any]) -> tuple[GroupViTConf
     vocabulary, text_width = shapes["text_encoder.token_embedding.weight"]
     depths, tokens, groups = [], [], []
     hidden = mixing = None
-    for stage in range(_count(shapes, r"img_encoder\.layers\.(\d+)\.")):
+    stages = _count(shapes, r"img_encoder\.layers\.(\d+)\.")
+    claimed = image.get("depths")
+    # A last stage without layers has no tensors.
+    if isinstance(claimed, list) and len(claimed) == stages + 1 and claimed[-1] == 0:
+        stages += 1
+    for stage in range(stages):
         prefix = f"img_encoder.layers.{stage}"
         depths.append(_count(shapes, re.escape(prefix) + r"\.blocks\.(\d+)\."))
         tokens.append(shapes[f"{prefix}.group_token"][1] if f"{prefix}.group_token" in shapes else 0)
