@@ -131,11 +131,9 @@ def read(
     wanted = None if dtype is None else wanted_dtype(dtype)
     if dtype is not None and wanted is None:
         raise InputError(f"dtype must be float32, float64, float16 or bfloat16, got {dtype!r}")
-    opened = source if isinstance(source, Source) else open_source(_local(source))
-    if isinstance(config, str | Path):
-        known: GroupViTConfig | None = GroupViTConfig.from_pretrained(config)
-    else:
-        known = config if config is not None else opened.config
+    given = GroupViTConfig.from_pretrained(config) if isinstance(config, str | Path) else config
+    opened = source if isinstance(source, Source) else open_source(_local(source), given)
+    known: GroupViTConfig | None = given if given is not None else opened.config
     if known is None:
         raise CheckpointError(
             f"{opened.path} has no {CONFIG_NAME} beside it, and nothing in it says one: pass a configuration"

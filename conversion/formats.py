@@ -102,10 +102,11 @@ class Source:
         return NAMINGS[self.format]
 
 
-def open_source(path: str | Path) -> Source:
+def open_source(path: str | Path, config: GroupViTConfig | None = None) -> Source:
     """Says what `path`, a file or a directory, is, and reads all but the values.
 
-    A `config.json` beside the weights is read for the formats that have no configuration of their own.
+    A `config.json` beside the weights is read for the formats that have no configuration of their own; `config` takes the
+    place of either.
 
     Raises:
         CheckpointError: there is no checkpoint, or more than one, or it is damaged; names the file and the cause.
@@ -117,17 +118,18 @@ def open_source(path: str | Path) -> Source:
     if len(kinds) > 1:
         raise CheckpointError(f"{main} names shards of different formats ({', '.join(sorted(kinds))})")
     kind = kinds.pop()
-    config: GroupViTConfig | None = None
+    own: GroupViTConfig | None = None
     if kind == "safetensors":
         pieces, form = _open_safetensors(files)
     elif kind == "hdf5":
         opened = [_open_hdf5(file, lambda file=file: file.open("rb")) for file in files]  # type: ignore[misc]
         pieces, form = [piece for piece, _ in opened], opened[0][1]
     elif kind == "zip" and len(files) == 1 and "model.weights.h5" in zip_members(main):
-        piece, config = _open_keras(main)
+        piece, own = _open_keras(main)
         pieces, form = [piece], "keras"
     else:
-        pieces, form, config = _open_torch(files)
+        pieces, form, own = _open_torch(files, config)
+    config = config if config is not None else own
     if config is None and (main.parent / CONFIG_NAME).is_file():
         config = GroupViTConfig.from_json_file(main.parent / CONFIG_NAME)
     return _joined(path, form, files, config, pieces)
@@ -246,8 +248,10 @@ def _reading(path: Path) -> Iterator[None]:
 # -- torch.save -----------------------------------------------------------------------------------------------------------
 
 
-def _open_torch(files: tuple[Path, ...]) -> tuple[list[_Piece], Format, GroupViTConfig | None]:
-    pieces, form, config = [], "pytorch", None
+def _open_torch(
+    files: tuple[Path, ...], given: GroupViTConfig | None
+) -> tuple[list[_Piece], Format, GroupViTConfig | None]:
+    pieces, form, config = [], "pytorch", given
     for path in files:
         file = read_torch_file(path)
         state = file.content
@@ -270,9 +274,14 @@ def _open_torch(files: tuple[Path, ...]) -> tuple[list[_Piece], Format, GroupViT
         pieces.append(_Piece(tensors, lambda name, file=file, records=records: file.read(records[name])))  # type: ignore[misc]
         if any(name.startswith("img_encoder.") for name in records):
             form = "nvlabs"
-            settings = file.content.get("config", file.content.get("cfg"))
-            config = read_config({name: info.shape for name, info in tensors.items()}, settings, path)
-        elif isinstance(written := plain(file.content.get("config")), dict) and written.get("model_type") == "groupvit":
+            if given is None:
+                settings = file.content.get("config", file.content.get("cfg"))
+                config = read_config({name: info.shape for name, info in tensors.items()}, settings, path)
+        elif (
+            given is None
+            and isinstance(written := plain(file.content.get("config")), dict)
+            and written.get("model_type") == "groupvit"
+        ):
             config = _config_from(written, path)
     if form == "nvlabs" and len(files) > 1:
         raise CheckpointError(f"{files[0].parent} holds the authors' weights in shards, which their code never wrote")

@@ -230,7 +230,9 @@ def test_the_authors_settings_and_tensors_must_agree(tmp_path: Path) -> None:
     refused("multiple of num_attention_heads", num_heads=5)
     short = {name: value for name, value in state.items() if name != "img_encoder.layers.0.blocks.1.attn.qkv.bias"}
     refused("1 missing: img_encoder.layers.0.blocks.1.attn.qkv.bias", short, num_heads=4)
-    refused(r"no tensor img_encoder\.patch_embed\.proj\.weight", {"img_encoder.pos_embed": state["img_encoder.pos_embed"]})
+    refused(
+        r"no tensor img_encoder\.patch_embed\.proj\.weight", {"img_encoder.pos_embed": state["img_encoder.pos_embed"]}
+    )
     torch.save({"model": state, "config": {"model": {"img_encoder": {"num_heads": 4}}}}, tmp_path / "x.pth")
     assert_same(values(tmp_path / "x.pth"), values(NVLABS / "nv_two_stage" / "checkpoint.pth"))
     config = read(NVLABS / "nv_two_stage" / "checkpoint.pth").config
