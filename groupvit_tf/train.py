@@ -68,7 +68,7 @@ def train(
         GroupViTError: the loss stopped being a number.
     """
     version = f"Keras {keras.__version__} on {keras.backend.backend()}"
-    run = Run.begin(recipe, out_dir, seed=seed, log=log, backend=version, threads=len(os.sched_getaffinity(0)))
+    run = Run.begin(recipe, out_dir, seed=seed, log=log, backend=version, threads=os.cpu_count() or 1)
     recipe = run.recipe
     keras.utils.set_random_seed(recipe.seed)
     model = new_model(recipe, run.processor)
