@@ -215,11 +215,22 @@ def _open_safetensors(files: tuple[Path, ...]) -> tuple[list[_Piece], Format]:
             raise CheckpointError(
                 f"{file} holds {odd[0]} as {header.tensors[odd[0]].dtype}, a type that is not read here"
             )
-        tensors = {name: Info(info.shape, _SAFETENSORS_DTYPES[info.dtype]) for name, info in header.tensors.items()}
-        pieces.append(_Piece(tensors, _safetensors_reader(file, tensors, header.starts)))
+        # TensorFlow's names are those of its HDF5 files.
+        own = {_tensorflow_name(name) if "tf" in layouts else name: name for name in header.tensors}
+        tensors = {
+            name: Info(header.tensors[stored].shape, _SAFETENSORS_DTYPES[header.tensors[stored].dtype])
+            for name, stored in own.items()
+        }
+        starts = {name: header.starts[stored] for name, stored in own.items()}
+        pieces.append(_Piece(tensors, _safetensors_reader(file, tensors, starts)))
     if "flax" in layouts:
         raise CheckpointError(f"{files[0]} holds transformers' Flax layout, which GroupViT never had")
     return pieces, "transformers-tf-safetensors" if "tf" in layouts else "safetensors"
+
+
+def _tensorflow_name(place: str) -> str:
+    """The name below the model: what follows the last "groupvit/"."""
+    return place.rpartition("groupvit/")[2]
 
 
 def _safetensors_reader(
@@ -357,7 +368,7 @@ def _open_hdf5(path: Path, opener: Callable[[], Any]) -> tuple[_Piece, Format]:
     def visit(place: str, item: Any) -> None:
         if not isinstance(item, h5py.Dataset) or _KERAS_OTHER.search(place):
             return
-        name = place.rpartition("groupvit/")[2] if tensorflow else place
+        name = _tensorflow_name(place) if tensorflow else place
         # NumPy has no bfloat16, for which Keras writes bytes with a note.
         dtype = item.attrs.get("dtype") if item.dtype.kind == "V" else item.dtype.name
         if dtype not in _DTYPES:

@@ -34,6 +34,8 @@ EXTRA = "multi_label_logit_scale"
 # Buffers of transformers before 4.31: the positions 0, 1, 2, ...
 _IGNORABLE = re.compile(r"(^|\.)position_ids$")
 
+_LISTED = 20  # names of a kind that an error spells out
+
 _V, _T = "vision_model.encoder.stages.{s}", "text_model.encoder.layers.{l}"
 
 _NVLABS: tuple[tuple[str, str, Op], ...] = (
@@ -260,7 +262,7 @@ def account(
         The entries that are there, and those that are not but may be. A batch norm's step counter always may.
 
     Raises:
-        CheckpointError: tensors that are missing, left over or of another shape; all are listed.
+        CheckpointError: tensors that are missing, left over or of another shape, listed with their numbers.
     """
     patterns = list(allow_missing)
 
@@ -282,9 +284,14 @@ def account(
         name for name in found if name not in expected and not _IGNORABLE.search(name) and not allowed(name)
     ]
     if any(problems.values()):
-        lists = "; ".join(f"{len(names)} {what}: {', '.join(names)}" for what, names in problems.items() if names)
+        lists = "; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in problems.items() if names)
         raise CheckpointError(f"{source} does not fit its configuration. Tensors {lists}")
     return [entry for name, entry in expected.items() if name in found], absent
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def default_value(parameter: Parameter) -> np.ndarray:
