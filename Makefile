@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := groupvit_common groupvit_torch groupvit_tf tests
+SOURCES := groupvit_common groupvit_torch groupvit_tf conversion tests
 
 .PHONY: help demo test test-slow lint format train-demo parity clean
 

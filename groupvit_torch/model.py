@@ -235,7 +235,8 @@ class GroupViTModel(GroupViTPreTrainedModel):
         """
         height, width = pixel_values.shape[-2:]
         patch = self.config.vision_config.patch_size
-        groups = self.visual_projection(vision.last_hidden_state.flatten(0, 1)).unflatten(0, (-1, vision.last_hidden_state.shape[1]))
+        states = vision.last_hidden_state
+        groups = self.visual_projection(states.flatten(0, 1)).unflatten(0, (-1, states.shape[1]))
         scale = self.logit_scale.exp()
         group_logits = F.normalize(groups, dim=-1) @ text_embeds.T * scale  # [B, G, N]
         # No gradient flows through the map, as in transformers.
