@@ -17,6 +17,7 @@ from groupvit_common.checkpoint import Weights, array_info, read_arrays, stored_
 from groupvit_common.errors import InputError
 from groupvit_common.layout import canonical_axes, canonical_name, from_canonical, to_canonical
 from groupvit_common.pretrained import Pretrained, check_weights, most_stored_dtype, wanted_dtype
+from groupvit_tf.distributed import refuse_strategy
 from groupvit_tf.init import without_initial_values
 
 __all__ = ["PreTrainedModel", "canonical_variables", "from_canonical", "kind", "to_canonical"]
@@ -51,7 +52,13 @@ class PreTrainedModel(Pretrained, keras.Model):
     def __init__(self, config: Any, *, dtype: Any = None, name: str | None = None, **keras_options: Any) -> None:
         """Args: config: of the class `config_class`; dtype: a dtype or Keras policy, the global policy if None."""
         self._check_config(config)
+        refuse_strategy()
         super().__init__(dtype=dtype, name=name, **keras_options)
+        if not _computes(self.variable_dtype) or not _computes(self.compute_dtype):
+            raise InputError(
+                "float64 on JAX needs its 64-bit mode: set JAX_ENABLE_X64=1 in the environment, or call "
+                "jax.config.update('jax_enable_x64', True), before the model is made"
+            )
         self.config = config
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -196,6 +203,11 @@ class PreTrainedModel(Pretrained, keras.Model):
         self, filepath: str | Path, format: str = "tf_saved_model", verbose: bool | None = None, **options: Any
     ) -> None:
         """Writes a SavedModel with named endpoints; `options` are those of `groupvit_tf.export.export_saved_model`."""
+        if keras.backend.backend() != "tensorflow":
+            raise InputError(
+                f"a SavedModel is written by TensorFlow, and Keras runs on {keras.backend.backend()}: save_pretrained, "
+                "then load and export with KERAS_BACKEND=tensorflow"
+            )
         # Keras's own exporter takes a model's last call for its only endpoint, and no records for its outputs.
         if format != "tf_saved_model":
             raise InputError(
@@ -254,6 +266,15 @@ class PreTrainedModel(Pretrained, keras.Model):
                 layer.gradient_checkpointing = on
         # A step that `fit` has traced would keep the old choice.
         self.train_function = None
+
+
+def _computes(dtype: str) -> bool:
+    """Whether Keras's backend has numbers of this type; JAX has float64 only if it was told so at its start."""
+    if keras.backend.backend() != "jax" or dtype != "float64":
+        return True
+    import jax
+
+    return bool(jax.config.jax_enable_x64)
 
 
 def _policy(value: Any) -> keras.DTypePolicy | None:

@@ -4,9 +4,12 @@ The model knows one device; only its loss, its metrics and its batch norm look a
 gradients. They have an effect inside a strategy's replica context, that is in `fit`, `evaluate` and `predict` under `strategy.scope()`.
 """
 
+import sys
 from typing import Any
 
 import keras
+
+from groupvit_common.errors import InputError
 
 Tensor = Any
 
@@ -31,6 +34,15 @@ def replica_sum(x: Tensor) -> Tensor:
     import tensorflow as tf
 
     return context.all_reduce(tf.distribute.ReduceOp.SUM, x)
+
+
+def refuse_strategy() -> None:
+    """InputError inside the scope of a TensorFlow strategy if Keras runs on another backend, which would not know of it."""
+    tf = sys.modules.get("tensorflow")  # without TensorFlow there is no strategy
+    if keras.backend.backend() != "tensorflow" and tf is not None and tf.distribute.has_strategy():
+        raise InputError(
+            f"tf.distribute has no effect on Keras's {keras.backend.backend()} backend: use keras.distribution.DataParallel"
+        )
 
 
 def _replica_context() -> Any:

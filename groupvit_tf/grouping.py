@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from groupvit_common.config import GroupViTVisionConfig
-from groupvit_tf.layers import MLP, Attention, Dense, LayerNorm, MixerMLP, Tensor, softmax
+from groupvit_tf.layers import MLP, Attention, Dense, LayerNorm, MixerMLP, Tensor, softmax, wide_dtype
 
 # The smallest uniform sample: its double logarithm is finite in float32.
 _LEAST = 1e-30
@@ -14,7 +14,7 @@ _LEAST = 1e-30
 
 def gumbel_noise_like(logits: Tensor, seed: Any = None) -> Tensor:
     """Standard Gumbel(0, 1) samples of the shape and dtype of `logits`. seed: a `keras.random.SeedGenerator`; None: the global one."""
-    dtype = keras.backend.result_type(logits.dtype, "float32")
+    dtype = wide_dtype(logits.dtype)
     uniform = keras.random.uniform(ops.shape(logits), minval=_LEAST, maxval=1.0, dtype=dtype, seed=seed)
     return ops.cast(-ops.log(-ops.log(uniform)), logits.dtype)
 

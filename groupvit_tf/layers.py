@@ -22,6 +22,23 @@ TowerConfig = GroupViTTextConfig | GroupViTVisionConfig
 Tensor = Any
 
 
+def wide_dtype(dtype: Any) -> str:
+    """float32 for half precision, what is wider stays. Keras's own `result_type` takes float64 for float32 on JAX."""
+    return "float64" if keras.backend.standardize_dtype(dtype) == "float64" else "float32"
+
+
+def mean(x: Tensor, axis: int | None = None) -> Tensor:
+    """Mean over one axis, or all. Keras's own computes float64 in float32 on JAX."""
+    if _narrowed(x.dtype):
+        return ops.sum(x, axis=axis) / (ops.size(x) if axis is None else x.shape[axis])
+    return ops.mean(x, axis=axis)
+
+
+def _narrowed(dtype: Any) -> bool:
+    """Whether Keras computes means and norms of this dtype in a narrower one."""
+    return keras.backend.backend() == "jax" and wide_dtype(dtype) == "float64"
+
+
 # The two GELUs are written out: the constants of TensorFlow's own are float32, which costs float64 half its digits.
 def _gelu(x: Tensor) -> Tensor:
     return 0.5 * x * (1.0 + ops.erf(x * 2**-0.5))
@@ -32,7 +49,8 @@ def _quick_gelu(x: Tensor) -> Tensor:
 
 
 def _gelu_new(x: Tensor) -> Tensor:
-    return 0.5 * x * (1.0 + ops.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x * x * x)))
+    # (1 + tanh(y)) / 2 is sigmoid(2 y); Keras's tanh is float32 on JAX.
+    return x * ops.sigmoid(2 * (2 / math.pi) ** 0.5 * (x + 0.044715 * x * x * x))
 
 
 # The names of `groupvit_common.config.ACTIVATIONS`, transformers' names.
@@ -73,6 +91,13 @@ class LayerNorm(keras.layers.LayerNormalization):
     def build(self, input_shape: Any = None) -> None:
         super().build((None, self.width))
 
+    def call(self, x: Tensor) -> Tensor:
+        if not _narrowed(x.dtype):
+            return super().call(x)
+        centred = x - ops.sum(x, axis=-1, keepdims=True) / self.width
+        variance = ops.sum(ops.square(centred), axis=-1, keepdims=True) / self.width
+        return centred * ops.rsqrt(variance + self.epsilon) * self.gamma + self.beta
+
 
 class BatchNorm(keras.layers.Layer):
     """Batch norm over `[B, D]` with PyTorch's numbers: running statistics move by a tenth, their variance is the unbiased one.
@@ -109,7 +134,7 @@ class BatchNorm(keras.layers.Layer):
         self.num_batches_tracked = statistic("num_batches_tracked", "zeros", shape=(), dtype="int32")
 
     def call(self, x: Tensor, training: bool = False) -> Tensor:
-        wide = ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
+        wide = ops.cast(x, wide_dtype(x.dtype))
         mean, variance = (ops.cast(v, wide.dtype) for v in (self.moving_mean, self.moving_variance))
         if training:
             mean, variance, count = batch_statistics(wide)

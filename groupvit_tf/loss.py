@@ -11,8 +11,8 @@ Shapes: B images, G groups, P patches, E embedding width, W prompts (legend in d
 from typing import Any
 
 from keras import ops
-from keras.backend import standardize_dtype
 
+from groupvit_tf.layers import mean, wide_dtype
 from groupvit_tf.segmentation import unit
 
 Tensor = Any  # of whatever backend Keras runs on
@@ -81,7 +81,7 @@ def patch_naming_loss(naming: Tensor, allowed: Tensor) -> Tensor:
     Args:
         naming: `[B, P, W]` of `patch_naming`; allowed: bool `[B, P, W]` (or `[B, 1, W]`), the words of each patch's caption.
     """
-    return -ops.mean(ops.log(ops.sum(naming * _like(naming, allowed), axis=-1) + _TINY))
+    return -mean(ops.log(ops.sum(naming * _like(naming, allowed), axis=-1) + _TINY))
 
 
 def prompt_claim_loss(naming: Tensor, named: Tensor, patches: int) -> Tensor:
@@ -96,7 +96,7 @@ def prompt_claim_loss(naming: Tensor, named: Tensor, patches: int) -> Tensor:
     """
     total = ops.shape(naming)[1]  # a number, or a tensor where a graph does not know it yet
     count = min(patches, total) if isinstance(total, int) else ops.minimum(patches, total)
-    best = ops.mean(ops.top_k(ops.transpose(naming, (0, 2, 1)), count)[0], axis=-1)
+    best = mean(ops.top_k(ops.transpose(naming, (0, 2, 1)), count)[0], axis=-1)
     weights = _like(naming, named)
     return -ops.sum(ops.log(best + _TINY) * weights) / ops.maximum(ops.sum(weights), 1.0)
 
@@ -105,13 +105,13 @@ def _both_directions(logits: Tensor, per_image: int) -> Tensor:
     """Mean cross-entropy of `[B, B * M]` logits along either axis, the M columns of image i sharing its target evenly."""
     count = ops.shape(logits)[0]
     both = ops.log_softmax(logits, axis=1) + ops.log_softmax(logits, axis=0)
-    own = ops.mean(ops.reshape(both, (count, -1, per_image)), axis=2)
-    return -ops.mean(ops.diagonal(own)) / 2
+    own = mean(ops.reshape(both, (count, -1, per_image)), axis=2)
+    return -mean(ops.diagonal(own)) / 2
 
 
 def _wide(x: Tensor) -> Tensor:
     x = ops.convert_to_tensor(x)
-    return x if standardize_dtype(x.dtype) == "float64" else ops.cast(x, "float32")
+    return ops.cast(x, wide_dtype(x.dtype))
 
 
 def _like(x: Tensor, value: Tensor | float) -> Tensor:

@@ -17,7 +17,7 @@ from groupvit_common.errors import InputError
 from groupvit_tf.checkpoint import PreTrainedModel
 from groupvit_tf.distributed import gather, num_replicas
 from groupvit_tf.init import initialise
-from groupvit_tf.layers import Projection, Tensor
+from groupvit_tf.layers import Projection, Tensor, wide_dtype
 from groupvit_tf.loss import symmetric_cross_entropy
 from groupvit_tf.outputs import BaseModelOutputWithPooling, GroupViTModelOutput
 from groupvit_tf.segmentation import grouping_map, resize_bilinear, unit
@@ -44,6 +44,21 @@ class GroupViTPreTrainedModel(PreTrainedModel):
         inputs = self._named(args, kwargs)
         self._check(inputs)
         return super().__call__(**inputs)
+
+    def stateless_call(
+        self,
+        trainable_variables: Any,
+        non_trainable_variables: Any,
+        *args: Any,
+        return_losses: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """As `keras.Model.stateless_call`, with inputs in any form. On JAX this, not `__call__`, is what `fit` runs."""
+        inputs = self._named(args, kwargs)
+        self._check(inputs)
+        return super().stateless_call(
+            trainable_variables, non_trainable_variables, return_losses=return_losses, **inputs
+        )
 
     def _named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """All arguments by name, those that are None left out."""
@@ -398,29 +413,31 @@ class GroupViTModel(GroupViTPreTrainedModel):
         """The contrastive loss of the batch, or that of `compile(loss=...)` where one was given. Keras calls this."""
         if y is not None or self.loss is not None:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
+        similarities = self._global_similarities(y_pred)
+        scale = ops.exp(ops.cast(self.logit_scale, similarities.dtype))
         # Each replica computes the whole batch's loss; the strategy adds the replicas' gradients up.
-        return symmetric_cross_entropy(self._global_logits(y_pred)) / num_replicas()
+        return symmetric_cross_entropy(similarities * scale) / num_replicas()
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
         """Adds the share of images whose own text is the most similar of the batch, and the reverse. Keras calls this."""
         if y is None and self.loss is None:
-            logits = self._global_logits(y_pred)
-            own = ops.arange(ops.shape(logits)[0])
+            # Without the temperature, which changes no order: while JAX computes metrics, variables have no values.
+            similarities = self._global_similarities(y_pred)
+            own = ops.arange(ops.shape(similarities)[0])
             for metric, axis in ((self.image_to_text, 1), (self.text_to_image, 0)):
-                hits = ops.equal(ops.cast(ops.argmax(logits, axis=axis), own.dtype), own)
+                hits = ops.equal(ops.cast(ops.argmax(similarities, axis=axis), own.dtype), own)
                 metric.update_state(ops.cast(hits, "float32"))
         metrics: dict[str, Any] = super().compute_metrics(x, y, y_pred, sample_weight)
         return metrics
 
-    def _global_logits(self, output: Any) -> Tensor:
-        """`[B, B]` similarities times temperature, float32 at least, of the batches of all replicas."""
+    def _global_similarities(self, output: Any) -> Tensor:
+        """`[B, B]` cosine similarities, float32 at least, of images and texts of the batches of all replicas."""
         if not isinstance(output, GroupViTModelOutput):
             raise InputError("fit and evaluate need records: leave return_dict of the configuration at True")
         images, texts = gather(output.image_embeds), gather(output.text_embeds)
         check_pairs(images.shape[0], texts.shape[0])
-        wide = keras.backend.result_type(images.dtype, "float32")
-        scale = ops.exp(ops.cast(self.logit_scale, wide))
-        return ops.matmul(ops.cast(images, wide), ops.transpose(ops.cast(texts, wide))) * scale
+        wide = wide_dtype(images.dtype)
+        return ops.matmul(ops.cast(images, wide), ops.transpose(ops.cast(texts, wide)))
 
 
 def _is_nested_numbers(value: Sequence[Any]) -> bool:

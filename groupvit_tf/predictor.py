@@ -1,7 +1,7 @@
 """The user's door: pictures and labels -> label maps. `groupvit_common.predictor` holds what is not Keras."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,15 @@ from keras import ops
 from groupvit_common.errors import InputError
 from groupvit_common.postprocess import Floats, PixelLabels, label_pixels
 from groupvit_common.predictor import DEFAULT_MODEL, DEMO_MODEL, BaseSegmenter
-from groupvit_tf.layers import Tensor
+from groupvit_tf.layers import Tensor, wide_dtype
 from groupvit_tf.model import GroupViTModel
 from groupvit_tf.segmentation import grouping_map, image_probabilities, label_affinity
 from groupvit_tf.vision import check_pixels
 
 __all__ = ["DEFAULT_MODEL", "DEMO_MODEL", "Segmenter"]
+
+# Pixels -> what `Segmenter._look` returns.
+Look = Callable[[Floats], tuple[Tensor, Tensor, Tensor]]
 
 # Tracing the model takes as long as ten calls without: it is done for a size of pictures that keeps coming.
 _CALLS_BEFORE_TRACING = 4
@@ -51,7 +54,10 @@ class Segmenter(BaseSegmenter):
 
     def _ready(self, model: GroupViTModel) -> GroupViTModel:
         self._calls: Counter[tuple[int, int]] = Counter()
-        self._traced: dict[tuple[int, int], Callable[[Floats], tuple[Tensor, Tensor, Tensor]]] = {}
+        self._traced: dict[tuple[int, int], Look] = {}
+        value = model.logit_scale.value
+        # In JAX a distributed variable is on several devices.
+        self._place = next(iter(value.devices())) if keras.backend.backend() == "jax" else value.device
         return model
 
     def _embed_texts(self, tokens: Mapping[str, npt.NDArray[np.int64]]) -> Floats:
@@ -77,20 +83,36 @@ class Segmenter(BaseSegmenter):
         return label_pixels(affinity, grouping, size, **options)
 
     def _see(self, pixels: Floats) -> tuple[Tensor, Tensor, Tensor]:
-        """`_look`, in a traced function where TensorFlow has seen pictures of this size before."""
+        """`_look`, in a traced function where pictures of this size have been seen before."""
         check_pixels(pixels, self.model.config.vision_config)
-        height, width = size = pixels.shape[2:]
+        size = pixels.shape[2:]
         self._calls[size] += 1
-        if keras.backend.backend() != "tensorflow" or self._calls[size] <= _CALLS_BEFORE_TRACING:
+        if self._calls[size] <= _CALLS_BEFORE_TRACING:
             return self._look(ops.convert_to_tensor(pixels))
         if size not in self._traced:
-            import tensorflow as tf
-
             if len(self._traced) == _MOST_TRACED:
                 del self._traced[next(iter(self._traced))]
-            any_number = tf.TensorSpec((None, pixels.shape[1], height, width), pixels.dtype)
-            self._traced[size] = tf.function(self._look, input_signature=[any_number])
+            self._traced[size] = self._jax_look() if keras.backend.backend() == "jax" else self._tf_look(pixels)
         return self._traced[size](pixels)
+
+    def _tf_look(self, pixels: Floats) -> Look:
+        import tensorflow as tf
+
+        any_number = tf.TensorSpec((None, *pixels.shape[1:]), pixels.dtype)
+        return tf.function(self._look, input_signature=[any_number])
+
+    def _jax_look(self) -> Look:
+        import jax
+
+        variables = self.model.variables
+
+        # The variables as arguments: what a function only refers to, JAX compiles into it.
+        @jax.jit
+        def look(values: Sequence[Tensor], pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+                return self._look(pixels)
+
+        return lambda pixels: look([variable.value for variable in variables], ops.convert_to_tensor(pixels))
 
     def _look(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pictures `[B, 3, H, W]` -> embeddings of groups `[B, G, E]` and pictures `[B, E]`, grouping map `[B, G, h, w]`."""
@@ -107,7 +129,7 @@ class Segmenter(BaseSegmenter):
 
     def _on_device(self) -> Any:
         """The device of the model's variables: TensorFlow takes the first accelerator otherwise."""
-        return keras.device(self.model.logit_scale.value.device)
+        return keras.device(self._place)
 
     def _scale(self) -> Tensor:
         return ops.exp(_wide(self.model.logit_scale))
@@ -127,7 +149,7 @@ def _devices() -> list[str]:
 
 def _wide(x: Tensor) -> Tensor:
     """Half precision as float32."""
-    return ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
+    return ops.cast(x, wide_dtype(x.dtype))
 
 
 def _numpy(x: Tensor) -> Floats:

@@ -145,7 +145,8 @@ def _values(tensor: Any) -> np.ndarray[Any, Any] | None:
         import jax
 
         known = isinstance(tensor, jax.Array) and not isinstance(tensor, jax.core.Tracer)
-        return np.asarray(tensor) if known and tensor.device.platform == "cpu" else None
+        on_cpu = known and all(device.platform == "cpu" for device in tensor.devices())
+        return np.asarray(tensor) if on_cpu else None
     return None
 
 

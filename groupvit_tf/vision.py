@@ -14,7 +14,7 @@ from groupvit_common.config import GroupViTVisionConfig
 from groupvit_common.errors import InputError
 from groupvit_common.resample import resize_matrix
 from groupvit_tf.grouping import TokenAssign
-from groupvit_tf.layers import EncoderLayer, LayerNorm, MixerMLP, Tensor
+from groupvit_tf.layers import EncoderLayer, LayerNorm, MixerMLP, Tensor, mean, wide_dtype
 from groupvit_tf.outputs import BaseModelOutputWithPooling
 
 
@@ -76,7 +76,7 @@ class VisionEmbeddings(keras.layers.Layer):
         if (rows, columns) == (self.grid, self.grid):
             return stored
         # Interpolated in float32 at least: half-precision weights would lose what little two positions differ by.
-        dtype = keras.backend.result_type(stored.dtype, "float32")
+        dtype = wide_dtype(stored.dtype)
         down, across = (
             ops.convert_to_tensor(resize_matrix(self.grid, n, "bicubic"), dtype=dtype) for n in (rows, columns)
         )
@@ -246,7 +246,7 @@ class VisionTower(keras.layers.Layer):
         groups = self.layernorm(segments)
         return BaseModelOutputWithPooling(
             last_hidden_state=groups,
-            pooler_output=ops.mean(groups, axis=1),
+            pooler_output=mean(groups, axis=1),
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             attentions=tuple(assignments) if output_attentions else None,
         )

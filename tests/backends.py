@@ -3,6 +3,7 @@
 A test takes the fixture `backend` (see conftest.py). Adding a backend is adding a class here.
 """
 
+import os
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -92,7 +93,16 @@ class Torch:
 
 
 class TF:
+    """Keras, on TensorFlow or whatever KERAS_BACKEND names."""
+
     name = "tf"
+
+    def __init__(self) -> None:
+        if os.environ.get("KERAS_BACKEND") == "jax":
+            import jax
+
+            # Without it JAX has no float64. A program's own decision, so the package does not take it.
+            jax.config.update("jax_enable_x64", True)
 
     def build(self, config: GroupViTConfig, weights: Arrays | None = None, dtype: str = "float32") -> Any:
         from groupvit_common.parameters import manifest
@@ -122,14 +132,32 @@ class TF:
         return _numpy(getattr(model, f"get_{kind}_features")(**inputs))
 
     def loss_and_gradients(self, model: Any, **inputs: Any) -> tuple[float, Arrays]:
+        import keras
+
+        compute = self._jax_gradients if keras.backend.backend() == "jax" else self._tf_gradients
+        loss, gradients = compute(model, inputs)
+        paths = [variable.path for variable in model.trainable_variables]
+        return loss, self._canonical(model, dict(zip(paths, gradients, strict=True)))
+
+    def _tf_gradients(self, model: Any, inputs: dict[str, Any]) -> tuple[float, list[Any]]:
         import tensorflow as tf
 
         with tf.GradientTape() as tape:
             loss = model(**inputs, return_loss=True).loss
-        variables = model.trainable_variables
         # A lookup's gradient is sparse.
-        gradients = [tf.convert_to_tensor(g) for g in tape.gradient(loss, variables)]
-        return float(loss), self._canonical(model, {v.path: g for v, g in zip(variables, gradients, strict=True)})
+        return float(loss), [tf.convert_to_tensor(g) for g in tape.gradient(loss, model.trainable_variables)]
+
+    def _jax_gradients(self, model: Any, inputs: dict[str, Any]) -> tuple[float, list[Any]]:
+        import jax
+
+        state = [variable.value for variable in model.non_trainable_variables]
+
+        def loss(parameters: list[Any]) -> Any:
+            return model.stateless_call(parameters, state, **inputs, return_loss=True)[0].loss
+
+        parameters = [variable.value for variable in model.trainable_variables]
+        value, gradients = jax.jit(jax.value_and_grad(loss))(parameters)
+        return float(value), gradients
 
     def assign(self, logits: np.ndarray, **options: Any) -> np.ndarray:
         from groupvit_tf.grouping import assign
