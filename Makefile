@@ -5,7 +5,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := groupvit_common groupvit_torch groupvit_tf conversion tests
 
-.PHONY: help demo test test-slow lint format train-demo parity clean
+# Those over all backends that ask nothing of TensorFlow itself.
+JAX_TESTS := $(patsubst %,tests/test_%.py,jax parity model parameters outputs checkpoint segmenter)
+
+.PHONY: help demo test test-slow test-jax lint format train-demo parity clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -18,6 +21,12 @@ test: lint ## Lint, type check, and run every test but the slow ones.
 
 test-slow: $(VENV)/dev.stamp ## Run the tests that take minutes.
 	@$(BIN)/python -m pytest -m slow
+
+# JAX compiles each operation for each shape: what it has compiled is kept.
+test-jax: $(VENV)/jax.stamp ## Run the tests of all backends with Keras on JAX (minutes, the first time).
+	@KERAS_BACKEND=jax JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=$(CURDIR)/$(VENV)/jax-cache \
+	  JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1 \
+	  $(BIN)/python -m pytest -k "jax or not torch" $(JAX_TESTS)
 
 lint: $(VENV)/dev.stamp ## Check style and types.
 	@$(BIN)/ruff check --quiet $(SOURCES)
@@ -52,3 +61,8 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Setting up $(VENV) for development (once) ..."
 	@$(PIP) install --quiet --editable '.[torch,tf,dev]' --constraint constraints.txt
 	@touch $@ $(VENV)/torch.stamp
+
+$(VENV)/jax.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Setting up $(VENV) for development with JAX (once) ..."
+	@$(PIP) install --quiet --editable '.[torch,tf,jax,dev]' --constraint constraints.txt
+	@touch $@ $(VENV)/dev.stamp $(VENV)/torch.stamp
