@@ -6,30 +6,35 @@ read, turned and checked when it is asked for. What is written appears under its
 
 import json
 import math
-import re
 import secrets
 import shutil
+import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from conversion.formats import Format, Info, Source, open_source
-from conversion.names import EXTRA, Entry, Naming, account, default_value, entries, from_parts, to_parts
+from conversion.checkpoint import COMPANIONS, Checkpoint, Values, read
+from conversion.formats import CONFIG_ATTRIBUTE, Format, scalar_text
+from conversion.names import EXTRA, Entry, Naming, entries, from_parts
 from conversion.nvlabs import settings
 from conversion.pickles import numpy_dtype
+from conversion.report import REPORT_NAME, report_path, report_text
 from conversion.torch_writer import dictionary, plain, write_torch_file
+from conversion.verify import Verification
+from conversion.verify import verify as compare
 from groupvit_common import hub
 from groupvit_common.checkpoint import (
     CONFIG_NAME,
-    WEIGHTS_INDEX_NAME,
     WEIGHTS_NAME,
     array_info,
     index_text,
+    list_files,
+    parse_size,
     plan_shards,
     stored_bytes,
     write_arrays,
@@ -37,159 +42,39 @@ from groupvit_common.checkpoint import (
 )
 from groupvit_common.config import GroupViTConfig
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.pretrained import wanted_dtype
 
-Target = Literal["native", "transformers", "transformers-tf", "pytorch", "nvlabs", "keras", "savedmodel"]
+Target = Literal[
+    "native",
+    "transformers",
+    "transformers-tf",
+    "transformers-tf-safetensors",
+    "pytorch",
+    "keras",
+    "nvlabs",
+    "savedmodel",
+]
 TARGETS: tuple[Target, ...] = get_args(Target)
-
-# What goes with the weights from directory to directory: how texts and pictures become numbers.
-_COMPANIONS = (
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-)
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(?<!\.bin)(?<!\.h5)(?<!\.pth)(?<!\.keras)(?<!\.safetensors)")
-_FLOATS = ("float64", "float32", "float16", "bfloat16")
-
-
-@dataclass
-class Checkpoint:
-    """A source in canonical names. `filled` are tensors that it lacks and that got a default value."""
-
-    source: Source
-    config: GroupViTConfig
-    tensors: dict[str, Info]
-    filled: list[str]
-    _entries: dict[str, Entry]
-    _last: tuple[str, dict[str, np.ndarray]] = ("", {})
-
-    @property
-    def dtype(self) -> str:
-        """The floating-point dtype of most elements."""
-        counts = dict.fromkeys(_FLOATS, 0)
-        for shape, dtype in self.tensors.values():
-            if dtype in counts:
-                counts[dtype] += math.prod(shape)
-        return max(counts, key=lambda name: counts[name])
-
-    def value(self, name: str) -> np.ndarray:
-        """A tensor by its canonical name, of the shape and dtype in `tensors`.
-
-        Raises:
-            CheckpointError: it cannot be read, or holds values that are no numbers, or are too large for its dtype.
-        """
-        entry = self._entries[name]
-        dtype = self.tensors[name].dtype
-        if name in self.filled:
-            return default_value(entry.parameters[0]).astype(numpy_dtype(dtype))
-        # The three parts of a fused tensor are asked for one after the other.
-        if self._last[0] != entry.foreign:
-            stored = self.source.value(entry.foreign)
-            if dtype in _FLOATS and not np.isfinite(stored).all():
-                raise CheckpointError(f"{self.source.path} holds NaN or infinite values in {entry.foreign}")
-            self._last = entry.foreign, dict(to_parts(entry, stored))
-        array = cast(self._last[1][name], dtype)
-        if len(entry.parameters) == 1:
-            self._last = "", {}
-        if dtype in _FLOATS and not np.isfinite(array).all():
-            raise CheckpointError(f"{self.source.path} holds values in {entry.foreign} that are too large for {dtype}")
-        return array
-
-
-def cast(array: np.ndarray, dtype: str) -> np.ndarray:
-    """As PyTorch rounds: from float64 to the 16-bit types by way of float32; too large becomes infinite."""
-    with np.errstate(over="ignore"):
-        if dtype in ("float16", "bfloat16") and array.dtype == np.float64:
-            array = array.astype(np.float32)
-        return array.astype(numpy_dtype(dtype), copy=False)
-
-
-def read(
-    source: str | Path | Source,
-    *,
-    config: GroupViTConfig | str | Path | None = None,
-    dtype: str | None = None,
-    allow_missing: Iterable[str] = (),
-) -> Checkpoint:
-    """A checkpoint of any format in canonical names, every tensor accounted for; values are read when asked for.
-
-    Args:
-        source: a file, a directory, "org/name" on the hub, or what `open_source` gave.
-        config: instead of the source's own: a configuration, or the directory or file of one.
-        dtype: of the floating-point tensors; None: as stored.
-        allow_missing: shell patterns of tensors that may be missing (they become 0, norms' weights 1) or left over.
-
-    Raises:
-        CheckpointError: the source cannot be found, read or understood, or its tensors are not those of its configuration.
-        InputError: an argument that cannot be used.
-    """
-    wanted = None if dtype is None else wanted_dtype(dtype)
-    if dtype is not None and wanted is None:
-        raise InputError(f"dtype must be float32, float64, float16 or bfloat16, got {dtype!r}")
-    given = GroupViTConfig.from_pretrained(config) if isinstance(config, str | Path) else config
-    opened = source if isinstance(source, Source) else open_source(_local(source), given)
-    known: GroupViTConfig | None = given if given is not None else opened.config
-    if known is None:
-        raise CheckpointError(
-            f"{opened.path} has no {CONFIG_NAME} beside it, and nothing in it says one: pass a configuration"
-        )
-    extra = EXTRA in opened.tensors
-    present, absent = account(
-        entries(opened.naming, known, extra),
-        {name: info.shape for name, info in opened.tensors.items()},
-        source=opened.path,
-        allow_missing=allow_missing,
-    )
-    by_name = {parameter.name: entry for entry in (*present, *absent) for parameter in entry.parameters}
-    tensors, filled = {}, []
-    main = next((opened.tensors[e.foreign].dtype for e in present if e.parameters[0].kind != "counter"), "float32")
-    # In the order of the manifest, whatever the file's is.
-    for entry in entries("canonical", known, extra):
-        (parameter,) = entry.parameters
-        foreign = by_name[parameter.name].foreign
-        if foreign in opened.tensors:
-            stored = opened.tensors[foreign].dtype
-        else:
-            # A part of a fused tensor stands alone here, because nothing is to be split.
-            by_name[parameter.name] = entry
-            filled.append(parameter.name)
-            stored = main
-        if parameter.kind == "counter":
-            if "int" not in stored and parameter.name not in filled:
-                raise CheckpointError(f"{opened.path} holds {foreign} as {stored}, expected integers")
-            stored = "int64"
-        elif stored not in _FLOATS:
-            raise CheckpointError(f"{opened.path} holds {foreign} as {stored}, expected floating-point numbers")
-        else:
-            stored = wanted or stored
-        tensors[parameter.name] = Info(parameter.shape, stored)
-    return Checkpoint(opened, known, tensors, filled, by_name)
-
-
-def _local(source: str | Path) -> Path:
-    path = Path(source)
-    if path.exists() or path.is_symlink() or not _REPOSITORY.fullmatch(str(source)):
-        return path
-    return hub.resolve(str(source), patterns=(CONFIG_NAME, WEIGHTS_NAME, *_COMPANIONS), required=(WEIGHTS_NAME,))
-
-
-# -- writing --------------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Conversion:
-    """What a conversion did: the formats, the files written, and what is worth knowing about it."""
+    """What a conversion did.
+
+    Attributes:
+        files: those written; report: `conversion_report.json`, which is one of them where the result is a directory.
+        verification: None if there was none.
+        address: of the commit on the hub, if it was sent there.
+        notes: what is worth knowing.
+    """
 
     source: Path
     source_format: Format
     destination: Path
     target: Target
     files: list[Path]
+    report: Path
+    verification: Verification | None = None
+    address: str | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -199,30 +84,41 @@ def convert(
     to: Target = "native",
     *,
     config: GroupViTConfig | str | Path | None = None,
+    revision: str | None = None,
     dtype: str | None = None,
+    verify: bool = True,
+    max_shard_size: int | str = "5GB",
+    push: str | None = None,
     overwrite: bool = False,
     allow_missing: Iterable[str] = (),
-    max_shard_size: int | str = "5GB",
+    opened: Callable[[Checkpoint], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Conversion:
-    """Writes the checkpoint `source` as another format.
+    """Writes the checkpoint `source` as another format, with a report (`conversion_report.json`).
 
     Args:
-        source, config, dtype, allow_missing: see `read`.
-        destination: a directory for "native" (and "transformers", which is the same), "transformers-tf", "pytorch" and
-            "savedmodel"; a file for "nvlabs" (.pth) and "keras" (.keras or .weights.h5).
+        source, config, revision, dtype, allow_missing: see `conversion.checkpoint.read`.
+        destination: a directory for "native" (and "transformers", which is the same), "transformers-tf",
+            "transformers-tf-safetensors", "pytorch" and "savedmodel"; a file for "nvlabs" (.pth) and "keras" (.keras or
+            .weights.h5).
         to: one of `TARGETS`.
+        verify: compare the result with the source before it gets its name; see `conversion.verify.verify`. One that is not the
+            same model is an error, and is not kept.
+        max_shard_size: of the formats of transformers: bytes, or "200MB".
+        push: "org/name" on the hub, to which the result is sent too.
         overwrite: whether what is at the destination may be replaced. It is until the new one is complete.
-        max_shard_size: of "native": bytes, or "200MB".
+        opened: called with the source once it is known what it is.
         progress: called with the bytes written so far and those to be written.
 
     Raises:
-        CheckpointError: see `read`; or the destination cannot be written, or is there and `overwrite` is not given.
+        CheckpointError: see `read`; or the destination cannot be written, or is there and `overwrite` is not given; or the result
+            is not the same model; or it cannot be sent to the hub.
         InputError: an argument that cannot be used, or a model that the target format does not have.
     """
     if to not in TARGETS:
         raise InputError(f"a checkpoint is converted to one of {', '.join(TARGETS)}, got {to!r}")
-    destination = Path(destination)
+    destination, allow_missing = Path(destination), list(allow_missing)
+    parse_size(max_shard_size)
     if to in _SUFFIXES and not destination.name.endswith(_SUFFIXES[to]):
         raise InputError(
             f"{to} is a file: give it a name that ends in {' or '.join(_SUFFIXES[to])}, not {destination.name!r}"
@@ -232,29 +128,76 @@ def convert(
     if destination.exists() and destination.is_dir() == (to in _SUFFIXES):
         kinds = ("a file", "a directory") if to in _SUFFIXES else ("a directory", "a file")
         raise InputError(f"{to} is {kinds[0]}, and {destination} is {kinds[1]}")
-    checkpoint = read(source, config=config, dtype=dtype, allow_missing=allow_missing)
+    checkpoint = read(source, config=config, revision=revision, dtype=dtype, allow_missing=allow_missing)
     if any(destination.resolve() in (file.resolve(), *file.resolve().parents) for file in checkpoint.source.files):
         raise InputError(f"{destination} holds the source itself; write to another place")
+    if opened is not None:
+        opened(checkpoint)
     job = _Job(checkpoint, to, max_shard_size, progress)
     new = destination.parent / f".{destination.name}.{secrets.token_hex(4)}"
     if to == "keras":  # its suffix says which of the two Keras files it is
         new = new.with_name(
             new.name + next(suffix for suffix in _SUFFIXES["keras"] if destination.name.endswith(suffix))
         )
+    result = Conversion(checkpoint.source.path, checkpoint.source.format, destination, to, [], destination)
+    result.notes = _notes(checkpoint)
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         _WRITERS[to](job, new)
-        _put(new, destination)
+        if verify:
+            result.verification = _verified(checkpoint, new, destination, to, allow_missing)
+        text = report_text(checkpoint, new, destination, to, result.verification, result.notes)
+        if to in _SUFFIXES:
+            _put(new, destination)
+            result.report = report_path(destination)
+            write_text(result.report, text)
+        else:
+            write_text(new / REPORT_NAME, text)
+            _put(new, destination)
+            result.report = destination / REPORT_NAME
     except CheckpointError:
         raise
     except OSError as error:
         raise CheckpointError(f"{destination} cannot be written: {error.strerror or error}") from error
     finally:
         _remove(new)
-    files = sorted(p for p in destination.rglob("*") if p.is_file()) if destination.is_dir() else [destination]
-    return Conversion(
-        checkpoint.source.path, checkpoint.source.format, destination, to, files, [*_notes(checkpoint), *job.notes]
-    )
+    if to in _SUFFIXES:
+        result.files = [destination]
+    else:
+        result.files = [destination / name for name in list_files(destination, folders=True)]
+    if push is not None:
+        result.address = _push(result, push)
+    return result
+
+
+def _verified(
+    checkpoint: Checkpoint, new: Path, destination: Path, to: Target, allow_missing: Sequence[str]
+) -> Verification:
+    # As stored: what another dtype does by itself is told.
+    before = read(checkpoint.source, config=checkpoint.config, allow_missing=allow_missing)
+    verification = compare(before, new if to == "savedmodel" else read(new, config=checkpoint.config))
+    verification.b = str(destination)
+    verification.notes = [note.replace(str(new), str(destination)) for note in verification.notes]
+    if not verification.passed:
+        raise CheckpointError(
+            "the result is not the same model as its source, and was not kept (without verification it is): "
+            + "; ".join(line.strip() for line in verification.lines())
+        )
+    return verification
+
+
+def _push(result: Conversion, repository: str) -> str:
+    """Sends the result to the hub; returns the address of the commit."""
+    message = f"Upload {result.target} weights, converted from {result.source_format}"
+    try:
+        if result.destination.is_dir():
+            return hub.push(result.destination, repository, commit_message=message, folders=True)
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / result.destination.name).symlink_to(result.destination.resolve())
+            (Path(folder) / REPORT_NAME).symlink_to(result.report.resolve())
+            return hub.push(folder, repository, commit_message=message)
+    except CheckpointError as error:
+        raise CheckpointError(f"{result.destination} is complete, but {error}") from error
 
 
 def _put(new: Path, destination: Path) -> None:
@@ -299,7 +242,6 @@ class _Job:
         progress: Callable[[int, int], None] | None,
     ) -> None:
         self.checkpoint, self.target, self.max_shard_size, self.progress = checkpoint, target, max_shard_size, progress
-        self.notes: list[str] = []
         self.total = sum(math.prod(shape) * numpy_dtype(dtype).itemsize for shape, dtype in checkpoint.tensors.values())
         self.done = 0
 
@@ -317,6 +259,10 @@ class _Job:
         """The dtype of an entry's foreign tensor."""
         return self.checkpoint.tensors[entry.parameters[0].name].dtype
 
+    def size(self, entry: Entry) -> int:
+        """The bytes of an entry's foreign tensor."""
+        return math.prod(entry.shape) * numpy_dtype(self.stored(entry)).itemsize
+
     def config_text(self, **settings: Any) -> str:
         """`config.json` with what transformers wants to know besides: the class and the dtype."""
         written = self.checkpoint.config.to_dict()
@@ -327,30 +273,52 @@ class _Job:
 
     def companions(self, directory: Path) -> None:
         beside = self.checkpoint.source.files[0].parent
-        for name in _COMPANIONS:
+        for name in COMPANIONS:
             if (beside / name).is_file():
                 shutil.copyfile(beside / name, directory / name)
 
 
-def _write_native(job: _Job, directory: Path) -> None:
+def _write_sharded(
+    job: _Job,
+    directory: Path,
+    weights_name: str,
+    sizes: Mapping[str, int],
+    write: Callable[[Path, list[str]], None],
+    full_name: Callable[[str], str] = str,
+) -> None:
+    """Weights in as many files as they need, an index if these are several, the configuration and what belongs to it.
+
+    Args:
+        sizes: name -> bytes; write: writes the tensors of these names; full_name: what the index calls a tensor.
+    """  # fmt: skip
     directory.mkdir()
-    infos = {name: array_info(*info) for name, info in job.checkpoint.tensors.items()}
-    sizes = {name: stored_bytes(info) for name, info in infos.items()}
-    shards = plan_shards(sizes, job.max_shard_size)
+    shards = plan_shards(sizes, job.max_shard_size, weights_name)
     for shard in shards:
-        write_arrays(directory / shard.file_name, {name: infos[name] for name in shard.tensors}, job.value)
+        write(directory / shard.file_name, shard.tensors)
     if len(shards) > 1:
-        write_text(directory / WEIGHTS_INDEX_NAME, index_text(shards, sum(sizes.values())))
+        named = [shard._replace(tensors=[full_name(name) for name in shard.tensors]) for shard in shards]
+        write_text(directory / f"{weights_name}.index.json", index_text(named, sum(sizes.values())))
     write_text(directory / CONFIG_NAME, job.config_text())
     job.companions(directory)
+
+
+def _write_native(job: _Job, directory: Path) -> None:
+    infos = {name: array_info(*info) for name, info in job.checkpoint.tensors.items()}
+    sizes = {name: stored_bytes(info) for name, info in infos.items()}
+    _write_sharded(
+        job, directory, WEIGHTS_NAME, sizes,
+        lambda path, names: write_arrays(path, {name: infos[name] for name in names}, job.value),
+    )  # fmt: skip
 
 
 def _write_pytorch(job: _Job, directory: Path) -> None:
-    directory.mkdir()
     infos = {name: (info.shape, info.dtype) for name, info in job.checkpoint.tensors.items()}
-    write_torch_file(directory / "pytorch_model.bin", lambda state: state, infos, job.value)
-    write_text(directory / CONFIG_NAME, job.config_text())
-    job.companions(directory)
+    sizes = {name: math.prod(shape) * numpy_dtype(dtype).itemsize for name, (shape, dtype) in infos.items()}
+
+    def write(path: Path, names: list[str]) -> None:
+        write_torch_file(path, lambda state: state, {name: infos[name] for name in names}, job.value)
+
+    _write_sharded(job, directory, "pytorch_model.bin", sizes, write)
 
 
 def _write_nvlabs(job: _Job, path: Path) -> None:
@@ -364,28 +332,75 @@ def _write_nvlabs(job: _Job, path: Path) -> None:
     write_torch_file(path, content, infos, lambda name: from_parts(by_name[name], job.value))
 
 
+# The name that TFGroupViTModel gives itself, and that of the layer which holds all.
+_TF_MODEL, _TF_LAYER = "tf_group_vi_t_model", "groupvit"
+
+
+def _tensorflow(job: _Job) -> tuple[dict[str, Entry], dict[str, np.ndarray]]:
+    """The tensors by their names within the layer, and those that TensorFlow's files have no place for, with their values."""
+    found = job.entries("transformers-tf")
+    # The training's temperature is no weight of transformers' model.
+    others = [entry for entry in found if entry.parameters[0].kind == "counter" or entry.foreign == EXTRA]
+    weights = {f"{_TF_LAYER}/{entry.foreign}": entry for entry in found if entry not in others}
+    return weights, {entry.foreign: from_parts(entry, job.value) for entry in others}
+
+
 def _write_transformers_tf(job: _Job, directory: Path) -> None:
-    directory.mkdir()
-    instance = "tf_group_vi_t_model"
-    with _hdf5(directory / "tf_model.h5") as file:
-        file.attrs["layer_names"] = ["groupvit"]
-        file.attrs["backend"] = "tensorflow"
-        file.attrs["keras_version"] = "2.18.0"  # whose format this is
-        file.create_group("top_level_model_weights").attrs["weight_names"] = np.zeros(0)
-        group = file.create_group("groupvit")
-        names = []
-        for entry in job.entries("transformers-tf"):
-            array = from_parts(entry, job.value)
-            if entry.parameters[0].kind == "counter" or entry.foreign == EXTRA:
-                file.attrs[entry.foreign] = array
-                continue
-            if array.dtype.name == "bfloat16":
-                raise InputError("TensorFlow's files have no bfloat16: pass dtype float32 or float16")
-            names.append(f"{instance}/groupvit/{entry.foreign}")
-            group.create_dataset(names[-1], data=array)
-        group.attrs["weight_names"] = names
-    write_text(directory / CONFIG_NAME, job.config_text())
-    job.companions(directory)
+    weights, others = _tensorflow(job)
+    last = list(weights)[-1]
+    if any(job.stored(entry) == "bfloat16" for entry in weights.values()):
+        raise InputError("TensorFlow's .h5 files have no bfloat16: pass dtype float32 or float16")
+    sizes = {name: job.size(entry) for name, entry in weights.items()}
+
+    def write(path: Path, names: list[str]) -> None:
+        whole = len(names) == len(weights)
+        with _hdf5(path) as file:
+            if whole:
+                file.attrs["backend"] = "tensorflow"
+                file.attrs["keras_version"] = "2.18.0"  # whose format this is
+                file.create_group("top_level_model_weights").attrs["weight_names"] = np.zeros(0)
+                file.attrs["layer_names"] = [_TF_LAYER]
+                group = file.create_group(_TF_LAYER)
+                _write_names(group, "weight_names", [f"{_TF_MODEL}/{name}" for name in names])
+            else:
+                _write_names(file, "layer_names", names)
+            for name in names:
+                array = from_parts(weights[name], job.value)
+                (group if whole else file).create_dataset(f"{_TF_MODEL}/{name}" if whole else name, data=array)
+            if last in names:
+                for name, value in others.items():
+                    file.attrs[name] = value
+
+    _write_sharded(job, directory, "tf_model.h5", sizes, write, lambda name: f"{_TF_MODEL}/{name}")
+
+
+# An attribute holds up to 64 KiB less its header; Keras spreads longer lists over attributes with numbers.
+_MAX_ATTRIBUTE = 64_512
+
+
+def _write_names(group: Any, attribute: str, names: list[str]) -> None:
+    count = -(-sum(map(len, names)) // _MAX_ATTRIBUTE)
+    for index in range(count):
+        part = names[index * len(names) // count : (index + 1) * len(names) // count]
+        group.attrs[f"{attribute}{index}" if count > 1 else attribute] = part
+
+
+def _write_transformers_tf_safetensors(job: _Job, directory: Path) -> None:
+    weights, others = _tensorflow(job)
+    infos = {name: array_info(entry.shape, job.stored(entry)) for name, entry in weights.items()}
+    last = list(weights)[-1]
+
+    def write(path: Path, names: list[str]) -> None:
+        metadata = {"format": "tf"}
+        if last in names:
+            metadata |= {name: scalar_text(value) for name, value in others.items()}
+        tensors = {name: infos[name] for name in names}
+        write_arrays(path, tensors, lambda name: from_parts(weights[name], job.value), metadata)
+
+    _write_sharded(
+        job, directory, WEIGHTS_NAME, {name: stored_bytes(info) for name, info in infos.items()}, write,
+        lambda name: f"{_TF_MODEL}/{name}",
+    )  # fmt: skip
 
 
 def _write_keras(job: _Job, path: Path) -> None:
@@ -421,6 +436,8 @@ def _write_keras(job: _Job, path: Path) -> None:
 
 def _write_keras_weights(job: _Job, path: Path) -> None:
     with _hdf5(path) as file:
+        # Keras's own has no configuration, and does not mind this one.
+        file.attrs[CONFIG_ATTRIBUTE] = json.dumps(job.checkpoint.config.to_dict())
         for entry in job.entries("keras"):
             array = from_parts(entry, job.value)
             if entry.foreign == EXTRA:
@@ -450,12 +467,8 @@ def _write_saved_model(job: _Job, directory: Path) -> None:
         from groupvit_tf import GroupViTModel
     except ImportError as error:
         raise InputError("a SavedModel is written by TensorFlow: pip install 'groupvit[tf]'") from error
-    native = directory.with_name(f"{directory.name}.native")
-    try:
-        _write_native(job, native)
-        GroupViTModel.from_pretrained(native).export(directory)
-    finally:
-        _remove(native)
+    arrays = Values(job.checkpoint.tensors, job.value)
+    GroupViTModel.from_arrays(job.checkpoint.config, arrays, dtype=job.checkpoint.dtype).export(directory)
 
 
 _SUFFIXES: dict[Target, tuple[str, ...]] = {"nvlabs": (".pth",), "keras": (".keras", ".weights.h5")}
@@ -463,6 +476,7 @@ _WRITERS: dict[Target, Callable[[_Job, Path], None]] = {
     "native": _write_native,
     "transformers": _write_native,
     "transformers-tf": _write_transformers_tf,
+    "transformers-tf-safetensors": _write_transformers_tf_safetensors,
     "pytorch": _write_pytorch,
     "nvlabs": _write_nvlabs,
     "keras": _write_keras,

@@ -44,7 +44,7 @@ NAMINGS: dict[Format, Naming] = {
 }
 
 # Files of a directory that are, or begin, a checkpoint; an index stands for its shards.
-_WEIGHTS = re.compile(
+WEIGHTS = re.compile(
     r"(model\.safetensors|pytorch_model\.bin|tf_model\.h5)(\.index\.json)?|.+\.(pth|pt|ckpt|keras|weights\.h5)"
 )
 # NumPy's names of safetensors' dtypes.
@@ -66,6 +66,8 @@ _STATE_KEYS = ("model", "state_dict", "model_state_dict")
 # What a Keras file has beside the weights: the optimizer's state, the states of random generators.
 _KERAS_OTHER = re.compile(r"(^|/)(optimizer|seed_generator(_\d+)?|random_generator|metrics)/")
 _MAX_CONFIG = 1 << 20
+# Where a .weights.h5 of this package keeps the model's configuration: an attribute of the root.
+CONFIG_ATTRIBUTE = "groupvit_config"
 
 
 class Info(NamedTuple):
@@ -113,7 +115,7 @@ def open_source(path: str | Path, config: GroupViTConfig | None = None) -> Sourc
     """
     path = Path(path)
     main = _weights_of(path) if path.is_dir() else path
-    files = _shards(main) if main.name.endswith(".index.json") else (main,)
+    files = index_shards(main) if main.name.endswith(".index.json") else (main,)
     kinds = {container(file) for file in files}
     if len(kinds) > 1:
         raise CheckpointError(f"{main} names shards of different formats ({', '.join(sorted(kinds))})")
@@ -123,7 +125,7 @@ def open_source(path: str | Path, config: GroupViTConfig | None = None) -> Sourc
         pieces, form = _open_safetensors(files)
     elif kind == "hdf5":
         opened = [_open_hdf5(file, lambda file=file: file.open("rb")) for file in files]  # type: ignore[misc]
-        pieces, form = [piece for piece, _ in opened], opened[0][1]
+        pieces, form, own = [piece for piece, _, _ in opened], opened[0][1], opened[0][2]
     elif kind == "zip" and len(files) == 1 and "model.weights.h5" in zip_members(main):
         piece, own = _open_keras(main)
         pieces, form = [piece], "keras"
@@ -158,7 +160,7 @@ def _weights_of(directory: Path) -> Path:
         present = sorted(item.name for item in directory.iterdir() if item.is_file() or item.is_symlink())
     except OSError as error:
         raise CheckpointError(f"{directory} cannot be read: {error.strerror or error}") from error
-    found = [name for name in present if _WEIGHTS.fullmatch(name)]
+    found = [name for name in present if WEIGHTS.fullmatch(name)]
     if not found:
         raise CheckpointError(f"{directory} holds no checkpoint; it has {', '.join(present[:12]) or 'no files'}")
     if len(found) > 1:
@@ -168,8 +170,8 @@ def _weights_of(directory: Path) -> Path:
     return directory / found[0]
 
 
-def _shards(index: Path) -> tuple[Path, ...]:
-    """The files that an index names, sorted."""
+def index_shards(index: Path, there: bool = True) -> tuple[Path, ...]:
+    """The files that an index names, sorted; `there`: which must be beside it."""
     content = _json(index.name, _read_text(index), index)
     suffix = Path(index.name.removesuffix(".index.json")).suffix
     weight_map = content.get("weight_map")
@@ -178,7 +180,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
         raise CheckpointError(f"{index} is no index of {suffix} files beside it")
     shards = tuple(index.parent / name for name in sorted(names))
     missing = [shard.name for shard in shards if not shard.is_file()]
-    if missing:
+    if there and missing:
         raise CheckpointError(
             f"{index.parent} lacks {len(missing)} of the shards that {index.name} names: {', '.join(missing)}"
         )
@@ -222,10 +224,33 @@ def _open_safetensors(files: tuple[Path, ...]) -> tuple[list[_Piece], Format]:
             for name, stored in own.items()
         }
         starts = {name: header.starts[stored] for name, stored in own.items()}
-        pieces.append(_Piece(tensors, _safetensors_reader(file, tensors, starts)))
+        # What TensorFlow's layout has no place for is kept in the metadata.
+        scalars = {name: _scalar(name, text, file) for name, text in header.metadata.items() if _is_scalar(name)}
+        tensors |= {name: Info((), scalar.dtype.name) for name, scalar in scalars.items()}
+        pieces.append(_Piece(tensors, _safetensors_reader(file, tensors, starts, scalars)))
     if "flax" in layouts:
         raise CheckpointError(f"{files[0]} holds transformers' Flax layout, which GroupViT never had")
     return pieces, "transformers-tf-safetensors" if "tf" in layouts else "safetensors"
+
+
+def _is_scalar(name: str) -> bool:
+    """Whether this is a value that a foreign layout has no place for, which files carry beside the tensors."""
+    return name == EXTRA or name.endswith(".num_batches_tracked")
+
+
+def scalar_text(value: np.ndarray) -> str:
+    """A scalar as text that `_scalar` reads: its dtype and the shortest decimal number that gives it back."""
+    return f"{value.dtype.name} {value.item() if value.dtype.kind in 'iu' else float(value)!r}"
+
+
+def _scalar(name: str, text: str, file: Path) -> np.ndarray:
+    dtype, _, number = text.partition(" ")
+    try:
+        if dtype not in _DTYPES:
+            raise ValueError
+        return np.asarray(int(number) if "int" in dtype else float(number)).astype(numpy_dtype(dtype))
+    except (ValueError, OverflowError) as error:
+        raise CheckpointError(f"{file} is damaged: its metadata give {name} as {text[:40]!r}") from error
 
 
 def _tensorflow_name(place: str) -> str:
@@ -234,9 +259,11 @@ def _tensorflow_name(place: str) -> str:
 
 
 def _safetensors_reader(
-    file: Path, tensors: Mapping[str, Info], starts: Mapping[str, int]
+    file: Path, tensors: Mapping[str, Info], starts: Mapping[str, int], scalars: Mapping[str, np.ndarray]
 ) -> Callable[[str], np.ndarray]:
     def value(name: str) -> np.ndarray:
+        if name in scalars:
+            return scalars[name]
         shape, dtype = tensors[name]
         with _reading(file), file.open("rb") as opened:
             opened.seek(starts[name])
@@ -340,8 +367,8 @@ class _Window(io.RawIOBase):
         super().close()
 
 
-def _open_hdf5(path: Path, opener: Callable[[], Any]) -> tuple[_Piece, Format]:
-    """`opener` gives the HDF5 file as a binary file, which may be a part of `path`."""
+def _open_hdf5(path: Path, opener: Callable[[], Any]) -> tuple[_Piece, Format, GroupViTConfig | None]:
+    """`opener` gives the HDF5 file as a binary file, which may be a part of `path`; also returns the configuration in it, if any."""
     try:
         import h5py
     except ImportError as error:
@@ -383,15 +410,16 @@ def _open_hdf5(path: Path, opener: Callable[[], Any]) -> tuple[_Piece, Format]:
         infos[name], places[name] = Info(tuple(item.shape), dtype), place
 
     with opened() as file:
-        tensorflow = "layer_names" in file.attrs
+        tensorflow = "layer_names" in file.attrs or "layer_names0" in file.attrs
         if not tensorflow and "layers" not in file:
             raise CheckpointError(
                 f"{path} is an HDF5 file, but neither transformers' tf_model.h5 nor Keras's .weights.h5"
             )
         file.visititems(visit)
         # What a format has no place for is kept in attributes, which other readers do not mind.
+        written = None if tensorflow else file.attrs.get(CONFIG_ATTRIBUTE)
         for name, attribute in file.attrs.items():
-            if name == EXTRA or name.endswith(".num_batches_tracked"):
+            if _is_scalar(name):
                 array = np.asarray(attribute)
                 infos[name], places[name] = Info(array.shape, array.dtype.name), ""
 
@@ -400,7 +428,11 @@ def _open_hdf5(path: Path, opener: Callable[[], Any]) -> tuple[_Piece, Format]:
             array = np.asarray(file[places[name]][()] if places[name] else file.attrs[name])
             return array.view(numpy_dtype(infos[name].dtype)) if array.dtype.kind == "V" else array
 
-    return _Piece(infos, value), "transformers-tf" if tensorflow else "keras-weights"
+    config = None
+    if isinstance(written, str | bytes):
+        text = written.encode("utf-8", "surrogateescape") if isinstance(written, str) else written
+        config = _config_from(_json(CONFIG_ATTRIBUTE, text, path), path)
+    return _Piece(infos, value), "transformers-tf" if tensorflow else "keras-weights", config
 
 
 def _open_keras(path: Path) -> tuple[_Piece, GroupViTConfig]:
@@ -416,5 +448,5 @@ def _open_keras(path: Path) -> tuple[_Piece, GroupViTConfig]:
         raise CheckpointError(f"{path} holds a {name}; the GroupViTModel of groupvit_tf can be converted")
     if not isinstance(settings, dict) or not isinstance(settings.get("config"), dict):
         raise CheckpointError(f"{path} is damaged: its config.json has no configuration")
-    piece, _ = _open_hdf5(path, lambda: _Window(path, *members["model.weights.h5"]))
+    piece, _, _ = _open_hdf5(path, lambda: _Window(path, *members["model.weights.h5"]))
     return piece, _config_from(settings["config"], path)

@@ -303,10 +303,11 @@ def _read_pytorch_header(path: Path) -> Header:
     return header
 
 
-def list_files(directory: Path) -> list[str]:
-    """The names of the files in `directory`, sorted; none if it cannot be listed."""
+def list_files(directory: Path, folders: bool = False) -> list[str]:
+    """The names of the files in `directory`, sorted, `folders`: and in its folders; none if it cannot be listed."""
     try:
-        return sorted(path.name for path in directory.iterdir() if path.is_file())
+        paths = directory.rglob("*") if folders else directory.iterdir()
+        return sorted(path.relative_to(directory).as_posix() for path in paths if path.is_file())
     except OSError:
         return []
 
@@ -399,15 +400,18 @@ class Shard(NamedTuple):
     tensors: list[str]
 
 
-def plan_shards(sizes: Mapping[str, int], max_shard_size: int | str = "5GB") -> list[Shard]:
+def plan_shards(
+    sizes: Mapping[str, int], max_shard_size: int | str = "5GB", weights_name: str = WEIGHTS_NAME
+) -> list[Shard]:
     """Spreads tensors over files of at most `max_shard_size`, in order; a larger tensor gets a file of its own.
 
     Args:
         sizes: name -> bytes.
         max_shard_size: bytes, or a text such as "5GB" or "200MB" (powers of 1000; "GiB" of 1024).
+        weights_name: of the one file.
 
     Returns:
-        `model.safetensors` alone if one file is enough, else shards under transformers' names.
+        `weights_name` alone if one file is enough, else shards under transformers' names.
     """
     limit = parse_size(max_shard_size)
     groups: list[list[str]] = [[]]
@@ -419,9 +423,11 @@ def plan_shards(sizes: Mapping[str, int], max_shard_size: int | str = "5GB") -> 
         groups[-1].append(name)
         room -= size
     if len(groups) == 1:
-        return [Shard(WEIGHTS_NAME, groups[0])]
+        return [Shard(weights_name, groups[0])]
+    stem, _, suffix = weights_name.rpartition(".")
     return [
-        Shard(f"model-{number:05d}-of-{len(groups):05d}.safetensors", names) for number, names in enumerate(groups, 1)
+        Shard(f"{stem}-{number:05d}-of-{len(groups):05d}.{suffix}", names)
+        for number, names in enumerate(groups, 1)
     ]
 
 
@@ -440,7 +446,7 @@ def parse_size(size: int | str) -> int:
 
 
 def index_text(shards: Sequence[Shard], total_size: int) -> str:
-    """The JSON text of `model.safetensors.index.json`; `total_size` is the bytes of all tensors."""
+    """The JSON text of an index, such as `model.safetensors.index.json`; `total_size` is the bytes of all tensors."""
     weight_map = {name: shard.file_name for shard in shards for name in shard.tensors}
     return (
         json.dumps({"metadata": {"total_size": total_size}, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n"
@@ -457,17 +463,23 @@ def stored_bytes(info: TensorInfo) -> int:
     return math.prod(info.shape) * _BITS[info.dtype] // 8
 
 
-def write_arrays(path: Path, tensors: Mapping[str, TensorInfo], value: Callable[[str], np.ndarray]) -> None:
-    """Writes a safetensors file in PyTorch's layout with one tensor in memory at a time; the library needs all, twice.
+def write_arrays(
+    path: Path,
+    tensors: Mapping[str, TensorInfo],
+    value: Callable[[str], np.ndarray],
+    metadata: Mapping[str, str] = PYTORCH_METADATA,
+) -> None:
+    """Writes a safetensors file with one tensor in memory at a time; the library needs all, twice.
 
     Args:
         tensors: name -> shape and dtype.
         value: name -> the array, of that shape and dtype.
+        metadata: the file's; by it transformers knows whose layout the tensors have.
     """
     # Widest dtypes first, so that every tensor starts at a multiple of its element's size; then by name. As the library does.
     widest_first = list(_ARRAY_DTYPES)
     order = sorted(tensors, key=lambda name: (widest_first.index(tensors[name].dtype), name))
-    header: dict[str, Any] = {"__metadata__": PYTORCH_METADATA}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name in order:
         begin, end = end, end + stored_bytes(tensors[name])

@@ -93,6 +93,27 @@ def resolve_file(name_or_path: str | os.PathLike[str], file_name: str, **where: 
     return resolve(name_or_path, patterns=[file_name], required=[file_name], **where) / file_name  # type: ignore[arg-type]
 
 
+def list_repository(name: str, *, revision: str | None = None, token: str | bool | None = None) -> list[str]:
+    """The files of "org/name" on the hub, sorted; offline, or without a network, those in the cache.
+
+    Raises:
+        CheckpointError: as `resolve`.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    _refuse_path(name, Path(name).expanduser())
+    repository = _Repository(name, revision, token, None, "", False)
+    repository.check()
+    try:
+        return sorted(HfApi(token=token).list_repo_files(name, revision=revision))
+    except _failures() as error:
+        try:
+            snapshot = Path(snapshot_download(name, revision=revision, local_files_only=True))
+        except _failures():
+            raise _explain(error, repository) from error
+        return sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file())
+
+
 def _in_directory(directory: Path, patterns: Sequence[str], required: Sequence[str]) -> Path:
     if not directory.is_dir():
         raise CheckpointError(f"{directory} is not a directory: the checkpoint has no such subfolder")
@@ -419,8 +440,9 @@ def push(
     commit_message: str = "Upload model",
     revision: str | None = None,
     create_pr: bool = False,
+    folders: bool = False,
 ) -> str:
-    """Sends the files of `directory` (not those of its folders) to a model repository on the hub, in one commit.
+    """Sends the files of `directory` to a model repository on the hub, in one commit.
 
     The repository is made if need be.
 
@@ -432,6 +454,7 @@ def push(
         private: whether a new repository is private; None: the account's default.
         revision: branch, made if need be; the default branch if None.
         create_pr: open a pull request instead of committing.
+        folders: also send the files in the folders of `directory`.
 
     Returns:
         The address of the commit or of the pull request.
@@ -443,7 +466,7 @@ def push(
 
     folder = Path(directory)
     # Hidden files are temporary ones or Git's.
-    names = [name for name in list_files(folder) if not name.startswith(".")]
+    names = [name for name in list_files(folder, folders) if not name.startswith(".") and "/." not in name]
     if not names:
         raise CheckpointError(f"there is nothing to send in {folder}: no such directory, or no files in it")
     _Repository(repo_id, revision, token, None, "", False).check()

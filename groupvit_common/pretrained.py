@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from groupvit_common import hub
 from groupvit_common.checkpoint import (
     CONFIG_NAME,
@@ -107,6 +109,16 @@ def check_weights(
         if stored not in (_STORED_DTYPES if dtype in _DTYPES else _STORED_INTEGERS):
             raise CheckpointError(f"{source} does not fit: it holds {name} as {stored}, expected {dtype}")
     return names
+
+
+def checked_array(arrays: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...], model: str) -> np.ndarray:
+    """One of `arrays`. Raises `InputError` if it is missing or not of this shape."""
+    if name not in arrays:
+        raise InputError(f"{model}.from_arrays got no array {name}")
+    array = arrays[name]
+    if array.shape != shape:
+        raise InputError(f"{model}.from_arrays got {name} of shape {list(array.shape)}, expected {list(shape)}")
+    return array
 
 
 class Pretrained:

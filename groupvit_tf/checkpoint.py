@@ -16,7 +16,7 @@ import numpy as np
 from groupvit_common.checkpoint import Weights, array_info, read_arrays, stored_bytes, write_arrays
 from groupvit_common.errors import InputError
 from groupvit_common.layout import canonical_axes, canonical_name, from_canonical, to_canonical
-from groupvit_common.pretrained import Pretrained, check_weights, most_stored_dtype, wanted_dtype
+from groupvit_common.pretrained import Pretrained, check_weights, checked_array, most_stored_dtype, wanted_dtype
 from groupvit_tf.distributed import refuse_strategy
 from groupvit_tf.init import without_initial_values
 
@@ -118,6 +118,25 @@ class PreTrainedModel(Pretrained, keras.Model):
         variables = canonical_variables(model)
         expected = {name: (_shape(variable), _stored_dtype(variable)) for name, variable in variables.items()}
         _load(variables, weights, check_weights(expected, weights, directory, cls.__name__))
+        return model
+
+    @classmethod
+    def from_arrays(cls, config: Any, arrays: Mapping[str, np.ndarray], *, dtype: Any = None) -> Self:
+        """The model of a configuration with given values.
+
+        Args:
+            arrays: NumPy arrays under canonical names (`groupvit_common.parameters.manifest`); each is asked for once, so the
+                mapping may read or compute them. Others in it are not used.
+            dtype: of the floating-point variables, as for `from_pretrained`.
+
+        Raises:
+            InputError: an array is missing, or of another shape.
+        """
+        with without_initial_values():
+            model = cls(config, dtype=dtype)
+        for name, variable in canonical_variables(model).items():
+            array = checked_array(arrays, name, _shape(variable), cls.__name__)
+            variable.assign(_cast(from_canonical(kind(variable), array), variable.dtype))
         return model
 
     # -- saving -----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -17,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from groupvit_common.checkpoint import PYTORCH_METADATA, Weights, compare_tensors
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.pretrained import Pretrained, check_weights, most_stored_dtype, wanted_dtype
+from groupvit_common.pretrained import Pretrained, check_weights, checked_array, most_stored_dtype, wanted_dtype
 
 
 class PreTrainedModel(Pretrained, nn.Module):
@@ -90,6 +91,30 @@ class PreTrainedModel(Pretrained, nn.Module):
         expected = {name: (tuple(t.shape), _name(t.dtype)) for name, t in model.state_dict().items()}
         names = check_weights(expected, weights, directory, cls.__name__)
         model._assign(_read(weights, names, read_as, wanted_device))
+        return model.eval()
+
+    @classmethod
+    def from_arrays(
+        cls, config: Any, arrays: Mapping[str, np.ndarray], *, dtype: torch.dtype | str | None = None
+    ) -> Self:
+        """The model of a configuration with given values, on the CPU, in evaluation mode.
+
+        Args:
+            arrays: NumPy arrays under canonical names (`groupvit_common.parameters.manifest`); each is asked for once, so the
+                mapping may read or compute them. Others in it are not used.
+            dtype: of the floating-point tensors; float32 if None.
+
+        Raises:
+            InputError: an array is missing, or of another shape.
+        """
+        read_as = _dtype(torch.float32 if dtype is None else dtype)
+        with torch.device("meta"), _NoInit():
+            model = cls(config)
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in model.state_dict().items():
+            value = _tensor(checked_array(arrays, name, tuple(tensor.shape), cls.__name__))
+            tensors[name] = value.to(read_as if tensor.is_floating_point() else tensor.dtype)
+        model._assign(tensors)
         return model.eval()
 
     def _assign(self, tensors: dict[str, Tensor]) -> None:
@@ -211,6 +236,14 @@ def _read(weights: Weights, names: list[str], dtype: torch.dtype | None, device:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
     return tensors
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """Of an array of any float or integer type; NumPy's bfloat16 is another package's, which PyTorch does not know."""
+    array = np.ascontiguousarray(array).reshape(array.shape)
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(array.copy())
 
 
 def _write(state: Mapping[str, Tensor], names: list[str], path: Path) -> None:

@@ -1,0 +1,95 @@
+"""The report of a conversion: what was converted into what, by which programs, every file's hash, and what was compared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from conversion.checkpoint import Checkpoint
+from conversion.verify import Verification
+from groupvit_common.checkpoint import list_files
+
+REPORT_NAME = "conversion_report.json"
+_PACKAGES = ("groupvit", "numpy", "h5py", "ml_dtypes", "safetensors", "torch", "tensorflow", "keras")
+
+
+def report_path(file: Path) -> Path:
+    """Where the report about a file goes: beside it, as `conversion_report.json`, or FILE.conversion_report.json where that name is
+    taken by the report about another file.
+    """
+    path = file.parent / REPORT_NAME
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))["result"]["path"]
+    except FileNotFoundError:
+        return path
+    except (OSError, ValueError, KeyError, TypeError):
+        about = None
+    return path if about == file.name else file.with_name(f"{file.name}.{REPORT_NAME}")
+
+
+def report_text(
+    checkpoint: Checkpoint,
+    written: Path,
+    destination: Path,
+    to: str,
+    verification: Verification | None,
+    notes: list[str],
+) -> str:
+    """The report as JSON.
+
+    Args:
+        written: where the result lies now; destination: where it will.
+    """
+    source = checkpoint.source
+    names = list_files(written, folders=True) if written.is_dir() else [written.name]
+    files = {name: written / name for name in names} if written.is_dir() else {destination.name: written}
+    content = {
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "source": {
+            "path": source.path.name,
+            "format": source.format,
+            "files": {file.name: _file(file) for file in source.files},
+        },
+        "result": {
+            "path": destination.name,
+            "format": to,
+            "dtype": checkpoint.dtype,
+            "parameters": checkpoint.num_parameters(),
+            "files": {name: _file(file) for name, file in files.items()},
+        },
+        "config": checkpoint.config.to_dict(),
+        "notes": notes,
+        "verification": None if verification is None else verification.to_dict(),
+        "versions": {"python": platform.python_version()} | _versions(),
+    }
+    # JSON has no infinity.
+    return json.dumps(_finite(content), indent=2) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and value - value != 0 else value
+
+
+def _file(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
