@@ -1,0 +1,131 @@
+"""Entries -> arrays: bytes read, pictures decoded and varied, captions and their prompts turned into tokens."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import IO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from groupvit_common.data.augment import BadSample, levels_of, make_pixels
+from groupvit_common.data.nouns import nouns_of
+from groupvit_common.data.settings import DataSettings
+from groupvit_common.data.sources import Entry, Place
+from groupvit_common.processor import GroupViTProcessor
+
+_OPEN_FILES = 16
+
+
+class Made(NamedTuple):
+    """What became of some entries. G of them are good, M prompts a caption, T tokens a text.
+
+    causes: per entry, why it is bad, or None. pixels: float32 `[G, 3, S, S]`. tokens, mask: int64 `[G, 1 + M, T]`, the
+    caption first.
+    """
+
+    causes: list[str | None]
+    pixels: NDArray[np.float32]
+    tokens: NDArray[np.int64]
+    mask: NDArray[np.int64]
+
+
+class SampleMaker:
+    """Makes samples. A pure function of the entries and their seeds; can be sent to another process."""
+
+    def __init__(self, settings: DataSettings, processor: GroupViTProcessor) -> None:
+        images = processor.image_processor
+        self.settings, self.tokenizer = settings, processor.tokenizer
+        self.sentences = settings.sentences
+        self._levels = levels_of(images.image_mean, images.image_std, images.rescale_factor)
+        self._files: OrderedDict[str, IO[bytes]] = OrderedDict()
+
+    def __call__(self, work: Sequence[tuple[Entry, tuple[int, ...]]]) -> Made:
+        """The samples of entries with their seeds."""
+        causes: list[str | None] = []
+        pictures: list[NDArray[np.float32]] = []
+        texts: list[str] = []
+        for entry, seed in work:
+            try:
+                rng = np.random.default_rng(seed)
+                caption = self._caption(entry)
+                picture = make_pixels(self._image(entry), self.settings, self._levels, rng)
+            except BadSample as bad:
+                causes.append(str(bad))
+                continue
+            causes.append(None)
+            pictures.append(picture)
+            texts += [caption, *self.prompts(caption, rng)]
+        side, each = self.settings.image_size, 1 + self.settings.prompts
+        if not pictures:
+            nothing = np.zeros((0, each, self.tokenizer.model_max_length), np.int64)
+            return Made(causes, np.zeros((0, 3, side, side), np.float32), nothing, nothing)
+        encoded = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="np")
+        tokens, mask = (
+            np.asarray(encoded[name], np.int64).reshape(len(pictures), each, -1)
+            for name in ("input_ids", "attention_mask")
+        )
+        return Made(causes, np.stack(pictures), tokens, mask)
+
+    def prompts(self, caption: str, rng: np.random.Generator) -> list[str]:
+        """Sentences about nouns of a caption drawn without replacement; where there are too few, the caption itself."""
+        count = self.settings.prompts
+        if not count:
+            return []
+        nouns = nouns_of(caption)
+        chosen = rng.permutation(len(nouns))[:count]
+        templates = rng.integers(len(self.sentences), size=count)
+        made = [
+            self.sentences[template].replace("{}", nouns[number])
+            for number, template in zip(chosen, templates, strict=False)
+        ]
+        return made + [caption] * (count - len(made))
+
+    def _caption(self, entry: Entry) -> str:
+        if entry.caption is None:
+            raise BadSample("no caption")
+        content = self._read(entry.caption, "caption") if isinstance(entry.caption, Place) else entry.caption
+        try:
+            caption = " ".join(content.decode("utf-8-sig").split())
+        except UnicodeDecodeError as error:
+            raise BadSample("the caption is not UTF-8") from error
+        if not caption:
+            raise BadSample("the caption is empty")
+        return caption
+
+    def _image(self, entry: Entry) -> bytes:
+        if entry.image is None:
+            raise BadSample("no image")
+        return self._read(entry.image, "image")
+
+    def _read(self, place: Place, what: str) -> bytes:
+        try:
+            if place.size is None:
+                with open(place.path, "rb") as file:  # noqa: PTH123 (str)
+                    return file.read()
+            shard = self._opened(place.path)
+            shard.seek(place.offset)
+            content = shard.read(place.size)
+        except OSError as error:
+            raise BadSample(f"the {what} file cannot be read ({error.strerror or error})") from error
+        if len(content) < place.size:
+            raise BadSample(f"the {what} is cut off")
+        return content
+
+    def _opened(self, path: str) -> IO[bytes]:
+        """A shard, kept open for its other samples."""
+        if path not in self._files:
+            if len(self._files) == _OPEN_FILES:
+                self._files.popitem(last=False)[1].close()
+            self._files[path] = open(path, "rb")  # noqa: PTH123, SIM115 (closed above and in `close`)
+        self._files.move_to_end(path)
+        return self._files[path]
+
+    def close(self) -> None:
+        """Closes the shards that are open."""
+        while self._files:
+            self._files.popitem()[1].close()
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_files": OrderedDict()}
