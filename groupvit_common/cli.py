@@ -33,19 +33,20 @@ OK, SOME_FAILED, BAD_INPUT, NO_MODEL, INTERRUPTED, CLOSED_PIPE = 0, 1, 2, 3, 130
 _EXIT_CODES = """\
 exit codes:
   0    done
-  1    some pictures could not be read; the others are done
+  1    some pictures could not be read; the others are done. verify: not the same model
   2    bad usage or input: an option, the labels, a folder without pictures, a folder that cannot be written
   3    the model cannot be used: no such checkpoint, no network, a damaged file, neither PyTorch nor TensorFlow, out of memory
   130  interrupted (Ctrl-C)
   141  the reader of the output went away
 """
-_DESCRIPTION = "Segment and classify pictures by words, with GroupViT."
+_DESCRIPTION = "Segment and classify pictures by words, with GroupViT; train it; convert its checkpoints."
 _EXAMPLES = """\
 examples:
   groupvit demo
   groupvit segment cat.jpg --labels "cat, couch, remote control"
   groupvit segment holiday/ --labels-file words.txt --background 0.9 --out segmented
   groupvit classify *.jpg --labels "indoors, outdoors" --json
+  groupvit convert group_vit_gcc_yfcc_30e.pth groupvit-yfcc
 
 """
 _SEGMENT = """\
@@ -161,15 +162,25 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
 
     train = commands.add_parser(
-        "train", help="train a model by a named recipe", epilog=_EXIT_CODES, **shape,
+        "train", help="train a model by a recipe", epilog=_EXIT_CODES, **shape,
         description="Trains a model from captions alone and writes a checkpoint with its measured quality.\n"
         "The recipe scenes-demo made the bundled model.",
     )  # fmt: skip
-    train.add_argument("recipe", metavar="NAME", help="a recipe, such as scenes-demo")
-    train.add_argument("--out", required=True, metavar="DIR", help="folder for the checkpoint")
-    train.add_argument("--seed", type=int, help="replaces the recipe's")
+    train.add_argument("recipe", metavar="RECIPE", help="the name of a recipe, such as scenes-demo, or a TOML file")
+    train.add_argument("--out", metavar="DIR", help="folder for the checkpoint")
+    train.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", dest="changes",
+        help="replaces a setting of the recipe, such as optimizer.learning_rate=1e-3 or learning_rate=1e-3; may be repeated",
+    )  # fmt: skip
+    train.add_argument("--seed", type=int, help="the same as --set run.seed=SEED")
+    train.add_argument("--show", action="store_true", help="print the recipe in full as TOML, and do nothing else")
     _add_backend(train)
     train.set_defaults(run=_train)
+
+    # What converts checkpoints lies beside this package; its commands need no framework, and are light like this file.
+    from conversion.commands import add_commands
+
+    add_commands(commands, _EXIT_CODES)
     return parser
 
 
@@ -454,7 +465,7 @@ def _demo(options: argparse.Namespace) -> int:
     out = Path(options.out)
     if options.seed < 0:
         raise InputError(f"--seed must not be negative, got {options.seed}")
-    if options.seed == get_recipe("scenes-demo").seed:
+    if options.seed == get_recipe("scenes-demo").run.seed:
         raise InputError(f"the model was trained on pictures of seed {options.seed}; choose another --seed")
     _make_writable(out)
 
@@ -583,13 +594,18 @@ def _enlarged(result: Segmentation, zoom: int) -> Segmentation:
 
 def _train(options: argparse.Namespace) -> int:
     from groupvit_common.recipe import get_recipe
+    from groupvit_common.settings import to_toml
 
-    get_recipe(options.recipe)
+    changes = [*options.changes, *([] if options.seed is None else [f"run.seed={options.seed}"])]
+    recipe = get_recipe(options.recipe, changes)
+    if options.show:
+        print(to_toml(recipe), end="")
+        return OK
+    if not options.out:
+        raise InputError("train needs --out DIR, the folder for the checkpoint")
     _make_writable(Path(options.out))
 
-    result = _module(options.backend, "train").train(
-        options.recipe, options.out, seed=options.seed, log=partial(print, flush=True)
-    )
+    result = _module(options.backend, "train").train(recipe, options.out, log=partial(print, flush=True))
     print(
         f"The model is in {result.directory.resolve()}. Use it: groupvit segment PHOTO --model {result.directory} ..."
     )

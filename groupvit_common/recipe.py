@@ -1,14 +1,16 @@
 """Settings of a training run, and what follows from them as pure functions that both backends' loops use.
 
-A run is a frozen record with a name in `RECIPES`; a variant of it is `dataclasses.replace(recipe, ...)`.
+A recipe is a TOML file: those in `recipes/` have names, your own are read by path. One may be based on another (`base = "NAME"`, or a
+path beside the file) and says only what differs. Single settings are replaced with `groupvit_common.settings.changed`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,134 +18,365 @@ from numpy.typing import NDArray
 
 from groupvit_common.config import GroupViTConfig
 from groupvit_common.errors import InputError
+from groupvit_common.settings import parse_change, read_settings, with_changes
 
-Objective = Literal["groups", "paper"]
+RECIPES = Path(__file__).parent / "recipes"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """One training run on captioned scenes.
+class ModelSettings:
+    """What is trained, and from where it starts. The defaults are the paper's model.
 
-    Data: `levels`, one a step, in the order of `turns`, which starts again; `scenes_per_level` scenes of `image_size` pixels a side, made from `seed`;
-    held-out scenes are made from `held_out_seed`, `held_out_scenes` a level. `templates`: one is drawn each step for all
-    prompts. `vocab_size` of the tokenizer learnt from the captions.
+    `depths` layers of each stage; `groups` that each grouping block leaves, with as many group tokens: one fewer than there are
+    stages. `drop_path`: the highest rate of dropped residual branches, of the last vision layer; they rise in a line from 0.
 
-    Objective "groups" trains groups against the batch's prompts (`loss.py` of a backend), beyond the paper:
-    `naming_weight` patch naming, `claim_weight` prompt claims by `claim_patches` patches each; `ungrouped_weight` the same two
-    for the patches themselves, as they enter the grouping block; `mixed_share` of each batch is mixed, part of one picture
-    beside part of another, each patch answering to its own caption.
-    Objective "paper" is the paper's: contrastive of the pooled image and its caption, plus multi-label contrastive with
-    `paper_prompts` prompts a caption.
+    `logit_scale`: what similarities are multiplied with at first, 1 / temperature. `position_amplitude`: position embeddings
+    start as waves of this height (0: at the model's own initial values).
 
-    Grouping: soft until the share `hard_from` of the steps, then hard with straight-through gradients; `gumbel` adds the
-    paper's noise.
+    `tokenizer`: a checkpoint's directory or name on the hub; empty: learnt from the captions, with `vocab_size` entries.
+    `text_length`: tokens of the longest text.
 
-    Start: the model's own initial values, but position embeddings of waves with `position_amplitude` (0: the model's own).
-
-    Optimiser: AdamW, `learning_rate` after `warmup_steps` of linear rise, then a cosine to `final_rate` of it, over `steps`
-    steps of `batch_size` images; `weight_decay` by `decays`; gradients clipped to the norm `clip_norm`; the saved weights
-    are an exponential mean with decay `ema_decay` (0: the last weights).
+    `init_from`: a checkpoint to start from (directory or name on the hub). Its configuration and tokenizer then hold, and of the
+    settings above only `image_size` (positions are interpolated), `drop_path` and the training ones count. `freeze`: parts that stay
+    as they are; `train_only`: the only parts that do not. Both name runs of components of the tensors' names: "text_model",
+    "group_token", "vision_model.encoder.stages.0".
     """
 
-    seed: int = 0
-    held_out_seed: int = 1_000_003
+    image_size: int = 224
+    patch_size: int = 16
+    width: int = 384
+    heads: int = 6
+    mlp_ratio: int = 4
+    depths: tuple[int, ...] = (6, 3, 3)
+    groups: tuple[int, ...] = (64, 8)
+    drop_path: float = 0.1
+    text_width: int = 256
+    text_heads: int = 4
+    text_layers: int = 12
+    text_mlp_ratio: int = 4
+    text_length: int = 77
+    embedding: int = 256
+    projection_width: int = 4096
+    initializer_range: float = 0.02
+    logit_scale: float = 1 / 0.07
+    position_amplitude: float = 0.0
+    tokenizer: str = "nvidia/groupvit-gcc-yfcc"
+    vocab_size: int = 49408
+    init_from: str = ""
+    freeze: tuple[str, ...] = ()
+    train_only: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.depths) != len(self.groups) + 1:
+            raise InputError(
+                f"model.depths must have one entry more than model.groups, whose blocks stand between the stages; "
+                f"got {list(self.depths)} and {list(self.groups)}"
+            )
+        if self.freeze and self.train_only:
+            raise InputError("model.freeze and model.train_only exclude each other: give one of them")
+        if self.logit_scale <= 0:
+            raise InputError(f"model.logit_scale must be positive, got {self.logit_scale}")
+        _check_share("model", self, "drop_path")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneSettings:
+    """Made scenes as data (`groupvit_common.data`): what a run trains on that names no other data.
+
+    `levels`, one a step, in the order of `turns`, which starts again; `scenes_per_level` scenes made from the run's seed. Held-out
+    scenes are made from `held_out_seed`, `held_out_scenes` a level. `templates`: one is drawn each step for all prompts.
+    `prompts`: words of each caption for the multi-label loss. `mixed_share` of each batch is mixed for the objective "groups": part
+    of one picture beside part of another, each patch answering to its own caption.
+    """
+
     levels: tuple[int, ...] = (1, 2, 3)
     turns: tuple[int, ...] = (1, 2, 3, 2)
     scenes_per_level: int = 15_000
+    held_out_seed: int = 1_000_003
     held_out_scenes: int = 200
-    image_size: int = 64
-    vocab_size: int = 640
     templates: tuple[str, ...] = ("{}", "a {}", "a {} object", "a photo of a {}.", "a picture of {}.")
+    prompts: int = 3
+    mixed_share: float = 0.5
 
-    # The model: one grouping block.
-    patch_size: int = 4
-    width: int = 128
-    heads: int = 2
-    mlp_ratio: int = 2
-    depths: tuple[int, int] = (2, 0)
-    groups: int = 32
-    text_width: int = 64
-    text_layers: int = 1
-    embedding: int = 64
-    projection_width: int = 256
-    initializer_range: float = 0.08
+    def __post_init__(self) -> None:
+        _check_least("scenes", self, 1, "scenes_per_level", "held_out_scenes")
+        _check_least("scenes", self, 0, "held_out_seed", "prompts")
+        _check_share("scenes", self, "mixed_share")
+        if not self.turns or set(self.turns) != set(self.levels):
+            raise InputError(
+                f"scenes.turns must name every one of the levels {list(self.levels)} and no other, got {list(self.turns)}"
+            )
 
-    objective: Objective = "groups"
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveSettings:
+    """What is learnt.
+
+    `kind` "paper": contrastive of the pooled image and its caption, plus `multi_label_weight` times multi-label contrastive with
+    the data's prompts of each caption, whose temperature is its own.
+    `kind` "groups" (scenes only) trains groups against the batch's prompts (`loss.py` of a backend), beyond the paper:
+    `naming_weight` patch naming, `claim_weight` prompt claims by `claim_patches` patches each; `ungrouped_weight` the same two for
+    the patches themselves, as they enter the grouping block.
+
+    Grouping: soft until the share `hard_from` of the steps, then hard with straight-through gradients; `gumbel` adds the paper's
+    noise.
+    """
+
+    kind: Literal["paper", "groups"] = "paper"
+    multi_label_weight: float = 1.0
     naming_weight: float = 1.0
     claim_weight: float = 1.0
     claim_patches: int = 12
     ungrouped_weight: float = 1.0
-    mixed_share: float = 0.5
-    paper_prompts: int = 3
-    hard_from: float = 1.0
-    gumbel: bool = False
-
-    position_amplitude: float = 0.7
-    steps: int = 7500
-    batch_size: int = 24
-    learning_rate: float = 1e-3
-    warmup_steps: int = 200
-    final_rate: float = 0.01
-    weight_decay: float = 0.05
-    clip_norm: float = 1.0
-    ema_decay: float = 0.998
-    bfloat16: bool = True
+    hard_from: float = 0.0
+    gumbel: bool = True
 
     def __post_init__(self) -> None:
-        if min(self.seed, self.held_out_seed) < 0:
-            raise InputError(f"seeds must not be negative, got {self.seed} and {self.held_out_seed}")
-        for name in ("steps", "batch_size", "scenes_per_level", "held_out_scenes"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.warmup_steps < self.steps:
-            raise InputError(f"warmup_steps must be fewer than steps, got {self.warmup_steps} of {self.steps}")
-        if self.batch_size < 4:
+        _check_least("objective", self, 0, "multi_label_weight")
+        _check_share("objective", self, "hard_from")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """AdamW with `weight_decay` by `decays`; gradients clipped to the norm `clip_norm` (0: not at all). The weights that are measured
+    and saved are an exponential mean with decay `ema_decay` (0: the last weights)."""
+
+    learning_rate: float = 1.6e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    weight_decay: float = 0.05
+    clip_norm: float = 5.0
+    ema_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_share("optimizer", self, "ema_decay")
+        _check_least("optimizer", self, 0, "learning_rate", "weight_decay", "clip_norm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSettings:
+    """How long, and how the learning rate changes.
+
+    `batch_size`: images of one step, on all devices together. `steps`, or `epochs` of `images_per_epoch`. The rate rises in a
+    line from the share `initial_rate` of `learning_rate` over `warmup_steps` (or `warmup_epochs`), then falls as a cosine to the share
+    `final_rate`.
+    """
+
+    batch_size: int = 4096
+    steps: int = 0
+    epochs: float = 30.0
+    images_per_epoch: int = 0
+    warmup_steps: int = 0
+    warmup_epochs: float = 2.0
+    initial_rate: float = 0.0
+    final_rate: float = 0.025
+
+    def __post_init__(self) -> None:
+        # Batch norm and mixing need company.
+        _check_least("schedule", self, 4, "batch_size")
+        _check_least("schedule", self, 0, "steps", "warmup_steps", "epochs", "images_per_epoch", "warmup_epochs")
+        _check_share("schedule", self, "initial_rate", "final_rate")
+        if self.total_steps < 1:
+            raise InputError("schedule needs steps, or epochs and images_per_epoch of at least one batch")
+        if not self.total_warmup_steps < self.total_steps:
             raise InputError(
-                f"batch_size must be at least 4 (batch norm and mixing need company), got {self.batch_size}"
+                f"schedule.warmup_steps must be fewer than steps, got {self.total_warmup_steps} of {self.total_steps}"
             )
-        if not self.turns or set(self.turns) != set(self.levels):
-            raise InputError(f"turns must name every one of the levels {self.levels} and no other, got {self.turns}")
-        if self.seed == self.held_out_seed:
-            raise InputError(f"seed {self.seed} is the seed of the held-out scenes; choose another")
-        for name in ("hard_from", "mixed_share", "final_rate", "ema_decay"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise InputError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run, whichever way they were given."""
+        return self.steps or self._steps_of(self.epochs)
+
+    @property
+    def total_warmup_steps(self) -> int:
+        return self.warmup_steps or self._steps_of(self.warmup_epochs)
+
+    def _steps_of(self, epochs: float) -> int:
+        return int(epochs * self.images_per_epoch / self.batch_size)
 
 
-def model_config(recipe: Recipe, vocab_size: int, max_length: int) -> GroupViTConfig:
-    """The model that a recipe trains. `vocab_size`, `max_length`: of its tokenizer, whose last id ends a text."""
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How it is computed, watched and saved.
+
+    `precision` of activations (weights are float32 throughout); `compile` the towers; `gradient_checkpointing`: time for memory;
+    `chunk_size`: images that go through the towers at once on one device (0: its whole share of the batch). Smaller chunks
+    need less memory and change no gradient: features of the whole batch are compared all the same.
+
+    A line and a record every `log_every` steps; held-out scenes measured every `evaluate_every`; a checkpoint every `save_every`
+    steps and every `save_minutes` (0: not), of which the last `keep` and, with `keep_best`, the best measured one stay.
+    `max_bad_steps`: so many steps whose loss or gradient is no number end the run.
+
+    `tensorboard`: also write event files; `wandb`: name of a Weights & Biases project (empty: none). `peak_tflops`: what one
+    device can do at this precision, for the utilisation (0: known for some devices).
+    """
+
+    seed: int = 0
+    precision: Precision = "bfloat16"
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    chunk_size: int = 0
+    log_every: int = 100
+    evaluate_every: int = 2500
+    save_every: int = 2500
+    save_minutes: float = 0.0
+    keep: int = 3
+    keep_best: bool = True
+    max_bad_steps: int = 10
+    tensorboard: bool = False
+    wandb: str = ""
+    peak_tflops: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_least(
+            "run", self, 0, "seed", "chunk_size", "save_minutes", "peak_tflops", "evaluate_every", "save_every"
+        )
+        _check_least("run", self, 1, "log_every", "keep", "max_bad_steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One training run, in sections."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    scenes: SceneSettings = field(default_factory=SceneSettings)
+    objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    run: RunSettings = field(default_factory=RunSettings)
+
+    def __post_init__(self) -> None:
+        if self.run.seed == self.scenes.held_out_seed:
+            raise InputError(f"run.seed {self.run.seed} is the seed of the held-out scenes; choose another")
+        if self.objective.kind == "groups" and len(self.model.groups) != 1:
+            raise InputError(
+                f"the objective 'groups' trains one grouping block, got model.groups = {list(self.model.groups)}"
+            )
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether the multi-label loss takes part."""
+        return self.objective.kind == "paper" and self.scenes.prompts > 0 and self.objective.multi_label_weight > 0
+
+
+def _check_least(section: str, settings: Any, least: float, *names: str) -> None:
+    for name in names:
+        if not getattr(settings, name) >= least:
+            raise InputError(f"{section}.{name} must be at least {least:g}, got {getattr(settings, name)}")
+
+
+def _check_share(section: str, settings: Any, *names: str) -> None:
+    for name in names:
+        if not 0.0 <= getattr(settings, name) <= 1.0:
+            raise InputError(f"{section}.{name} must lie between 0 and 1, got {getattr(settings, name)}")
+
+
+# Named runs and files
+
+
+def recipe_names() -> tuple[str, ...]:
+    """The named runs that come with the package."""
+    return tuple(sorted(path.stem for path in RECIPES.glob("*.toml")))
+
+
+def get_recipe(name_or_path: str | Path, changes: Iterable[str] = ()) -> Recipe:
+    """A named run, or that of a TOML file.
+
+    Args:
+        changes: settings to replace, such as "optimizer.learning_rate=1e-3" or "learning_rate=1e-3".
+
+    Raises:
+        InputError: no such name or file, a file that is no recipe, an impossible setting; says what there is.
+    """
+    path = _find(name_or_path, Path())
+    # The changes come first: a file may leave out what they say.
+    table = with_changes(Recipe, _table(path, ()), dict(map(parse_change, changes)))
+    try:
+        return read_settings(Recipe, table)
+    except InputError as error:
+        raise InputError(f"recipe {path.stem if path.parent == RECIPES else path}: {error}") from error
+
+
+def _find(name_or_path: str | Path, beside: Path) -> Path:
+    name = str(name_or_path)
+    if name in recipe_names():
+        return RECIPES / f"{name}.toml"
+    path = beside / name
+    if path.is_file():
+        return path
+    if name.endswith(".toml"):
+        raise InputError(f"there is no recipe file {path}")
+    raise InputError(
+        f"no recipe called {name!r}; there are {', '.join(recipe_names())}, or give the path of a TOML file"
+    )
+
+
+def _table(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """The content of a recipe file, laid over that of its base."""
+    if path in seen:
+        raise InputError(f"{path} is based on itself, by way of {', '.join(map(str, seen))}")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path} cannot be read as TOML: {error}") from error
+    base = table.pop("base", None)
+    if base is None:
+        return table
+    if not isinstance(base, str):
+        raise InputError(f"{path}: base must be the name or path of a recipe, got {base!r}")
+    return _merged(_table(_find(base, path.parent), (*seen, path)), table)
+
+
+def _merged(base: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in table.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+# What follows from a recipe
+
+
+def model_config(recipe: Recipe, vocab_size: int) -> GroupViTConfig:
+    """The model that a recipe trains. `vocab_size`: of its tokenizer, whose last id ends a text."""
+    settings = recipe.model
     text: dict[str, Any] = {
         "vocab_size": vocab_size,
-        "hidden_size": recipe.text_width,
-        "intermediate_size": recipe.text_width * 2,
-        "num_hidden_layers": recipe.text_layers,
-        "num_attention_heads": max(recipe.text_width // 32, 1),
-        "max_position_embeddings": max_length,
+        "hidden_size": settings.text_width,
+        "intermediate_size": settings.text_width * settings.text_mlp_ratio,
+        "num_hidden_layers": settings.text_layers,
+        "num_attention_heads": settings.text_heads,
+        "max_position_embeddings": settings.text_length,
         "bos_token_id": vocab_size - 2,
         "eos_token_id": vocab_size - 1,
         "pad_token_id": vocab_size - 1,
     }
     vision: dict[str, Any] = {
-        "hidden_size": recipe.width,
-        "intermediate_size": recipe.width * recipe.mlp_ratio,
-        "depths": list(recipe.depths),
-        "num_hidden_layers": sum(recipe.depths),
-        "num_group_tokens": [recipe.groups, 0],
-        "num_output_groups": [recipe.groups, recipe.groups],
-        "num_attention_heads": recipe.heads,
-        "image_size": recipe.image_size,
-        "patch_size": recipe.patch_size,
-        "initializer_range": recipe.initializer_range,
-        "assign_mlp_ratio": [0.5, recipe.mlp_ratio],
+        "hidden_size": settings.width,
+        "intermediate_size": settings.width * settings.mlp_ratio,
+        "depths": list(settings.depths),
+        "num_hidden_layers": sum(settings.depths),
+        "num_group_tokens": [*settings.groups, 0],
+        "num_output_groups": [*settings.groups, settings.groups[-1] if settings.groups else 0],
+        "num_attention_heads": settings.heads,
+        "image_size": settings.image_size,
+        "patch_size": settings.patch_size,
+        "initializer_range": settings.initializer_range,
+        "assign_mlp_ratio": [0.5, settings.mlp_ratio],
     }
     return GroupViTConfig(
         text_config=text,
         vision_config=vision,
-        projection_dim=recipe.embedding,
-        projection_intermediate_dim=recipe.projection_width,
-        logit_scale_init_value=math.log(10.0),
+        projection_dim=settings.embedding,
+        projection_intermediate_dim=settings.projection_width,
+        logit_scale_init_value=math.log(settings.logit_scale),
         # Kept in config.json for `Segmenter`: masks are best made in the way that was trained.
-        segmentation_assignment="hard" if assigns_hard(recipe, recipe.steps - 1) else "soft",
+        segmentation_assignment="hard" if assigns_hard(recipe, recipe.schedule.total_steps - 1) else "soft",
     )
 
 
@@ -163,11 +396,14 @@ def wave_positions(side: int, width: int, amplitude: float) -> NDArray[np.float3
 
 def learning_rate_at(recipe: Recipe, step: int) -> float:
     """Learning rate of step 0 .. steps - 1: linear warm-up, then a cosine down to `final_rate` of the peak."""
-    if step < recipe.warmup_steps:
-        return recipe.learning_rate * (step + 1) / recipe.warmup_steps
-    progress = (step - recipe.warmup_steps) / max(recipe.steps - recipe.warmup_steps, 1)
+    schedule, peak = recipe.schedule, recipe.optimizer.learning_rate
+    steps, warmup = schedule.total_steps, schedule.total_warmup_steps
+    if step < warmup:
+        start = peak * schedule.initial_rate
+        return start + (peak - start) * (step + 1) / warmup
+    progress = (step - warmup) / max(steps - warmup, 1)
     cosine = 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
-    return recipe.learning_rate * (recipe.final_rate + (1.0 - recipe.final_rate) * cosine)
+    return peak * (schedule.final_rate + (1.0 - schedule.final_rate) * cosine)
 
 
 def decays(name: str, dimensions: int) -> bool:
@@ -178,27 +414,15 @@ def decays(name: str, dimensions: int) -> bool:
 
 def mean_decay_at(recipe: Recipe, step: int) -> float:
     """What the mean of the weights keeps of itself at this step: `ema_decay`, less in the first steps, none in the very first."""
-    return min(recipe.ema_decay, step / (step + 10))
+    return min(recipe.optimizer.ema_decay, step / (step + 10))
 
 
 def assigns_hard(recipe: Recipe, step: int) -> bool:
     """Whether patches belong to one group each at this step."""
-    return step >= recipe.hard_from * recipe.steps
+    return step >= recipe.objective.hard_from * recipe.schedule.total_steps
 
 
-_DEMO = Recipe()
-
-RECIPES: Mapping[str, Recipe] = MappingProxyType(
-    {
-        "scenes-demo": _DEMO,
-        "scenes-paper": Recipe(objective="paper", gumbel=True, hard_from=0.0, mixed_share=0.0, position_amplitude=0.0),
-    }
-)
-"""Named runs. "scenes-demo" made the bundled model; "scenes-paper" is the paper's own objective on the same scenes."""
-
-
-def get_recipe(name: str) -> Recipe:
-    """A named run; `InputError` lists the names there are."""
-    if name not in RECIPES:
-        raise InputError(f"no recipe called {name!r}; there are {', '.join(RECIPES)}")
-    return RECIPES[name]
+def drop_path_rates(recipe: Recipe) -> list[float]:
+    """How often each vision layer's residual branches are dropped in training, from the first layer to the last."""
+    layers = sum(recipe.model.depths)
+    return [recipe.model.drop_path * layer / max(layers - 1, 1) for layer in range(layers)]

@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,11 +25,10 @@ from groupvit_common.metrics import confusion_matrix, mean_iou
 from groupvit_common.processor import GroupViTProcessor
 from groupvit_common.prompts import Label
 from groupvit_common.recipe import Recipe, get_recipe
+from groupvit_common.settings import changed, to_table
 from groupvit_common.tokenizer import CLIPTokenizer
 
-TEXT_LENGTH = 32  # tokens: room for the longest caption of a scene
 MEASURES_NAME = "training.json"
-LOG_EVERY = 100  # steps
 
 
 class Segmenter(Protocol):
@@ -92,19 +91,20 @@ class Run:
     ) -> Run:
         """Makes the folder, the scenes and the tokenizer. InputError: an unknown recipe, or a folder that cannot be made."""
         recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
-        recipe = recipe if seed is None else replace(recipe, seed=seed)
+        recipe = recipe if seed is None else changed(recipe, {"run.seed": seed})
         directory = Path(out_dir)
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot make the folder {directory} for the model: {error}") from error
         started = time.monotonic()
-        log(f"making {recipe.scenes_per_level} scenes for each of the levels {', '.join(map(str, recipe.levels))}")
+        scenes = recipe.scenes
+        log(f"making {scenes.scenes_per_level} scenes for each of the levels {', '.join(map(str, scenes.levels))}")
         pictures = {
-            level: CaptionedImages.scenes(recipe.seed, recipe.scenes_per_level, level, recipe.image_size)
-            for level in recipe.levels
+            level: CaptionedImages.scenes(recipe.run.seed, scenes.scenes_per_level, level, recipe.model.image_size)
+            for level in scenes.levels
         }
-        captions = [caption for level in recipe.levels for caption in pictures[level].captions]
+        captions = [caption for level in scenes.levels for caption in pictures[level].captions]
         processor = make_processor(recipe, captions)
         majority = majority_mean_iou(recipe)
         return cls(recipe, directory, pictures, processor, backend, threads, log, started, majority)
@@ -115,7 +115,7 @@ class Run:
 
     def batches(self) -> Iterator[Batch[NDArray[Any]]]:
         """The run's batches, the same for the same seed whatever the backend."""
-        return batches(self.recipe, self.pictures, self.processor, np.random.default_rng(self.recipe.seed))
+        return batches(self.recipe, self.pictures, self.processor, np.random.default_rng(self.recipe.run.seed))
 
     def measure_untrained(self, segmenter: Segmenter, parameters: int) -> None:
         """`parameters`: how many numbers the model learns."""
@@ -128,12 +128,13 @@ class Run:
         step = len(self.losses)
         if not math.isfinite(loss):
             raise GroupViTError(
-                f"the loss is {loss} at step {step}: try a lower learning_rate than {self.recipe.learning_rate:g} or "
-                f"bfloat16=False; what {self.directory} holds is from before"
+                f"the loss is {loss} at step {step}: try a lower learning_rate than {self.recipe.optimizer.learning_rate:g} or "
+                f"precision float32; what {self.directory} holds is from before"
             )
-        if step % LOG_EVERY == 0:
-            mean = np.mean(self.losses[-LOG_EVERY:])
-            self.log(f"step {step}/{self.recipe.steps}  loss {mean:.3f}  {self.minutes:.1f} min")
+        every = self.recipe.run.log_every
+        if step % every == 0:
+            mean = np.mean(self.losses[-every:])
+            self.log(f"step {step}/{self.recipe.schedule.total_steps}  loss {mean:.3f}  {self.minutes:.1f} min")
 
     def save(self, model: Model, segmenter: Segmenter) -> None:
         """Measures a model through a segmenter that holds it, and writes it with its processor and its measures."""
@@ -143,7 +144,7 @@ class Run:
         model.save_pretrained(self.directory)
         self.processor.save_pretrained(self.directory)
         record = {
-            "recipe": asdict(self.recipe),
+            "recipe": to_table(self.recipe),
             "steps": step,
             "minutes": round(self.minutes, 1),
             "backend": self.backend,
@@ -165,9 +166,9 @@ class Run:
 
 def make_processor(recipe: Recipe, captions: Sequence[str]) -> GroupViTProcessor:
     """A tokenizer learnt from captions and templates, and an image processor that keeps pictures of the trained size."""
-    sentences = [template.format(caption) for template in recipe.templates for caption in captions[:2000]]
-    tokenizer = CLIPTokenizer.train(sentences, recipe.vocab_size, model_max_length=TEXT_LENGTH)
-    side = recipe.image_size
+    sentences = [template.format(caption) for template in recipe.scenes.templates for caption in captions[:2000]]
+    tokenizer = CLIPTokenizer.train(sentences, recipe.model.vocab_size, model_max_length=recipe.model.text_length)
+    side = recipe.model.image_size
     images = GroupViTImageProcessor(size={"height": side, "width": side}, crop_size={"height": side, "width": side})
     return GroupViTProcessor(images, tokenizer)
 
@@ -180,20 +181,22 @@ def measure(segmenter: Segmenter, recipe: Recipe) -> dict[int, float]:
     """
     return {
         level: 100.0 * mean_iou(scene_confusion(segmenter, held_out_scenes(recipe, level)), background=0)
-        for level in recipe.levels
+        for level in recipe.scenes.levels
     }
 
 
 def held_out_scenes(recipe: Recipe, level: int) -> list[Scene]:
     """The scenes of a level that the recipe never trains on."""
-    size = (recipe.image_size, recipe.image_size)
-    return [make_scene(recipe.held_out_seed, index, level, size) for index in range(recipe.held_out_scenes)]
+    size = (recipe.model.image_size, recipe.model.image_size)
+    return [
+        make_scene(recipe.scenes.held_out_seed, index, level, size) for index in range(recipe.scenes.held_out_scenes)
+    ]
 
 
 def majority_mean_iou(recipe: Recipe) -> dict[int, float]:
     """What `measure` would say of a model that calls every pixel of a level by its most frequent class."""
     result = {}
-    for level in recipe.levels:
+    for level in recipe.scenes.levels:
         masks = np.stack([scene.mask for scene in held_out_scenes(recipe, level)])
         classes = len(LEVELS[level]) + 1
         most = 1 + int(np.bincount(masks.ravel(), minlength=classes)[1:].argmax())

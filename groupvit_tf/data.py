@@ -15,7 +15,7 @@ Inputs = dict[str, Any]
 
 def inputs(batch: Batch[NDArray[Any]], recipe: Recipe) -> Inputs:
     """What `groupvit_tf.train.ScenesTrainer` takes of a batch: the arrays that the recipe's objective uses, by name."""
-    if recipe.objective == "paper":
+    if recipe.objective.kind == "paper":
         return {
             "pixel_values": batch.pixels,
             "prompts": dict(batch.prompts),
@@ -40,14 +40,14 @@ def dataset(batches: Callable[[], Iterable[Batch[NDArray[Any]]]], recipe: Recipe
     """
     import tensorflow as tf
 
-    count, side = recipe.batch_size, recipe.image_size
+    count, side = recipe.schedule.batch_size, recipe.model.image_size
     tokens = tf.TensorSpec((None, None), tf.int64)
     text = {"input_ids": tokens, "attention_mask": tokens}
     signature: Inputs = {"pixel_values": tf.TensorSpec((count, 3, side, side), tf.float32), "prompts": text}
-    if recipe.objective == "paper":
+    if recipe.objective.kind == "paper":
         signature |= {"captions": text, "of_caption": tf.TensorSpec((count, None), tf.int64)}
     else:
-        patches = (side // recipe.patch_size) ** 2
+        patches = (side // recipe.model.patch_size) ** 2
         signature |= {
             "allowed": tf.TensorSpec((count, patches, None), tf.bool),
             "named": tf.TensorSpec((count, None), tf.bool),

@@ -31,7 +31,7 @@ from groupvit_common.recipe import (
     model_config,
     wave_positions,
 )
-from groupvit_common.training import TEXT_LENGTH, Run, TrainResult
+from groupvit_common.training import Run, TrainResult
 from groupvit_tf.checkpoint import canonical_variables
 from groupvit_tf.data import dataset
 from groupvit_tf.layers import Projection, Tensor, batch_statistics
@@ -58,7 +58,7 @@ def train(
     """Trains a model and writes it to `out_dir`: weights, configuration, tokenizer, processor, `training.json`.
 
     Args:
-        recipe: settings, or the name of a run in `groupvit_common.recipe.RECIPES`.
+        recipe: settings, or what `groupvit_common.recipe.get_recipe` takes: a name or a TOML file.
         seed: replaces the recipe's.
         save_every: steps between checkpoints on the way; each replaces the last. They are evaluated on held-out scenes.
         log: receives one line at a time.
@@ -70,7 +70,7 @@ def train(
     version = f"Keras {keras.__version__} on {keras.backend.backend()}"
     run = Run.begin(recipe, out_dir, seed=seed, log=log, backend=version, threads=os.cpu_count() or 1)
     recipe = run.recipe
-    keras.utils.set_random_seed(recipe.seed)
+    keras.utils.set_random_seed(recipe.run.seed)
     model = new_model(recipe, run.processor)
     learnt = sum(math.prod(variable.shape) for variable in model.trainable_variables)
     mean = MeanWeights(model, partial(mean_decay_at, recipe))
@@ -80,7 +80,7 @@ def train(
     trainer.compile(make_optimiser(model, recipe), jit_compile=False)
     trainer.fit(
         dataset(run.batches, recipe),
-        steps_per_epoch=recipe.steps,
+        steps_per_epoch=recipe.schedule.total_steps,
         shuffle=False,
         verbose=0,
         callbacks=[_Losses(run), mean, HardAssignment(recipe), _Saving(run, mean, save_every)],
@@ -93,10 +93,11 @@ def train(
 
 def new_model(recipe: Recipe, processor: GroupViTProcessor) -> GroupViTModel:
     """The untrained model of a recipe, drawn from Keras's generator (`keras.utils.set_random_seed`)."""
-    policy = "mixed_bfloat16" if recipe.bfloat16 else "float32"
-    model = GroupViTModel(model_config(recipe, len(processor.tokenizer), TEXT_LENGTH), dtype=policy)
-    if recipe.position_amplitude:
-        waves = wave_positions(recipe.image_size // recipe.patch_size, recipe.width, recipe.position_amplitude)
+    policy = "float32" if recipe.run.precision == "float32" else f"mixed_{recipe.run.precision}"
+    model = GroupViTModel(model_config(recipe, len(processor.tokenizer)), dtype=policy)
+    settings = recipe.model
+    if settings.position_amplitude:
+        waves = wave_positions(settings.image_size // settings.patch_size, settings.width, settings.position_amplitude)
         model.vision_model.embeddings.position_embeddings.assign(waves[None])
     return model
 
@@ -121,7 +122,7 @@ class ScenesTrainer(keras.Model):
 
     def call(self, inputs: dict[str, Any], training: bool = False) -> dict[str, Tensor]:
         """The embeddings that `compute_loss` compares."""
-        forward = _paper_embeddings if self.recipe.objective == "paper" else _groups_embeddings
+        forward = _paper_embeddings if self.recipe.objective.kind == "paper" else _groups_embeddings
         return forward(self.model, inputs, self.recipe, self.assign_hard, training)
 
     def compute_loss(
@@ -133,7 +134,7 @@ class ScenesTrainer(keras.Model):
         training: bool = True,
     ) -> Tensor:
         """The recipe's objective of a batch `x` and its embeddings `y_pred`. Keras calls this."""
-        objective = paper_objective if self.recipe.objective == "paper" else groups_objective
+        objective = paper_objective if self.recipe.objective.kind == "paper" else groups_objective
         return objective(y_pred, x, ops.exp(self.model.logit_scale), self.recipe)
 
 
@@ -157,7 +158,7 @@ def _groups_embeddings(
         "assignment": vision.attentions[0],
         "prompts": _texts(model, inputs["prompts"], training),
     }
-    if recipe.ungrouped_weight:
+    if recipe.objective.ungrouped_weight:
         embeddings["patches"] = _project(model.visual_projection, model.vision_model.layernorm(captured[0]))
     return embeddings
 
@@ -170,13 +171,13 @@ def groups_objective(
     def loss(embeds: Tensor, assignment: Tensor | None) -> Tensor:
         naming = patch_naming(group_prompt_logits(embeds, embeddings["prompts"], logit_scale), assignment)
         # Mixed images have lost parts of their objects: nothing is claimed there, since no word of theirs is in `named`.
-        return recipe.naming_weight * patch_naming_loss(
+        return recipe.objective.naming_weight * patch_naming_loss(
             naming, inputs["allowed"]
-        ) + recipe.claim_weight * prompt_claim_loss(naming, inputs["named"], recipe.claim_patches)
+        ) + recipe.objective.claim_weight * prompt_claim_loss(naming, inputs["named"], recipe.objective.claim_patches)
 
     total = loss(embeddings["groups"], embeddings["assignment"])
-    if recipe.ungrouped_weight:
-        total = total + recipe.ungrouped_weight * loss(embeddings["patches"], None)
+    if recipe.objective.ungrouped_weight:
+        total = total + recipe.objective.ungrouped_weight * loss(embeddings["patches"], None)
     return total
 
 
@@ -211,7 +212,7 @@ def _texts(model: GroupViTModel, tokens: dict[str, Tensor], training: bool) -> T
 
 def _noise(recipe: Recipe) -> list[Tensor] | None:
     """The noise of the recipe's one grouping block: None, which draws the paper's, or zeros for none at all."""
-    return None if recipe.gumbel else [np.zeros((1, 1, 1), np.float32)]
+    return None if recipe.objective.gumbel else [np.zeros((1, 1, 1), np.float32)]
 
 
 @contextmanager
@@ -312,7 +313,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
 
     @classmethod
     def of(cls, recipe: Recipe) -> Schedule:
-        return cls([learning_rate_at(recipe, step) for step in range(recipe.steps)])
+        return cls([learning_rate_at(recipe, step) for step in range(recipe.schedule.total_steps)])
 
     def __call__(self, step: Tensor) -> Tensor:
         table = ops.convert_to_tensor(self.rates.astype(keras.config.floatx()))
@@ -326,11 +327,11 @@ def make_optimiser(model: GroupViTModel, recipe: Recipe) -> AdamW:
     """AdamW with the recipe's schedule and clipping, and weight decay where `decays` says so."""
     optimiser = AdamW(
         Schedule.of(recipe),
-        weight_decay=recipe.weight_decay,
-        beta_1=0.9,
-        beta_2=0.98,
-        epsilon=1e-8,
-        global_clipnorm=recipe.clip_norm,
+        weight_decay=recipe.optimizer.weight_decay,
+        beta_1=recipe.optimizer.betas[0],
+        beta_2=recipe.optimizer.betas[1],
+        epsilon=recipe.optimizer.epsilon,
+        global_clipnorm=recipe.optimizer.clip_norm or None,
     )
     variables = canonical_variables(model)
     optimiser.exclude_from_weight_decay(
@@ -414,7 +415,7 @@ class _Saving(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         step = len(self.run.losses)
-        if step % self.every == 0 or step == self.run.recipe.steps:
+        if step % self.every == 0 or step == self.run.recipe.schedule.total_steps:
             model = self.mean.new_model()
             self.run.save(model, _segmenter(model, self.run.processor))
 

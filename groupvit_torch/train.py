@@ -31,7 +31,7 @@ from groupvit_common.recipe import (
     model_config,
     wave_positions,
 )
-from groupvit_common.training import TEXT_LENGTH, Run, TrainResult
+from groupvit_common.training import Run, TrainResult
 from groupvit_torch.data import tensor_batches
 from groupvit_torch.loss import (
     contrastive_loss,
@@ -57,7 +57,7 @@ def train(
     """Trains a model and writes it to `out_dir`: weights, configuration, tokenizer, processor, `training.json`.
 
     Args:
-        recipe: settings, or the name of a run in `groupvit_common.recipe.RECIPES`.
+        recipe: settings, or what `groupvit_common.recipe.get_recipe` takes: a name or a TOML file.
         seed: replaces the recipe's.
         save_every: steps between checkpoints on the way; each replaces the last. They are evaluated on held-out scenes.
         log: receives one line at a time.
@@ -69,7 +69,7 @@ def train(
     version = f"PyTorch {torch.__version__}"
     run = Run.begin(recipe, out_dir, seed=seed, log=log, backend=version, threads=torch.get_num_threads())
     recipe = run.recipe
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(recipe.run.seed)
     model = new_model(recipe, run.processor)
     run.measure_untrained(_segmenter(model, run.processor), model.num_parameters())
 
@@ -80,7 +80,7 @@ def train(
             group["lr"] = learning_rate_at(recipe, step)
         run.took_step(train_step(model, optimiser, batch, recipe, hard=assigns_hard(recipe, step)))
         _average(mean_model, model, mean_decay_at(recipe, step))
-        if (step + 1) % save_every == 0 or step + 1 == recipe.steps:
+        if (step + 1) % save_every == 0 or step + 1 == recipe.schedule.total_steps:
             run.save(mean_model, _segmenter(mean_model, run.processor))
     return run.result()
 
@@ -90,9 +90,10 @@ def train(
 
 def new_model(recipe: Recipe, processor: GroupViTProcessor) -> GroupViTModel:
     """The untrained model of a recipe, drawn from PyTorch's generator."""
-    model = GroupViTModel(model_config(recipe, len(processor.tokenizer), TEXT_LENGTH))
-    if recipe.position_amplitude:
-        waves = wave_positions(recipe.image_size // recipe.patch_size, recipe.width, recipe.position_amplitude)
+    model = GroupViTModel(model_config(recipe, len(processor.tokenizer)))
+    settings = recipe.model
+    if settings.position_amplitude:
+        waves = wave_positions(settings.image_size // settings.patch_size, settings.width, settings.position_amplitude)
         with torch.no_grad():
             model.vision_model.embeddings.position_embeddings.copy_(torch.from_numpy(waves))
     return model
@@ -104,8 +105,8 @@ def make_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     free: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (decayed if decays(name, parameter.ndim) else free).append(parameter)
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
+    groups = [{"params": decayed, "weight_decay": recipe.optimizer.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=recipe.optimizer.learning_rate, betas=recipe.optimizer.betas)
 
 
 def train_step(
@@ -113,11 +114,14 @@ def train_step(
 ) -> float:
     """One update; returns the loss."""
     model.train()
-    with _fast_attention(recipe.bfloat16), torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
-        loss = (paper_objective if recipe.objective == "paper" else groups_objective)(model, batch, recipe, hard)
+    with (
+        _fast_attention(recipe.run.precision != "float32"),
+        torch.autocast("cpu", torch.bfloat16, enabled=recipe.run.precision != "float32"),
+    ):
+        loss = (paper_objective if recipe.objective.kind == "paper" else groups_objective)(model, batch, recipe, hard)
     optimiser.zero_grad()
     loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+    nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.clip_norm)
     optimiser.step()
     with torch.no_grad():
         model.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
@@ -139,26 +143,28 @@ def groups_objective(model: GroupViTModel, batch: Batch[Tensor], recipe: Recipe,
 
     def loss(logits: Tensor, assignment: Tensor | None) -> Tensor:
         naming = patch_naming(logits, assignment)
-        return recipe.naming_weight * patch_naming_loss(
+        return recipe.objective.naming_weight * patch_naming_loss(
             naming, batch.allowed
-        ) + recipe.claim_weight * prompt_claim_loss(naming[whole], batch.named[whole], recipe.claim_patches)
+        ) + recipe.objective.claim_weight * prompt_claim_loss(
+            naming[whole], batch.named[whole], recipe.objective.claim_patches
+        )
 
     patches = (
         _project(model.visual_projection, model.vision_model.layernorm(captured[0]))
-        if recipe.ungrouped_weight
+        if recipe.objective.ungrouped_weight
         else None
     )
     with torch.autocast("cpu", enabled=False):
         scale = model.logit_scale.exp()
         total = loss(group_prompt_logits(groups, prompts, scale), vision.attentions[0])
         if patches is not None:
-            total = total + recipe.ungrouped_weight * loss(group_prompt_logits(patches, prompts, scale), None)
+            total = total + recipe.objective.ungrouped_weight * loss(group_prompt_logits(patches, prompts, scale), None)
         return total
 
 
 def _noise(recipe: Recipe) -> list[Tensor] | None:
     """The noise of the recipe's one grouping block: None, which draws the paper's, or zeros for none at all."""
-    return None if recipe.gumbel else [torch.zeros(1, 1, 1)]
+    return None if recipe.objective.gumbel else [torch.zeros(1, 1, 1)]
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from groupvit_common.errors import InputError
 from groupvit_common.image_files import expand, images_in
 from groupvit_common.image_processor import GroupViTImageProcessor
 from groupvit_common.processor import GroupViTProcessor
+from groupvit_common.recipe import get_recipe
 from groupvit_common.tokenizer import CLIPTokenizer
 from groupvit_common.training import TrainResult
 from groupvit_torch.model import GroupViTModel
@@ -389,6 +390,15 @@ def test_train_knows_its_recipes(run):
     code, _, err = run("train", "no-such-recipe", "--out", "x", model=None)
     assert code == 2
     assert "scenes-demo" in err[0]
+    code, _, err = run("train", "scenes-demo", model=None)
+    assert (code, err) == (2, ["groupvit: error: train needs --out DIR, the folder for the checkpoint"])
+
+
+def test_train_shows_a_recipe_in_full(run):
+    code, out, err = run("train", "scenes-demo", "--set", "learning_rate=0.5", "--show", model=None)
+    assert (code, err) == (0, [])
+    assert "learning_rate = 0.5" in out
+    assert "steps = 7500" in out
 
 
 @pytest.mark.parametrize("backend", ["torch", "tf"])
@@ -396,15 +406,15 @@ def test_train_hands_over_to_the_loop(run, here, monkeypatch, backend):
     train = importlib.import_module(f"groupvit_{backend}.train")
     seen = []
 
-    def pretend(recipe, out_dir, *, seed=None, log=print):
-        seen.append((recipe, out_dir, seed))
+    def pretend(recipe, out_dir, *, log=print):
+        seen.append((recipe, out_dir))
         log("one step")
         return TrainResult(here / out_dir, {1: 50.0}, {1: 2.0}, {1: 0.5}, (1.0,), 0.1)
 
     monkeypatch.setattr(train, "train", pretend)
     code, out, err = run("train", "scenes-demo", "--out", "runs", "--seed", "3", "--backend", backend, model=None)
     assert (code, err) == (0, [])
-    assert seen == [("scenes-demo", "runs", 3)]
+    assert seen == [(get_recipe("scenes-demo", ["run.seed=3"]), "runs")]
     assert out[0] == "one step"
     assert "groupvit segment" in out[-1]
 

@@ -1,6 +1,8 @@
-"""A recipe's pure functions, and that impossible settings are refused."""
+"""Recipes: files, settings and their refusals, and the pure functions of a recipe."""
 
-from dataclasses import FrozenInstanceError, replace
+import json
+from dataclasses import FrozenInstanceError
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,38 +10,144 @@ import pytest
 from groupvit_common.config import GroupViTConfig
 from groupvit_common.errors import InputError
 from groupvit_common.recipe import (
-    RECIPES,
     Recipe,
     assigns_hard,
     decays,
+    drop_path_rates,
     get_recipe,
     learning_rate_at,
     model_config,
+    recipe_names,
     wave_positions,
 )
+from groupvit_common.settings import changed, parse_change, read_settings, to_table, to_toml
+
+DEMO = get_recipe("scenes-demo")
 
 
-@pytest.mark.parametrize("name", list(RECIPES))
+def demo(**changes):
+    return changed(DEMO, changes)
+
+
+# Files and settings
+
+
+@pytest.mark.parametrize("name", recipe_names())
 def test_named_runs_give_a_model_that_the_configuration_accepts(name):
-    config = model_config(get_recipe(name), 600, 32)
+    config = model_config(get_recipe(name), 49408)
     assert isinstance(config, GroupViTConfig)
     assert config.text_config.eos_token_id == config.text_config.vocab_size - 1
     assert config.vision_config.num_group_tokens[-1] == 0
-    assert config.segmentation_assignment == ("hard" if name == "scenes-paper" else "soft")
+    assert config.segmentation_assignment == ("soft" if name == "scenes-demo" else "hard")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_survives_its_toml(name, tmp_path):
+    path = tmp_path / "recipe.toml"
+    recipe = get_recipe(name)
+    path.write_text(to_toml(recipe))
+    assert get_recipe(path) == recipe
+
+
+def test_the_demo_recipe_is_what_made_the_bundled_model():
+    """Its record is of an earlier version, without sections."""
+    record = json.loads((Path(__file__).parent.parent / "groupvit_common/demo_model/training.json").read_text())[
+        "recipe"
+    ]
+    table = {key: value for section in to_table(DEMO).values() for key, value in section.items()}
+    renamed = {
+        "objective": table["kind"], "bfloat16": table["precision"] == "bfloat16", "groups": table["groups"][0],
+        "paper_prompts": table["prompts"],
+    }  # fmt: skip
+    assert {key: renamed.get(key, table.get(key)) for key in record} == record
+
+
+def test_a_file_is_based_on_another_and_settings_of_the_command_come_last(tmp_path):
+    (tmp_path / "mine.toml").write_text('base = "scenes-demo"\n[optimizer]\nlearning_rate = 1\n[run]\nkeep = 5\n')
+    (tmp_path / "more.toml").write_text('base = "mine.toml"\n[optimizer]\nlearning_rate = 0.5\n')
+    recipe = get_recipe(tmp_path / "more.toml", ["steps=1e4", "model.freeze=['text_model']", "tokenizer=a/b"])
+    assert recipe == demo(learning_rate=0.5, keep=5, steps=10_000, freeze=("text_model",), tokenizer="a/b")
+    assert recipe.optimizer.weight_decay == DEMO.optimizer.weight_decay
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[optimizer]\nlearning_rat = 1", "optimizer has no setting 'learning_rat'; there are learning_rate, betas"),
+        ("[optimiser]\nlearning_rate = 1", "has no setting 'optimiser'; there are model, scenes"),
+        ("[optimizer]\nlearning_rate = 'high'", "optimizer.learning_rate must be a number, got 'high'"),
+        ("[optimizer]\nbetas = [0.9]", r"optimizer.betas must be a list of 2, got \[0.9\]"),
+        ("[model]\nwidth = 1.5", "model.width must be a whole number, got 1.5"),
+        ("[model]\nwidth = true", "model.width must be a whole number, got True"),
+        ("[model]\ndepths = 3", "model.depths must be a list, got 3"),
+        ("[model]\ndepths = [1, 'two']", r"model.depths\[1\] must be a whole number, got 'two'"),
+        ("[objective]\nkind = 'mine'", "objective.kind must be one of 'paper', 'groups', got 'mine'"),
+        ("[objective]\ngumbel = 1", "objective.gumbel must be true or false, got 1"),
+        ("[model]\ntokenizer = 3", "model.tokenizer must be a text, got 3"),
+        ("model = 3", "model must be a table with image_size"),
+        ("[model", "cannot be read as TOML"),
+        ("base = 'none'", "no recipe called 'none'; there are .*scenes-demo"),
+        ("base = 'none.toml'", "there is no recipe file .*none.toml"),
+        ("base = 'mine.toml'", "is based on itself"),
+        ("base = 1", "base must be the name or path of a recipe, got 1"),
+        ("", "schedule needs steps, or epochs and images_per_epoch"),
+    ],
+)
+def test_a_file_that_is_no_recipe_gets_one_sentence(tmp_path, text, message):
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        get_recipe(tmp_path / "mine.toml")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("steps", "a setting is changed by NAME=VALUE"),
+        ("stops=3", "there is no setting 'stops'; there are model.image_size, .*schedule.steps"),
+        ("schedule=3", "schedule is a section; change one of its settings, such as schedule.batch_size"),
+        ("schedule.stops=3", "schedule has no setting 'stops'"),
+        ("steps=many", "schedule.steps must be a whole number, got 'many'"),
+    ],
+)
+def test_a_change_that_cannot_be_made_gets_one_sentence(change, message):
+    with pytest.raises(InputError, match=message):
+        get_recipe("scenes-demo", [change])
 
 
 def test_an_unknown_run_is_named_with_those_that_exist():
-    with pytest.raises(InputError, match="scenes-demo"):
+    with pytest.raises(InputError, match=r"no recipe called .scenes.; there are .*scenes-demo, scenes-paper"):
         get_recipe("scenes")
+
+
+def test_every_kind_of_text_survives_toml():
+    odd = ("\x7f\x00\u2028", 'quote " and \\', "naïve 🙂", "")
+    recipe = demo(templates=odd, learning_rate=1e-300)
+    assert get_recipe_text(to_toml(recipe)) == recipe
+
+
+def get_recipe_text(text):
+    import tomllib
+
+    return read_settings(Recipe, tomllib.loads(text))
+
+
+def test_values_on_the_command_line_are_tomls_or_texts():
+    assert parse_change("a.b=[1, 2]") == ("a.b", [1, 2])
+    assert parse_change("a = true") == ("a", True)
+    assert parse_change("a=x=y") == ("a", "x=y")
+    assert parse_change("a=runs/mine") == ("a", "runs/mine")
 
 
 def test_a_recipe_does_not_change():
     with pytest.raises(FrozenInstanceError):
-        get_recipe("scenes-demo").seed = 1
+        DEMO.run.seed = 1
+
+
+# What follows from a recipe
 
 
 def test_learning_rate_rises_in_a_line_and_falls_to_its_floor():
-    recipe = Recipe(steps=1000, warmup_steps=100, learning_rate=2.0, final_rate=0.01)
+    recipe = demo(steps=1000, warmup_steps=100, learning_rate=2.0, final_rate=0.01)
     rates = [learning_rate_at(recipe, step) for step in range(1001)]
     np.testing.assert_allclose(np.diff(rates[:100]), 0.02, rtol=1e-9)
     assert max(rates) == rates[99] == rates[100] == 2.0
@@ -48,9 +156,20 @@ def test_learning_rate_rises_in_a_line_and_falls_to_its_floor():
     assert (np.diff(rates[100:]) < 0).all()
 
 
-def test_learning_rate_without_warmup():
-    recipe = Recipe(steps=10, warmup_steps=0)
-    assert learning_rate_at(recipe, 0) == recipe.learning_rate
+def test_learning_rate_without_warmup_and_from_a_share():
+    assert learning_rate_at(demo(steps=10, warmup_steps=0), 0) == DEMO.optimizer.learning_rate
+    recipe = demo(steps=10, warmup_steps=4, initial_rate=0.5, learning_rate=1.0)
+    assert [learning_rate_at(recipe, step) for step in range(4)] == [0.625, 0.75, 0.875, 1.0]
+
+
+def test_epochs_are_counted_in_batches():
+    recipe = demo(steps=0, epochs=3.0, images_per_epoch=1001, batch_size=100, warmup_steps=0, warmup_epochs=0.5)
+    assert (recipe.schedule.total_steps, recipe.schedule.total_warmup_steps) == (30, 5)
+
+
+def test_drop_path_rises_in_a_line():
+    np.testing.assert_allclose(drop_path_rates(demo(drop_path=0.2, depths=(2, 3))), [0, 0.05, 0.1, 0.15, 0.2])
+    assert drop_path_rates(demo(drop_path=0.2, depths=(1, 0))) == [0.0]
 
 
 @pytest.mark.parametrize(
@@ -73,9 +192,9 @@ def test_what_decays(name, dimensions, expected):
 
 
 def test_hard_assignment_begins_where_the_recipe_says():
-    recipe = Recipe(steps=10, warmup_steps=0, hard_from=0.5)
+    recipe = demo(steps=10, warmup_steps=0, hard_from=0.5)
     assert [assigns_hard(recipe, step) for step in range(10)] == [False] * 5 + [True] * 5
-    assert not any(assigns_hard(replace(recipe, hard_from=1.0), step) for step in range(10))
+    assert not any(assigns_hard(changed(recipe, {"hard_from": 1.0}), step) for step in range(10))
 
 
 def test_wave_positions_are_alike_where_patches_are_near():
@@ -92,18 +211,23 @@ def test_wave_positions_are_alike_where_patches_are_near():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": 0}, "steps must be at least 1"),
-        ({"batch_size": 2}, "batch_size must be at least 4"),
-        ({"turns": (1, 2)}, "turns must name"),
+        ({"steps": 0}, "schedule needs steps"),
+        ({"steps": -1}, "schedule.steps must be at least 0, got -1"),
+        ({"batch_size": 2}, "schedule.batch_size must be at least 4, got 2"),
+        ({"turns": (1, 2)}, "scenes.turns must name"),
         ({"seed": 1_000_003}, "held-out"),
-        ({"seed": -1}, "seeds must not be negative, got -1"),
+        ({"seed": -1}, "run.seed must be at least 0, got -1"),
         ({"steps": 100, "warmup_steps": 100}, "warmup_steps must be fewer than steps, got 100 of 100"),
-        ({"mixed_share": 1.5}, "mixed_share must lie between 0 and 1"),
+        ({"mixed_share": 1.5}, "scenes.mixed_share must lie between 0 and 1"),
+        ({"depths": (1, 1, 1)}, "model.depths must have one entry more than model.groups"),
+        ({"depths": (1, 1, 1), "groups": (4, 2)}, "the objective 'groups' trains one grouping block"),
+        ({"freeze": ("text_model",), "train_only": ("group_token",)}, "exclude each other"),
+        ({"logit_scale": 0}, "model.logit_scale must be positive"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
-        Recipe(**settings)
+        demo(**settings)
 
 
 def test_waves_need_a_width_of_fours():

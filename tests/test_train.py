@@ -15,24 +15,21 @@ from groupvit_common.errors import GroupViTError, InputError
 from groupvit_common.metrics import mean_iou
 from groupvit_common.processor import GroupViTProcessor
 from groupvit_common.recipe import Recipe, get_recipe, learning_rate_at
+from groupvit_common.settings import changed
 from tests.backends import Backend
 
-SMALL = Recipe(
-    steps=4,
-    batch_size=4,
-    warmup_steps=1,
-    scenes_per_level=12,
-    held_out_scenes=2,
-    width=32,
-    heads=1,
-    depths=(1, 0),
-    groups=4,
-    text_width=32,
-    embedding=16,
-    projection_width=32,
-    vocab_size=530,
-)
-PAPER = {"objective": "paper", "gumbel": True, "hard_from": 0.0, "mixed_share": 0.0, "position_amplitude": 0.0}
+SMALL = changed(
+    get_recipe("scenes-demo"),
+    {
+        "steps": 4, "batch_size": 4, "warmup_steps": 1, "scenes_per_level": 12, "held_out_scenes": 2, "width": 32, "heads": 1,
+        "depths": (1, 0), "groups": (4,), "text_width": 32, "text_heads": 1, "embedding": 16, "projection_width": 32, "vocab_size": 530,
+    },
+)  # fmt: skip
+PAPER = {"kind": "paper", "gumbel": True, "hard_from": 0.0, "position_amplitude": 0.0}
+
+
+def small(**changes: Any) -> Recipe:
+    return changed(SMALL, changes)
 
 
 def quiet(line: str) -> None:
@@ -45,7 +42,7 @@ def package(backend: Backend, module: str = "train") -> Any:
 
 @pytest.fixture(scope="module")
 def pictures() -> dict[int, CaptionedImages]:
-    return {level: CaptionedImages.scenes(0, 12, level, 64) for level in SMALL.levels}
+    return {level: CaptionedImages.scenes(0, 12, level, 64) for level in SMALL.scenes.levels}
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +59,11 @@ def run(backend: Backend, recipe: Recipe, directory: Any, **options: Any) -> tra
 
 
 def test_what_a_run_writes_loads_and_measures_the_same_and_a_failed_run_leaves_it(backend, tmp_path):
-    recipe = replace(SMALL, levels=(1, 2), turns=(2, 1), held_out_scenes=1, steps=2)
+    recipe = small(levels=(1, 2), turns=(2, 1), held_out_scenes=1, steps=2)
     result = run(backend, recipe, tmp_path, seed=5)
     record = json.loads((tmp_path / training.MEASURES_NAME).read_text())
-    assert record["recipe"]["seed"] == 5
-    assert record["steps"] == recipe.steps == len(result.losses)
+    assert record["recipe"]["run"]["seed"] == 5
+    assert record["steps"] == recipe.schedule.total_steps == len(result.losses)
     assert set(result.mean_iou) == {1, 2}
     model, processor = backend.load(tmp_path), GroupViTProcessor.from_pretrained(tmp_path)
     segmenter = package(backend, "predictor").Segmenter(model, processor, batch_size=50)
@@ -74,16 +71,16 @@ def test_what_a_run_writes_loads_and_measures_the_same_and_a_failed_run_leaves_i
 
     before = (tmp_path / "model.safetensors").read_bytes()
     with pytest.raises(GroupViTError, match="the loss is nan at step 1: try a lower learning_rate"):
-        run(backend, replace(recipe, naming_weight=float("nan")), tmp_path)
+        run(backend, changed(recipe, {"naming_weight": float("nan")}), tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
 def test_a_run_repeats_itself_and_turns_hard_when_told(backend, tmp_path):
     """The paper's objective, which besides its batches draws noise in the model and prompts in the data: two runs, the same but
     for the step at which they turn hard, are equal up to it."""
-    paper = replace(SMALL, **PAPER, levels=(1,), turns=(1,), held_out_scenes=1, steps=3)
-    soft = run(backend, replace(paper, hard_from=1.0), tmp_path)
-    hard = run(backend, replace(paper, hard_from=0.5), tmp_path)
+    paper = small(**PAPER, levels=(1,), turns=(1,), held_out_scenes=1, steps=3)
+    soft = run(backend, changed(paper, {"hard_from": 1.0}), tmp_path)
+    hard = run(backend, changed(paper, {"hard_from": 0.5}), tmp_path)
     assert hard.losses[:2] == soft.losses[:2]
     assert hard.losses[2] != soft.losses[2]
     assert json.loads((tmp_path / "config.json").read_text())["segmentation_assignment"] == "hard"
@@ -105,8 +102,8 @@ def test_both_backends_take_the_same_steps_and_lower_the_loss(variant, pictures,
     from groupvit_tf.model import GroupViTModel
     from groupvit_torch import train as T
 
-    recipe = replace(SMALL, **variant, bfloat16=False, steps=25, learning_rate=3e-3)
-    kinds = list(batches(replace(recipe, steps=4), pictures, processor, np.random.default_rng(0)))
+    recipe = small(**variant, precision="float32", steps=25, learning_rate=3e-3)
+    kinds = list(batches(changed(recipe, {"steps": 4}), pictures, processor, np.random.default_rng(0)))
     data = [kinds[0]] * 22 + kinds[1:]
 
     torch.manual_seed(0)
@@ -164,7 +161,7 @@ def test_patches_named_by_themselves_learn_but_leave_batch_norm_to_the_groups(ba
     """The second naming reaches the layers before grouping; the projection's running statistics stay those of the groups."""
     T, statistics, gradients = package(backend), [], []
     for weight in (0.0, 1.0):
-        recipe = replace(SMALL, ungrouped_weight=weight, bfloat16=False)
+        recipe = small(ungrouped_weight=weight, precision="float32")
         batch = next(batches(recipe, pictures, processor, np.random.default_rng(0)))
         if backend.name == "torch":
             import torch
@@ -191,7 +188,7 @@ def test_patches_named_by_themselves_learn_but_leave_batch_norm_to_the_groups(ba
 
 def test_a_model_that_names_at_random_measures_near_nothing(backend, processor):
     Segmenter = package(backend, "predictor").Segmenter
-    model = package(backend).new_model(replace(SMALL, bfloat16=False), processor)
+    model = package(backend).new_model(small(precision="float32"), processor)
     scenes = [make_scene(9, index, 1, (64, 96)) for index in range(3)]
     confusion = training.scene_confusion(Segmenter(model, processor), scenes)
     assert confusion.shape == (9, 9)
@@ -211,9 +208,11 @@ def test_the_schedule_gives_the_very_rates_of_the_recipe():
 
     recipe = get_recipe("scenes-demo")
     schedule = Schedule.from_config(Schedule.of(recipe).get_config())
-    for step in (0, 1, 199, 200, 4000, recipe.steps - 1):
+    for step in (0, 1, 199, 200, 4000, recipe.schedule.total_steps - 1):
         assert np.float32(schedule(keras.ops.convert_to_tensor(step))) == np.float32(learning_rate_at(recipe, step))
-    assert np.float32(schedule(recipe.steps + 5)) == np.float32(learning_rate_at(recipe, recipe.steps - 1))
+    assert np.float32(schedule(recipe.schedule.total_steps + 5)) == np.float32(
+        learning_rate_at(recipe, recipe.schedule.total_steps - 1)
+    )
 
 
 def test_weight_decay_spares_the_same_parameters_in_both_backends(processor):
@@ -261,7 +260,7 @@ def test_the_mean_of_the_weights_and_the_limit_of_the_temperature(processor, pic
     from groupvit_tf import train as K
     from groupvit_tf.checkpoint import canonical_variables
 
-    recipe = replace(SMALL, steps=3, bfloat16=False)
+    recipe = small(steps=3, precision="float32")
     model = K.new_model(recipe, processor)
     model.logit_scale.assign(7.0)
     mean = K.MeanWeights(model, lambda step: [0.0, 0.25, 0.5][step])
@@ -291,7 +290,7 @@ def test_both_backends_get_the_same_batches(pictures, processor):
     from groupvit_tf.data import dataset
     from groupvit_torch.data import tensor_batches
 
-    for recipe in (SMALL, replace(SMALL, **PAPER)):
+    for recipe in (SMALL, small(**PAPER)):
 
         def data(recipe: Recipe = recipe) -> Any:
             return batches(recipe, pictures, processor, np.random.default_rng(3))
@@ -302,7 +301,7 @@ def test_both_backends_get_the_same_batches(pictures, processor):
             expected = {"pixel_values": ours.pixels, "prompts": ours.prompts}
             expected |= (
                 {"captions": ours.captions, "of_caption": ours.of_caption}
-                if recipe.objective == "paper"
+                if recipe.objective.kind == "paper"
                 else {"allowed": ours.allowed, "named": ours.named}
             )
             assert theirs.keys() == expected.keys()
@@ -313,11 +312,11 @@ def test_both_backends_get_the_same_batches(pictures, processor):
             for tensor, array in zip(one, other, strict=True):
                 np.testing.assert_array_equal(tensor.numpy(), array.numpy())
             np.testing.assert_array_equal(again.pixels, ours.pixels.numpy())
-        assert count == recipe.steps
+        assert count == recipe.schedule.total_steps
 
 
 def test_prompts_of_a_caption_are_its_own_and_differ(pictures, processor):
-    recipe = replace(SMALL, **PAPER, steps=6)
+    recipe = small(**PAPER, steps=6)
     for batch in batches(recipe, pictures, processor, np.random.default_rng(0)):
         for row, named in zip(batch.of_caption, batch.named, strict=True):
             assert named[row].all()
@@ -342,8 +341,8 @@ def test_masks_never_reach_training():
 
 def test_held_out_scenes_are_none_of_the_training_scenes():
     recipe = get_recipe("scenes-demo")
-    held_out = make_scene(recipe.held_out_seed, 0, 1).image.tobytes()
-    assert all(make_scene(recipe.seed, index, 1).image.tobytes() != held_out for index in range(50))
+    held_out = make_scene(recipe.scenes.held_out_seed, 0, 1).image.tobytes()
+    assert all(make_scene(recipe.run.seed, index, 1).image.tobytes() != held_out for index in range(50))
 
 
 def test_captions_become_rows_of_named_words():
@@ -376,7 +375,7 @@ def test_mixed_patches_carry_the_words_of_their_own_picture():
 
 
 def test_the_most_frequent_class_everywhere_has_its_share_as_iou():
-    recipe = replace(SMALL, held_out_scenes=5)
+    recipe = small(held_out_scenes=5)
     for level, value in training.majority_mean_iou(recipe).items():
         masks = np.stack([scene.mask for scene in training.held_out_scenes(recipe, level)])
         shares = np.array([(masks == k + 1).mean() for k in range(len(LEVELS[level]))])

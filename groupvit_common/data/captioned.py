@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -92,46 +93,88 @@ class Batch(Generic[A]):
         )
 
 
-def batches(
-    recipe: Recipe, pictures: Mapping[int, CaptionedImages], processor: GroupViTProcessor, rng: np.random.Generator
-) -> Iterator[Batch[NDArray[Any]]]:
-    """The batches of a run: levels in turn, so that words of other levels are never taken for wrong answers.
+class SceneBatches:
+    """The batches of a run, without end: levels in turn, so that words of other levels are never taken for wrong answers.
+
+    Every process draws the whole batch and keeps its part of the images; the prompts are all of the batch's words on each of them.
+    Where it stands is a small state of JSON values, from which another one goes on.
 
     Args:
-        pictures: level -> its pictures; rng: draws everything that is random here.
+        pictures: level -> its pictures; rng: draws everything that is random here (None: made from the recipe's seed).
+        rank, world: which part of the images, of how many.
     """
-    images = processor.image_processor
 
-    def tokens(texts: Sequence[str]) -> Mapping[str, NDArray[np.int64]]:
-        encoded: Mapping[str, NDArray[np.int64]] = processor.tokenizer(
+    def __init__(
+        self,
+        recipe: Recipe,
+        pictures: Mapping[int, CaptionedImages],
+        processor: GroupViTProcessor,
+        rng: np.random.Generator | None = None,
+        *,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.recipe = recipe
+        self.pictures = pictures
+        self.processor = processor
+        self.rng = np.random.default_rng(recipe.run.seed) if rng is None else rng
+        self.step = 0
+        share = recipe.schedule.batch_size // world
+        self.mine = slice(rank * share, (rank + 1) * share)
+        self._prompts = {
+            (level, template): self._tokens([template.format(word) for word in pictures[level].words])
+            for level in recipe.scenes.levels
+            for template in recipe.scenes.templates
+        }
+
+    def __iter__(self) -> Iterator[Batch[NDArray[Any]]]:
+        return self
+
+    def __next__(self) -> Batch[NDArray[Any]]:
+        recipe, rng, images = self.recipe, self.rng, self.processor.image_processor
+        scenes, count, mine = recipe.scenes, recipe.schedule.batch_size, self.mine
+        level = scenes.turns[self.step % len(scenes.turns)]
+        self.step += 1
+        pictures = self.pictures[level]
+        batch_images, numbers = pictures.draw(rng, count)
+        pixels = to_pixels(batch_images, images.image_mean, images.image_std)
+        named = pictures.named[numbers]
+        template = scenes.templates[int(rng.integers(len(scenes.templates)))]
+        present = named.any(axis=0)
+        named = named[:, present]
+        words = {key: value[present] for key, value in self._prompts[level, template].items()}
+        if recipe.objective.kind == "paper":
+            captions = self._tokens([pictures.captions[number] for number in numbers])
+            # As many of each caption as the shortest one has.
+            prompts = min(scenes.prompts, int(named.sum(axis=1).min()))
+            chosen = [rng.choice(np.flatnonzero(row), prompts, replace=False) for row in named]
+            captions = {key: value[mine] for key, value in captions.items()}
+            return Batch(pixels[mine], named[mine, None], named[mine], words, captions, np.stack(chosen)[mine])
+        pixels, allowed = mix_halves(pixels, named, scenes.mixed_share, recipe.model.patch_size, rng)
+        named[: int(count * scenes.mixed_share)] = False
+        return Batch(pixels[mine], allowed[mine], named[mine], words)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands: what is drawn next depends on nothing else."""
+        return {"step": self.step, "rng": self.rng.bit_generator.state}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a state of `state_dict`."""
+        self.step = state["step"]
+        self.rng.bit_generator.state = state["rng"]
+
+    def _tokens(self, texts: Sequence[str]) -> Mapping[str, NDArray[np.int64]]:
+        encoded: Mapping[str, NDArray[np.int64]] = self.processor.tokenizer(
             list(texts), padding=True, truncation=True, return_tensors="np"
         )
         return encoded
 
-    prompts = {
-        (level, template): tokens([template.format(word) for word in pictures[level].words])
-        for level in recipe.levels
-        for template in recipe.templates
-    }
-    for step in range(recipe.steps):
-        level = recipe.turns[step % len(recipe.turns)]
-        batch_images, numbers = pictures[level].draw(rng, recipe.batch_size)
-        pixels = to_pixels(batch_images, images.image_mean, images.image_std)
-        named = pictures[level].named[numbers]
-        template = recipe.templates[int(rng.integers(len(recipe.templates)))]
-        present = named.any(axis=0)
-        named = named[:, present]
-        words = {key: value[present] for key, value in prompts[level, template].items()}
-        if recipe.objective == "paper":
-            captions = tokens([pictures[level].captions[number] for number in numbers])
-            # As many of each caption as the shortest one has.
-            count = min(recipe.paper_prompts, int(named.sum(axis=1).min()))
-            of_caption = np.stack([rng.choice(np.flatnonzero(row), count, replace=False) for row in named])
-            yield Batch(pixels, named[:, None], named, words, captions, of_caption)
-        else:
-            pixels, allowed = mix_halves(pixels, named, recipe.mixed_share, recipe.patch_size, rng)
-            named[: int(recipe.batch_size * recipe.mixed_share)] = False
-            yield Batch(pixels, allowed, named, words)
+
+def batches(
+    recipe: Recipe, pictures: Mapping[int, CaptionedImages], processor: GroupViTProcessor, rng: np.random.Generator
+) -> Iterator[Batch[NDArray[Any]]]:
+    """The batches of a whole run of one process (see `SceneBatches`), as many as it has steps."""
+    return islice(SceneBatches(recipe, pictures, processor, rng), recipe.schedule.total_steps)
 
 
 def to_pixels(images: NDArray[np.uint8], mean: Iterable[float], std: Iterable[float]) -> NDArray[np.float32]:

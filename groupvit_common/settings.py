@@ -1,0 +1,211 @@
+"""Settings as frozen dataclasses, from and to TOML: every key known, every value of its type, or one sentence that says what there is."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from groupvit_common.errors import InputError
+
+T = TypeVar("T")
+
+
+def read_settings(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
+    """The settings `cls`, a dataclass, that a table describes; what it leaves out has its default.
+
+    Fields may be of the types bool, int, float, str, Literal, `tuple[T, ...]`, `tuple[T, T]`, a dataclass, `T | None`.
+
+    Args:
+        where: of the table, for error messages: "model", "data.sources[0]".
+
+    Raises:
+        InputError: an unknown key, a value of another type, or settings that `cls` refuses.
+    """
+    fields = _types(cls)
+    for key in table:
+        if key not in fields:
+            owner = f"{where} has" if where else "a recipe has"
+            raise InputError(f"{owner} no setting {key!r}; there are {', '.join(fields)}")
+    values = {key: _convert(fields[key], value, f"{where}.{key}" if where else key) for key, value in table.items()}
+    missing = [
+        field.name
+        for field in dataclasses.fields(cls)  # type: ignore[arg-type]
+        if field.name not in values
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise InputError(f"{where or 'a recipe'} needs the setting {missing[0]!r}")
+    return cls(**values)
+
+
+def to_table(settings: Any) -> dict[str, Any]:
+    """All settings as plain values, in the order of definition; those that are None left out, since TOML has no such value."""
+    return {
+        field.name: _plain(value)
+        for field in dataclasses.fields(settings)
+        if (value := getattr(settings, field.name)) is not None
+    }
+
+
+def to_toml(settings: Any) -> str:
+    """The TOML text of settings, which `read_settings` reads back to equal ones."""
+    table = to_table(settings)
+    lines = [f"{key} = {_toml(value)}" for key, value in table.items() if not isinstance(value, dict)]
+    for key, value in table.items():
+        if isinstance(value, dict):
+            lines += ["", f"[{key}]", *(f"{name} = {_toml(entry)}" for name, entry in value.items())]
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def changed(settings: T, changes: Mapping[str, Any]) -> T:
+    """Settings with some values replaced, all at once.
+
+    Args:
+        changes: "section.key", or "key" alone where only one section has it, -> the new value.
+
+    Raises:
+        InputError: an unknown or ambiguous key, or what `read_settings` refuses.
+    """
+    return read_settings(type(settings), with_changes(type(settings), to_table(settings), changes))
+
+
+def with_changes(cls: type[Any], table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A table for `read_settings` of `cls` with some values replaced; `changes` as in `changed`."""
+    result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in table.items()}
+    for name, value in changes.items():
+        *sections, key = _full_name(cls, table, name).split(".")
+        place = result
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[key] = value
+    return result
+
+
+def parse_change(text: str) -> tuple[str, Any]:
+    """ "learning_rate=1e-3" -> the name and the value. The value is one of TOML; what is none stands for itself as a text."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise InputError(f"a setting is changed by NAME=VALUE, such as learning_rate=1e-3; got {text!r}")
+    try:
+        return name.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name.strip(), value.strip()
+
+
+def _full_name(cls: type[Any], table: Mapping[str, Any], name: str) -> str:
+    fields = _types(cls)
+    # One that is optional and not there is not meant.
+    sections = {
+        key: section
+        for key, kind in fields.items()
+        if (section := _section(kind)) and (section is kind or key in table)
+    }
+    if "." in name:
+        return name
+    if name in fields:
+        if name in sections:
+            raise InputError(
+                f"{name} is a section; change one of its settings, such as {name}.{_first(sections[name])}"
+            )
+        return name
+    owners = [section for section, kind in sections.items() if name in _types(kind)]
+    if len(owners) > 1:
+        raise InputError(f"{name} is ambiguous: there are {', '.join(f'{owner}.{name}' for owner in owners)}")
+    if not owners:
+        known = [f"{section}.{key}" for section, kind in sections.items() for key in _types(kind)]
+        raise InputError(f"there is no setting {name!r}; there are {', '.join(known)}")
+    return f"{owners[0]}.{name}"
+
+
+def _section(kind: Any) -> Any:
+    """The dataclass of a type that is one or is `one | None`."""
+    return next((part for part in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(part)), None)
+
+
+def _first(cls: Any) -> str:
+    return next(iter(_types(cls)))
+
+
+def _types(cls: Any) -> dict[str, Any]:
+    """Field -> type."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        *others, last = (argument for argument in arguments if argument is not type(None))
+        for other in others:
+            with contextlib.suppress(InputError):
+                return _convert(other, value, where)
+        return _convert(last, value, where)
+    if origin is typing.Literal:
+        if value not in arguments or isinstance(value, bool) != any(isinstance(a, bool) for a in arguments):
+            raise _error(where, f"one of {', '.join(map(repr, arguments))}", value)
+        return value
+    if origin is tuple:
+        many = len(arguments) == 2 and arguments[1] is Ellipsis
+        if not isinstance(value, Sequence) or isinstance(value, str) or (not many and len(value) != len(arguments)):
+            raise _error(where, "a list" if many else f"a list of {len(arguments)}", value)
+        kinds = [arguments[0]] * len(value) if many else arguments
+        return tuple(_convert(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    if dataclasses.is_dataclass(kind):
+        if isinstance(value, typing.cast(Any, kind)):
+            return value
+        if not isinstance(value, Mapping):
+            raise _error(where, f"a table with {', '.join(_types(kind))}", value)
+        return read_settings(typing.cast(Any, kind), value, where)
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise _error(where, "true or false", value)
+        return value
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        # 1e6 is a float in TOML.
+        if not number or not math.isfinite(value) or value != int(value):
+            raise _error(where, "a whole number", value)
+        return int(value)
+    if kind is float:
+        if not number:
+            raise _error(where, "a number", value)
+        return float(value)
+    assert kind is str, f"{where}: settings of type {kind} are not supported"
+    if not isinstance(value, str):
+        raise _error(where, "a text", value)
+    return value
+
+
+def _error(where: str, expected: str, value: object) -> InputError:
+    return InputError(f"{where} must be {expected}, got {value!r}")
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_table(value)
+    if isinstance(value, tuple | list):
+        return [_plain(entry) for entry in value]
+    return value
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        # A JSON string is a TOML string, but for the one control character that JSON leaves alone.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml(entry)}" for key, entry in value.items()) + " }"
+    return repr(value)
