@@ -13,15 +13,19 @@ The paper's inference (Xu et al. 2022, section 4.2, and the authors' evaluation)
    linear before the maximum, so labels are combined at patch resolution and only then interpolated.
 4. *Background*: pixels whose best score is below `min(threshold, the image's largest affinity)`, and pixels of labels that
    the user calls background.
+5. *Windows*: instead of the whole picture, the model may see overlapping windows of it, each an image of its own in points 1
+   to 4. A pixel's scores are then the mean over the windows that hold it, a background by threshold being one label more
+   (score 1 where a window says background, else 0); they are resized to the original size before the largest is taken.
 
 Interpolation is bilinear with half-pixel centres and never holds more than a row or a strip of rows at full resolution.
-Letters: B images, L labels, G groups, E embedding, h w patches down and across, P = h*w, H W pixels of the original image.
+Letters: B images, L labels, C = L or L + 1 scores, G groups, N windows, E embedding, h w patches down and across, P = h*w,
+H W pixels of the original image.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +40,9 @@ from groupvit_common.errors import InputError
 Assignment = Literal["hard", "soft"]
 Floats = npt.NDArray[np.floating[Any]]
 Indices = npt.NDArray[np.unsignedinteger[Any]]
+Integers = npt.NDArray[np.int64]
+Taps = tuple[Integers, Integers, Floats]
+"""What `linear_taps` gives: first, second, t."""
 
 MAX_LOGIT_SCALE = 100.0
 """The authors' bound on the logit scale (CLIP's too), in training and inference."""
@@ -96,7 +103,7 @@ def label_affinity(
     return among_all * softmax(np.where(kept[:, None], scaled, -np.inf))
 
 
-def label_values(is_background: Sequence[bool], threshold: float | None) -> tuple[npt.NDArray[np.int64], bool]:
+def label_values(is_background: Sequence[bool], threshold: float | None) -> tuple[Integers, bool]:
     """The label map's value of each label, and whether 0 is background.
 
     Labels are numbered in their order, background ones are 0. Without a background of either kind they begin at 0.
@@ -114,12 +121,16 @@ def index_dtype(count: int) -> type[np.uint8 | np.uint16]:
     return np.uint8 if count <= 1 << 8 else np.uint16
 
 
-def linear_taps(n_in: int, n_out: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+def linear_taps(n_in: int, n_out: int) -> Taps:
     """Bilinear interpolation along one axis: output i is `(1 - t[i]) * x[first[i]] + t[i] * x[second[i]]`.
 
     The same numbers as `resample.resize_matrix(n_in, n_out)` without its zeros.
     """
-    centre = np.clip((np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5, 0, n_in - 1)
+    return _taps_at((np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5, n_in)
+
+
+def _taps_at(centre: Floats, n_in: int) -> Taps:
+    centre = np.clip(centre, 0, n_in - 1)
     first = np.floor(centre).astype(np.int64)
     return first, np.minimum(first + 1, n_in - 1), centre - first
 
@@ -151,7 +162,7 @@ class PixelLabels:
 
     label_map: Indices
     group_map: Indices
-    group_values: npt.NDArray[np.int64]
+    group_values: Integers
 
 
 def label_pixels(
@@ -168,9 +179,7 @@ def label_pixels(
     values, _ = label_values([False] * labels if is_background is None else is_background, threshold)
     limit = None if threshold is None else min(threshold, float(affinity.max()))
 
-    group_values = values[affinity.argmax(axis=1)]
-    if limit is not None:
-        group_values[affinity.max(axis=1) < limit] = 0
+    group_values = _group_values(affinity, values, threshold)
     group_map = np.empty(size, dtype=index_dtype(groups))
     label_map: Indices = np.empty(size, dtype=index_dtype(labels + 1))
     for y, row in enumerate(interpolated_rows(grouping, size)):
@@ -186,6 +195,211 @@ def label_pixels(
             row_values[row.max(axis=0) < limit] = 0
         label_map[y] = row_values
     return PixelLabels(label_map, group_map, group_values)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of one size that cover a picture: every one of `tops` with every one of `lefts`, row by row.
+
+    In pixels of the picture as the model sees it; `picture` and `size` are (height, width).
+    """
+
+    picture: tuple[int, int]
+    size: tuple[int, int]
+    tops: tuple[int, ...]
+    lefts: tuple[int, ...]
+
+    @classmethod
+    def over(cls, picture: tuple[int, int], window: int, stride: int) -> Windows:
+        """Square windows every `stride` pixels; the last ones are moved back to end where the picture ends.
+
+        Where the picture is smaller than a window, the windows are as small as the picture.
+        InputError for a stride that would leave pixels out.
+        """
+        if not 1 <= stride <= window:
+            raise InputError(f"windows of {window} pixels need a stride of 1 to {window} pixels, got {stride}")
+        tops, lefts = (
+            tuple(min(i * stride, side - window) for i in range(1 + -(-(side - window) // stride)))
+            if side > window
+            else (0,)
+            for side in picture
+        )
+        return cls(picture, (min(window, picture[0]), min(window, picture[1])), tops, lefts)
+
+    @classmethod
+    def whole(cls, picture: tuple[int, int]) -> Windows:
+        """One window, the picture."""
+        return cls(picture, picture, (0,), (0,))
+
+    def __len__(self) -> int:
+        return len(self.tops) * len(self.lefts)
+
+    def __iter__(self) -> Iterator[tuple[slice, slice]]:
+        """Rows and columns of each window."""
+        height, width = self.size
+        return ((slice(y, y + height), slice(x, x + width)) for y in self.tops for x in self.lefts)
+
+    def counts(self) -> tuple[Integers, Integers]:
+        """How many windows hold a row `[H]`, and a column `[W]`; a pixel is in the product of the two."""
+        rows, columns = (
+            sum(((np.arange(side) >= start) & (np.arange(side) < start + length)).astype(np.int64) for start in starts)
+            for side, length, starts in zip(self.picture, self.size, (self.tops, self.lefts), strict=True)
+        )
+        return np.asarray(rows), np.asarray(columns)
+
+    def resized_strips(self, channels: int, size: tuple[int, int]) -> Iterator[tuple[slice, Integers, Taps]]:
+        """The picture resized to `size` in strips of rows: (rows, rows of the picture that they need, taps among these)."""
+        above, below, down = linear_taps(self.picture[0], size[0])
+        for rows in strips(channels, (size[0], max(size[1], self.picture[1]))):
+            needed = np.unique(np.concatenate([above[rows], below[rows]]))
+            yield rows, needed, (np.searchsorted(needed, above[rows]), np.searchsorted(needed, below[rows]), down[rows])
+
+    def tiles(
+        self, channels: int, grid: tuple[int, int], size: tuple[int, int]
+    ) -> Iterator[tuple[int, slice, slice, Taps, Taps]]:
+        """For each window the pixels, of the picture resized to `size`, that are nearer to its centre than to another's.
+
+        In strips: (index of the window, rows, columns, taps down and across in a map of the window of `grid` = (h, w)).
+        """
+        down, across = (
+            list(_nearest(*axis))
+            for axis in zip(self.picture, self.size, (self.tops, self.lefts), grid, size, strict=True)
+        )
+        for index, ((top, bottom, y), (left, right, x)) in enumerate((i, j) for i in down for j in across):
+            if left < right:
+                for part in strips(channels, (bottom - top, right - left)):
+                    rows = slice(top + part.start, top + part.stop)
+                    yield index, rows, slice(left, right), (y[0][part], y[1][part], y[2][part]), x
+
+
+def _nearest(side: int, length: int, starts: Sequence[int], n_in: int, n_out: int) -> Iterator[tuple[int, int, Taps]]:
+    """One axis of `Windows.tiles`: where the pixels of each window begin and end, and their taps."""
+    position = (np.arange(n_out) + 0.5) * (side / n_out)
+    nearest = np.abs(position[:, None] - (np.asarray(starts) + length / 2)).argmin(axis=1)
+    for index, start in enumerate(starts):
+        first, end = np.searchsorted(nearest, (index, index + 1)).tolist()
+        yield first, end, _taps_at((position[first:end] - start) * (n_in / length) - 0.5, n_in)
+
+
+def _interpolated(maps: Floats, axis: int, taps: Taps) -> Floats:
+    first, second, fraction = taps
+    t = np.expand_dims(fraction.astype(maps.dtype), tuple(range(1, maps.ndim - axis)))
+    start = maps.take(first, axis)
+    return start + t * (maps.take(second, axis) - start)
+
+
+def _window_rows(
+    affinity: Floats, grouping: Floats, size: tuple[int, int], assignment: Assignment, threshold: float | None
+) -> Callable[[Integers], Floats]:
+    """Scores of one window of `size`: a function from r row numbers to `[C, r, W]`."""
+    height, width = size
+    limit = None if threshold is None else min(threshold, affinity.max())
+    maps = grouping if assignment == "hard" else np.einsum("gl,ghw->lhw", affinity, grouping)
+    wide = _interpolated(maps, 2, linear_taps(maps.shape[2], width))
+    above, below, down = linear_taps(maps.shape[1], height)
+
+    def with_background(scores: Floats) -> Floats:
+        if limit is None:
+            return scores
+        return np.concatenate([(scores.max(axis=0) < limit).astype(scores.dtype)[None], scores])
+
+    table = with_background(affinity.T)
+
+    def rows(numbers: Integers) -> Floats:
+        interpolated = _interpolated(wide, 1, (above[numbers], below[numbers], down[numbers]))
+        return table[:, interpolated.argmax(axis=0)] if assignment == "hard" else with_background(interpolated)
+
+    return rows
+
+
+def window_scores(
+    affinity: Floats,
+    grouping: Floats,
+    windows: Windows,
+    size: tuple[int, int],
+    *,
+    assignment: Assignment = "hard",
+    threshold: float | None = None,
+) -> Iterator[tuple[slice, Floats]]:
+    """Scores of one picture that was seen in windows (point 5 above), resized to `size` = (H, W), in strips of rows.
+
+    Affinity `[N, G, L]` and grouping maps `[N, G, h, w]` of the windows, in their order -> (rows, `[C, rows, W]`), scores in
+    0..1. With a `threshold` C is L + 1 and the background comes first.
+    """
+    channels = affinity.shape[2] + (threshold is not None)
+    of_windows = [
+        _window_rows(a, g, windows.size, assignment, threshold) for a, g in zip(affinity, grouping, strict=True)
+    ]
+    count_down, count_across = (count.astype(affinity.dtype) for count in windows.counts())
+    across = linear_taps(windows.picture[1], size[1])
+    for rows, needed, down in windows.resized_strips(channels, size):
+        total = np.zeros((channels, len(needed), windows.picture[1]), affinity.dtype)
+        for window_rows, (window, columns) in zip(of_windows, windows, strict=True):
+            inside = slice(*np.searchsorted(needed, (window.start, window.stop)).tolist())
+            if inside.start < inside.stop:
+                total[:, inside, columns] += window_rows(needed[inside] - window.start)
+        total /= count_down[needed, None] * count_across
+        yield rows, _interpolated(_interpolated(total, 2, across), 1, down)
+
+
+def pixel_scores(
+    affinity: Floats,
+    grouping: Floats,
+    size: tuple[int, int],
+    *,
+    assignment: Assignment = "hard",
+    threshold: float | None = None,
+) -> Floats:
+    """`window_scores` of a picture seen as a whole: `[G, L]`, `[G, h, w]` -> `[C, H, W]` at `size` = (H, W).
+
+    The authors' scores, where `size` is what the model saw: their largest is what `label_pixels` says.
+    """
+    parts = window_scores(
+        affinity[None], grouping[None], Windows.whole(size), size, assignment=assignment, threshold=threshold
+    )
+    return np.concatenate([scores for _, scores in parts], axis=1)
+
+
+def label_windows(
+    affinity: Floats,
+    grouping: Floats,
+    windows: Windows,
+    size: tuple[int, int],
+    *,
+    assignment: Assignment = "hard",
+    threshold: float | None = None,
+    is_background: Sequence[bool] | None = None,
+) -> PixelLabels:
+    """One picture seen in windows (point 5 above): affinity `[N, G, L]`, grouping maps `[N, G, h, w]` -> maps at `size`.
+
+    Groups are numbered window by window; a pixel's is that of the window to whose centre it is nearest.
+    """
+    count, groups, labels = affinity.shape
+    values, _ = label_values([False] * labels if is_background is None else is_background, threshold)
+    group_values = np.concatenate([_group_values(a, values, threshold) for a in affinity])
+
+    # Labels that no group may have need no pixels; the first stays for where all scores are zero.
+    used = np.asarray(affinity.any(axis=(0, 1)))
+    used[0] = True
+    channel_values = values[used] if threshold is None else np.concatenate([[0], values[used]])
+    label_map: Indices = np.empty(size, dtype=index_dtype(labels + 1))
+    parts = window_scores(affinity[..., used], grouping, windows, size, assignment=assignment, threshold=threshold)
+    for rows, scores in parts:
+        label_map[rows] = channel_values[scores.argmax(axis=0)]
+
+    group_map: Indices = np.empty(size, dtype=index_dtype(count * groups))
+    for index, rows, columns, down, across in windows.tiles(groups, grouping.shape[2:], size):
+        tile = _interpolated(_interpolated(grouping[index], 2, across), 1, down)
+        group_map[rows, columns] = tile.argmax(axis=0) + index * groups
+    return PixelLabels(label_map, group_map, group_values)
+
+
+def _group_values(affinity: Floats, values: Integers, threshold: float | None) -> Integers:
+    """The label map's value of each group `[G]`, from its affinity `[G, L]` and the values of the labels `[L]`."""
+    of_groups = values[affinity.argmax(axis=1)]
+    if threshold is not None:
+        of_groups[affinity.max(axis=1) < min(threshold, affinity.max())] = 0
+    return of_groups
 
 
 @dataclass(frozen=True)

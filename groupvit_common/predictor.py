@@ -15,10 +15,19 @@ from PIL import Image
 import groupvit_common
 from groupvit_common import hub
 from groupvit_common.checkpoint import CONFIG_NAME, WEIGHTS_NAME
+from groupvit_common.checks import check_pixel_values
 from groupvit_common.errors import InputError
 from groupvit_common.image_files import images_in
 from groupvit_common.image_processor import IMAGE_PROCESSOR_FILE, PROCESSOR_FILE, load_image
-from groupvit_common.postprocess import BACKGROUND, Assignment, Floats, PixelLabels, Segmentation, segmentation
+from groupvit_common.postprocess import (
+    BACKGROUND,
+    Assignment,
+    Floats,
+    PixelLabels,
+    Segmentation,
+    Windows,
+    segmentation,
+)
 from groupvit_common.processor import GroupViTProcessor
 from groupvit_common.prompts import Label, average_embedding, get_templates, parse_labels
 from groupvit_common.tokenizer import TOKENIZER_FILES
@@ -33,15 +42,28 @@ _PIXELS_AHEAD = 64_000_000
 # A picture longer than this many times its shorter side is made smaller rather than long: attention over patches grows
 # with the square of their number.
 _LONGEST = 4
+# The same where the model sees windows: the authors' bound, 2048 pixels for a shorter side of 448.
+_LONGEST_IN_WINDOWS = 2048 / 448
 
 
 @dataclass(frozen=True, eq=False)
 class _Picture:
-    """One picture on its way: upright RGB, where it came from, and its height and width as the model will see it."""
+    """One picture on its way: upright RGB, where it came from, its height and width once resized, and those of its windows."""
 
     image: Image.Image
     source: str | None
     size: tuple[int, int]
+    part: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What the model said of one picture: probabilities `[L]`, and what `_group` gave for each window."""
+
+    probabilities: Floats
+    affinity: Sequence[Any]
+    grouping: Sequence[Any]
+    windows: Windows
 
 
 class BaseSegmenter(ABC):
@@ -67,7 +89,12 @@ class BaseSegmenter(ABC):
         top_k: only so many labels, those most like the whole picture, may appear. None: all. The authors use 5.
         shorter_side: pictures are resized to this shorter side, in pixels. None: 448 for a model trained at 224 (the
             authors' evaluation), else the size at which the model was trained.
-        batch_size: pictures of one size in the model at once.
+        batch_size: pictures (or windows) of one size in the model at once.
+        window: the model sees square windows of so many pixels of the resized picture, and their scores are averaged where they
+            overlap, as in the authors' evaluation (448). A multiple of the patch size. None: it sees the picture as a whole.
+        stride: from one window to the next, in pixels. None: half a window, the authors' choice.
+        normalize_prompts: a label with several prompts is the mean of their embeddings brought to length 1, as in CLIP practice.
+            False: of the embeddings as they are, as in the authors' evaluation.
 
     Raises:
         InputError: an argument that cannot be used.
@@ -86,6 +113,9 @@ class BaseSegmenter(ABC):
         top_k: int | None = None,
         shorter_side: int | None = None,
         batch_size: int = 8,
+        window: int | None = None,
+        stride: int | None = None,
+        normalize_prompts: bool = True,
     ) -> None:
         if background is not None and not 0 <= background <= 1:
             raise InputError(f"background must be a score between 0 and 1, got {background}")
@@ -95,6 +125,15 @@ class BaseSegmenter(ABC):
         for name, count in (("top_k", top_k), ("shorter_side", shorter_side), ("batch_size", batch_size)):
             if count is not None and count < 1:
                 raise InputError(f"{name} must be at least 1, got {count}")
+        vision = model.config.vision_config
+        if window is not None and (window < 1 or window % vision.patch_size):
+            raise InputError(f"window must be a multiple of the patch size {vision.patch_size}, got {window}")
+        if window is None and stride is not None:
+            raise InputError(f"a stride of {stride} needs windows: give window as well")
+        self.window = window
+        self.stride = max(1, window // 2) if stride is None and window is not None else stride
+        # Refuses a stride that is no good.
+        self._windows((vision.image_size, vision.image_size))
         self.model = self._ready(model)
         self.processor = processor
         self.templates = get_templates(templates)
@@ -102,8 +141,9 @@ class BaseSegmenter(ABC):
         self.assignment: Assignment = assignment
         self.top_k = top_k
         self.batch_size = batch_size
-        vision = model.config.vision_config
+        self.normalize_prompts = normalize_prompts
         side = shorter_side or (448 if vision.image_size == 224 else vision.image_size)
+        self.shorter_side = side
         self.image_processor = processor.image_processor.for_segmentation(
             side, vision.patch_size, longer_side=_LONGEST * max(side, vision.patch_size)
         )
@@ -155,18 +195,30 @@ class BaseSegmenter(ABC):
         return cls(cls._load(directory, dtype, chosen), processor, **options)
 
     def set_labels(
-        self, labels: str | Iterable[str | Label], background_labels: str | Iterable[str | Label] = ()
+        self,
+        labels: str | Iterable[str | Label],
+        background_labels: str | Iterable[str | Label] = (),
+        *,
+        embeddings: Floats | None = None,
     ) -> None:
-        """Look for these labels from now on. Only labels never seen before are encoded."""
+        """Look for these labels from now on. Only labels never seen before are encoded.
+
+        `embeddings` `[L, E]` of the labels, `background_labels` that are not among `labels` last, take the place of the model's.
+        """
         parsed = parse_labels(labels)
         extra = parse_labels(background_labels) if background_labels else ()
         hidden = {BACKGROUND, *(label.name.casefold() for label in extra)}
         known = {label.name.casefold() for label in parsed}
         every = parse_labels([*parsed, *(label for label in extra if label.name.casefold() not in known)])
-        self._encode([label for label in every if label.words not in self._known])
+        if embeddings is None:
+            self._encode([label for label in every if label.words not in self._known])
+            embeddings = np.stack([self._known[label.words] for label in every])
+        wanted = (len(every), self.model.config.projection_dim)
+        if embeddings.shape != wanted:
+            raise InputError(f"embeddings of the labels must be {list(wanted)}, got {list(embeddings.shape)}")
         self.labels = every
         self._is_background = tuple(label.name.casefold() in hidden for label in every)
-        self._label_embeds = np.stack([self._known[label.words] for label in every])
+        self._label_embeds = embeddings
 
     def __call__(self, images: Any) -> Any:
         """One picture -> `Segmentation`; a list, tuple or array `[B, ...]` of pictures -> a list of them, in order.
@@ -198,6 +250,37 @@ class BaseSegmenter(ABC):
         pixels = self.processor.image_processor(load_image(images), return_tensors="np")["pixel_values"]
         shares = self._classify(pixels, label_embeds)[0].tolist()
         return {label.name: share for label, share in zip(self.labels, shares, strict=True)}
+
+    # One level down: pictures as arrays that are ready for the model.
+
+    def prepare(self, image: Any) -> npt.NDArray[np.float32]:
+        """Pixels `[3, H, W]` of one picture at the size at which the model sees it, normalised."""
+        return self._pixels(self._open(image))
+
+    def pixel_labels(self, pixels: Floats, size: tuple[int, int]) -> PixelLabels:
+        """The maps at `size` = (H, W), the original's, of one prepared picture `[3, h, w]`.
+
+        InputError for sides that are neither a multiple of the patch size nor larger than the window.
+        """
+        return self._labels(self._see_picture(pixels), size)
+
+    def pixel_scores(self, pixels: Floats, size: tuple[int, int] | None = None) -> Floats:
+        """Scores `[C, H, W]`, 0 to 1, of every label and pixel of one prepared picture `[3, h, w]`, whose largest make the map.
+
+        C is the number of `labels`, in their order; one more where there is a `background` threshold, which comes first.
+        `size` = (H, W), by default the prepared picture's. InputError as for `pixel_labels`.
+        """
+        seen = self._see_picture(pixels)
+        size = (pixels.shape[1], pixels.shape[2]) if size is None else size
+        parts = self._window_scores(
+            seen.affinity,
+            seen.grouping,
+            Windows.whole(size) if self.window is None else seen.windows,
+            size,
+            assignment=self.assignment,
+            threshold=self.background,
+        )
+        return np.concatenate(list(parts), axis=1)
 
     # What a backend does.
 
@@ -232,6 +315,18 @@ class BaseSegmenter(ABC):
     def _label_pixels(self, affinity: Any, grouping: Any, size: tuple[int, int], **options: Any) -> PixelLabels:
         """`groupvit_common.postprocess.label_pixels` for one picture."""
 
+    @abstractmethod
+    def _label_windows(
+        self, affinity: Sequence[Any], grouping: Sequence[Any], windows: Windows, size: tuple[int, int], **options: Any
+    ) -> PixelLabels:
+        """`groupvit_common.postprocess.label_windows` for one picture, of what `_group` gave for each window."""
+
+    @abstractmethod
+    def _window_scores(
+        self, affinity: Sequence[Any], grouping: Sequence[Any], windows: Windows, size: tuple[int, int], **options: Any
+    ) -> Iterator[Floats]:
+        """`groupvit_common.postprocess.window_scores` likewise: strips `[C, rows, W]`, from top to bottom."""
+
     # The rest.
 
     def _labelled(self) -> Floats:
@@ -250,7 +345,10 @@ class BaseSegmenter(ABC):
             )
         if parts:
             per_label = np.split(np.concatenate(parts), np.cumsum([len(group) for group in prompts])[:-1])
-            self._known |= {label.words: average_embedding(e) for label, e in zip(labels, per_label, strict=True)}
+            self._known |= {
+                label.words: average_embedding(embeds, self.normalize_prompts)
+                for label, embeds in zip(labels, per_label, strict=True)
+            }
 
     def _iter(self, sources: Iterable[Any]) -> Iterator[Segmentation]:
         waiting: dict[int, _Picture] = {}
@@ -258,7 +356,7 @@ class BaseSegmenter(ABC):
         given = 0
 
         def run(size: tuple[int, int]) -> None:
-            numbers = [i for i, picture in waiting.items() if picture.size == size]
+            numbers = [i for i, picture in waiting.items() if picture.part == size]
             done.update(zip(numbers, self._segment([waiting.pop(i) for i in numbers]), strict=True))
 
         def ready() -> Iterator[Segmentation]:
@@ -270,45 +368,106 @@ class BaseSegmenter(ABC):
         for index, source in enumerate(sources):
             picture = self._open(source)
             waiting[index] = picture
-            if sum(p.size == picture.size for p in waiting.values()) == self.batch_size:
-                run(picture.size)
+            if sum(p.part == picture.part for p in waiting.values()) == self.batch_size:
+                run(picture.part)
             yield from ready()
             # Too much read ahead: the oldest waits no longer for company.
             while waiting and (
                 len(waiting) + len(done) >= 2 * self.batch_size
                 or sum(p.image.width * p.image.height for p in waiting.values()) > _PIXELS_AHEAD
             ):
-                run(next(iter(waiting.values())).size)
+                run(next(iter(waiting.values())).part)
                 yield from ready()
         while waiting:
-            run(next(iter(waiting.values())).size)
+            run(next(iter(waiting.values())).part)
             yield from ready()
 
     def _open(self, source: Any) -> _Picture:
         image = load_image(source)
         name = str(source) if isinstance(source, str | Path) else getattr(source, "filename", None) or None
-        return _Picture(image, name, self.image_processor.resized_size(image.height, image.width))
+        size = self._size(image.height, image.width)
+        return _Picture(image, name, size, self._windows(size).size)
+
+    def _size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width at which a picture of this height and width is seen."""
+        if self.window is None:
+            return self.image_processor.resized_size(height, width)
+        # Windows fit any side that is as long as they are. A shorter one is seen whole and must hold whole patches.
+        patch, window = self.model.config.vision_config.patch_size, self.window
+        short, long = min(height, width), max(height, width)
+        scale = min(self.shorter_side / short, _LONGEST_IN_WINDOWS * self.shorter_side / long)
+        nearest = (int(side * scale + 0.5) for side in (height, width))
+        down, across = (side if side >= window else max(1, round(side / patch)) * patch for side in nearest)
+        return down, across
+
+    def _pixels(self, picture: _Picture) -> npt.NDArray[np.float32]:
+        height, width = picture.size
+        # The same normalisation for any size: `size` says it all.
+        pixels = self.image_processor(
+            picture.image, size={"height": height, "width": width}, size_divisor=1, return_tensors="np"
+        )["pixel_values"]
+        return np.asarray(pixels[0])
+
+    def _windows(self, size: tuple[int, int]) -> Windows:
+        """What of a prepared picture of this size the model sees at a time."""
+        if self.window is None or self.stride is None:
+            return Windows.whole(size)
+        return Windows.over(size, self.window, self.stride)
+
+    def _see_pictures(self, pictures: Sequence[Floats]) -> list[_Seen]:
+        """Prepared pictures `[3, h, w]`, which may differ in size but not in that of their windows, through the model."""
+        label_embeds = self._labelled()
+        of_pictures = [self._windows((pixels.shape[1], pixels.shape[2])) for pixels in pictures]
+        parts = [
+            pixels[:, rows, columns]
+            for pixels, windows in zip(pictures, of_pictures, strict=True)
+            for rows, columns in windows
+        ]
+        probabilities, affinity, grouping = [], [], []
+        for start in range(0, len(parts), self.batch_size):
+            some = parts[start : start + self.batch_size]
+            group = self._group(np.stack(some), label_embeds)
+            probabilities += [*group[0]]
+            affinity += [group[1][i] for i in range(len(some))]
+            grouping += [group[2][i] for i in range(len(some))]
+        seen, first = [], 0
+        for windows in of_pictures:
+            own = slice(first, first + len(windows))
+            seen.append(_Seen(np.mean(probabilities[own], axis=0), affinity[own], grouping[own], windows))
+            first = own.stop
+        return seen
+
+    def _see_picture(self, pixels: Floats) -> _Seen:
+        """The same for one that a user prepared."""
+        if pixels.ndim != 3:
+            raise InputError(f"a prepared picture must have shape [channels, height, width], got {list(pixels.shape)}")
+        sides = self._windows((pixels.shape[1], pixels.shape[2])).size
+        is_floating_point = np.issubdtype(pixels.dtype, np.floating)
+        shape = (1, len(pixels), *sides)
+        check_pixel_values(shape, str(pixels.dtype), is_floating_point, self.model.config.vision_config)
+        return self._see_pictures([pixels])[0]
+
+    def _labels(self, seen: _Seen, size: tuple[int, int]) -> PixelLabels:
+        options: dict[str, Any] = {
+            "assignment": self.assignment,
+            "threshold": self.background,
+            "is_background": self._is_background,
+        }
+        if self.window is None:
+            return self._label_pixels(seen.affinity[0], seen.grouping[0], size, **options)
+        return self._label_windows(seen.affinity, seen.grouping, seen.windows, size, **options)
 
     def _segment(self, pictures: Sequence[_Picture]) -> list[Segmentation]:
-        """Pictures of one processed size through the model together."""
-        pixels = np.concatenate([self.image_processor(p.image, return_tensors="np")["pixel_values"] for p in pictures])
-        probabilities, affinity, grouping = self._group(pixels, self._labelled())
+        """Pictures of one `part` through the model together."""
         return [
             segmentation(
                 picture.image,
-                self._label_pixels(
-                    affinity[i],
-                    grouping[i],
-                    (picture.image.height, picture.image.width),
-                    assignment=self.assignment,
-                    threshold=self.background,
-                    is_background=self._is_background,
-                ),
+                self._labels(seen, (picture.image.height, picture.image.width)),
                 [label.name for label in self.labels],
-                probabilities[i].tolist(),
+                seen.probabilities.tolist(),
                 is_background=self._is_background,
                 threshold=self.background,
                 source=picture.source,
             )
-            for i, picture in enumerate(pictures)
+            for picture, seen in zip(pictures, self._see_pictures([self._pixels(p) for p in pictures]), strict=True)
         ]

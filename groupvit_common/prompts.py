@@ -163,11 +163,15 @@ def read_labels(path: str | Path) -> tuple[Label, ...]:
 
 
 def average_embedding(
-    prompt_embeds: npt.NDArray[np.float32] | npt.NDArray[np.float64],
+    prompt_embeds: npt.NDArray[np.float32] | npt.NDArray[np.float64], normalize_prompts: bool = True
 ) -> npt.NDArray[np.float32] | npt.NDArray[np.float64]:
-    """`[prompts, E]`, any length -> `[E]` of length 1: the mean of the normalised prompts, normalised."""
-    unit = prompt_embeds / np.linalg.norm(prompt_embeds, axis=-1, keepdims=True)
-    mean = unit.mean(axis=0)
+    """`[prompts, E]`, any length -> `[E]` of length 1: the mean of the normalised prompts, normalised.
+
+    Without `normalize_prompts` the prompts are averaged as they are, so that longer ones weigh more: the authors' evaluation.
+    """
+    if normalize_prompts:
+        prompt_embeds = prompt_embeds / np.linalg.norm(prompt_embeds, axis=-1, keepdims=True)
+    mean = prompt_embeds.mean(axis=0)
     return np.asarray(mean / np.linalg.norm(mean))
 
 

@@ -1,7 +1,7 @@
 """The user's door: pictures and labels -> label maps. `groupvit_common.predictor` holds what is not Keras."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from keras import ops
 
 from groupvit_common.errors import InputError
-from groupvit_common.postprocess import Floats, PixelLabels, label_pixels
+from groupvit_common.postprocess import Floats, PixelLabels, Windows, label_pixels, label_windows, window_scores
 from groupvit_common.predictor import DEFAULT_MODEL, DEMO_MODEL, BaseSegmenter
 from groupvit_tf.layers import Tensor, wide_dtype
 from groupvit_tf.model import GroupViTModel
@@ -81,6 +81,27 @@ class Segmenter(BaseSegmenter):
 
     def _label_pixels(self, affinity: Floats, grouping: Floats, size: tuple[int, int], **options: Any) -> PixelLabels:
         return label_pixels(affinity, grouping, size, **options)
+
+    def _label_windows(
+        self,
+        affinity: Sequence[Floats],
+        grouping: Sequence[Floats],
+        windows: Windows,
+        size: tuple[int, int],
+        **options: Any,
+    ) -> PixelLabels:
+        return label_windows(np.stack(affinity), np.stack(grouping), windows, size, **options)
+
+    def _window_scores(
+        self,
+        affinity: Sequence[Floats],
+        grouping: Sequence[Floats],
+        windows: Windows,
+        size: tuple[int, int],
+        **options: Any,
+    ) -> Iterator[Floats]:
+        parts = window_scores(np.stack(affinity), np.stack(grouping), windows, size, **options)
+        return (scores for _, scores in parts)
 
     def _see(self, pixels: Floats) -> tuple[Tensor, Tensor, Tensor]:
         """`_look`, in a traced function where pictures of this size have been seen before."""

@@ -1,6 +1,6 @@
 """The user's door: pictures and labels -> label maps. `groupvit_common.predictor` holds what is not PyTorch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from groupvit_common.postprocess import Floats, PixelLabels
+from groupvit_common.postprocess import Floats, PixelLabels, Windows
 from groupvit_common.predictor import DEFAULT_MODEL, DEMO_MODEL, BaseSegmenter
 from groupvit_torch.checkpoint import usable_device
 from groupvit_torch.model import GroupViTModel
-from groupvit_torch.segmentation import grouping_map, image_probabilities, label_affinity, label_pixels
+from groupvit_torch.segmentation import (
+    grouping_map,
+    image_probabilities,
+    label_affinity,
+    label_pixels,
+    label_windows,
+    window_scores,
+)
 
 __all__ = ["DEFAULT_MODEL", "DEMO_MODEL", "Segmenter"]
 
@@ -62,8 +69,29 @@ class Segmenter(BaseSegmenter):
     def _label_pixels(self, affinity: Tensor, grouping: Tensor, size: tuple[int, int], **options: Any) -> PixelLabels:
         return label_pixels(affinity, grouping, size, **options)
 
+    def _label_windows(
+        self,
+        affinity: Sequence[Tensor],
+        grouping: Sequence[Tensor],
+        windows: Windows,
+        size: tuple[int, int],
+        **options: Any,
+    ) -> PixelLabels:
+        return label_windows(torch.stack([*affinity]), torch.stack([*grouping]), windows, size, **options)
+
+    def _window_scores(
+        self,
+        affinity: Sequence[Tensor],
+        grouping: Sequence[Tensor],
+        windows: Windows,
+        size: tuple[int, int],
+        **options: Any,
+    ) -> Iterator[Floats]:
+        parts = window_scores(torch.stack([*affinity]), torch.stack([*grouping]), windows, size, **options)
+        return (scores.cpu().numpy() for _, scores in parts)
+
     def _to_device(self, label_embeds: Floats) -> Tensor:
-        return torch.from_numpy(label_embeds).to(self.model.device)
+        return torch.from_numpy(label_embeds).to(self.model.device, self._scale().dtype)
 
     def _scale(self) -> Tensor:
         return _wide(self.model.logit_scale.detach()).exp()

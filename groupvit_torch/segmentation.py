@@ -5,7 +5,7 @@
 Shapes: B images, P = h*w patches, G groups, L labels, E embedding (legend in docs/architecture.md).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -16,7 +16,10 @@ from groupvit_common.postprocess import (
     MAX_LOGIT_SCALE,
     Assignment,
     Indices,
+    Integers,
     PixelLabels,
+    Taps,
+    Windows,
     index_dtype,
     label_values,
     linear_taps,
@@ -88,10 +91,7 @@ def label_pixels(
     values = torch.from_numpy(values_of).to(affinity.device)
     limit = None if threshold is None else min(threshold, float(affinity.max()))
 
-    score, best = affinity.max(-1)
-    group_values = values[best]
-    if limit is not None:
-        group_values = group_values.masked_fill(score < limit, 0)
+    group_values = _group_values(affinity, values, threshold)
     group_map = np.empty(size, dtype=index_dtype(groups))
     for rows, strip in interpolated_strips(grouping, size):
         # Several times faster than argmax over the first axis on a CPU.
@@ -112,10 +112,129 @@ def label_pixels(
     return PixelLabels(label_map, group_map, of_groups)
 
 
-def _taps(n_in: int, n_out: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    first, second, fraction = linear_taps(n_in, n_out)
-    return (
-        torch.from_numpy(first).to(like.device),
-        torch.from_numpy(second).to(like.device),
-        torch.from_numpy(fraction).to(like.dtype).to(like.device),
+def window_scores(
+    affinity: Tensor,
+    grouping: Tensor,
+    windows: Windows,
+    size: tuple[int, int],
+    *,
+    assignment: Assignment = "hard",
+    threshold: float | None = None,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Scores of one picture that was seen in windows, resized to `size` = (H, W), in strips of rows.
+
+    Affinity `[N, G, L]` and grouping maps `[N, G, h, w]` of the windows, in their order -> (rows, `[C, rows, W]`), scores in
+    0..1. With a `threshold` C is L + 1 and the background comes first.
+    """
+    channels = affinity.shape[2] + (threshold is not None)
+    of_windows = [
+        _window_rows(a, g, windows.size, assignment, threshold) for a, g in zip(affinity, grouping, strict=True)
+    ]
+    count_down, count_across = (torch.from_numpy(count).to(affinity) for count in windows.counts())
+    across = linear_taps(windows.picture[1], size[1])
+    for rows, needed, down in windows.resized_strips(channels, size):
+        total = affinity.new_zeros(channels, len(needed), windows.picture[1])
+        for window_rows, (window, columns) in zip(of_windows, windows, strict=True):
+            inside = slice(*np.searchsorted(needed, (window.start, window.stop)).tolist())
+            if inside.start < inside.stop:
+                total[:, inside, columns] += window_rows(needed[inside] - window.start)
+        total /= count_down[needed, None] * count_across
+        yield rows, _interpolated(_interpolated(total, 2, across), 1, down)
+
+
+def pixel_scores(
+    affinity: Tensor,
+    grouping: Tensor,
+    size: tuple[int, int],
+    *,
+    assignment: Assignment = "hard",
+    threshold: float | None = None,
+) -> Tensor:
+    """`window_scores` of a picture seen as a whole: `[G, L]`, `[G, h, w]` -> `[C, H, W]` at `size` = (H, W)."""
+    parts = window_scores(
+        affinity[None], grouping[None], Windows.whole(size), size, assignment=assignment, threshold=threshold
     )
+    return torch.cat([scores for _, scores in parts], dim=1)
+
+
+def label_windows(
+    affinity: Tensor,
+    grouping: Tensor,
+    windows: Windows,
+    size: tuple[int, int],
+    *,
+    assignment: Assignment = "hard",
+    threshold: float | None = None,
+    is_background: Sequence[bool] | None = None,
+) -> PixelLabels:
+    """One picture seen in windows: affinity `[N, G, L]`, grouping maps `[N, G, h, w]` -> NumPy maps at `size` = (H, W).
+
+    Groups are numbered window by window; a pixel's is that of the window to whose centre it is nearest.
+    """
+    count, groups, labels = affinity.shape
+    values_of, _ = label_values([False] * labels if is_background is None else is_background, threshold)
+    values = torch.from_numpy(values_of).to(affinity.device)
+    group_values = torch.cat([_group_values(a, values, threshold) for a in affinity])
+
+    # Labels that no group may have need no pixels; the first stays for where all scores are zero.
+    used = (affinity != 0).flatten(0, 1).any(0)
+    used[0] = True
+    channel_values = values[used] if threshold is None else F.pad(values[used], (1, 0))
+    label_map: Indices = np.empty(size, dtype=index_dtype(labels + 1))
+    parts = window_scores(affinity[..., used], grouping, windows, size, assignment=assignment, threshold=threshold)
+    for rows, scores in parts:
+        label_map[rows] = channel_values[scores.max(0).indices].cpu().numpy()
+
+    group_map: Indices = np.empty(size, dtype=index_dtype(count * groups))
+    grid = (grouping.shape[2], grouping.shape[3])
+    for index, rows, columns, down, across in windows.tiles(groups, grid, size):
+        tile = _interpolated(_interpolated(grouping[index], 2, across), 1, down)
+        group_map[rows, columns] = tile.max(0).indices.cpu().numpy() + index * groups
+    return PixelLabels(label_map, group_map, group_values.cpu().numpy())
+
+
+def _window_rows(
+    affinity: Tensor, grouping: Tensor, size: tuple[int, int], assignment: Assignment, threshold: float | None
+) -> Callable[[Integers], Tensor]:
+    """Scores of one window of `size`: a function from r row numbers to `[C, r, W]`."""
+    height, width = size
+    limit = None if threshold is None else min(threshold, float(affinity.max()))
+    maps = grouping if assignment == "hard" else torch.einsum("gl,ghw->lhw", affinity, grouping)
+    wide = _interpolated(maps, 2, linear_taps(maps.shape[2], width))
+    above, below, down = linear_taps(maps.shape[1], height)
+
+    def with_background(scores: Tensor) -> Tensor:
+        if limit is None:
+            return scores
+        return torch.cat([(scores.max(0).values < limit).to(scores)[None], scores])
+
+    table = with_background(affinity.T)
+
+    def rows(numbers: Integers) -> Tensor:
+        interpolated = _interpolated(wide, 1, (above[numbers], below[numbers], down[numbers]))
+        return table[:, interpolated.max(0).indices] if assignment == "hard" else with_background(interpolated)
+
+    return rows
+
+
+def _group_values(affinity: Tensor, values: Tensor, threshold: float | None) -> Tensor:
+    """The label map's value of each group `[G]`, from its affinity `[G, L]` and the values of the labels `[L]`."""
+    score, best = affinity.max(-1)
+    if threshold is None:
+        return values[best]
+    return values[best].masked_fill(score < min(threshold, float(affinity.max())), 0)
+
+
+def _interpolated(maps: Tensor, axis: int, taps: Taps) -> Tensor:
+    first, second, t = _on_device(taps, maps)
+    shape = (-1, *(1 for _ in range(maps.ndim - 1 - axis)))
+    return torch.lerp(maps.index_select(axis, first), maps.index_select(axis, second), t.view(shape))
+
+
+def _on_device(taps: Taps, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    first, second, t = (torch.from_numpy(np.asarray(part)) for part in taps)
+    return first.to(like.device), second.to(like.device), t.to(like.dtype).to(like.device)
+
+
+def _taps(n_in: int, n_out: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _on_device(linear_taps(n_in, n_out), like)

@@ -387,6 +387,30 @@ def test_a_name_on_the_hub_is_looked_up_once(Segmenter, checkpoint, tmp_path, mo
             huggingface_hub.close_session()
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+def test_prompts_are_averaged_as_asked(Segmenter, model, reference, processor, normalize):
+    segmenter = Segmenter(model, processor, templates=["a {}.", "{}"], normalize_prompts=normalize, labels="couch")
+    tokens = processor.tokenizer(["a couch.", "couch"], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        embeds = reference.get_text_features(**tokens).numpy()
+    # Of different length, so that it matters.
+    assert np.ptp(np.linalg.norm(embeds, axis=1)) > 100 * BATCHED
+    mean = (embeds / np.linalg.norm(embeds, axis=1, keepdims=True) if normalize else embeds).mean(axis=0)
+    given = []
+    segmenter._group = lambda pixels, labels, group=segmenter._group: given.append(labels) or group(pixels, labels)
+    segmenter(picture())
+    np.testing.assert_allclose(given[0][0], mean / np.linalg.norm(mean), rtol=0, atol=BATCHED)
+
+
+def test_labels_may_come_with_their_embeddings(segmenter, Segmenter, model, processor):
+    expected = segmenter(picture())
+    other = Segmenter(model, processor)
+    other.set_labels(LABELS, embeddings=2 * segmenter._label_embeds)
+    same(other(picture()), expected)
+    other.set_labels(["cat"], LABELS[1:], embeddings=segmenter._label_embeds)
+    assert other(picture()).labels == ("background", "cat")
+
+
 def test_shorter_side(Segmenter, model, processor):
     def side(**options):
         return Segmenter(model, processor, **options).image_processor.resized_size(300, 200)
