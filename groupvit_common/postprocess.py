@@ -330,7 +330,7 @@ def window_scores(
     of_windows = [
         _window_rows(a, g, windows.size, assignment, threshold) for a, g in zip(affinity, grouping, strict=True)
     ]
-    count_down, count_across = (count.astype(affinity.dtype) for count in windows.counts())
+    count_down, count_across = windows.counts()
     across = linear_taps(windows.picture[1], size[1])
     for rows, needed, down in windows.resized_strips(channels, size):
         total = np.zeros((channels, len(needed), windows.picture[1]), affinity.dtype)
@@ -338,7 +338,7 @@ def window_scores(
             inside = slice(*np.searchsorted(needed, (window.start, window.stop)).tolist())
             if inside.start < inside.stop:
                 total[:, inside, columns] += window_rows(needed[inside] - window.start)
-        total /= count_down[needed, None] * count_across
+        total /= np.outer(count_down[needed], count_across).astype(affinity.dtype)
         yield rows, _interpolated(_interpolated(total, 2, across), 1, down)
 
 

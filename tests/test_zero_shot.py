@@ -1,6 +1,7 @@
 """Zero-shot segmentation as the authors evaluate it: from their checkpoints to their scores and label maps, in both backends."""
 
 import importlib
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -271,6 +272,18 @@ def test_pixel_scores_are_what_label_pixels_chooses_from(ops, assignment, thresh
     scores = ops.pixel_scores(affinity[0], grouping[0], (31, 60), assignment=assignment, threshold=threshold)
     pixels = postprocess.label_pixels(affinity[0], grouping[0], (31, 60), assignment=assignment, threshold=threshold)
     np.testing.assert_array_equal(scores.argmax(axis=0), pixels.label_map)
+
+
+@pytest.mark.parametrize("assignment", ["hard", "soft"])
+def test_no_more_than_strips_are_held(assignment):
+    size = (2000, 3000)
+    windows, affinity, grouping = random_windows((48, 72), window=48, stride=24, labels=20)
+    tracemalloc.start()
+    postprocess.label_windows(affinity, grouping, windows, size, assignment=assignment, threshold=0.5)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # Both maps have a byte a pixel; of a strip there are a few copies. All scores would take 21 * 8 bytes a pixel, 1 GB.
+    assert peak < 2 * 2000 * 3000 + 8 * postprocess.STRIP_VALUES * affinity.itemsize
 
 
 def test_where_all_scores_are_zero_the_first_label_stands(ops):
