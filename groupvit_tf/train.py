@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -142,24 +141,20 @@ def _groups_embeddings(
     model: GroupViTModel, inputs: dict[str, Any], recipe: Recipe, hard: bool, training: bool
 ) -> dict[str, Tensor]:
     """Groups `[B, G, E]`, their soft assignment `[B, G, P]`, prompts `[W, E]` and, if wanted, ungrouped patches `[B, P, E]`."""
-    with _before_grouping(model) as captured:
-        vision = model.vision_model(
-            inputs["pixel_values"],
-            output_attentions=True,
-            gumbel_noise=_noise(recipe),
-            assign_hard=hard,
-            training=training,
-        )
-    states = vision.last_hidden_state
+    _, stages = model.vision_model.run_stages(
+        inputs["pixel_values"], gumbel_noise=_noise(recipe), assign_hard=hard, training=training
+    )
+    norm = model.vision_model.layernorm
+    states = norm(stages[-1].segments)
     _, groups, width = states.shape
     flat = model.visual_projection(ops.reshape(states, (-1, width)), training=training)
     embeddings = {
         "groups": ops.reshape(flat, (-1, groups, flat.shape[-1])),
-        "assignment": vision.attentions[0],
+        "assignment": stages[0].assignment,
         "prompts": _texts(model, inputs["prompts"], training),
     }
     if recipe.objective.ungrouped_weight:
-        embeddings["patches"] = _project(model.visual_projection, model.vision_model.layernorm(captured[0]))
+        embeddings["patches"] = _project(model.visual_projection, norm(stages[0].ungrouped))
     return embeddings
 
 
@@ -213,25 +208,6 @@ def _texts(model: GroupViTModel, tokens: dict[str, Tensor], training: bool) -> T
 def _noise(recipe: Recipe) -> list[Tensor] | None:
     """The noise of the recipe's one grouping block: None, which draws the paper's, or zeros for none at all."""
     return None if recipe.objective.gumbel else [np.zeros((1, 1, 1), np.float32)]
-
-
-@contextmanager
-def _before_grouping(model: GroupViTModel) -> Iterator[list[Tensor]]:
-    """Collects the segments `[B, P, D]` that enter the first grouping block."""
-    captured: list[Tensor] = []
-    block: Any = model.vision_model.encoder.stages[0].downsample
-    assert block is not None, "a recipe's model groups in its first stage"
-    call = block.call
-
-    def capture(segments: Tensor, *args: Any, **kwargs: Any) -> Any:
-        captured.append(segments)
-        return call(segments, *args, **kwargs)
-
-    block.call = capture  # Keras has no hooks
-    try:
-        yield captured
-    finally:
-        block.call = call
 
 
 def _project(projection: Projection, x: Tensor) -> Tensor:

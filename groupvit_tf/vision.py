@@ -4,7 +4,7 @@ Shapes: B images, P patches, S segments entering a stage, G groups, D width (leg
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
@@ -97,6 +97,18 @@ def check_pixels(pixel_values: Any, config: GroupViTVisionConfig) -> None:
         )
 
 
+class StageOutput(NamedTuple):
+    """What a stage makes of its segments; the two in the middle are None where it does not group."""
+
+    segments: Tensor
+    """`[B, G, D]`, or `[B, S, D]`."""
+    group_tokens: Tensor | None
+    assignment: Tensor | None
+    """Soft, `[B, G, S]`."""
+    ungrouped: Tensor
+    """The segments `[B, S, D]` as they entered the grouping block."""
+
+
 class Stage(keras.layers.Layer):
     """Transformer layers over segments and group tokens together, then (but in the last stage) a grouping block."""
 
@@ -129,16 +141,10 @@ class Stage(keras.layers.Layer):
             if layer is not None:
                 layer.build()
 
-    def call(
-        self,
-        segments: Tensor,
-        previous_group_tokens: Tensor | None = None,
-        noise: Tensor | None = None,
-        hard: bool = True,
-        temperature: float = 1.0,
-        training: bool = False,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """`[B, S, D]` -> segments `[B, G, D]` (or `[B, S, D]`), this stage's group tokens, soft assignment `[B, G, S]`."""
+    def attend(
+        self, segments: Tensor, previous_group_tokens: Tensor | None = None, training: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """The layers alone: `[B, S, D]` -> the segments as they enter the grouping block, and this stage's group tokens."""
         x, num_segments = segments, segments.shape[1]
         if self.group_token is not None:
             group_tokens = ops.cast(ops.convert_to_tensor(self.group_token), x.dtype)
@@ -152,13 +158,25 @@ class Stage(keras.layers.Layer):
                 x, _ = layer.rematerialised(x)
             else:
                 x, _ = layer(x, training=training)
+        return (x, None) if self.group_token is None else (x[:, :num_segments], x[:, num_segments:])
+
+    def call(
+        self,
+        segments: Tensor,
+        previous_group_tokens: Tensor | None = None,
+        noise: Tensor | None = None,
+        hard: bool = True,
+        temperature: float = 1.0,
+        training: bool = False,
+    ) -> StageOutput:
+        """`[B, S, D]` segments of the stage before and its group tokens -> this stage's."""
+        ungrouped, group_tokens = self.attend(segments, previous_group_tokens, training)
         if self.downsample is None:
-            return x, None, None
-        segments, group_tokens = x[:, :num_segments], x[:, num_segments:]
+            return StageOutput(ungrouped, None, None, ungrouped)
         segments, assignment = self.downsample(
-            segments, group_tokens, noise, hard=hard, temperature=temperature, training=training
+            ungrouped, group_tokens, noise, hard=hard, temperature=temperature, training=training
         )
-        return segments, group_tokens, assignment
+        return StageOutput(segments, group_tokens, assignment, ungrouped)
 
 
 class GroupProjector(keras.layers.Layer):
@@ -226,27 +244,47 @@ class VisionTower(keras.layers.Layer):
             `last_hidden_state` `[B, G, D]`, `pooler_output` `[B, D]` their mean; `attentions`: per grouping block the soft
             assignment `[B, G, S]`; `hidden_states`: the patches, then every stage's output.
         """
-        segments = self.embeddings(pixel_values, training=training)
-        stages = list(self.encoder.stages)
-        noise = noise_per_stage(gumbel_noise, [stage.downsample is not None for stage in stages])
-        group_tokens: Tensor | None = None
-        hidden_states, assignments = [segments], []
-        for stage, stage_noise in zip(stages, noise, strict=True):
-            segments, group_tokens, assignment = stage(
-                segments,
-                group_tokens,
-                stage_noise,
-                hard=assign_hard,
-                temperature=assign_temperature,
-                training=training,
-            )
-            hidden_states.append(segments)
-            if assignment is not None:
-                assignments.append(assignment)
-        groups = self.layernorm(segments)
+        embedded, stages = self.run_stages(
+            pixel_values,
+            gumbel_noise=gumbel_noise,
+            assign_hard=assign_hard,
+            assign_temperature=assign_temperature,
+            training=training,
+        )
+        groups = self.layernorm(stages[-1].segments)
+        assignments = tuple(stage.assignment for stage in stages if stage.assignment is not None)
         return BaseModelOutputWithPooling(
             last_hidden_state=groups,
             pooler_output=mean(groups, axis=1),
-            hidden_states=tuple(hidden_states) if output_hidden_states else None,
-            attentions=tuple(assignments) if output_attentions else None,
+            hidden_states=(embedded, *(stage.segments for stage in stages)) if output_hidden_states else None,
+            attentions=assignments if output_attentions else None,
         )
+
+    def run_stages(
+        self,
+        pixel_values: Tensor,
+        *,
+        gumbel_noise: Sequence[Tensor] | None = None,
+        assign_hard: bool = True,
+        assign_temperature: float = 1.0,
+        training: bool = False,
+    ) -> tuple[Tensor, list[StageOutput]]:
+        """The patches `[B, P, D]` and what each stage makes of them, for training; arguments as in `call`."""
+        segments = embedded = self.embeddings(pixel_values, training=training)
+        stages = list(self.encoder.stages)
+        noise = noise_per_stage(gumbel_noise, [stage.downsample is not None for stage in stages])
+        group_tokens: Tensor | None = None
+        outputs: list[StageOutput] = []
+        for stage, stage_noise in zip(stages, noise, strict=True):
+            outputs.append(
+                stage(
+                    segments,
+                    group_tokens,
+                    stage_noise,
+                    hard=assign_hard,
+                    temperature=assign_temperature,
+                    training=training,
+                )
+            )
+            segments, group_tokens = outputs[-1].segments, outputs[-1].group_tokens
+        return embedded, outputs

@@ -4,6 +4,7 @@ Shapes: B images, P patches, S segments entering a stage, G groups, D width (leg
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +67,18 @@ class VisionEmbeddings(nn.Module):
         return torch.einsum("ri,cj,ijd->rcd", down, across, grid).flatten(0, 1)[None].to(stored.dtype)
 
 
+class StageOutput(NamedTuple):
+    """What a stage makes of its segments; the two in the middle are None where it does not group."""
+
+    segments: Tensor
+    """`[B, G, D]`, or `[B, S, D]`."""
+    group_tokens: Tensor | None
+    assignment: Tensor | None
+    """Soft, `[B, G, S]`."""
+    ungrouped: Tensor
+    """The segments `[B, S, D]` as they entered the grouping block."""
+
+
 class Stage(nn.Module):
     """Transformer layers over segments and group tokens together, then (but in the last stage) a grouping block."""
 
@@ -88,15 +101,8 @@ class Stage(nn.Module):
                     MixerMLP(config, previous_groups, width // 2, num_group_tokens),
                 )
 
-    def forward(
-        self,
-        segments: Tensor,
-        previous_group_tokens: Tensor | None = None,
-        noise: Tensor | None = None,
-        hard: bool = True,
-        temperature: float = 1.0,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """`[B, S, D]` -> segments `[B, G, D]` (or `[B, S, D]`), this stage's group tokens, soft assignment `[B, G, S]`."""
+    def attend(self, segments: Tensor, previous_group_tokens: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The layers alone: `[B, S, D]` -> the segments as they enter the grouping block, and this stage's group tokens."""
         x, num_segments = segments, segments.shape[1]
         if self.group_token is not None:
             group_tokens = self.group_token.expand(segments.shape[0], -1, -1)
@@ -108,11 +114,22 @@ class Stage(nn.Module):
                 x, _ = checkpoint(layer, x, use_reentrant=False)
             else:
                 x, _ = layer(x)
+        return (x, None) if self.group_token is None else (x[:, :num_segments], x[:, num_segments:])
+
+    def forward(
+        self,
+        segments: Tensor,
+        previous_group_tokens: Tensor | None = None,
+        noise: Tensor | None = None,
+        hard: bool = True,
+        temperature: float = 1.0,
+    ) -> StageOutput:
+        """`[B, S, D]` segments of the stage before and its group tokens -> this stage's."""
+        ungrouped, group_tokens = self.attend(segments, previous_group_tokens)
         if self.downsample is None:
-            return x, None, None
-        segments, group_tokens = x[:, :num_segments], x[:, num_segments:]
-        segments, assignment = self.downsample(segments, group_tokens, noise, hard, temperature)
-        return segments, group_tokens, assignment
+            return StageOutput(ungrouped, None, None, ungrouped)
+        segments, assignment = self.downsample(ungrouped, group_tokens, noise, hard, temperature)
+        return StageOutput(segments, group_tokens, assignment, ungrouped)
 
 
 class VisionEncoder(nn.Module):
@@ -150,22 +167,33 @@ class VisionTower(nn.Module):
             `last_hidden_state` `[B, G, D]`, `pooler_output` `[B, D]` their mean; `attentions`: per grouping block the soft
             assignment `[B, G, S]`; `hidden_states`: the patches, then every stage's output.
         """
-        segments = self.embeddings(pixel_values)
-        stages = list(self.encoder.stages)
-        noise = noise_per_stage(gumbel_noise, [stage.downsample is not None for stage in stages])
-        group_tokens: Tensor | None = None
-        hidden_states, assignments = [segments], []
-        for stage, stage_noise in zip(stages, noise, strict=True):
-            segments, group_tokens, assignment = stage(
-                segments, group_tokens, stage_noise, assign_hard, assign_temperature
-            )
-            hidden_states.append(segments)
-            if assignment is not None:
-                assignments.append(assignment)
-        groups = self.layernorm(segments)
+        embedded, stages = self.run_stages(
+            pixel_values, gumbel_noise=gumbel_noise, assign_hard=assign_hard, assign_temperature=assign_temperature
+        )
+        groups = self.layernorm(stages[-1].segments)
+        assignments = tuple(stage.assignment for stage in stages if stage.assignment is not None)
         return BaseModelOutputWithPooling(
             last_hidden_state=groups,
             pooler_output=groups.mean(dim=1),
-            hidden_states=tuple(hidden_states) if output_hidden_states else None,
-            attentions=tuple(assignments) if output_attentions else None,
+            hidden_states=(embedded, *(stage.segments for stage in stages)) if output_hidden_states else None,
+            attentions=assignments if output_attentions else None,
         )
+
+    def run_stages(
+        self,
+        pixel_values: Tensor,
+        *,
+        gumbel_noise: Sequence[Tensor] | None = None,
+        assign_hard: bool = True,
+        assign_temperature: float = 1.0,
+    ) -> tuple[Tensor, list[StageOutput]]:
+        """The patches `[B, P, D]` and what each stage makes of them, for training; arguments as in `forward`."""
+        segments = embedded = self.embeddings(pixel_values)
+        stages = list(self.encoder.stages)
+        noise = noise_per_stage(gumbel_noise, [stage.downsample is not None for stage in stages])
+        group_tokens: Tensor | None = None
+        outputs: list[StageOutput] = []
+        for stage, stage_noise in zip(stages, noise, strict=True):
+            outputs.append(stage(segments, group_tokens, stage_noise, assign_hard, assign_temperature))
+            segments, group_tokens = outputs[-1].segments, outputs[-1].group_tokens
+        return embedded, outputs
