@@ -77,6 +77,15 @@ class Conversion:
     address: str | None = None
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def format(self) -> Format | Literal["savedmodel"]:
+        """The result's, as in `conversion.formats`."""
+        if self.target in ("native", "transformers"):
+            return "safetensors"
+        if self.target == "keras" and self.destination.name.endswith(".weights.h5"):
+            return "keras-weights"
+        return self.target  # type: ignore[return-value]  # the others are called alike
+
 
 def convert(
     source: str | Path,
@@ -369,7 +378,7 @@ def _write_transformers_tf(job: _Job, directory: Path) -> None:
                 (group if whole else file).create_dataset(f"{_TF_MODEL}/{name}" if whole else name, data=array)
             if last in names:
                 for name, value in others.items():
-                    file.attrs[name] = value
+                    file.attrs[name] = scalar_text(value)
 
     _write_sharded(job, directory, "tf_model.h5", sizes, write, lambda name: f"{_TF_MODEL}/{name}")
 
@@ -441,7 +450,7 @@ def _write_keras_weights(job: _Job, path: Path) -> None:
         for entry in job.entries("keras"):
             array = from_parts(entry, job.value)
             if entry.foreign == EXTRA:
-                file.attrs[EXTRA] = array
+                file.attrs[EXTRA] = scalar_text(array)
             elif entry.parameters[0].kind == "counter":
                 if int(array) > np.iinfo(np.int32).max:
                     raise InputError(f"Keras counts batches in int32, and {entry.parameters[0].name} is {int(array)}")

@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -25,7 +26,7 @@ import numpy as np
 from conversion.magic import container
 from conversion.names import EXTRA, Naming
 from conversion.nvlabs import plain, read_config
-from conversion.pickles import Tensor, numpy_dtype, read_torch_file, zip_members
+from conversion.pickles import Tensor, TorchFile, numpy_dtype, read_torch_file, zip_members
 from groupvit_common.checkpoint import CONFIG_NAME, read_header
 from groupvit_common.config import GroupViTConfig
 from groupvit_common.errors import CheckpointError, InputError
@@ -64,7 +65,7 @@ _DTYPES = frozenset(_SAFETENSORS_DTYPES.values())
 # Where files of torch.save keep the state dict, if it is not all that they hold.
 _STATE_KEYS = ("model", "state_dict", "model_state_dict")
 # What a Keras file has beside the weights: the optimizer's state, the states of random generators.
-_KERAS_OTHER = re.compile(r"(^|/)(optimizer|seed_generator(_\d+)?|random_generator|metrics)/")
+_KERAS_OTHER = re.compile(r"(^|/)(optimizer|seed_generator|random_generator|metrics)(_\d+)?/")
 _MAX_CONFIG = 1 << 20
 # Where a .weights.h5 of this package keeps the model's configuration: an attribute of the root.
 CONFIG_ATTRIBUTE = "groupvit_config"
@@ -78,10 +79,11 @@ class Info(NamedTuple):
 
 
 class _Piece(NamedTuple):
-    """One file: its tensors, and the way to one's value."""
+    """One file: its tensors, the way to one's value, and what else it holds."""
 
     tensors: dict[str, Info]
     value: Callable[[str], np.ndarray]
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Source:
     """A checkpoint that is open for reading.
 
     `path` is what was named, `files` what holds the weights; `config` is None where nothing says it; `tensors` are the
-    foreign names with shapes and dtypes.
+    foreign names with shapes and dtypes, `others` what the files hold besides.
     """
 
     path: Path
@@ -98,6 +100,7 @@ class Source:
     config: GroupViTConfig | None
     tensors: Mapping[str, Info]
     value: Callable[[str], np.ndarray]
+    others: tuple[str, ...] = ()
 
     @property
     def naming(self) -> Naming:
@@ -148,7 +151,8 @@ def _joined(
             raise CheckpointError(f"{file} holds {twice[0]}, which another file of this checkpoint holds too")
         tensors |= piece.tensors
         homes |= dict.fromkeys(piece.tensors, piece)
-    return Source(path, form, files, config, tensors, lambda name: homes[name].value(name))
+    others = tuple(dict.fromkeys(other for piece in pieces for other in piece.others))
+    return Source(path, form, files, config, tensors, lambda name: homes[name].value(name), others)
 
 
 # -- directories ----------------------------------------------------------------------------------------------------------
@@ -161,6 +165,10 @@ def _weights_of(directory: Path) -> Path:
     except OSError as error:
         raise CheckpointError(f"{directory} cannot be read: {error.strerror or error}") from error
     found = [name for name in present if WEIGHTS.fullmatch(name)]
+    if not found and "saved_model.pb" in present:
+        raise CheckpointError(
+            f"{directory} is a TensorFlow SavedModel, a program whose weights have no names: convert the checkpoint that it was made of"
+        )
     if not found:
         raise CheckpointError(f"{directory} holds no checkpoint; it has {', '.join(present[:12]) or 'no files'}")
     if len(found) > 1:
@@ -309,7 +317,8 @@ def _open_torch(
                 + (f"{others[0]!r} is a {type(state[others[0]]).__name__}, not a tensor" if others else "it is empty")
             )
         tensors = {name: Info(record.shape, record.dtype) for name, record in records.items()}
-        pieces.append(_Piece(tensors, lambda name, file=file, records=records: file.read(records[name])))  # type: ignore[misc]
+        beside = _others(file.content) if state is not file.content else ()
+        pieces.append(_Piece(tensors, partial(_torch_value, file, records), beside))
         if any(name.startswith("img_encoder.") for name in records):
             form = "nvlabs"
             if given is None:
@@ -324,6 +333,21 @@ def _open_torch(
     if form == "nvlabs" and len(files) > 1:
         raise CheckpointError(f"{files[0].parent} holds the authors' weights in shards, which their code never wrote")
     return pieces, "nvlabs" if form == "nvlabs" else "pytorch", config
+
+
+def _torch_value(file: TorchFile, records: Mapping[str, Tensor], name: str) -> np.ndarray:
+    return file.read(records[name])
+
+
+def _others(content: Any) -> tuple[str, ...]:
+    """What a training program saved beside the weights: keys, numbers and texts with their values."""
+    if not isinstance(content, dict):
+        return ()
+    return tuple(
+        f"{key} {value}" if isinstance(value, int | float | str) and len(str(value)) <= 40 else str(key)
+        for key, value in content.items()
+        if key not in _STATE_KEYS
+    )
 
 
 def _config_from(settings: Mapping[str, Any], source: Path) -> GroupViTConfig:
@@ -391,9 +415,14 @@ def _open_hdf5(path: Path, opener: Callable[[], Any]) -> tuple[_Piece, Format, G
     size = path.stat().st_size
     infos: dict[str, Info] = {}
     places: dict[str, str] = {}
+    others: dict[str, None] = {}
 
     def visit(place: str, item: Any) -> None:
-        if not isinstance(item, h5py.Dataset) or _KERAS_OTHER.search(place):
+        if not isinstance(item, h5py.Dataset):
+            return
+        other = _KERAS_OTHER.search(place)
+        if other is not None:
+            others[other[2]] = None
             return
         name = _tensorflow_name(place) if tensorflow else place
         # NumPy has no bfloat16, for which Keras writes bytes with a note.
@@ -418,21 +447,21 @@ def _open_hdf5(path: Path, opener: Callable[[], Any]) -> tuple[_Piece, Format, G
         file.visititems(visit)
         # What a format has no place for is kept in attributes, which other readers do not mind.
         written = None if tensorflow else file.attrs.get(CONFIG_ATTRIBUTE)
-        for name, attribute in file.attrs.items():
-            if _is_scalar(name):
-                array = np.asarray(attribute)
-                infos[name], places[name] = Info(array.shape, array.dtype.name), ""
+        scalars = {name: _scalar(name, str(text), path) for name, text in file.attrs.items() if _is_scalar(name)}
+        infos |= {name: Info((), scalar.dtype.name) for name, scalar in scalars.items()}
 
     def value(name: str) -> np.ndarray:
+        if name in scalars:
+            return scalars[name]
         with opened() as file:
-            array = np.asarray(file[places[name]][()] if places[name] else file.attrs[name])
+            array = np.asarray(file[places[name]][()])
             return array.view(numpy_dtype(infos[name].dtype)) if array.dtype.kind == "V" else array
 
     config = None
     if isinstance(written, str | bytes):
         text = written.encode("utf-8", "surrogateescape") if isinstance(written, str) else written
         config = _config_from(_json(CONFIG_ATTRIBUTE, text, path), path)
-    return _Piece(infos, value), "transformers-tf" if tensorflow else "keras-weights", config
+    return _Piece(infos, value, tuple(others)), "transformers-tf" if tensorflow else "keras-weights", config
 
 
 def _open_keras(path: Path) -> tuple[_Piece, GroupViTConfig]:

@@ -86,6 +86,7 @@ class Verification:
     """What a comparison of A and B found.
 
     Attributes:
+        comparable: whether they take the same inputs and have the same parts; if not, nothing else was compared.
         tensors: how many were compared; 0 where one is a SavedModel, whose tensors have no names.
         rounded: how many of them have a narrower type in one of the two, to which the other was rounded for the comparison;
             `rounded_to`: these types.
@@ -100,6 +101,7 @@ class Verification:
     precision: str
     tolerance: float
     seed: int
+    comparable: bool = True
     tensors: int = 0
     rounded: int = 0
     rounded_to: list[str] = field(default_factory=list)
@@ -119,7 +121,7 @@ class Verification:
     @property
     def passed(self) -> bool:
         """Whether all tensors and outputs are within the tolerance."""
-        return self.largest <= self.tolerance
+        return self.comparable and self.largest <= self.tolerance
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -152,6 +154,9 @@ class Verification:
             yield f"pixels with the same label: {self.pixels_alike:.4%}"
         yield from (f"note: {note}" for note in self.notes)
         verdict = "the same model" if self.passed else "NOT the same model"
+        if not self.comparable:
+            yield f"{verdict}: they are of different sizes"
+            return
         yield f"{verdict}: the largest relative difference is {self.largest:.2g}, the tolerance {self.tolerance:.2g}"
 
 
@@ -192,7 +197,7 @@ def verify(
 
     Raises:
         CheckpointError: one of them cannot be found, read or understood.
-        InputError: an argument that cannot be used, or models that cannot be given the same pictures and texts.
+        InputError: an argument that cannot be used.
     """
     if tolerance is not None and not tolerance >= 0:
         raise InputError(f"the tolerance must be a number from 0, got {tolerance}")
@@ -208,8 +213,9 @@ def verify(
     if len(models) == 2:
         first, second = (model.checkpoint for model in models)
         result.settings = _settings(first.config, second.config)
-        if _sizes(first.config) != _sizes(second.config):
-            raise InputError(f"{result.a} and {result.b} are models of different sizes; {'; '.join(result.settings)}")
+        result.comparable = _sizes(first.config) == _sizes(second.config)
+        if not result.comparable:
+            return result
         rounding = _rounding(first, second)
         result.rounded, result.rounded_to = len(rounding), sorted(set(rounding.values()))
         _compare_tensors(first, second, rounding, result)

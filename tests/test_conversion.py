@@ -47,6 +47,7 @@ convert = partial(conversion_convert.convert, verify=False)
 DESTINATIONS = {
     "native": "native",
     "transformers-tf": "tf",
+    "transformers-tf-safetensors": "tf-safetensors",
     "pytorch": "bin",
     "nvlabs": "x.pth",
     "keras": "x.keras",
@@ -312,8 +313,9 @@ def test_round_trips_change_no_bit(config: GroupViTConfig, seed: int, extra: boo
             path = done.destination
             # A file of weights alone has no configuration; that of the directory beside it is another's.
             assert_same(values(path, config=config), expected)
-            if to in ("native", "transformers-tf", "pytorch", "keras"):
-                assert read(path).config == read(native).config or to != "keras"
+            if to != "nvlabs":
+                found = read(path).config
+                assert (found.text_config, found.vision_config) == (config.text_config, config.vision_config)
         files = sorted(item.name for item in Path(folder).iterdir())
         assert not [name for name in files if name.startswith(".")]
 
@@ -348,12 +350,32 @@ def test_casting_is_that_of_torch(tmp_path: Path) -> None:
         convert(source, tmp_path / "x", dtype="float16")
 
 
-def test_shards(tmp_path: Path) -> None:
-    source = random_checkpoint(tmp_path / "source", smallest_config())
-    done = convert(source, tmp_path / "native", max_shard_size="4KB")
-    assert len(done.files) > 3
-    assert_same(values(tmp_path / "native"), values(source))
+@pytest.mark.parametrize(
+    ("to", "name"),
+    [
+        ("native", "model.safetensors"),
+        ("pytorch", "pytorch_model.bin"),
+        ("transformers-tf", "tf_model.h5"),
+        ("transformers-tf-safetensors", "model.safetensors"),
+    ],
+)
+def test_shards_that_are_written(tmp_path: Path, to: Any, name: str) -> None:
+    source = random_checkpoint(tmp_path / "source", smallest_config(), extra=True)
+    done = convert(source, tmp_path / "x", to, max_shard_size="4KB")
+    index = json.loads((tmp_path / "x" / f"{name}.index.json").read_text())
+    shards = sorted(set(index["weight_map"].values()))
+    assert len(shards) > 3
+    stem, suffix = name.split(".")
+    assert shards[1] == f"{stem}-00002-of-{len(shards):05d}.{suffix}"
+    assert {file.name for file in done.files} == {
+        *shards, f"{name}.index.json", "config.json", "conversion_report.json"
+    }  # fmt: skip
+    assert index["metadata"]["total_size"] <= sum((tmp_path / "x" / shard).stat().st_size for shard in shards)
+    assert_same(values(tmp_path / "x"), values(source))
 
+
+def test_shards_of_other_programs(tmp_path: Path) -> None:
+    source = random_checkpoint(tmp_path / "source", smallest_config())
     convert(source, tmp_path / "bin", "pytorch")
     torch = pytest.importorskip("torch")
     state = torch.load(tmp_path / "bin" / "pytorch_model.bin", weights_only=True)
@@ -685,20 +707,88 @@ def test_an_hdf5_file_of_something_else(tmp_path: Path) -> None:
 # -- with others ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_source_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     import huggingface_hub
 
     from tests.fake_hub import FakeHub, point_to
 
-    files = {name: (CASE / name).read_bytes() for name in ("config.json", "model.safetensors")}
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with FakeHub() as server:
         point_to(server.url, monkeypatch)
-        server.add("org/name", {**files, "merges.txt": b"a b"})
-        convert("org/name", tmp_path / "x")
+        yield server
         huggingface_hub.close_session()
+
+
+def test_a_source_on_the_hub(tmp_path: Path, hub: Any) -> None:
+    config, safe = ((CASE / name).read_bytes() for name in ("config.json", "model.safetensors"))
+    pickled, h5 = (CASE / "bin" / "pytorch_model.bin").read_bytes(), (CASE / "tf" / "tf_model.h5").read_bytes()
+    common = {"config.json": config, "merges.txt": b"a b"}
+    hub.add("org/all", {**common, "model.safetensors": safe, "pytorch_model.bin": pickled, "tf_model.h5": h5})
+    hub.add("org/bin", {**common, "pytorch_model.bin": pickled, "tf_model.h5": h5})
+    hub.add("org/old", {**common, "old/deep/tf_model.h5": h5, "old/deep/config.json": config, "README.md": b"#"})
+    hub.add("org/pth", {"a.pth": (NVLABS / "nv_two_stage" / "checkpoint.pth").read_bytes()})
+    hub.add("org/two", {"a.pth": b"", "b.pth": b""})
+
+    def source_of(name: str) -> tuple[str, str]:
+        checkpoint = read(name)
+        return checkpoint.source.format, checkpoint.source.files[0].name
+
+    convert("org/all", tmp_path / "x")
     assert_same(values(tmp_path / "x"), values(CASE))
     assert (tmp_path / "x" / "merges.txt").read_text() == "a b"
+    assert source_of("org/all") == ("safetensors", "model.safetensors")
+    assert not list((tmp_path / "cache").rglob("*.bin"))  # nothing that is not needed is fetched
+    assert source_of("org/bin") == ("pytorch", "pytorch_model.bin")
+    assert source_of("org/all/tf_model.h5") == ("transformers-tf", "tf_model.h5")
+    assert source_of("org/old/old/deep/tf_model.h5") == ("transformers-tf", "tf_model.h5")
+    assert source_of("org/pth") == ("nvlabs", "a.pth")
+    with pytest.raises(CheckpointError, match=r"holds 2 checkpoints \(a\.pth, b\.pth\): name .* as org/two/a\.pth"):
+        read("org/two")
+    with pytest.raises(CheckpointError, match=r"holds no checkpoint \(README\.md, config\.json, merges\.txt\)"):
+        read("org/old")
+    with pytest.raises(CheckpointError, match="no repository of that name"):
+        read("org/nothing")
+    with pytest.raises(CheckpointError, match=r"'org/bin'.* has no revision 'v9'"):
+        read("org/bin", revision="v9")
+
+
+def test_shards_on_the_hub_and_a_cache_without_network(
+    tmp_path: Path, hub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    for to in ("pytorch", "native"):
+        convert(CASE, tmp_path / to, to, max_shard_size="60KB")
+        files = {path.name: path.read_bytes() for path in (tmp_path / to).iterdir()}
+        hub.add(f"org/{to}", files)
+        assert len(read(f"org/{to}").source.files) > 2
+        assert_same(values(f"org/{to}"), values(CASE))
+    hub.take_requests()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert_same(values("org/pytorch"), values(CASE))
+    assert hub.take_requests() == []
+    with pytest.raises(CheckpointError, match="downloads are off"):
+        read("org/other")
+
+
+@pytest.mark.parametrize(("name", "to"), [("x", "native"), ("x.keras", "keras"), ("x.pth", "nvlabs")])
+def test_a_result_is_sent_to_the_hub(
+    tmp_path: Path, hub: Any, monkeypatch: pytest.MonkeyPatch, name: str, to: Any
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", hub.write_token)
+    source = NVLABS / "nv_two_stage" / "checkpoint.pth"
+    done = convert(source, tmp_path / name, to, push="me/converted")
+    assert done.address
+    assert "me/converted" in done.address
+    assert_same(values("me/converted"), values(source))
+    repository = hub.repositories["me/converted"]
+    sent = repository.commits[repository.branches["main"]]
+    assert sent["conversion_report.json"] == done.report.read_bytes()
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(CheckpointError, match=r"x.* is complete, but 'nobody/x' could not be sent"):
+        convert(source, tmp_path / name, to, push="nobody/x", overwrite=True)
+    assert_same(values(tmp_path / name), values(source))
 
 
 @pytest.mark.slow

@@ -1,0 +1,200 @@
+"""The commands `convert`, `verify` and `inspect`. Only the standard library is imported here; see `groupvit_common.cli`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from conversion.checkpoint import Checkpoint
+
+SAME, OTHER = 0, 1
+# From so many bytes on, a bar shows how far it is.
+_LARGE = 100_000_000
+_TARGETS = (
+    "native", "transformers", "transformers-tf", "transformers-tf-safetensors", "pytorch", "keras", "nvlabs", "savedmodel",
+)  # fmt: skip
+
+_CONVERT = """\
+Writes a checkpoint of any format as another, proves that both are the same model, and leaves a report beside the result
+(conversion_report.json). The source's format is recognised. Nothing in it is executed. The result appears when it is whole.
+"""
+_CONVERT_EXAMPLES = """\
+formats (--to):
+  native, transformers         a directory with config.json and model.safetensors, for groupvit and transformers
+  transformers-tf              a directory with tf_model.h5, for transformers' TFGroupViTModel
+  transformers-tf-safetensors  the same with model.safetensors
+  pytorch                      a directory with pytorch_model.bin
+  keras                        a file, NAME.keras or NAME.weights.h5
+  nvlabs                       a file, NAME.pth, for the authors' code
+  savedmodel                   a directory for TensorFlow Serving
+
+examples:
+  groupvit convert group_vit_gcc_yfcc_30e.pth groupvit-yfcc
+  groupvit convert nvidia/groupvit-gcc-yfcc groupvit.keras --to keras
+  groupvit convert org/name/tf_model.h5 somewhere --dtype float16
+
+"""
+_VERIFY = """\
+Says whether two checkpoints of any formats are the same model: compares every tensor, and every output of both for the same
+pictures and texts, in float64 and in the backend of each format. Either may be a SavedModel.
+"""
+_VERIFY_EXIT = """\
+exit codes:
+  0    the same model
+  1    not the same model
+  2    bad usage
+  3    one of them cannot be read
+"""
+_INSPECT = "Says what a checkpoint is: format, architecture, parameters by part, types, batch norms, and anything odd."
+
+
+def add_commands(commands: Any, exit_codes: str) -> None:
+    """Adds the three commands to argparse's `commands`."""
+    shape: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    source = 'a file, a directory, "org/name" on the Hugging Face hub, or one file of it as "org/name/FILE"'
+
+    convert = commands.add_parser(
+        "convert", help="write a checkpoint in another format, and prove that it is the same model",
+        description=_CONVERT, epilog=_CONVERT_EXAMPLES + exit_codes, **shape,
+    )  # fmt: skip
+    convert.add_argument("source", metavar="SOURCE", help=source)
+    convert.add_argument("destination", metavar="DEST", help="the directory or file to write")
+    convert.add_argument(
+        "--to", choices=_TARGETS, default="native", metavar="FORMAT", help="see below (default: native)"
+    )
+    convert.add_argument(
+        "--dtype", choices=("float32", "float64", "float16", "bfloat16"), help="of the weights (default: as stored)"
+    )
+    convert.add_argument(
+        "--verify", action=argparse.BooleanOptionalAction, default=True,
+        help="compare the result with the source; one that is not the same model is not kept (default: --verify)",
+    )  # fmt: skip
+    convert.add_argument(
+        "--max-shard-size", default="5GB", metavar="SIZE",
+        help="spread larger weights over several files, in the formats of transformers (default: %(default)s)",
+    )  # fmt: skip
+    convert.add_argument("--push", metavar="ORG/NAME", help="also send the result to this repository on the hub")
+    convert.add_argument("--overwrite", action="store_true", help="replace what is at DEST")
+    convert.add_argument(
+        "--allow-missing", action="append", default=[], metavar="PATTERN",
+        help="let tensors whose names fit be missing (they become 0) or left over; may be given several times",
+    )  # fmt: skip
+    _add_config(convert)
+    convert.add_argument("--revision", help="branch, tag or commit of SOURCE on the hub")
+    convert.set_defaults(run=_convert)
+
+    verify = commands.add_parser(
+        "verify",
+        help="say whether two checkpoints are the same model",
+        description=_VERIFY,
+        epilog=_VERIFY_EXIT,
+        **shape,
+    )
+    verify.add_argument("a", metavar="A", help=source)
+    verify.add_argument("b", metavar="B", help="the same")
+    verify.add_argument(
+        "--tolerance", type=float, metavar="X",
+        help="largest difference that passes, over the largest value (default: 1e-9; with a SavedModel, in float32, 1e-3)",
+    )  # fmt: skip
+    verify.add_argument("--seed", type=int, default=2022, help="of the pictures and texts (default: %(default)s)")
+    _add_config(verify)
+    verify.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    verify.set_defaults(run=_verify)
+
+    inspect = commands.add_parser(
+        "inspect", help="say what a checkpoint is", description=_INSPECT, epilog=exit_codes, **shape
+    )
+    inspect.add_argument("path", metavar="PATH", help=source)
+    _add_config(inspect)
+    inspect.add_argument("--revision", help="branch, tag or commit on the hub")
+    inspect.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    inspect.set_defaults(run=_inspect)
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", metavar="PATH", help="directory or file of the configuration, for weights that come without one"
+    )
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from conversion.convert import convert
+    from conversion.describe import FORMATS, size
+
+    def opened(checkpoint: Checkpoint) -> None:
+        source = checkpoint.source
+        print(
+            f"source: {source.path}: {FORMATS[source.format]}, {checkpoint.num_parameters():,} parameters", flush=True
+        )
+
+    bar = _Bar()
+    try:
+        done = convert(
+            options.source, options.destination, options.to, config=options.config, revision=options.revision,
+            dtype=options.dtype, verify=options.verify, max_shard_size=options.max_shard_size, push=options.push,
+            overwrite=options.overwrite, allow_missing=options.allow_missing, opened=opened, progress=bar.show,
+        )  # fmt: skip
+    finally:
+        bar.close()
+    total = sum(file.stat().st_size for file in done.files)
+    print(f"result: {done.destination}: {FORMATS[done.format]}, {size(total)}")
+    for note in done.notes:
+        print(f"note: {note}")
+    if done.verification is None:
+        print("not verified")
+    else:
+        for line in done.verification.lines():
+            print(line)
+    print(f"report: {done.report}")
+    if done.address is not None:
+        print(f"sent to: {done.address}")
+    return SAME
+
+
+class _Bar:
+    """How far a conversion is, on a terminal and for large files."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def show(self, done: int, total: int) -> None:
+        if total < _LARGE or not sys.stderr.isatty():
+            return
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, unit="B", unit_scale=True, file=sys.stderr, leave=False)
+        self._bar.update(done - self._bar.n)
+        if done == total:
+            self._bar.set_description("comparing")
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from conversion.verify import verify
+
+    result = verify(options.a, options.b, config=options.config, tolerance=options.tolerance, seed=options.seed)
+    if options.json:
+        print(json.dumps(result.to_dict()))
+    else:
+        for line in result.lines():
+            print(line)
+    return SAME if result.passed else OTHER
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from conversion.describe import describe
+
+    result = describe(options.path, config=options.config, revision=options.revision)
+    if options.json:
+        print(json.dumps(result.to_dict()))
+    else:
+        for line in result.lines():
+            print(line)
+    return SAME
