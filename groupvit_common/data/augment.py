@@ -1,4 +1,4 @@
-"""Pictures for training: decoded, cropped at random, varied, normalised. Pillow does the work on pixels.
+"""Pictures for training: decoded, cropped at random, varied. Pillow does the work on pixels.
 
 Everything random is drawn from the generator given, so that a picture's variation is a function of its seed alone. The
 distributions are timm's, which the paper's recipe names: `RandomResizedCrop`, "rand-m9-mstd0.5-inc1", random erasing by noise.
@@ -30,6 +30,9 @@ _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 Box = tuple[float, float, float, float]
 """left, upper, right, lower, in pixels"""
 
+Fill = tuple[int, ...]
+"""red, green, blue, 0 to 255"""
+
 
 class BadSample(Exception):
     """A sample that cannot be used; the text is one of a few causes, to be counted."""
@@ -53,38 +56,22 @@ def open_image(content: bytes, max_pixels: int) -> Image.Image:
     return image
 
 
-def make_pixels(
-    content: bytes, settings: DataSettings, levels: NDArray[np.float32], rng: np.random.Generator
-) -> NDArray[np.float32]:
-    """An image file's bytes -> float32 `[3, S, S]`, S = `settings.image_size`.
+def vary(content: bytes, settings: DataSettings, fill: Fill, rng: np.random.Generator) -> Image.Image:
+    """An image file's bytes -> an RGB picture of `settings.image_size` a side, cropped, mirrored and recoloured at random.
 
     Args:
-        levels: float32 `[3, 256]`, the normalised value of each level of each channel.
+        fill: what turning and moving uncovers gets this colour.
 
     Raises BadSample.
     """
-    image = open_image(content, settings.max_pixels)
-    picture = cropped(image, settings, rng)
+    picture = cropped(open_image(content, settings.max_pixels), settings, rng)
     if rng.random() < settings.flip:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if settings.rand_augment:
-        fill = tuple(int(np.argmin(np.abs(channel))) for channel in levels)
-        picture = rand_augment(picture, settings, fill, rng)
-    elif settings.color_jitter:
-        picture = color_jitter(picture, settings.color_jitter, rng)
-    array = np.asarray(picture)
-    pixels = np.empty((3, *array.shape[:2]), np.float32)
-    for channel in range(3):
-        np.take(levels[channel], array[:, :, channel], out=pixels[channel])
-    if rng.random() < settings.erasing:
-        erase(pixels, rng)
-    return pixels
-
-
-def levels_of(mean: list[float], std: list[float], factor: float) -> NDArray[np.float32]:
-    """float32 `[3, 256]`: the image processor's value of every level of every channel."""
-    values = np.arange(256, dtype=np.float32) * np.float32(factor)
-    return (values - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
+        return rand_augment(picture, settings, fill, rng)
+    if settings.color_jitter:
+        return color_jitter(picture, settings.color_jitter, rng)
+    return picture
 
 
 def cropped(image: Image.Image, settings: DataSettings, rng: np.random.Generator) -> Image.Image:
@@ -144,7 +131,6 @@ def color_jitter(image: Image.Image, amount: float, rng: np.random.Generator) ->
     return image
 
 
-Fill = tuple[int, ...]
 Operation = Callable[[Image.Image, float, Image.Resampling, Fill], Image.Image]
 """A picture, a strength of -1 to 1 (0 to 1 where a sign means nothing), how to resample, the colour of what is uncovered."""
 

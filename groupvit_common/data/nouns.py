@@ -9,7 +9,13 @@ from typing import Any
 
 from groupvit_common.errors import InputError
 
-_WORDS = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*|[^\w\s]")
+# "isn't"; words with their hyphens; what an apostrophe begins ("dog's", "1930 's"); single signs.
+_WORDS = re.compile(r"[^\W_]+n't\b|[^\W_]+(?:-[^\W_]+)*|'[^\W_]+|[^\w\s]")
+_MOST_WORDS, _LONGEST = (
+    200,
+    30,
+)  # of a caption, letters of a word: the tagger's time grows with the square of the latter
+_LETTERS = re.compile(r"[^\W\d_]{2}")
 _NOUNS = ("NN0", "NN1", "NN2", "NP0")  # the British National Corpus's tags of common nouns and names
 
 
@@ -31,8 +37,9 @@ def _tagger() -> Any:
 
 def nouns_of(caption: str) -> tuple[str, ...]:
     """The different nouns of an English caption as they stand in it, in their order."""
-    words = _WORDS.findall(caption)
+    words = [word for word in _WORDS.findall(caption.replace("’", "'"))[:_MOST_WORDS] if len(word) <= _LONGEST]
     if not words:
         return ()
-    tagged = _tagger().tag_sent(words)
-    return tuple(dict.fromkeys(word for word, _, tag in tagged if tag in _NOUNS and any(map(str.isalpha, word))))
+    tags = _tagger().tag_sent(words, taglevel=0)
+    found = (word for word, tag in zip(words, tags, strict=True) if tag in _NOUNS and _LETTERS.search(word))
+    return tuple(dict.fromkeys(found))

@@ -9,7 +9,7 @@ from typing import IO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from groupvit_common.data.augment import BadSample, levels_of, make_pixels
+from groupvit_common.data.augment import BadSample, erase, vary
 from groupvit_common.data.nouns import nouns_of
 from groupvit_common.data.settings import DataSettings
 from groupvit_common.data.sources import Entry, Place
@@ -35,10 +35,11 @@ class SampleMaker:
     """Makes samples. A pure function of the entries and their seeds; can be sent to another process."""
 
     def __init__(self, settings: DataSettings, processor: GroupViTProcessor) -> None:
-        images = processor.image_processor
         self.settings, self.tokenizer = settings, processor.tokenizer
+        # Pictures come in their final size; what is left to do is the normalisation.
+        self.image_processor = processor.image_processor.replace(do_resize=False, do_center_crop=False)
         self.sentences = settings.sentences
-        self._levels = levels_of(images.image_mean, images.image_std, images.rescale_factor)
+        self._fill = tuple(min(round(255 * mean), 255) for mean in self.image_processor.image_mean)
         self._files: OrderedDict[str, IO[bytes]] = OrderedDict()
 
     def __call__(self, work: Sequence[tuple[Entry, tuple[int, ...]]]) -> Made:
@@ -50,12 +51,12 @@ class SampleMaker:
             try:
                 rng = np.random.default_rng(seed)
                 caption = self._caption(entry)
-                picture = make_pixels(self._image(entry), self.settings, self._levels, rng)
+                pixels = self._pixels(entry, rng)
             except BadSample as bad:
                 causes.append(str(bad))
                 continue
             causes.append(None)
-            pictures.append(picture)
+            pictures.append(pixels)
             texts += [caption, *self.prompts(caption, rng)]
         side, each = self.settings.image_size, 1 + self.settings.prompts
         if not pictures:
@@ -94,10 +95,15 @@ class SampleMaker:
             raise BadSample("the caption is empty")
         return caption
 
-    def _image(self, entry: Entry) -> bytes:
+    def _pixels(self, entry: Entry, rng: np.random.Generator) -> NDArray[np.float32]:
+        """float32 `[3, S, S]`."""
         if entry.image is None:
             raise BadSample("no image")
-        return self._read(entry.image, "image")
+        picture = vary(self._read(entry.image, "image"), self.settings, self._fill, rng)
+        pixels: NDArray[np.float32] = self.image_processor(np.asarray(picture))["pixel_values"][0]
+        if rng.random() < self.settings.erasing:
+            erase(pixels, rng)
+        return pixels
 
     def _read(self, place: Place, what: str) -> bytes:
         try:
