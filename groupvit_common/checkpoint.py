@@ -54,9 +54,9 @@ _MAX_HEADER_BYTES = 100_000_000
 _IMPOSTORS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer, not the weights themselves; run `git lfs pull` in its repository"),
     (b"<", "a web page or XML, not weights; the download was answered by an error or login page: download it again"),
-    (b"PK\x03\x04", "a zip archive (PyTorch's pickle format), which is not read here; save it as safetensors"),
-    (b"\x80\x02", "a Python pickle, which is not read here; save it as safetensors"),
-    (b"\x89HDF", "an HDF5 file (TensorFlow's .h5), not safetensors"),
+    (b"PK\x03\x04", "a zip archive (PyTorch's pickle format), not safetensors; `groupvit convert` reads it"),
+    (b"\x80\x02", "a Python pickle, not safetensors; `groupvit convert` reads those of PyTorch"),
+    (b"\x89HDF", "an HDF5 file (TensorFlow's .h5), not safetensors; `groupvit convert` reads it"),
     (b"{", "a JSON text, not weights"),
 )
 _FOREIGN_FILES = {
@@ -298,7 +298,7 @@ def _read_pytorch_header(path: Path) -> Header:
         framework = {"tf": "TensorFlow", "flax": "Flax"}[layout]
         raise CheckpointError(
             f"{path} holds transformers' {framework} layout (metadata format {layout!r}), whose names and axes differ; "
-            "it needs conversion: load it with transformers and save it as a PyTorch model with save_pretrained"
+            f"it needs conversion: groupvit convert {path.parent} DIRECTORY"
         )
     return header
 
@@ -320,8 +320,8 @@ def missing_files(where: object, wanted: Sequence[str], present: Iterable[str]) 
         foreign = [f"{name} ({meaning})" for name, meaning in _FOREIGN_FILES.items() if name in present]
         if foreign:
             message += (
-                f". {', '.join(foreign)} cannot be read directly: save the weights as safetensors first, "
-                "e.g. load them with transformers and call save_pretrained(directory, safe_serialization=True)"
+                f". {', '.join(foreign)} cannot be read directly: convert the weights first, "
+                "with `groupvit convert SOURCE DIRECTORY`"
             )
     return CheckpointError(message)
 
@@ -426,8 +426,7 @@ def plan_shards(
         return [Shard(weights_name, groups[0])]
     stem, _, suffix = weights_name.rpartition(".")
     return [
-        Shard(f"{stem}-{number:05d}-of-{len(groups):05d}.{suffix}", names)
-        for number, names in enumerate(groups, 1)
+        Shard(f"{stem}-{number:05d}-of-{len(groups):05d}.{suffix}", names) for number, names in enumerate(groups, 1)
     ]
 
 

@@ -81,9 +81,9 @@ def test_a_sharded_directory_counts_as_weights(tmp_path):
         ({"model.safetensors": ""}, r"no config\.json; it has model\.safetensors"),
         (
             {"config.json": "", "pytorch_model.bin": ""},
-            r"pytorch_model\.bin \(PyTorch pickle\).*safe_serialization=True",
+            r"pytorch_model\.bin \(PyTorch pickle\).*groupvit convert",
         ),
-        ({"config.json": "", "tf_model.h5": ""}, r"tf_model\.h5 \(TensorFlow\).*safe_serialization=True"),
+        ({"config.json": "", "tf_model.h5": ""}, r"tf_model\.h5 \(TensorFlow\).*groupvit convert"),
         ({}, "it has no files"),
     ],
 )
