@@ -27,7 +27,7 @@ _TRIES = 10
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
-Box = tuple[float, float, float, float]
+Box = tuple[int, int, int, int]
 """left, upper, right, lower, in pixels"""
 
 Fill = tuple[int, ...]
@@ -92,14 +92,16 @@ def cropped(image: Image.Image, settings: DataSettings, rng: np.random.Generator
     except InputError as error:
         raise BadSample("the image is damaged") from error
     across, down = upright.width / width, upright.height / height
-    box = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
-    return upright.resize((side, side), _FILTERS[settings.interpolation], box=box)
+    left, upper, right, lower = box
+    # Cut out before it is resized: nothing of what lies around it seeps in.
+    part = upright.crop((round(left * across), round(upper * down), round(right * across), round(lower * down)))
+    return part.resize((side, side), _FILTERS[settings.interpolation])
 
 
 def middle(width: int, height: int) -> Box:
     """The largest square in the middle."""
     side = min(width, height)
-    left, upper = (width - side) / 2, (height - side) / 2
+    left, upper = (width - side) // 2, (height - side) // 2
     return left, upper, left + side, upper + side
 
 

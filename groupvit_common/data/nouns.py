@@ -9,8 +9,8 @@ from typing import Any
 
 from groupvit_common.errors import InputError
 
-# "isn't"; words with their hyphens; what an apostrophe begins ("dog's", "1930 's"); single signs.
-_WORDS = re.compile(r"[^\W_]+n't\b|[^\W_]+(?:-[^\W_]+)*|'[^\W_]+|[^\w\s]")
+# As the tagger learnt them: "is" and "n't"; words with their hyphens; "dog" and "'s"; single signs.
+_WORDS = re.compile(r"[^\W_]+?(?=n't\b)|n't\b|[^\W_]+(?:-[^\W_]+)*|'[^\W_]+|[^\w\s]")
 _MOST_WORDS, _LONGEST = (
     200,
     30,
