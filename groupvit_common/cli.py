@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from groupvit_common.predictor import BaseSegmenter
     from groupvit_common.prompts import Label
 
-OK, SOME_FAILED, BAD_INPUT, NO_MODEL, INTERRUPTED, CLOSED_PIPE = 0, 1, 2, 3, 130, 141
+OK, SOME_FAILED, BAD_INPUT, NO_MODEL, SIGNALLED, INTERRUPTED, CLOSED_PIPE = 0, 1, 2, 3, 128, 130, 141
 
 _EXIT_CODES = """\
 exit codes:
@@ -37,6 +37,7 @@ exit codes:
   2    bad usage or input: an option, the labels, a folder without pictures, a folder that cannot be written
   3    the model cannot be used: no such checkpoint, no network, a damaged file, neither PyTorch nor TensorFlow, out of memory
   130  interrupted (Ctrl-C)
+  143  a training run was asked to end (SIGTERM) and has saved where it stands
   141  the reader of the output went away
 """
 _DESCRIPTION = "Segment and classify pictures by words, with GroupViT; train it; convert its checkpoints."
@@ -164,7 +165,8 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train", help="train a model by a recipe", epilog=_EXIT_CODES, **shape,
         description="Trains a model from captions alone and writes a checkpoint with its measured quality.\n"
-        "The recipe scenes-demo made the bundled model.",
+        "The recipe scenes-demo made the bundled model. On several GPUs:\n"
+        "torchrun --nproc-per-node 8 -m groupvit_common.cli train RECIPE --out DIR --resume auto",
     )  # fmt: skip
     train.add_argument("recipe", metavar="RECIPE", help="the name of a recipe, such as scenes-demo, or a TOML file")
     train.add_argument("--out", metavar="DIR", help="folder for the checkpoint")
@@ -173,6 +175,10 @@ def _parser() -> argparse.ArgumentParser:
         help="replaces a setting of the recipe, such as optimizer.learning_rate=1e-3 or learning_rate=1e-3; may be repeated",
     )  # fmt: skip
     train.add_argument("--seed", type=int, help="the same as --set run.seed=SEED")
+    train.add_argument(
+        "--resume", default="never", metavar="auto|never|PATH",
+        help="auto: go on from the newest valid checkpoint in DIR if there is one; or from a checkpoint's path (default: %(default)s)",
+    )  # fmt: skip
     train.add_argument("--show", action="store_true", help="print the recipe in full as TOML, and do nothing else")
     _add_backend(train)
     train.set_defaults(run=_train)
@@ -605,7 +611,16 @@ def _train(options: argparse.Namespace) -> int:
         raise InputError("train needs --out DIR, the folder for the checkpoint")
     _make_writable(Path(options.out))
 
-    result = _module(options.backend, "train").train(recipe, options.out, log=partial(print, flush=True))
+    train, log = _module(options.backend, "train").train, partial(print, flush=True)
+    from groupvit_common.training import Interrupted
+
+    try:
+        result = train(recipe, options.out, resume=options.resume, log=log)
+    except Interrupted as stop:
+        _error(stop)
+        return SIGNALLED + stop.signal
+    if int(os.environ.get("RANK", "0")):
+        return OK
     print(
         f"The model is in {result.directory.resolve()}. Use it: groupvit segment PHOTO --model {result.directory} ..."
     )

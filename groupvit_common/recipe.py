@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from groupvit_common.config import GroupViTConfig
+from groupvit_common.data.settings import DataSettings
 from groupvit_common.errors import InputError
 from groupvit_common.settings import parse_change, read_settings, with_changes
 
@@ -203,6 +204,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 class RunSettings:
     """How it is computed, watched and saved.
 
+    `seed` of all that is random; `workers`: processes that decode pictures, on each rank (scenes need none).
     `precision` of activations (weights are float32 throughout); `compile` the towers; `gradient_checkpointing`: time for memory;
     `chunk_size`: images that go through the towers at once on one device (0: its whole share of the batch). Smaller chunks
     need less memory and change no gradient: features of the whole batch are compared all the same.
@@ -216,6 +218,7 @@ class RunSettings:
     """
 
     seed: int = 0
+    workers: int = 4
     precision: Precision = "bfloat16"
     compile: bool = False
     gradient_checkpointing: bool = False
@@ -233,7 +236,16 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         _check_least(
-            "run", self, 0, "seed", "chunk_size", "save_minutes", "peak_tflops", "evaluate_every", "save_every"
+            "run",
+            self,
+            0,
+            "seed",
+            "workers",
+            "chunk_size",
+            "save_minutes",
+            "peak_tflops",
+            "evaluate_every",
+            "save_every",
         )
         _check_least("run", self, 1, "log_every", "keep", "max_bad_steps")
 
@@ -243,6 +255,8 @@ class Recipe:
     """One training run, in sections."""
 
     model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings | None = None
+    """Captioned pictures of your own; None: made scenes."""
     scenes: SceneSettings = field(default_factory=SceneSettings)
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
@@ -257,10 +271,20 @@ class Recipe:
                 f"the objective 'groups' trains one grouping block, got model.groups = {list(self.model.groups)}"
             )
 
+        if self.data is not None and self.objective.kind != "paper":
+            raise InputError(
+                f"the objective {self.objective.kind!r} is for made scenes; for a run with data set kind=paper"
+            )
+        if self.data is not None and self.data.image_size != self.model.image_size:
+            raise InputError(
+                f"data.image_size must be model.image_size, got {self.data.image_size} and {self.model.image_size}; set both"
+            )
+
     @property
     def multi_label(self) -> bool:
         """Whether the multi-label loss takes part."""
-        return self.objective.kind == "paper" and self.scenes.prompts > 0 and self.objective.multi_label_weight > 0
+        prompts = (self.scenes if self.data is None else self.data).prompts
+        return self.objective.kind == "paper" and prompts > 0 and self.objective.multi_label_weight > 0
 
 
 def _check_least(section: str, settings: Any, least: float, *names: str) -> None:
@@ -422,7 +446,6 @@ def assigns_hard(recipe: Recipe, step: int) -> bool:
     return step >= recipe.objective.hard_from * recipe.schedule.total_steps
 
 
-def drop_path_rates(recipe: Recipe) -> list[float]:
-    """How often each vision layer's residual branches are dropped in training, from the first layer to the last."""
-    layers = sum(recipe.model.depths)
+def drop_path_rates(recipe: Recipe, layers: int) -> list[float]:
+    """How often the residual branches of each of a model's vision layers are dropped in training, from the first to the last."""
     return [recipe.model.drop_path * layer / max(layers - 1, 1) for layer in range(layers)]

@@ -16,6 +16,8 @@ from groupvit_common.errors import InputError
 
 T = TypeVar("T")
 
+_NONE = "none"
+
 
 def read_settings(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
     """The settings `cls`, a dataclass, that a table describes; what it leaves out has its default.
@@ -47,11 +49,11 @@ def read_settings(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
 
 
 def to_table(settings: Any) -> dict[str, Any]:
-    """All settings as plain values, in the order of definition; those that are None left out, since TOML has no such value."""
+    """All settings as plain values, in the order of definition. TOML has no None: it is left out, or "none" if not the default."""
     return {
-        field.name: _plain(value)
+        field.name: _NONE if value is None else _plain(value)
         for field in dataclasses.fields(settings)
-        if (value := getattr(settings, field.name)) is not None
+        if (value := getattr(settings, field.name)) is not None or field.default is not None
     }
 
 
@@ -143,9 +145,9 @@ def _types(cls: Any) -> dict[str, Any]:
 def _convert(kind: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        if value is None:
+        if types.NoneType in arguments and (value is None or value == _NONE):
             return None
-        *others, last = (argument for argument in arguments if argument is not type(None))
+        *others, last = (argument for argument in arguments if argument is not types.NoneType)
         for other in others:
             with contextlib.suppress(InputError):
                 return _convert(other, value, where)

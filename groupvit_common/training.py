@@ -1,4 +1,4 @@
-"""What a training run on captioned scenes is made of besides the framework: its data, its measures, its files.
+"""What a training run is made of besides the framework: its data, its measures, its files, and where it stands.
 
 A backend's `train` makes a `Run`, feeds the model with its batches, tells it each step's loss and gives it the model to save.
 """
@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,18 +20,36 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from groupvit_common.data.captioned import Batch, CaptionedImages, batches
+from groupvit_common import run_state
+from groupvit_common.checkpoint import write_files, write_text
+from groupvit_common.data.captioned import Batch, CaptionedImages, SceneBatches, batches
 from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, Scene, make_scene
-from groupvit_common.errors import GroupViTError, InputError
+from groupvit_common.errors import CheckpointError, GroupViTError, InputError
 from groupvit_common.image_processor import GroupViTImageProcessor
 from groupvit_common.metrics import confusion_matrix, mean_iou
+from groupvit_common.predictor import DEMO_MODEL
 from groupvit_common.processor import GroupViTProcessor
 from groupvit_common.prompts import Label
 from groupvit_common.recipe import Recipe, get_recipe
-from groupvit_common.settings import changed, to_table
+from groupvit_common.run_state import Checkpoints, RunState
+from groupvit_common.settings import changed, to_table, to_toml
 from groupvit_common.tokenizer import CLIPTokenizer
 
 MEASURES_NAME = "training.json"
+RECIPE_NAME = "recipe.toml"
+BAD_BATCH_NAME = "bad_batch.npz"
+
+# A grouping that tells nothing: (nearly) one group for all patches, or the same map for every image.
+FEW_GROUPS = 1.5
+LIKE_MAPS = 0.98
+
+
+class Interrupted(GroupViTError):
+    """A signal asked a run to stop. It has saved where it stands."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.signal = number
 
 
 class Segmenter(Protocol):
@@ -45,10 +66,25 @@ class Model(Protocol):
     def save_pretrained(self, directory: Path, /) -> Any: ...
 
 
+class Stream(Protocol):
+    """Batches without end that know where they are: `SceneBatches`, `groupvit_common.data.stream.CaptionStream`."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None: ...
+
+
+Evaluate = Callable[[Any], Mapping[str, float]]
+"""A segmenter of the model as it is -> measures by name, more being better; their mean decides which checkpoint is the best."""
+
+
 @dataclass(frozen=True)
 class TrainResult:
     """What a run came to. `mean_iou`: level -> mean IoU of the held-out scenes, in percent, beside that of the untrained model and of
-    the most frequent class everywhere; `losses`: one a step."""
+    the most frequent class everywhere; `losses`: one a step, of this process; `bad_steps`: how many were left out because a loss
+    or gradient was no number."""
 
     directory: Path
     mean_iou: dict[int, float]
@@ -56,13 +92,50 @@ class TrainResult:
     majority_mean_iou: dict[int, float]
     losses: tuple[float, ...]
     minutes: float
+    bad_steps: int = 0
+
+
+class Feed:
+    """A stream's batches, made ready for the device; the next one may be fetched while a step is computed.
+
+    Args:
+        prepare: what is done to a batch, such as moving it to the device.
+    """
+
+    def __init__(self, stream: Stream, prepare: Callable[[Any], Any]) -> None:
+        self.stream = stream
+        self.batches = iter(stream)
+        self.prepare = prepare
+        self.ahead: list[Any] = []
+        self.before: dict[str, Any] = {}
+
+    def take(self) -> Any:
+        """The next batch."""
+        return self.ahead.pop() if self.ahead else self.prepare(next(self.batches))
+
+    def look_ahead(self) -> None:
+        """Fetches the batch that `take` returns next."""
+        if not self.ahead:
+            self.before = self.stream.state_dict()
+            self.ahead.append(self.prepare(next(self.batches)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place after the last batch taken."""
+        return self.before if self.ahead else self.stream.state_dict()
+
+    def close(self) -> None:
+        """Ends what the stream has running."""
+        close = getattr(self.batches, "close", None)
+        if close is not None:
+            close()
 
 
 @dataclass
 class Run:
     """One run: what it trains on, where it writes, what it has measured so far. Made by `begin`.
 
-    backend: name and version of the framework, threads: how many it computes with; both only for the record.
+    backend: name and version of the framework, threads: how many it computes with; both only for the record. rank, world: which
+    of how many processes this is; the first one alone writes and tells. resumed: the checkpoint that it goes on from.
     """
 
     recipe: Recipe
@@ -77,6 +150,15 @@ class Run:
     untrained: dict[int, float] = field(default_factory=dict)
     measured: dict[int, float] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
+    rank: int = 0
+    world: int = 1
+    resumed: RunState | None = None
+    resumed_from: Path | None = None
+    evaluate: Evaluate | None = None
+    evaluated: dict[str, float] = field(default_factory=dict)
+    step: int = 0
+    bad_steps: int = 0
+    stop_signal: int = 0
 
     @classmethod
     def begin(
@@ -88,80 +170,361 @@ class Run:
         log: Callable[[str], None] = print,
         backend: str = "",
         threads: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        resume: str | Path = "never",
+        evaluate: Evaluate | None = None,
     ) -> Run:
-        """Makes the folder, the scenes and the tokenizer. InputError: an unknown recipe, or a folder that cannot be made."""
+        """Makes the folder, the scenes and the tokenizer, and finds what is to be continued.
+
+        Args:
+            resume: "never"; "auto", from the newest valid checkpoint in the folder if there is one; or a checkpoint's path.
+            evaluate: besides the held-out scenes, for runs on other data.
+
+        Raises:
+            InputError: an unknown recipe, a folder that cannot be made, one with an unfinished run that is not to be continued.
+            CheckpointError: a checkpoint that cannot be continued, a tokenizer or model to start from that cannot be found.
+        """
         recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
         recipe = recipe if seed is None else changed(recipe, {"run.seed": seed})
+        if recipe.schedule.batch_size % world:
+            raise InputError(
+                f"schedule.batch_size must be a multiple of the number of processes, got {recipe.schedule.batch_size} for {world}"
+            )
         directory = Path(out_dir)
+        started = time.monotonic()
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot make the folder {directory} for the model: {error}") from error
-        started = time.monotonic()
-        scenes = recipe.scenes
-        log(f"making {scenes.scenes_per_level} scenes for each of the levels {', '.join(map(str, scenes.levels))}")
-        pictures = {
-            level: CaptionedImages.scenes(recipe.run.seed, scenes.scenes_per_level, level, recipe.model.image_size)
-            for level in scenes.levels
-        }
-        captions = [caption for level in scenes.levels for caption in pictures[level].captions]
-        processor = make_processor(recipe, captions)
-        majority = majority_mean_iou(recipe)
-        return cls(recipe, directory, pictures, processor, backend, threads, log, started, majority)
+        log = log if rank == 0 else _silent
+        path = run_state.find(directory, resume, log=log)
+        pictures = _scenes(recipe, log) if recipe.data is None else {}
+        captions = [caption for level in pictures.values() for caption in level.captions]
+        processor = start_processor(recipe, captions)
+        majority = majority_mean_iou(recipe) if recipe.data is None else {}
+        run = cls(recipe, directory, pictures, processor, backend, threads, log, started, majority)
+        run.rank, run.world, run.evaluate = rank, world, evaluate
+        if path is not None:
+            run._continue(path)
+        if rank == 0:
+            run.checkpoints.clean()
+            if path is None:
+                run.checkpoints.clear()
+            write_files(directory, {RECIPE_NAME: lambda file: write_text(file, to_toml(recipe))})
+        return run
+
+    def _continue(self, path: Path) -> None:
+        self.resumed, self.resumed_from = run_state.load(path), path
+        values = self.resumed.values
+        self.step, self.bad_steps = self.resumed.step, values["bad_steps"]
+        self.started -= 60 * values["minutes"]
+        self.untrained, self.measured = (
+            {int(level): value for level, value in values[name].items()} for name in ("untrained", "measured")
+        )
+        self.log(f"continuing from {path} at step {self.step}")
+        for name, old, new in _differences(values["recipe"], to_table(self.recipe)):
+            self.log(f"{name} was {old!r} before, now {new!r}")
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        settings = self.recipe.run
+        return Checkpoints(self.directory, keep=settings.keep, keep_best=settings.keep_best, log=self.log)
 
     @property
     def minutes(self) -> float:
         return (time.monotonic() - self.started) / 60
 
     def batches(self) -> Iterator[Batch[NDArray[Any]]]:
-        """The run's batches, the same for the same seed whatever the backend."""
+        """The batches of a run on scenes, the same for the same seed whatever the backend."""
         return batches(self.recipe, self.pictures, self.processor, np.random.default_rng(self.recipe.run.seed))
+
+    def stream(self) -> Stream:
+        """The batches of this process, from where the run stands."""
+        recipe = self.recipe
+        stream: Stream
+        if recipe.data is None:
+            stream = SceneBatches(recipe, self.pictures, self.processor, rank=self.rank, world=self.world)
+        else:
+            from groupvit_common.data.stream import CaptionStream
+
+            stream = CaptionStream(
+                recipe.data,
+                self.processor,
+                batch_size=recipe.schedule.batch_size // self.world,
+                seed=recipe.run.seed,
+                rank=self.rank,
+                world=self.world,
+                workers=recipe.run.workers,
+            )
+        if self.resumed is not None:
+            stream.load_state_dict(self._place_in_data(self.resumed.values["ranks"]))
+        return stream
+
+    def _place_in_data(self, ranks: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+        if len(ranks) == self.world or self.recipe.data is None:
+            # On scenes all processes draw the same.
+            state: Mapping[str, Any] = ranks[self.rank if len(ranks) == self.world else 0]["data"]
+            return state
+        epoch = min(rank["data"]["epoch"] for rank in ranks)
+        self.log(
+            f"the run was of {len(ranks)} processes, now of {self.world}: data goes on from the beginning of epoch {epoch}"
+        )
+        return {"epoch": epoch}
 
     def measure_untrained(self, segmenter: Segmenter, parameters: int) -> None:
         """`parameters`: how many numbers the model learns."""
-        self.measured = self.untrained = measure(segmenter, self.recipe)
-        self.log(f"{parameters / 1e6:.2f} million parameters; untrained: {percentages(self.untrained)}")
+        if self.recipe.data is None:
+            self.measured = self.untrained = measure(segmenter, self.recipe)
+        found = f"; untrained: {percentages(self.untrained)}" if self.untrained else ""
+        self.log(f"{parameters / 1e6:.2f} million parameters{found}")
+
+    # -- steps ------------------------------------------------------------------------------------------------------------
 
     def took_step(self, loss: float) -> None:
         """Notes a step's loss. GroupViTError: it is no number, and going on would only spoil what was saved."""
         self.losses.append(loss)
-        step = len(self.losses)
+        self.step += 1
         if not math.isfinite(loss):
-            raise GroupViTError(
-                f"the loss is {loss} at step {step}: try a lower learning_rate than {self.recipe.optimizer.learning_rate:g} or "
-                f"precision float32; what {self.directory} holds is from before"
-            )
+            raise self._no_number(f"the loss is {loss}", "")
         every = self.recipe.run.log_every
-        if step % every == 0:
+        if self.step % every == 0:
             mean = np.mean(self.losses[-every:])
-            self.log(f"step {step}/{self.recipe.schedule.total_steps}  loss {mean:.3f}  {self.minutes:.1f} min")
+            self.log(f"step {self.step}/{self.recipe.schedule.total_steps}  loss {mean:.3f}  {self.minutes:.1f} min")
+
+    def left_out_step(self, loss: float, norm: float, batch: Mapping[str, NDArray[Any]]) -> None:
+        """Notes a step that changed no weights, since its loss or the norm of its gradient is no number.
+
+        Args:
+            batch: what it was about, saved for inspection when the run ends here.
+
+        Raises:
+            GroupViTError: there were as many as the recipe allows.
+        """
+        self.losses.append(loss)
+        self.step += 1
+        self.bad_steps += 1
+        what = f"the norm of the gradient is {norm}" if math.isfinite(loss) else f"the loss is {loss}"
+        allowed = self.recipe.run.max_bad_steps
+        if self.bad_steps < allowed:
+            self.log(f"step {self.step} left out: {what} ({self.bad_steps} of at most {allowed})")
+            return
+        place = self.directory / (BAD_BATCH_NAME if self.world == 1 else f"{self.rank}-{BAD_BATCH_NAME}")
+        np.savez(place, allow_pickle=False, **dict(batch))
+        raise self._no_number(what, f" ({self.bad_steps} such steps); its batch is in {place}")
+
+    def _no_number(self, what: str, more: str) -> GroupViTError:
+        return GroupViTError(
+            f"{what} at step {self.step}{more}: try a lower learning_rate than {self.recipe.optimizer.learning_rate:g} or "
+            f"precision float32; what {self.directory} holds is from before"
+        )
+
+    def evaluates_now(self) -> bool:
+        """Whether the model is measured after this step."""
+        return self._every(self.recipe.run.evaluate_every) or self.finished
+
+    def saves_now(self, minutes_since: float) -> bool:
+        """Whether a checkpoint is written after this step. minutes_since: the last one."""
+        settings = self.recipe.run
+        by_time = bool(settings.save_minutes) and minutes_since >= settings.save_minutes
+        return self._every(settings.save_every) or by_time or self.finished
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.recipe.schedule.total_steps
+
+    def _every(self, steps: int) -> bool:
+        return steps > 0 and self.step % steps == 0
+
+    # -- signals ----------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def heeding_signals(self) -> Iterator[None]:
+        """Within, SIGTERM and Ctrl-C set `stop_signal`, so that the run can save and end; a second Ctrl-C ends it at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def note(number: int, _: object) -> None:
+            self.stop_signal = number
+            signal.signal(signal.SIGINT, before[signal.SIGINT])
+
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.getsignal(number) for number in numbers}
+        for number in numbers:
+            signal.signal(number, note)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def interrupted(self, number: int, saved: bool) -> Interrupted:
+        """What a run ends with that a signal stopped."""
+        name = signal.Signals(number).name
+        how = "saved; continue with --resume auto" if saved else "not saved"
+        return Interrupted(f"stopped by {name} at step {self.step}, {how}", number)
+
+    # -- files ------------------------------------------------------------------------------------------------------------
 
     def save(self, model: Model, segmenter: Segmenter) -> None:
         """Measures a model through a segmenter that holds it, and writes it with its processor and its measures."""
-        step = len(self.losses)
-        self.measured = measure(segmenter, self.recipe)
-        self.log(f"step {step}: {percentages(self.measured)}  {self.minutes:.1f} min")
+        if self.recipe.data is None:
+            self.measured = measure(segmenter, self.recipe)
+            self.log(f"step {self.step}: {percentages(self.measured)}  {self.minutes:.1f} min")
+        if self.evaluate is not None:
+            self.evaluated = dict(self.evaluate(segmenter))
+            self.log(f"step {self.step}: {', '.join(f'{name} {value:.4g}' for name, value in self.evaluated.items())}")
         model.save_pretrained(self.directory)
         self.processor.save_pretrained(self.directory)
         record = {
             "recipe": to_table(self.recipe),
-            "steps": step,
+            "steps": self.step,
+            "bad_steps": self.bad_steps,
             "minutes": round(self.minutes, 1),
             "backend": self.backend,
             "threads": self.threads,
             "mean_iou": _rounded(self.measured),
             "untrained_mean_iou": _rounded(self.untrained),
             "majority_mean_iou": _rounded(self.majority),
+            "evaluated": self.evaluated,
         }
-        path = self.directory / MEASURES_NAME
-        temporary = path.with_suffix(".part")
-        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        text = json.dumps(record, indent=2) + "\n"
+        write_files(self.directory, {MEASURES_NAME: lambda path: write_text(path, text)})
+
+    def measure_of_now(self) -> float | None:
+        """How good the model was found at this very step: the mean of its measures."""
+        found = [*self.measured.values(), *self.evaluated.values()]
+        return float(np.mean(found)) if found and self.evaluates_now() else None
+
+    def save_checkpoint(
+        self,
+        write_model: Callable[[Path], None],
+        arrays: Mapping[str, NDArray[Any]],
+        values: Mapping[str, Any],
+        ranks: Sequence[Mapping[str, Any]],
+    ) -> bool:
+        """Writes where the run stands; whether it could. A disk that is full is told and no reason to end a run.
+
+        Args:
+            write_model: writes the model into a directory; arrays, values: the framework's; ranks: of each process, the place in
+                the data under "data", and what else is its own.
+        """
+
+        def write(directory: Path) -> None:
+            write_model(directory)
+            self.processor.save_pretrained(directory)
+
+        own = {
+            "recipe": to_table(self.recipe),
+            "finished": self.finished,
+            "bad_steps": self.bad_steps,
+            "minutes": self.minutes,
+            "untrained": self.untrained,
+            "measured": self.measured,
+            "ranks": list(ranks),
+        }
+        state = RunState(self.step, {**values, **own}, arrays, self.measure_of_now())
+        try:
+            path = self.checkpoints.save(state, write)
+        except CheckpointError as error:
+            if self.finished:
+                raise
+            self.log(f"{error}; the run goes on")
+            return False
+        self.log(f"step {self.step}: saved {path}")
+        return True
 
     def result(self) -> TrainResult:
         return TrainResult(
-            self.directory, self.measured, self.untrained, self.majority, tuple(self.losses), self.minutes
+            self.directory,
+            self.measured,
+            self.untrained,
+            self.majority,
+            tuple(self.losses),
+            self.minutes,
+            self.bad_steps,
         )
+
+
+def _silent(line: str) -> None:
+    """The log of all processes but the first."""
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    for key in {**old, **new}:
+        one, other = old.get(key), new.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            yield from _differences(one, other, f"{where}{key}.")
+        elif one != other:
+            yield f"{where}{key}", one, other
+
+
+def _scenes(recipe: Recipe, log: Callable[[str], None]) -> dict[int, CaptionedImages]:
+    scenes = recipe.scenes
+    log(f"making {scenes.scenes_per_level} scenes for each of the levels {', '.join(map(str, scenes.levels))}")
+    return {
+        level: CaptionedImages.scenes(recipe.run.seed, scenes.scenes_per_level, level, recipe.model.image_size)
+        for level in scenes.levels
+    }
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a tensor's name has a run of components: "text_model", "group_token", "encoder.stages.0"."""
+    return f".{pattern.strip('.')}." in f".{name}."
+
+
+def checkpoint_to_start_from(recipe: Recipe) -> str:
+    """`model.init_from`, "demo" meaning the bundled checkpoint."""
+    return str(DEMO_MODEL) if recipe.model.init_from == "demo" else recipe.model.init_from
+
+
+def start_processor(recipe: Recipe, captions: Sequence[str]) -> GroupViTProcessor:
+    """The processor of a run: that of the checkpoint or tokenizer it names, for the recipe's image size, else a learnt one."""
+    settings = recipe.model
+    source = checkpoint_to_start_from(recipe) or settings.tokenizer
+    if not source:
+        if recipe.data is not None:
+            raise InputError(
+                'model.tokenizer is empty, and only on made scenes a tokenizer is learnt; name one, such as "nvidia/groupvit-gcc-yfcc"'
+            )
+        return make_processor(recipe, captions)
+    processor = GroupViTProcessor.from_pretrained(source)
+    images, side = processor.image_processor, settings.image_size
+    if images.crop_size != {"height": side, "width": side}:
+        size = {"height": side, "width": side} if "height" in images.size else {"shortest_edge": side}
+        given = {**images.to_dict(), "size": size, "crop_size": {"height": side, "width": side}}
+        processor.image_processor = GroupViTImageProcessor.from_dict(given)
+    return processor
+
+
+def grouping_measures(assignment: NDArray[Any]) -> dict[str, float]:
+    """Whether a grouping tells anything, from the soft assignment `[B, G, S]` of some images.
+
+    groups_in_use: groups that hold a segment, on the mean over images: 1 where one group takes all.
+    assignment_entropy: of the groups' shares of an image's segments, 1 where all are as large, 0 where one takes all.
+    map_likeness: how many segments are in the same group as the segment at the same place of another image: 1 for equal maps.
+    """
+    images, groups, _ = assignment.shape
+    chosen = assignment.argmax(axis=1)  # [B, S]
+    shares = np.stack([(chosen == group).mean(axis=1) for group in range(groups)], axis=1)
+    logarithm = np.log(np.where(shares > 0, shares, 1.0))
+    measures = {
+        "groups_in_use": float((shares > 0).sum(axis=1).mean()),
+        "assignment_entropy": float(-(shares * logarithm).sum(axis=1).mean() / max(math.log(groups), 1e-9)),
+    }
+    if images > 1:
+        measures["map_likeness"] = float((chosen == np.roll(chosen, 1, axis=0)).mean())
+    return measures
+
+
+def collapse(measures: Mapping[str, float]) -> str:
+    """What is wrong with a grouping of these measures, in a sentence; empty if nothing is."""
+    if measures["groups_in_use"] < FEW_GROUPS:
+        return f"the grouping has collapsed: {measures['groups_in_use']:.2g} groups hold all patches of an image"
+    if measures.get("map_likeness", 0.0) > LIKE_MAPS:
+        return f"the grouping has collapsed: maps of different images are alike in {measures['map_likeness']:.0%} of the patches"
+    return ""
 
 
 def make_processor(recipe: Recipe, captions: Sequence[str]) -> GroupViTProcessor:

@@ -19,6 +19,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from groupvit_common.errors import InputError
 from groupvit_common.postprocess import MAX_LOGIT_SCALE
 from groupvit_common.processor import GroupViTProcessor
 from groupvit_common.recipe import (
@@ -51,7 +52,7 @@ def train(
     out_dir: str | Path,
     *,
     seed: int | None = None,
-    save_every: int = 2500,
+    resume: str = "never",
     log: Callable[[str], None] = print,
 ) -> TrainResult:
     """Trains a model and writes it to `out_dir`: weights, configuration, tokenizer, processor, `training.json`.
@@ -59,13 +60,15 @@ def train(
     Args:
         recipe: settings, or what `groupvit_common.recipe.get_recipe` takes: a name or a TOML file.
         seed: replaces the recipe's.
-        save_every: steps between checkpoints on the way; each replaces the last. They are evaluated on held-out scenes.
+        resume: "never": a run with Keras is not continued.
         log: receives one line at a time.
 
     Raises:
-        InputError: an unknown name, or a directory that cannot be made.
+        InputError: an unknown name, a directory that cannot be made, another `resume`.
         GroupViTError: the loss stopped being a number.
     """
+    if resume != "never":
+        raise InputError(f"a run with Keras cannot be continued; resume must be 'never', got {resume!r}")
     version = f"Keras {keras.__version__} on {keras.backend.backend()}"
     run = Run.begin(recipe, out_dir, seed=seed, log=log, backend=version, threads=os.cpu_count() or 1)
     recipe = run.recipe
@@ -76,13 +79,13 @@ def train(
     run.measure_untrained(_segmenter(mean.new_model(), run.processor), learnt)
 
     trainer = ScenesTrainer(model, recipe)
-    trainer.compile(make_optimiser(model, recipe), jit_compile=False)
+    trainer.compile(make_optimiser(trainer), jit_compile=False)
     trainer.fit(
         dataset(run.batches, recipe),
         steps_per_epoch=recipe.schedule.total_steps,
         shuffle=False,
         verbose=0,
-        callbacks=[_Losses(run), mean, HardAssignment(recipe), _Saving(run, mean, save_every)],
+        callbacks=[_Losses(run), mean, HardAssignment(recipe), _Saving(run, mean)],
     )
     return run.result()
 
@@ -117,6 +120,14 @@ class ScenesTrainer(keras.Model):
         self.assign_hard = assigns_hard(recipe, 0)
         # After each step, as the authors do.
         model.logit_scale.constraint = _at_most_largest_scale
+        self.multi_label_logit_scale: Any = None
+        if recipe.multi_label:
+            self.multi_label_logit_scale = self.add_weight(
+                shape=(),
+                initializer=keras.initializers.Constant(float(model.logit_scale)),
+                constraint=_at_most_largest_scale,
+                name="multi_label_logit_scale",
+            )
         self.built = True
 
     def call(self, inputs: dict[str, Any], training: bool = False) -> dict[str, Tensor]:
@@ -133,8 +144,11 @@ class ScenesTrainer(keras.Model):
         training: bool = True,
     ) -> Tensor:
         """The recipe's objective of a batch `x` and its embeddings `y_pred`. Keras calls this."""
-        objective = paper_objective if self.recipe.objective.kind == "paper" else groups_objective
-        return objective(y_pred, x, ops.exp(self.model.logit_scale), self.recipe)
+        scale = ops.exp(self.model.logit_scale)
+        if self.recipe.objective.kind != "paper":
+            return groups_objective(y_pred, x, scale, self.recipe)
+        own = None if self.multi_label_logit_scale is None else ops.exp(self.multi_label_logit_scale)
+        return paper_objective(y_pred, scale, own, self.recipe)
 
 
 def _groups_embeddings(
@@ -191,13 +205,15 @@ def _paper_embeddings(
 
 
 def paper_objective(
-    embeddings: dict[str, Tensor], inputs: dict[str, Any], logit_scale: Tensor, recipe: Recipe
+    embeddings: dict[str, Tensor], logit_scale: Tensor, multi_label_scale: Tensor | None, recipe: Recipe
 ) -> Tensor:
-    """The paper's two losses on the pooled image."""
+    """The paper's two losses on the pooled image; without the second one's temperature, the first alone."""
     images = embeddings["images"]
-    return contrastive_loss(images, embeddings["captions"], logit_scale) + multi_label_contrastive_loss(
-        images, embeddings["prompts"], logit_scale
-    )
+    loss = contrastive_loss(images, embeddings["captions"], logit_scale)
+    if multi_label_scale is None:
+        return loss
+    multi_label = multi_label_contrastive_loss(images, embeddings["prompts"], multi_label_scale)
+    return loss + recipe.objective.multi_label_weight * multi_label
 
 
 def _texts(model: GroupViTModel, tokens: dict[str, Tensor], training: bool) -> Tensor:
@@ -299,8 +315,9 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         return {"rates": self.rates.tolist()}
 
 
-def make_optimiser(model: GroupViTModel, recipe: Recipe) -> AdamW:
+def make_optimiser(trainer: ScenesTrainer) -> AdamW:
     """AdamW with the recipe's schedule and clipping, and weight decay where `decays` says so."""
+    recipe = trainer.recipe
     optimiser = AdamW(
         Schedule.of(recipe),
         weight_decay=recipe.optimizer.weight_decay,
@@ -309,12 +326,13 @@ def make_optimiser(model: GroupViTModel, recipe: Recipe) -> AdamW:
         epsilon=recipe.optimizer.epsilon,
         global_clipnorm=recipe.optimizer.clip_norm or None,
     )
-    variables = canonical_variables(model)
-    optimiser.exclude_from_weight_decay(
-        [variable for name, variable in variables.items() if not decays(name, len(variable.shape))]
-    )
+    variables = canonical_variables(trainer.model)
+    spared = [variable for name, variable in variables.items() if not decays(name, len(variable.shape))]
+    if trainer.multi_label_logit_scale is not None:
+        spared.append(trainer.multi_label_logit_scale)
+    optimiser.exclude_from_weight_decay(spared)
     # Now, since `fit` would trace its graph a second time for variables made in the first.
-    optimiser.build(model.trainable_variables)
+    optimiser.build(trainer.trainable_variables)
     return optimiser
 
 
@@ -383,15 +401,14 @@ class _Losses(keras.callbacks.Callback):
 
 
 class _Saving(keras.callbacks.Callback):
-    """Measures and writes the mean model every `every` steps and at the end."""
+    """Measures and writes the mean model when the recipe says so and at the end."""
 
-    def __init__(self, run: Run, mean: MeanWeights, every: int) -> None:
+    def __init__(self, run: Run, mean: MeanWeights) -> None:
         super().__init__()
-        self.run, self.mean, self.every = run, mean, every
+        self.run, self.mean = run, mean
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        step = len(self.run.losses)
-        if step % self.every == 0 or step == self.run.recipe.schedule.total_steps:
+        if self.run.evaluates_now():
             model = self.mean.new_model()
             self.run.save(model, _segmenter(model, self.run.processor))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from numpy.typing import NDArray
@@ -11,7 +12,87 @@ from torch import Tensor
 
 from groupvit_common.data.captioned import Batch
 
+if TYPE_CHECKING:
+    from groupvit_common.data.stream import CaptionBatch
+
+Tokens = Mapping[str, Tensor]
+
+# Texts are cut to their longest, in steps of so many tokens: few shapes for a compiler, little padding.
+_TOKENS = 16
+
 
 def tensor_batches(batches: Iterable[Batch[NDArray[Any]]]) -> Iterator[Batch[Tensor]]:
     """The batches of `groupvit_common.data.captioned.batches` (or of `groupvit_common.training.Run`) as tensors."""
     return (batch.map(torch.from_numpy) for batch in batches)
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What one step sees on one rank, whatever the data: B images, P patches, W prompts.
+
+    pixels: `[B, 3, H, W]`; captions: tokens `[B, T]`; prompts: tokens `[W, T]`; of_caption: int64 `[B, M]`, which M of the prompts
+    are each caption's. allowed, named: see `groupvit_common.data.captioned.Batch`. shared_prompts: whether all ranks have the
+    same prompts, each once; else each caption has its own.
+    """
+
+    pixels: Tensor
+    captions: Tokens | None
+    prompts: Tokens | None
+    of_caption: Tensor | None
+    allowed: Tensor | None = None
+    named: Tensor | None = None
+    shared_prompts: bool = False
+
+    @classmethod
+    def of(cls, batch: Batch[NDArray[Any]] | CaptionBatch, device: torch.device | str = "cpu") -> Inputs:
+        """A batch of scenes or of captioned pictures, on a device."""
+        if not isinstance(batch, Batch):
+            prompts, of_caption = None, None
+            if batch.prompt_ids is not None and batch.prompt_mask is not None:
+                count, each, length = batch.prompt_ids.shape
+                flat = (array.reshape(count * each, length) for array in (batch.prompt_ids, batch.prompt_mask))
+                prompts = _trimmed(*(torch.from_numpy(array) for array in flat))
+                of_caption = torch.arange(count * each).reshape(count, each)
+            captions = _trimmed(torch.from_numpy(batch.input_ids), torch.from_numpy(batch.attention_mask))
+            inputs = cls(torch.from_numpy(batch.pixel_values), captions, prompts, of_caption)
+        else:
+            tensors = batch.map(torch.from_numpy)
+            inputs = cls(
+                tensors.pixels,
+                tensors.captions,
+                tensors.prompts,
+                tensors.of_caption,
+                tensors.allowed,
+                tensors.named,
+                shared_prompts=True,
+            )
+        return inputs.to(device)
+
+    def to(self, device: torch.device | str) -> Inputs:
+        """On a device; to a GPU, the copy overlaps with what it computes."""
+        cuda = torch.device(device).type == "cuda"
+
+        def move(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return (value.pin_memory() if cuda else value).to(device, non_blocking=cuda)
+            return {name: move(tokens) for name, tokens in value.items()} if isinstance(value, Mapping) else value
+
+        return replace(self, **{field.name: move(getattr(self, field.name)) for field in fields(self)})
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Everything as NumPy arrays, tokens as "captions.input_ids" and so on."""
+        found: dict[str, NDArray[Any]] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                found[field.name] = value.cpu().numpy()
+            elif isinstance(value, Mapping):
+                found |= {f"{field.name}.{name}": tokens.cpu().numpy() for name, tokens in value.items()}
+        return found
+
+
+def _trimmed(input_ids: Tensor, attention_mask: Tensor) -> Tokens:
+    """Without the padding that all have. A text's state at its end does not look at what follows."""
+    longest = int(attention_mask.sum(dim=1).max())
+    length = min(-(-longest // _TOKENS) * _TOKENS, input_ids.shape[1])
+    return {"input_ids": input_ids[:, :length], "attention_mask": attention_mask[:, :length]}

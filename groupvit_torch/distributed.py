@@ -4,10 +4,26 @@ The model knows one device; losses look across ranks, through these functions. A
 `torch.distributed.init_process_group` was called with company.
 """
 
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
 import torch
 import torch.distributed
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import nn as collectives
+from torch.nn import functional as F
+
+from groupvit_common.errors import InputError
+from groupvit_torch.checkpoint import usable_device
+
+# One rank may measure the model or write a checkpoint while the others wait.
+_PATIENCE = timedelta(hours=2)
 
 
 def num_replicas() -> int:
@@ -28,3 +44,110 @@ def replica_sum(x: Tensor) -> Tensor:
     if num_replicas() == 1:
         return x
     return collectives.functional.all_reduce(x)
+
+
+def batch_norm(norm: nn.BatchNorm1d, x: Tensor, *, together: bool = True, keep: bool = True) -> Tensor:
+    """A batch norm over the `[N, C]` inputs of all ranks, that computes on any device.
+
+    Args:
+        together: False: over this rank's alone, for inputs that are the same on every rank.
+        keep: False: the statistics are used, but not kept by the layer.
+
+    A layer in evaluation mode uses what it has kept, as ever.
+    """
+    if not norm.training:
+        return norm(x)
+    if not together or num_replicas() == 1:
+        if keep:
+            return norm(x)
+        return F.batch_norm(x, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    assert norm.momentum is not None
+    with torch.autocast(x.device.type, enabled=False):
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        sums = replica_sum(torch.cat([wide.sum(dim=0), wide.new_full((1,), len(wide))]))
+        count = sums[-1].detach()
+        mean = sums[:-1] / count
+        variance = replica_sum((wide - mean).square().sum(dim=0)) / count
+        if keep:
+            with torch.no_grad():
+                norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
+                unbiased = variance * count / (count - 1)
+                norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
+                norm.num_batches_tracked += 1
+        result = (wide - mean) * (variance + norm.eps).rsqrt() * norm.weight + norm.bias
+    return result.to(x.dtype)
+
+
+def project(projection: nn.Sequential, x: Tensor, *, together: bool = True, keep: bool = True) -> Tensor:
+    """A model's projection `[N, D]` -> `[N, E]` with its batch norm over all ranks; arguments as in `batch_norm`."""
+    first, norm, activation, last = projection
+    assert isinstance(norm, nn.BatchNorm1d)
+    return last(activation(batch_norm(norm, first(x), together=together, keep=keep)))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process computes: its number among how many, and its device."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    def all(self, value: Any) -> list[Any]:
+        """The values of every rank, in their order, on every rank."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    def mean(self, numbers: list[float]) -> list[float]:
+        """The mean over the ranks of each number."""
+        if self.world == 1:
+            return numbers
+        tensor = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(tensor)
+        result: list[float] = (tensor / self.world).tolist()
+        return result
+
+
+@contextmanager
+def process_group(device: torch.device | str | None = None) -> Iterator[Place]:
+    """This process among those that `torchrun` started, or alone.
+
+    Args:
+        device: None: the GPU of this process's number on its machine if there is one, else the CPU.
+
+    Raises:
+        InputError: there are fewer GPUs than processes, or no such device.
+    """
+    world, rank, local = (int(os.environ.get(name, number)) for name, number in _ENVIRONMENT)
+    if device is None and torch.cuda.is_available():
+        if local >= torch.cuda.device_count():
+            raise InputError(
+                f"process {local} of this machine has no GPU of its own: there are {torch.cuda.device_count()}; "
+                "start as many processes"
+            )
+        device = f"cuda:{local}"
+    chosen = usable_device("cpu" if device is None else device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if there:
+        yield Place(torch.distributed.get_rank(), torch.distributed.get_world_size(), chosen)
+        return
+    if world == 1:
+        yield Place(0, 1, chosen)
+        return
+    torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=_PATIENCE)
+    try:
+        yield Place(rank, world, chosen)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+# What torchrun tells each process it starts, and what holds without it.
+_ENVIRONMENT = (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0))

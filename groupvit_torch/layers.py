@@ -98,11 +98,21 @@ class MixerMLP(MLP):
         return super().forward(x.transpose(1, 2)).transpose(1, 2)
 
 
+def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
+    """A residual branch `[B, S, D]`, left out for a random share `rate` of the batch in training and scaled up for the others
+    (stochastic depth, Huang et al. 2016)."""
+    if not training or rate == 0.0:
+        return x
+    kept = torch.empty((len(x), 1, 1), dtype=x.dtype, device=x.device).bernoulli_(1.0 - rate)
+    return x * kept / (1.0 - rate)
+
+
 class EncoderLayer(nn.Module):
-    """A pre-norm Transformer layer."""
+    """A pre-norm Transformer layer. `drop_path`: how often its two branches are left out in training; a run sets it."""
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__()
+        self.drop_path = 0.0
         self.self_attn = Attention(config)
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = MLP(config)
@@ -114,8 +124,8 @@ class EncoderLayer(nn.Module):
         """`[B, S, D]` -> the same, and the attention weights if asked for (see `Attention`)."""
         normed = self.layer_norm1(x)
         attended, weights = self.self_attn(normed, normed, attn_bias, output_attentions)
-        x = x + attended
-        return x + self.mlp(self.layer_norm2(x)), weights
+        x = x + drop_path(attended, self.drop_path, self.training)
+        return x + drop_path(self.mlp(self.layer_norm2(x)), self.drop_path, self.training), weights
 
 
 def projection(width: int, hidden_features: int, out_features: int) -> nn.Sequential:

@@ -21,7 +21,7 @@ from groupvit_common.image_processor import GroupViTImageProcessor
 from groupvit_common.processor import GroupViTProcessor
 from groupvit_common.recipe import get_recipe
 from groupvit_common.tokenizer import CLIPTokenizer
-from groupvit_common.training import TrainResult
+from groupvit_common.training import Interrupted, TrainResult
 from groupvit_torch.model import GroupViTModel
 from groupvit_torch.predictor import Segmenter
 
@@ -409,17 +409,21 @@ def test_train_hands_over_to_the_loop(run, here, monkeypatch, backend):
     train = importlib.import_module(f"groupvit_{backend}.train")
     seen = []
 
-    def pretend(recipe, out_dir, *, log=print):
-        seen.append((recipe, out_dir))
+    def pretend(recipe, out_dir, *, resume, log):
+        seen.append((recipe, out_dir, resume))
+        if resume == "auto":
+            raise Interrupted("stopped by SIGTERM", 15)
         log("one step")
         return TrainResult(here / out_dir, {1: 50.0}, {1: 2.0}, {1: 0.5}, (1.0,), 0.1)
 
     monkeypatch.setattr(train, "train", pretend)
     code, out, err = run("train", "scenes-demo", "--out", "runs", "--seed", "3", "--backend", backend, model=None)
     assert (code, err) == (0, [])
-    assert seen == [(get_recipe("scenes-demo", ["run.seed=3"]), "runs")]
+    assert seen == [(get_recipe("scenes-demo", ["run.seed=3"]), "runs", "never")]
     assert out[0] == "one step"
     assert "groupvit segment" in out[-1]
+    code, _, err = run("train", "scenes-demo", "--out", "runs", "--resume", "auto", "--backend", backend, model=None)
+    assert (code, err) == (143, ["groupvit: error: stopped by SIGTERM"])
 
 
 def test_demo(run, here):

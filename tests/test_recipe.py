@@ -74,7 +74,7 @@ def test_a_file_is_based_on_another_and_settings_of_the_command_come_last(tmp_pa
     ("text", "message"),
     [
         ("[optimizer]\nlearning_rat = 1", "optimizer has no setting 'learning_rat'; there are learning_rate, betas"),
-        ("[optimiser]\nlearning_rate = 1", "has no setting 'optimiser'; there are model, scenes"),
+        ("[optimiser]\nlearning_rate = 1", "has no setting 'optimiser'; there are model, data, scenes"),
         ("[optimizer]\nlearning_rate = 'high'", "optimizer.learning_rate must be a number, got 'high'"),
         ("[optimizer]\nbetas = [0.9]", r"optimizer.betas must be a list of 2, got \[0.9\]"),
         ("[model]\nwidth = 1.5", "model.width must be a whole number, got 1.5"),
@@ -168,8 +168,8 @@ def test_epochs_are_counted_in_batches():
 
 
 def test_drop_path_rises_in_a_line():
-    np.testing.assert_allclose(drop_path_rates(demo(drop_path=0.2, depths=(2, 3))), [0, 0.05, 0.1, 0.15, 0.2])
-    assert drop_path_rates(demo(drop_path=0.2, depths=(1, 0))) == [0.0]
+    np.testing.assert_allclose(drop_path_rates(demo(drop_path=0.2), 5), [0, 0.05, 0.1, 0.15, 0.2])
+    assert drop_path_rates(demo(drop_path=0.2), 1) == [0.0]
 
 
 @pytest.mark.parametrize(

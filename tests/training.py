@@ -1,0 +1,63 @@
+"""What tests of training share: recipes of seconds, captioned batches without any data, a run as a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from groupvit_common.data.stream import CaptionBatch
+from groupvit_common.recipe import Recipe, get_recipe
+from groupvit_common.settings import changed
+
+# One level, a model of some thousand parameters, no noise: half a second from start to end.
+TINY: Mapping[str, Any] = {
+    "steps": 6, "batch_size": 8, "warmup_steps": 1, "levels": (1,), "turns": (1,), "scenes_per_level": 16, "held_out_scenes": 1,
+    "image_size": 16, "patch_size": 4, "width": 8, "heads": 1, "depths": (1, 0), "groups": (4,), "text_width": 8, "text_heads": 1,
+    "embedding": 8, "projection_width": 8, "vocab_size": 530, "precision": "float32", "evaluate_every": 0, "save_every": 0,
+}  # fmt: skip
+PAPER: Mapping[str, Any] = {"kind": "paper", "position_amplitude": 0.0, "hard_from": 0.0}
+
+
+def tiny(**changes: Any) -> Recipe:
+    return changed(get_recipe("scenes-demo"), {**TINY, **changes})
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+class Captions:
+    """A stream of random captioned pictures: the whole batch is drawn on every rank, each has its part.
+
+    Vocabulary 30, of which 29 ends a text; T = 12 tokens; M = 3 prompts.
+    """
+
+    def __init__(self, batch: int, *, side: int = 16, seed: int = 0, rank: int = 0, world: int = 1) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.batch, self.side = batch, side
+        self.mine = slice(rank * batch // world, (rank + 1) * batch // world)
+
+    def __iter__(self) -> Iterator[CaptionBatch]:
+        while True:
+            pixels = self.rng.standard_normal((self.batch, 3, self.side, self.side)).astype(np.float32)
+            pixels += 2 * self.rng.standard_normal((self.batch, 3, 1, 1)).astype(np.float32)
+            ids, mask = self._texts(4)
+            mine = self.mine
+            yield CaptionBatch(
+                pixels[mine], ids[mine, 0], mask[mine, 0], ids[mine, 1:], mask[mine, 1:], [""] * len(pixels[mine])
+            )
+
+    def _texts(self, each: int) -> tuple[Any, Any]:
+        length = self.rng.integers(3, 10, (self.batch, each, 1))
+        place = np.arange(12)
+        ids = self.rng.integers(0, 28, (self.batch, each, 12))
+        ids = np.where(place < length - 1, ids, 29)
+        return ids, (place < length).astype(np.int64)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rng": self.rng.bit_generator.state}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.rng.bit_generator.state = state["rng"]
