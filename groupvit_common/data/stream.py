@@ -12,7 +12,7 @@ import json
 import queue
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, TypeVar
@@ -35,6 +35,7 @@ BAD_SHARDS_ALLOWED = 3
 
 T = TypeVar("T")
 
+_WORST = 100  # shards whose bad samples a saved place remembers
 _PIECE = 16  # samples that are sent to a worker together
 _PREFETCHED = 2  # batches that wait, complete
 
@@ -143,7 +144,7 @@ class CaptionStream:
             "bad": dict(tally.bad),
             "shards": tally.shards,
             "bad_shards": tally.bad_shards,
-            "bad_in": dict(tally.bad_in),
+            "bad_in": dict(tally.bad_in.most_common(_WORST)),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -176,8 +177,8 @@ class CaptionStream:
 
     # ---- batches ----
 
-    def __iter__(self) -> Iterator[CaptionBatch]:
-        """Batches without end, from the current place on."""
+    def __iter__(self) -> Generator[CaptionBatch]:
+        """Batches without end, from the current place on. The generator owns the workers: `close` ends them."""
         made = self._batches() if not self.workers else _prefetched(self._batches, _PREFETCHED)
         try:
             for batch, position, tally in made:
