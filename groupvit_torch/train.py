@@ -294,7 +294,9 @@ class TrainingModule(nn.Module):
         if precision == "float32":
             yield
             return
-        with _plain_attention(device == "cpu"), torch.autocast(device, getattr(torch, precision)):
+        # What gradient checkpointing computes again, on the way back, is outside of this.
+        plain = device == "cpu" and not self.recipe.run.gradient_checkpointing
+        with _plain_attention(plain), torch.autocast(device, getattr(torch, precision)):
             yield
 
     @torch.no_grad()

@@ -14,10 +14,13 @@ from groupvit_common.settings import changed
 # One level, a model of some thousand parameters, no noise: half a second from start to end.
 TINY: Mapping[str, Any] = {
     "steps": 6, "batch_size": 8, "warmup_steps": 1, "levels": (1,), "turns": (1,), "scenes_per_level": 16, "held_out_scenes": 1,
-    "image_size": 16, "patch_size": 4, "width": 8, "heads": 1, "depths": (1, 0), "groups": (4,), "text_width": 8, "text_heads": 1,
+    "image_size": 48, "patch_size": 16, "width": 8, "heads": 1, "depths": (1, 0), "groups": (4,), "text_width": 8, "text_heads": 1,
     "embedding": 8, "projection_width": 8, "vocab_size": 530, "precision": "float32", "evaluate_every": 0, "save_every": 0,
 }  # fmt: skip
 PAPER: Mapping[str, Any] = {"kind": "paper", "position_amplitude": 0.0, "hard_from": 0.0}
+
+
+END = 529  # the token that ends a text, of `tiny` recipes too
 
 
 def tiny(**changes: Any) -> Recipe:
@@ -31,10 +34,10 @@ def quiet(line: str) -> None:
 class Captions:
     """A stream of random captioned pictures: the whole batch is drawn on every rank, each has its part.
 
-    Vocabulary 30, of which 29 ends a text; T = 12 tokens; M = 3 prompts.
+    T = 12 tokens of 530, of which the last ends a text; M = 3 prompts.
     """
 
-    def __init__(self, batch: int, *, side: int = 16, seed: int = 0, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, batch: int, *, side: int = 48, seed: int = 0, rank: int = 0, world: int = 1) -> None:
         self.rng = np.random.default_rng(seed)
         self.batch, self.side = batch, side
         self.mine = slice(rank * batch // world, (rank + 1) * batch // world)
@@ -52,8 +55,8 @@ class Captions:
     def _texts(self, each: int) -> tuple[Any, Any]:
         length = self.rng.integers(3, 10, (self.batch, each, 1))
         place = np.arange(12)
-        ids = self.rng.integers(0, 28, (self.batch, each, 12))
-        ids = np.where(place < length - 1, ids, 29)
+        ids = self.rng.integers(0, END, (self.batch, each, 12))
+        ids = np.where(place < length - 1, ids, END)
         return ids, (place < length).astype(np.int64)
 
     def state_dict(self) -> dict[str, Any]:
