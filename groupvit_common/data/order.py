@@ -56,16 +56,19 @@ class SampleOrder:
     def draws(self, start: Position) -> Generator[Draw]:
         """The row from a position on, each pool's units before its samples. While one pool is used, a thread lists the next."""
         with ThreadPoolExecutor(1) as ahead:
-            position, any_found = start, start != Position(start.epoch)
+            position, any_found, broken = start, start != Position(start.epoch), ""
             coming = ahead.submit(self._pool, position.epoch, position.unit)
             while True:
                 pool, following = coming.result()
                 coming = ahead.submit(self._pool, following.epoch, following.unit)
-                any_found = any_found or any(isinstance(entry, Entry) or entry.fault for entry, _ in pool)
+                for entry, _ in pool:
+                    any_found = any_found or isinstance(entry, Entry)
+                    if isinstance(entry, Listed) and entry.fault is not None:
+                        broken = f" ({entry.where}: {entry.fault})"
                 if following.epoch > position.epoch:
                     if not any_found:
                         raise InputError(
-                            f"there is no sample for rank {self.rank} of {self.world} in a whole epoch: "
+                            f"there is no sample for rank {self.rank} of {self.world} in a whole epoch{broken}: "
                             "give more data, or use fewer ranks"
                         )
                     any_found = False
