@@ -1,0 +1,345 @@
+"""Segmentation sets in miniature copies of their layouts: what is read, and what is said of files that are missing or wrong."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, make_scene
+from groupvit_common.data.segmentation_sets import class_names, open_sets, voc_palette
+from groupvit_common.errors import InputError
+
+SIZE = (6, 8)  # height, width
+RNG = np.random.default_rng(5)
+PICTURE = RNG.integers(0, 256, (*SIZE, 3), np.uint8)
+
+
+def write(path: Path, array: np.ndarray, palette: np.ndarray | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(array)
+    if palette is not None:
+        image.putpalette(palette.tobytes())
+    image.save(path)
+    return path
+
+
+def text(path: Path, content: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+
+
+def values(*given: int) -> np.ndarray:
+    """A mask of `SIZE` that holds the given values in turn."""
+    return np.resize(np.array(given, np.uint8), SIZE)
+
+
+def make_voc(root: Path, stored: np.ndarray) -> Path:
+    for name in ("one", "two"):
+        write(root / "JPEGImages" / f"{name}.jpg", PICTURE)
+        write(root / "SegmentationClass" / f"{name}.png", stored, voc_palette())
+    text(root / "ImageSets" / "Segmentation" / "val.txt", "one\ntwo\n")
+    text(root / "ImageSets" / "Segmentation" / "train.txt", "two\n")
+    return root
+
+
+def make_context(root: Path, stored: np.ndarray) -> Path:
+    write(root / "JPEGImages" / "one.jpg", PICTURE)
+    write(root / "SegmentationClassContext" / "one.png", stored)
+    text(root / "ImageSets" / "SegmentationContext" / "val.txt", "one\n")
+    return root
+
+
+def make_object(root: Path, stored: np.ndarray) -> Path:
+    write(root / "images" / "val2017" / "000000000001.jpg", PICTURE)
+    write(root / "annotations" / "val2017" / "000000000001_instanceTrainIds.png", stored)
+    return root
+
+
+def make_stuff(root: Path, stored: np.ndarray) -> Path:
+    write(root / "val2017" / "000000000001.jpg", PICTURE)
+    write(root / "annotations" / "val2017" / "000000000001.png", stored)
+    return root
+
+
+def make_prepared_stuff(root: Path, stored: np.ndarray) -> Path:
+    write(root / "images" / "val2017" / "000000000001.jpg", PICTURE)
+    write(root / "annotations" / "val2017" / "000000000001.png", values(3))
+    write(root / "annotations" / "val2017" / "000000000001_labelTrainIds.png", stored)
+    return root
+
+
+def make_ade(root: Path, stored: np.ndarray) -> Path:
+    write(root / "images" / "validation" / "ADE_val_1.jpg", PICTURE)
+    write(root / "annotations" / "validation" / "ADE_val_1.png", stored)
+    return root
+
+
+def make_city(root: Path, stored: np.ndarray) -> Path:
+    write(root / "leftImg8bit" / "val" / "ulm" / "ulm_000_leftImg8bit.png", PICTURE)
+    write(root / "gtFine" / "val" / "ulm" / "ulm_000_gtFine_labelIds.png", stored)
+    write(root / "gtFine" / "val" / "ulm" / "ulm_000_gtFine_instanceIds.png", stored)
+    return root
+
+
+def make_folder(root: Path, stored: np.ndarray) -> Path:
+    write(root / "images" / "one.png", PICTURE)
+    write(root / "masks" / "one.png", stored)
+    text(root / "classes.txt", "background\ncat\ncouch, sofa\n")
+    text(root / "odd.txt", "one\n")
+    return root
+
+
+# kind, what makes it, values in the file, classes they mean, how many classes, name of the first
+LAYOUTS = [
+    ("voc", make_voc, (0, 1, 20, 255), (0, 1, 20, 255), 21, "background"),
+    ("voc20", make_voc, (0, 1, 20, 255), (255, 0, 19, 255), 20, "aeroplane"),
+    ("context", make_context, (0, 1, 59, 255), (0, 1, 59, 255), 60, "background"),
+    ("context59", make_context, (0, 1, 59, 255), (255, 0, 58, 255), 59, "airplane"),
+    ("coco-object", make_object, (0, 1, 80, 255), (0, 1, 80, 255), 81, "background"),
+    ("coco-stuff", make_stuff, (0, 10, 12, 89, 91, 181, 255), (0, 10, 11, 79, 80, 170, 255), 171, "person"),
+    ("coco-stuff", make_prepared_stuff, (0, 11, 170, 255), (0, 11, 170, 255), 171, "person"),
+    ("ade20k", make_ade, (0, 1, 150, 255), (255, 0, 149, 255), 150, "wall"),
+    ("cityscapes", make_city, (0, 7, 11, 29, 33, 255), (255, 0, 2, 255, 18, 255), 19, "road"),
+    ("folder", make_folder, (0, 1, 2, 255), (0, 1, 2, 255), 3, "background"),
+]
+
+
+@pytest.mark.parametrize(("kind", "make", "stored", "meant", "count", "first"), LAYOUTS)
+def test_what_a_layout_holds(tmp_path, kind, make, stored, meant, count, first):
+    (opened,) = open_sets(f"{kind}:{make(tmp_path / 'set', values(*stored))}")
+    assert (len(opened.classes), opened.classes[0]) == (count, first)
+    assert opened.has_background == (first == "background")
+    assert [label.name for label in opened.labels] == list(opened.classes[opened.has_background :])
+    sample = opened[0]
+    np.testing.assert_array_equal(sample.mask(), values(*meant))
+    assert sample.mask().dtype == np.uint8
+    assert (sample.image().height, sample.image().width) == SIZE
+    sample.check_size(sample.mask(), sample.image())
+
+    # What is predicted is written as the set would have it.
+    drawn = opened.prediction_image(np.arange(count, dtype=np.uint8)[None])
+    assert drawn.mode == "P"
+    write(sample_mask(tmp_path / "set"), np.resize(np.asarray(drawn), SIZE), voc_palette())
+    shown = open_sets(f"{kind}:{tmp_path / 'set'}")[0][0].mask()
+    np.testing.assert_array_equal(shown, np.resize(np.arange(count), SIZE))
+
+
+def sample_mask(root: Path) -> Path:
+    """The mask file that belongs to a miniature's first picture."""
+    prepared = sorted(root.rglob("*TrainIds.png"))
+    others = [
+        p
+        for p in sorted(root.rglob("*.png"))
+        if "leftImg" not in p.name and p.parent.name not in ("images", "JPEGImages")
+    ]
+    return (prepared or [p for p in others if "instanceIds" not in p.name])[0]
+
+
+@pytest.mark.parametrize(("kind", "make", "stored", "meant", "count", "first"), LAYOUTS)
+def test_a_value_that_is_no_class_is_told(tmp_path, kind, make, stored, meant, count, first):
+    root = make(tmp_path, values(*stored))
+    write(sample_mask(root), values(*stored, 222), voc_palette())
+    with pytest.raises(InputError, match=r"\.png holds the value 222, but .*(holds|names)"):
+        open_sets(f"{kind}:{root}")
+
+
+@pytest.mark.parametrize(("kind", "make", "stored", "meant", "count", "first"), LAYOUTS)
+def test_a_mask_of_another_size_is_told(tmp_path, kind, make, stored, meant, count, first):
+    root = make(tmp_path, values(*stored))
+    write(sample_mask(root), values(*stored)[:4], voc_palette())
+    with pytest.raises(InputError, match="the mask is 8 x 4 pixels, its picture 8 x 6"):
+        open_sets(f"{kind}:{root}")
+
+
+@pytest.mark.parametrize(("kind", "make", "stored", "meant", "count", "first"), LAYOUTS)
+def test_a_missing_picture_is_told(tmp_path, kind, make, stored, meant, count, first):
+    root = make(tmp_path, values(*stored))
+    pictures = [
+        p for p in sorted(root.rglob("*")) if p.suffix == ".jpg" or "leftImg" in p.stem or p.parent.name == "images"
+    ]
+    next(p for p in pictures if p.is_file()).unlink()
+    with pytest.raises(InputError, match=r"(missing, the first is .*: expected .*NAME|no pictures in)"):
+        open_sets(f"{kind}:{root}")
+
+
+def test_the_folders_above_will_do(tmp_path):
+    make_voc(tmp_path / "VOCdevkit" / "VOC2012", values(0, 1))
+    for given in (tmp_path, tmp_path / "VOCdevkit", tmp_path / "VOCdevkit" / "VOC2012"):
+        assert len(open_sets(f"voc:{given}")[0]) == 2
+
+
+def test_split_and_limit(tmp_path):
+    root = make_voc(tmp_path, values(0, 1))
+    assert [sample.name for sample in open_sets(f"voc:{root}", split="train")[0]] == ["two"]
+    (few,) = open_sets(f"voc:{root}", limit=1)
+    assert [sample.name for sample in few] == ["one"]
+    with pytest.raises(IndexError):
+        few[1]
+    with pytest.raises(InputError, match=r"no list .*test\.txt \(there are train, val\)"):
+        open_sets(f"voc:{root}", split="test")
+    with pytest.raises(InputError, match="limit must be at least 1"):
+        open_sets(f"voc:{root}", limit=0)
+    folder = make_folder(tmp_path / "folder", values(0))
+    assert open_sets(f"folder:{folder}", split="odd")[0].split == "odd"
+
+
+def test_a_mask_in_colours_is_told(tmp_path):
+    root = make_voc(tmp_path, values(0, 1))
+    write(root / "SegmentationClass" / "one.png", voc_palette()[values(0, 1)])
+    with pytest.raises(InputError, match=r"one\.png must hold indices.*mode RGB"):
+        open_sets(f"voc:{root}")
+
+
+def test_a_palette_of_another_order_is_told_and_a_grey_one_will_do(tmp_path):
+    root = make_voc(tmp_path, values(0, 1))
+    mask = root / "SegmentationClass" / "one.png"
+    write(mask, values(0, 1), voc_palette()[::-1].copy())
+    with pytest.raises(InputError, match=r"one\.png has a palette of its own: index 1"):
+        open_sets(f"voc:{root}")
+    write(mask, values(0, 1), np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1))
+    assert open_sets(f"voc:{root}")[0][0].mask().max() == 1
+    write(mask, values(0, 1))
+    assert open_sets(f"voc:{root}")[0][0].mask().max() == 1
+
+
+def test_later_faults_are_told_when_their_turn_comes(tmp_path):
+    root = make_voc(tmp_path, values(0, 1))
+    (root / "SegmentationClass" / "two.png").write_bytes(b"no picture")
+    (root / "JPEGImages" / "two.jpg").write_bytes(b"no picture")
+    (opened,) = open_sets(f"voc:{root}")
+    with pytest.raises(InputError, match=r"two\.png cannot be read as a picture"):
+        opened[1].mask()
+    with pytest.raises(InputError, match=r"two\.jpg cannot be read as a picture"):
+        opened[1].image()
+
+
+@pytest.mark.parametrize(
+    ("spelled", "message"),
+    [
+        ("vok:DIR", "unknown set 'vok:DIR'.*voc, voc20"),
+        ("voc", "voc needs the folder"),
+        ("voc:/nowhere", "no folder /nowhere.*JPEGImages"),
+        ("scenes:4", "scenes:1, scenes:2 or scenes:3"),
+    ],
+)
+def test_what_is_no_set(spelled, message):
+    with pytest.raises(InputError, match=message):
+        open_sets(spelled)
+
+
+@pytest.mark.parametrize("kind", ["voc", "context", "coco-object", "coco-stuff", "ade20k", "cityscapes", "folder"])
+def test_an_empty_folder_is_told_with_the_layout(tmp_path, kind):
+    with pytest.raises(InputError, match=r"there is n.* expected .*NAME"):
+        open_sets(f"{kind}:{tmp_path}")
+
+
+def test_pictures_are_not_turned(tmp_path):
+    root = make_voc(tmp_path, values(0, 1))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.fromarray(PICTURE).save(root / "JPEGImages" / "one.jpg", exif=exif)
+    image = open_sets(f"voc:{root}")[0][0].image()
+    assert (image.height, image.width) == SIZE
+    assert not image.getexif()
+
+
+def rectangle(top: int, left: int, bottom: int, right: int) -> list[list[int]]:
+    return [[left, top, right, top, right, bottom, left, bottom]]
+
+
+def make_instances(root: Path, annotations: list[dict]) -> Path:
+    for number in (7, 3):
+        write(root / "val2017" / f"{number:012d}.jpg", PICTURE)
+    record = {
+        "categories": [{"id": 1, "name": "person"}, {"id": 90, "name": "toothbrush"}, {"id": 17, "name": "cat"}],
+        "images": [{"id": n, "file_name": f"{n:012d}.jpg", "height": SIZE[0], "width": SIZE[1]} for n in (7, 3)],
+        "annotations": [{"id": i, "image_id": 7, **each} for i, each in enumerate(annotations)],
+    }
+    text(root / "annotations" / "instances_val2017.json", json.dumps(record))
+    return root
+
+
+def test_coco_objects_from_the_instances_alone(tmp_path):
+    pytest.importorskip("pycocotools")
+    from pycocotools import mask as coco
+
+    packed = np.zeros(SIZE, np.uint8, order="F")
+    packed[5, 6:] = 1
+    packed = coco.encode(packed)
+    packed["counts"] = packed["counts"].decode()
+    root = make_instances(
+        tmp_path,
+        [
+            {"category_id": 17, "area": 2, "segmentation": rectangle(1, 2, 2, 4)},  # a cat before a person
+            {"category_id": 1, "area": 16, "segmentation": rectangle(0, 0, 4, 4)},
+            # A crowd, as columns of so many pixels outside and inside: the last column's upper half.
+            {"category_id": 90, "area": 3, "iscrowd": 1, "segmentation": {"size": list(SIZE), "counts": [42, 3, 3]}},
+            {"category_id": 17, "area": 2, "segmentation": packed},
+        ],
+    )
+    (opened,) = open_sets(f"coco-object:{root}")
+    assert [sample.name for sample in opened] == ["000000000003", "000000000007"]
+    assert not opened[0].mask().any()
+    expected = np.zeros(SIZE, np.uint8)
+    expected[:4, :4] = 1
+    expected[1, 2:4] = 16
+    expected[:3, 7] = 80
+    expected[5, 6:] = 16
+    np.testing.assert_array_equal(opened[1].mask(), expected)
+    assert opened.classes[16] == "cat"
+
+
+def test_a_file_that_holds_no_instances_is_told(tmp_path):
+    pytest.importorskip("pycocotools")
+    root = make_instances(tmp_path, [{"category_id": 5, "area": 2, "segmentation": []}])
+    with pytest.raises(InputError, match=r"instances_val2017\.json is not COCO's file of instances"):
+        open_sets(f"coco-object:{root}")
+    root = make_instances(tmp_path, [{"category_id": 17, "area": 2, "segmentation": "nonsense"}])
+    with pytest.raises(InputError, match=r"000000000007\.jpg in .*an outline cannot be read"):
+        open_sets(f"coco-object:{root}")[0][1].mask()
+    (root / "val2017" / "000000000007.jpg").unlink()
+    with pytest.raises(InputError, match="1 of 2 files are missing"):
+        open_sets(f"coco-object:{root}")
+
+
+def test_scenes_are_the_held_out_ones(tmp_path):
+    levels = open_sets("scenes", limit=3)
+    assert [opened.kind for opened in levels] == ["scenes:1", "scenes:2", "scenes:3"]
+    assert len(open_sets("scenes:2")[0]) == 200
+    for level, opened in enumerate(levels, 1):
+        assert opened.classes == ("background", *(words[0] for words in LEVELS[level]))
+        assert [label.words for label in opened.background_labels] == [tuple(words) for words in BACKGROUNDS]
+        scene = make_scene(1_000_003, 2, level)
+        np.testing.assert_array_equal(opened[2].mask(), scene.mask)
+        np.testing.assert_array_equal(np.asarray(opened[2].image()), scene.image)
+    (other,) = open_sets("scenes:1", split="5", limit=1)
+    np.testing.assert_array_equal(other[0].mask(), make_scene(5, 0, 1).mask)
+    with pytest.raises(InputError, match="a whole number, got 'val'"):
+        open_sets("scenes:1", split="val")
+
+
+def test_names_of_the_authors_and_of_the_sets():
+    assert class_names("voc", "set")[11] == "diningtable"
+    assert class_names("voc")[11] == "table"
+    assert class_names("context")[1] == "airplane"
+    assert class_names("context59", "set")[-1] == "wood"
+    assert class_names("coco-object", "set")[1:] == class_names("coco-stuff", "set")[:80]
+    for kind in ("voc", "context", "coco-object", "coco-stuff", "ade20k", "cityscapes"):
+        for names in ("authors", "set"):
+            found = class_names(kind, names)
+            assert len({name.casefold() for name in found}) == len(found)
+
+
+def test_every_renamed_class_exists():
+    path = Path(class_names.__code__.co_filename).parent / "segmentation_classes.toml"
+    for table in tomllib.loads(path.read_text()).values():
+        assert set(table["authors"]) <= set(table["names"])
+
+
+def test_colours_of_voc():
+    """Some entries of the colour map that the VOC development kit documents."""
+    expected = {0: (0, 0, 0), 1: (128, 0, 0), 12: (64, 0, 128), 20: (0, 64, 128), 255: (224, 224, 192)}
+    assert {index: tuple(voc_palette()[index].tolist()) for index in expected} == expected
