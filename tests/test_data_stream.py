@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -500,7 +501,30 @@ def test_bad_arguments(shards: SourceSettings, change: dict[str, int], message: 
         CaptionStream(settings_of(shards), PROCESSOR, **{"batch_size": 4, "seed": 0} | change)
 
 
-# ---- light ----
+# ---- light, and as documented ----
+
+
+def test_the_documented_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (DEMO.parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+    code = page.split("```python\n")[1].split("```")[0]
+    for documented, small in {
+        "cc3m/{00000..00331}": "s-{00..01}",
+        "nvidia/groupvit-gcc-yfcc": str(DEMO),
+        "batch_size=256": "batch_size=8",
+        "workers=8": "workers=1",
+    }.items():
+        assert documented in code
+        code = code.replace(documented, small)
+    write_shards(tmp_path, 2, 5)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "0.png").write_bytes(picture(0))
+    (tmp_path / "own" / "captions.csv").write_text("image,caption\n0.png,a red circle\n")
+    monkeypatch.chdir(tmp_path)
+    values: dict[str, Any] = {}
+    exec(code, values)
+    length = PROCESSOR.tokenizer.model_max_length
+    assert values["batch"].pixel_values.shape == (8, 3, 224, 224)
+    assert values["batch"].prompt_ids.shape == (8, 3, length)
 
 
 def test_the_pipeline_needs_no_framework() -> None:

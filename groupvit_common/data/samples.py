@@ -21,12 +21,12 @@ _OPEN_FILES = 16
 class Made(NamedTuple):
     """What became of some entries. G of them are good, M prompts a caption, T tokens a text.
 
-    causes: per entry, why it is bad, or None. pixels: float32 `[G, 3, S, S]`. tokens, mask: int64 `[G, 1 + M, T]`, the
+    causes: per entry, why it is bad, or None. pictures: G times float32 `[3, S, S]`. tokens, mask: int64 `[G, 1 + M, T]`, the
     caption first.
     """
 
     causes: list[str | None]
-    pixels: NDArray[np.float32]
+    pictures: list[NDArray[np.float32]]
     tokens: NDArray[np.int64]
     mask: NDArray[np.int64]
 
@@ -58,16 +58,16 @@ class SampleMaker:
             causes.append(None)
             pictures.append(pixels)
             texts += [caption, *self.prompts(caption, rng)]
-        side, each = self.settings.image_size, 1 + self.settings.prompts
+        each = 1 + self.settings.prompts
         if not pictures:
             nothing = np.zeros((0, each, self.tokenizer.model_max_length), np.int64)
-            return Made(causes, np.zeros((0, 3, side, side), np.float32), nothing, nothing)
+            return Made(causes, pictures, nothing, nothing)
         encoded = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="np")
         tokens, mask = (
             np.asarray(encoded[name], np.int64).reshape(len(pictures), each, -1)
             for name in ("input_ids", "attention_mask")
         )
-        return Made(causes, np.stack(pictures), tokens, mask)
+        return Made(causes, pictures, tokens, mask)
 
     def prompts(self, caption: str, rng: np.random.Generator) -> list[str]:
         """Sentences about nouns of a caption drawn without replacement; where there are too few, the caption itself."""

@@ -83,7 +83,7 @@ class Here:
 class _Made:
     def __init__(self, made: Made) -> None:
         self.causes, self.tokens, self.mask = made.causes, made.tokens, made.mask
-        self._pictures = iter(made.pixels)
+        self._pictures = iter(made.pictures)
 
     def next_picture(self, out: NDArray[np.float32]) -> None:
         out[...] = next(self._pictures)
@@ -240,8 +240,8 @@ def _write(sink: IO[bytes], answer: Made | Exception) -> None:
     small: Any = answer if isinstance(answer, Exception) else (answer.causes, answer.tokens, answer.mask)
     content = pickle.dumps(small, pickle.HIGHEST_PROTOCOL)
     parts: list[bytes | memoryview] = [_LENGTH.pack(len(content)), content]
-    if not isinstance(answer, Exception) and answer.pixels.size:
-        parts.append(answer.pixels.data.cast("B"))
+    if not isinstance(answer, Exception):
+        parts += [picture.data.cast("B") for picture in answer.pictures]
     for part in parts:
         rest = memoryview(part)
         while rest:
