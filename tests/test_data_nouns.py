@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from groupvit_common.data.nouns import nouns_of
+from groupvit_common.data.nouns import _tagger, nouns_of
 from groupvit_common.data.samples import SampleMaker
 from groupvit_common.data.settings import DataSettings, SourceSettings
 from groupvit_common.errors import InputError
@@ -48,6 +48,14 @@ def test_without_the_tagger_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch
         InputError, match=r"need the package HanTa: pip install 'groupvit\[data\]' \(or set prompts to 0\)$"
     ):
         check_tagger()
+
+
+def test_a_tagger_with_other_tags_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from HanTa.HanoverTagger import HanoverTagger
+
+    monkeypatch.setattr(HanoverTagger, "tag_sent", lambda self, words, taglevel: ["CD", "NNS"])
+    with pytest.raises(InputError, match="this version of the package HanTa has other tags"):
+        _tagger.__wrapped__()
 
 
 def prompts(caption: str, count: int, seed: int, templates: str | tuple[str, ...] = "eighty") -> list[str]:

@@ -32,7 +32,11 @@ def _tagger() -> Any:
     check_tagger()
     from HanTa.HanoverTagger import HanoverTagger
 
-    return HanoverTagger("morphmodel_en.pgz")
+    tagger = HanoverTagger("morphmodel_en.pgz")
+    # Earlier versions had other tags; silently, no caption would have nouns.
+    if tagger.tag_sent(["two", "dogs"], taglevel=0) != ["CRD", "NN2"]:
+        raise InputError("this version of the package HanTa has other tags: pip install 'HanTa==1.2.1'")
+    return tagger
 
 
 def nouns_of(caption: str) -> tuple[str, ...]:
