@@ -86,12 +86,13 @@ def label_affinity(
     logit_scale: float,
     image_embeds: Floats | None = None,
     top_k: int | None = None,
+    temperature: float = 1.0,
 ) -> Floats:
     """Affinity of groups to labels (point 1 above): `[B, G, E]`, `[L, E]` -> `[B, G, L]`, each in 0..1.
 
-    `top_k` needs `image_embeds` `[B, E]`; a number of labels or more keeps all.
+    `top_k` needs `image_embeds` `[B, E]`; a number of labels or more keeps all. A higher `temperature` makes labels more alike.
     """
-    scaled = min(logit_scale, MAX_LOGIT_SCALE) * (_unit(group_embeds) @ _unit(label_embeds).T)
+    scaled = min(logit_scale, MAX_LOGIT_SCALE) / temperature * (_unit(group_embeds) @ _unit(label_embeds).T)
     among_all = softmax(scaled)
     if top_k is None or top_k >= len(label_embeds):
         return among_all * among_all

@@ -23,6 +23,7 @@ from groupvit_common.postprocess import (
     BACKGROUND,
     Assignment,
     Floats,
+    Indices,
     PixelLabels,
     Segmentation,
     Windows,
@@ -95,6 +96,8 @@ class BaseSegmenter(ABC):
         stride: from one window to the next, in pixels. None: half a window, the authors' choice.
         normalize_prompts: a label with several prompts is the mean of their embeddings brought to length 1, as in CLIP practice.
             False: of the embeddings as they are, as in the authors' evaluation.
+        temperature: divides the similarities of groups and labels before they become scores: above 1 scores are less sure, below
+            1 surer. It moves what a `background` threshold means, and with soft assignment the borders.
 
     Raises:
         InputError: an argument that cannot be used.
@@ -116,6 +119,7 @@ class BaseSegmenter(ABC):
         window: int | None = None,
         stride: int | None = None,
         normalize_prompts: bool = True,
+        temperature: float = 1.0,
     ) -> None:
         if background is not None and not 0 <= background <= 1:
             raise InputError(f"background must be a score between 0 and 1, got {background}")
@@ -125,6 +129,8 @@ class BaseSegmenter(ABC):
         for name, count in (("top_k", top_k), ("shorter_side", shorter_side), ("batch_size", batch_size)):
             if count is not None and count < 1:
                 raise InputError(f"{name} must be at least 1, got {count}")
+        if not 0 < temperature < float("inf"):
+            raise InputError(f"temperature must be a number above 0, got {temperature}")
         vision = model.config.vision_config
         if window is not None and (window < 1 or window % vision.patch_size):
             raise InputError(f"window must be a multiple of the patch size {vision.patch_size}, got {window}")
@@ -142,6 +148,7 @@ class BaseSegmenter(ABC):
         self.top_k = top_k
         self.batch_size = batch_size
         self.normalize_prompts = normalize_prompts
+        self.temperature = temperature
         side = shorter_side or (448 if vision.image_size == 224 else vision.image_size)
         self.shorter_side = side
         self.image_processor = processor.image_processor.for_segmentation(
@@ -251,6 +258,23 @@ class BaseSegmenter(ABC):
         shares = self._classify(pixels, label_embeds)[0].tolist()
         return {label.name: share for label, share in zip(self.labels, shares, strict=True)}
 
+    def probabilities(self, images: Sequence[Any]) -> Floats:
+        """The same for many pictures as an array `[N, L]`, through the model `batch_size` at a time; InputError as `classify`."""
+        label_embeds = self._labelled()
+        parts = []
+        for start in range(0, len(images), self.batch_size):
+            some = [load_image(image) for image in images[start : start + self.batch_size]]
+            pixels = [self.processor.image_processor(image, return_tensors="np")["pixel_values"] for image in some]
+            parts.append(self._classify(np.concatenate(pixels), label_embeds))
+        return np.concatenate(parts) if parts else np.zeros((0, len(self.labels)), np.float32)
+
+    def threshold_maps(self, image: Any, thresholds: Iterable[float | None]) -> Iterator[Indices]:
+        """The label map of one picture with each of these in the place of `background`. The model sees the picture once."""
+        picture = self._open(image)
+        seen = self._see_pictures([self._pixels(picture)])[0]
+        size = (picture.image.height, picture.image.width)
+        return (self._labels(seen, size, threshold).label_map for threshold in thresholds)
+
     # One level down: pictures as arrays that are ready for the model.
 
     def prepare(self, image: Any) -> npt.NDArray[np.float32]:
@@ -262,7 +286,7 @@ class BaseSegmenter(ABC):
 
         InputError for sides that are neither a multiple of the patch size nor larger than the window.
         """
-        return self._labels(self._see_picture(pixels), size)
+        return self._labels(self._see_picture(pixels), size, self.background)
 
     def pixel_scores(self, pixels: Floats, size: tuple[int, int] | None = None) -> Floats:
         """Scores `[C, H, W]`, 0 to 1, of every label and pixel of one prepared picture `[3, h, w]`, whose largest make the map.
@@ -447,10 +471,10 @@ class BaseSegmenter(ABC):
         check_pixel_values(shape, str(pixels.dtype), is_floating_point, self.model.config.vision_config)
         return self._see_pictures([pixels])[0]
 
-    def _labels(self, seen: _Seen, size: tuple[int, int]) -> PixelLabels:
+    def _labels(self, seen: _Seen, size: tuple[int, int], threshold: float | None) -> PixelLabels:
         options: dict[str, Any] = {
             "assignment": self.assignment,
-            "threshold": self.background,
+            "threshold": threshold,
             "is_background": self._is_background,
         }
         if self.window is None:
@@ -462,7 +486,7 @@ class BaseSegmenter(ABC):
         return [
             segmentation(
                 picture.image,
-                self._labels(seen, (picture.image.height, picture.image.width)),
+                self._labels(seen, (picture.image.height, picture.image.width), self.background),
                 [label.name for label in self.labels],
                 seen.probabilities.tolist(),
                 is_background=self._is_background,

@@ -76,7 +76,7 @@ class Segmenter(BaseSegmenter):
         with self._on_device():
             groups, images, grouping = self._see(pixels)
             labels, scale = ops.cast(ops.convert_to_tensor(label_embeds), images.dtype), self._scale()
-            affinity = label_affinity(groups, labels, scale, images, self.top_k)
+            affinity = label_affinity(groups, labels, scale, images, self.top_k, self.temperature)
             return _numpy(image_probabilities(images, labels, scale)), _numpy(affinity), _numpy(grouping)
 
     def _label_pixels(self, affinity: Floats, grouping: Floats, size: tuple[int, int], **options: Any) -> PixelLabels:

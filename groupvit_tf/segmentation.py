@@ -46,13 +46,14 @@ def label_affinity(
     logit_scale: Tensor,
     image_embeds: Tensor | None = None,
     top_k: int | None = None,
+    temperature: float = 1.0,
 ) -> Tensor:
     """Affinity of groups to labels: `[B, G, E]`, `[L, E]` -> `[B, G, L]`, each in 0..1.
 
-    `top_k` needs `image_embeds` `[B, E]`; a number of labels or more keeps all.
+    `top_k` needs `image_embeds` `[B, E]`; a number of labels or more keeps all. A higher `temperature` makes labels more alike.
     """
     labels = ops.transpose(unit(label_embeds))
-    scaled = ops.minimum(logit_scale, MAX_LOGIT_SCALE) * ops.matmul(unit(group_embeds), labels)
+    scaled = ops.minimum(logit_scale, MAX_LOGIT_SCALE) / temperature * ops.matmul(unit(group_embeds), labels)
     among_all = softmax(scaled, axis=-1)
     count = label_embeds.shape[0]
     if top_k is None or top_k >= count:

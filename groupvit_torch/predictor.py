@@ -63,7 +63,7 @@ class Segmenter(BaseSegmenter):
         patch = self.model.config.vision_config.patch_size
         height, width = pixels.shape[-2:]
         grouping = grouping_map([_wide(a) for a in vision.attentions], (height // patch, width // patch))
-        affinity = label_affinity(groups, labels, scale, images, self.top_k)
+        affinity = label_affinity(groups, labels, scale, images, self.top_k, self.temperature)
         return image_probabilities(images, labels, scale).cpu().numpy(), affinity, grouping
 
     def _label_pixels(self, affinity: Tensor, grouping: Tensor, size: tuple[int, int], **options: Any) -> PixelLabels:

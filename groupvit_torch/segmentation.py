@@ -50,13 +50,14 @@ def label_affinity(
     logit_scale: Tensor,
     image_embeds: Tensor | None = None,
     top_k: int | None = None,
+    temperature: float = 1.0,
 ) -> Tensor:
     """Affinity of groups to labels: `[B, G, E]`, `[L, E]` -> `[B, G, L]`, each in 0..1.
 
-    `top_k` needs `image_embeds` `[B, E]`; a number of labels or more keeps all.
+    `top_k` needs `image_embeds` `[B, E]`; a number of labels or more keeps all. A higher `temperature` makes labels more alike.
     """
     labels = F.normalize(label_embeds, dim=-1)
-    scaled = logit_scale.clamp(max=MAX_LOGIT_SCALE) * (F.normalize(group_embeds, dim=-1) @ labels.T)
+    scaled = logit_scale.clamp(max=MAX_LOGIT_SCALE) / temperature * (F.normalize(group_embeds, dim=-1) @ labels.T)
     among_all = scaled.softmax(-1)
     if top_k is None or top_k >= len(label_embeds):
         return among_all * among_all

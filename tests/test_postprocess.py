@@ -57,10 +57,10 @@ class Torch:
         return torch_segmentation.grouping_map([to_torch(a) for a in assignments], grid).numpy()
 
     @staticmethod
-    def label_affinity(groups, labels, scale, image=None, top_k=None):
+    def label_affinity(groups, labels, scale, image=None, *others):
         image = None if image is None else to_torch(image)
         scale = torch.tensor(scale, dtype=torch.float64)
-        return torch_segmentation.label_affinity(to_torch(groups), to_torch(labels), scale, image, top_k).numpy()
+        return torch_segmentation.label_affinity(to_torch(groups), to_torch(labels), scale, image, *others).numpy()
 
     @staticmethod
     def image_probabilities(image, labels, scale):
@@ -84,10 +84,10 @@ class Keras(NumPy):
         return np.asarray(keras_segmentation.grouping_map([to_keras(a) for a in assignments], grid))
 
     @staticmethod
-    def label_affinity(groups, labels, scale, image=None, top_k=None):
+    def label_affinity(groups, labels, scale, image=None, *others):
         image = None if image is None else to_keras(image)
         groups, labels, scale = map(to_keras, (groups, labels, np.float64(scale)))
-        return np.asarray(keras_segmentation.label_affinity(groups, labels, scale, image, top_k))
+        return np.asarray(keras_segmentation.label_affinity(groups, labels, scale, image, *others))
 
     @staticmethod
     def image_probabilities(image, labels, scale):
@@ -186,6 +186,22 @@ def test_logit_scale_is_at_most_100(ops):
     np.testing.assert_array_equal(
         ops.image_probabilities(groups[0], labels, 250.0), ops.image_probabilities(groups[0], labels, 100.0)
     )
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_temperature_divides_the_bounded_scale(ops, temperature):
+    rng = np.random.default_rng(3)
+    groups, labels = rng.normal(size=(2, 4, 8)), rng.normal(size=(5, 8))
+    affinity = ops.label_affinity(groups, labels, 20.0, groups[:, 0], 3, temperature)
+    np.testing.assert_array_equal(affinity, ops.label_affinity(groups, labels, 20.0 / temperature, groups[:, 0], 3))
+    surer = ops.label_affinity(groups, labels, 250.0, None, None, 0.5)
+    np.testing.assert_allclose(surer, twice_as_sure(ops.label_affinity(groups, labels, 250.0)), rtol=FLOAT64)
+
+
+def twice_as_sure(affinity):
+    """Squared probabilities at a scale -> those at twice the scale."""
+    squared = affinity.copy()
+    return (squared / squared.sum(axis=-1, keepdims=True)) ** 2
 
 
 @pytest.mark.parametrize("n_in", [1, 2, 7, 28])

@@ -317,6 +317,7 @@ def test_threshold_and_top_k(Segmenter, model, processor):
         {"background": 1.5},
         {"assignment": "firm"},
         {"top_k": 0},
+        {"temperature": 0},
         {"batch_size": 0},
         {"shorter_side": -1},
         {"templates": "nine"},
@@ -326,6 +327,24 @@ def test_threshold_and_top_k(Segmenter, model, processor):
 def test_arguments_that_cannot_be_used(Segmenter, model, processor, bad):
     with pytest.raises(InputError):
         Segmenter(model, processor, **bad)
+
+
+def test_maps_for_several_thresholds_are_those_of_segmenters_with_them(Segmenter, model, processor):
+    for window in ({}, {"window": 32, "stride": 16}):
+        one = Segmenter(model, processor, labels=LABELS, temperature=3.0, **window)
+        thresholds = [None, 0.05, 0.2, 1.0]
+        for threshold, label_map in zip(thresholds, one.threshold_maps(picture(), thresholds), strict=True):
+            other = Segmenter(model, processor, labels=LABELS, temperature=3.0, background=threshold, **window)
+            np.testing.assert_array_equal(label_map, other(picture()).label_map)
+        assert one.background is None
+
+
+def test_probabilities_of_many_are_those_of_each(Segmenter, model, processor):
+    segmenter = Segmenter(model, processor, labels=LABELS, batch_size=2)
+    pictures = [picture(seed, (40 + seed, 50)) for seed in range(3)]
+    expected = [[*segmenter.classify(one).values()] for one in pictures]
+    np.testing.assert_allclose(segmenter.probabilities(pictures), expected, atol=BATCHED)
+    assert segmenter.probabilities([]).shape == (0, 3)
 
 
 def test_without_labels(Segmenter, model, processor):
