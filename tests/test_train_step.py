@@ -368,6 +368,7 @@ def test_what_a_device_can_do_is_known_or_said():
 
 
 @pytest.mark.slow  # half a minute of compilation
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's compiler imports parts that it calls deprecated
 def test_compiled_towers_take_the_same_steps(tmp_path):
     losses = [
         T.train(tiny(**PAPER, gumbel=False, compile=on), tmp_path / str(on), log=quiet).losses for on in (False, True)
