@@ -7,19 +7,24 @@ numbers, and finding it again costs listing one such pool.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
-from groupvit_common.data.sources import Entry, Source
+from groupvit_common.data.sources import Entry, Source, Unit
 from groupvit_common.errors import InputError
 
 UNITS_PER_RANK = 8
 """Ranks get whole units where each has as many, so that a shard is read by one of them; else every rank lists all and takes its
 share of the samples. With eight, no rank has more than an eighth more to read than another."""
+
+
+def list_here(source: Source, number: int) -> Unit:
+    """A unit of a source."""
+    return source.unit(number)
 
 
 class Position(NamedTuple):
@@ -53,14 +58,18 @@ class SampleOrder:
         # Many pools share an epoch.
         self.units = lru_cache(maxsize=2)(self._units)
 
-    def draws(self, start: Position) -> Generator[Draw]:
-        """The row from a position on, each pool's units before its samples. While one pool is used, a thread lists the next."""
+    def draws(self, start: Position, list_unit: Callable[[Source, int], Unit] = list_here) -> Generator[Draw]:
+        """The row from a position on, each pool's units before its samples. While one pool is used, a thread lists the next.
+
+        Args:
+            list_unit: lists a unit of a source, as `source.unit(number)` does.
+        """
         with ThreadPoolExecutor(1) as ahead:
             position, any_found, broken = start, start != Position(start.epoch), ""
-            coming = ahead.submit(self._pool, position.epoch, position.unit)
+            coming = ahead.submit(self._pool, position.epoch, position.unit, list_unit)
             while True:
                 pool, following = coming.result()
-                coming = ahead.submit(self._pool, following.epoch, following.unit)
+                coming = ahead.submit(self._pool, following.epoch, following.unit, list_unit)
                 for entry, _ in pool:
                     any_found = any_found or isinstance(entry, Entry)
                     if isinstance(entry, Listed) and entry.fault is not None:
@@ -95,7 +104,9 @@ class SampleOrder:
             numbers = np.random.default_rng((self.seed, epoch)).permutation(numbers)
         return [(int(number), *found[number]) for number in numbers]
 
-    def _pool(self, epoch: int, first: int) -> tuple[list[tuple[Entry | Listed, tuple[int, ...]]], Position]:
+    def _pool(
+        self, epoch: int, first: int, list_unit: Callable[[Source, int], Unit]
+    ) -> tuple[list[tuple[Entry | Listed, tuple[int, ...]]], Position]:
         """This rank's samples of the pool that starts at one of its units, in order, and where the next pool starts."""
         units = self.units(epoch)
         by_unit = len(units) >= UNITS_PER_RANK * self.world
@@ -106,7 +117,7 @@ class SampleOrder:
         unit = first
         while unit < len(units) and (unit == first or len(found) < self.buffer):
             number, source, which = units[unit]
-            entries, where, fault = self.sources[source].unit(which)
+            entries, where, fault = list_unit(self.sources[source], which)
             found += [(entry, (self.seed, epoch, number, index)) for index, entry in enumerate(entries)]
             listed.append((Listed(where, fault), ()))
             unit += 1

@@ -131,25 +131,34 @@ class Shards:
     def __len__(self) -> int:
         return len(self._files)
 
+    def shard(self, number: int) -> tuple[str, str]:
+        """What `list_shard` needs to know."""
+        return self._files[number], self._caption
+
     def unit(self, number: int) -> Unit:
-        path = self._files[number]
-        entries: list[Entry] = []
-        members = _Members(path)
-        key, image, caption = "", None, None
-        for name, place in members:
-            stem, suffix = _split(name)
-            if stem != key:
-                if key:
-                    entries.append(Entry(key, path, image, caption))
-                key, image, caption = stem, None, None
-            if suffix == self._caption:
-                caption = place
-            elif f".{suffix}" in IMAGE_SUFFIXES:
-                image = place
-        # The sample in which a shard breaks off has lost a part; the break itself is what is reported.
-        if key and (members.fault is None or (image is not None and caption is not None)):
-            entries.append(Entry(key, path, image, caption))
-        return Unit(entries, path, members.fault)
+        return list_shard(self.shard(number))
+
+
+def list_shard(shard: tuple[str, str]) -> Unit:
+    """The entries of a tar file, by its headers. shard: its path and what captions end in."""
+    path, wanted = shard
+    entries: list[Entry] = []
+    members = _Members(path)
+    key, image, caption = "", None, None
+    for name, place in members:
+        stem, suffix = _split(name)
+        if stem != key:
+            if key:
+                entries.append(Entry(key, path, image, caption))
+            key, image, caption = stem, None, None
+        if suffix == wanted:
+            caption = place
+        elif f".{suffix}" in IMAGE_SUFFIXES:
+            image = place
+    # The sample in which a shard breaks off has lost a part; the break itself is what is reported.
+    if key and (members.fault is None or (image is not None and caption is not None)):
+        entries.append(Entry(key, path, image, caption))
+    return Unit(entries, path, members.fault)
 
 
 class _Members:

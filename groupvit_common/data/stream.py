@@ -189,8 +189,8 @@ class CaptionStream:
 
     def _batches(self) -> Generator[tuple[CaptionBatch, Position, Tally]]:
         """Batches, each with the place after it."""
-        draws = self._order.draws(self._position)
         makers: Makers = Workers(self._maker, self.workers) if self.workers else Here(self._maker)
+        draws = self._order.draws(self._position, makers.list_unit)
         tally = self._tally.copy()
         given: deque[list[Draw]] = deque()
         try:
