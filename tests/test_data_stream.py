@@ -414,6 +414,23 @@ def test_a_file_that_went_away_is_a_bad_sample(tmp_path: Path) -> None:
     assert source.counters.bad["the image file cannot be read (No such file or directory)"] >= 2
 
 
+def test_endless_captions_and_files_cost_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caption of one word of five million letters would keep tokenizer and tagger busy for hours."""
+    monkeypatch.setattr("groupvit_common.data.samples._MOST_BYTES", 6_000_000)
+    files = [
+        *sample("good", 0),
+        ("long.png", picture(1)),
+        ("long.txt", b"zq" * 2_500_000),
+        ("large.png", picture(2) + bytes(6_000_000)),
+        ("large.txt", b"a cat"),
+    ]
+    path = write_shard(tmp_path / "a.tar", files)
+    settings = settings_of(SourceSettings(kind="webdataset", path=str(path)), shuffle_buffer=0)
+    source = stream(settings, 3)
+    assert keys(take(source, 1)) == ["good", "long", "good"]
+    assert source.counters.bad == {"the image file is too large": 1}
+
+
 # ---- continuing ----
 
 

@@ -16,6 +16,10 @@ from groupvit_common.data.sources import Entry, Place
 from groupvit_common.processor import GroupViTProcessor
 
 _OPEN_FILES = 16
+_MOST_BYTES = 256 << 20  # of a file; no picture of `max_pixels` needs as many
+_MOST_CHARACTERS = (
+    10_000  # of a caption; the rest would be cut off anyway, after minutes in the tokenizer if it is one long word
+)
 
 
 class Made(NamedTuple):
@@ -93,7 +97,7 @@ class SampleMaker:
             raise BadSample("the caption is not UTF-8") from error
         if not caption:
             raise BadSample("the caption is empty")
-        return caption
+        return caption[:_MOST_CHARACTERS]
 
     def _pixels(self, entry: Entry, rng: np.random.Generator) -> NDArray[np.float32]:
         """float32 `[3, S, S]`."""
@@ -109,13 +113,16 @@ class SampleMaker:
         try:
             if place.size is None:
                 with open(place.path, "rb") as file:  # noqa: PTH123 (str)
-                    return file.read()
-            shard = self._opened(place.path)
-            shard.seek(place.offset)
-            content = shard.read(place.size)
+                    content = file.read(_MOST_BYTES + 1)
+            else:
+                shard = self._opened(place.path)
+                shard.seek(place.offset)
+                content = shard.read(min(place.size, _MOST_BYTES + 1))
         except OSError as error:
             raise BadSample(f"the {what} file cannot be read ({error.strerror or error})") from error
-        if len(content) < place.size:
+        if len(content) > _MOST_BYTES:
+            raise BadSample(f"the {what} file is too large")
+        if place.size is not None and len(content) < place.size:
             raise BadSample(f"the {what} is cut off")
         return content
 
