@@ -4,6 +4,8 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from groupvit_common.data.nouns import _tagger, nouns_of
 from groupvit_common.data.samples import SampleMaker
@@ -31,6 +33,13 @@ from tests.test_data_stream import PROCESSOR
 )
 def test_nouns(caption: str, nouns: tuple[str, ...]) -> None:
     assert nouns_of(caption) == nouns
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.text(max_size=60))
+def test_any_text_has_nouns_or_none(caption: str) -> None:
+    joined = caption.replace("’", "'")
+    assert all(noun in joined for noun in nouns_of(caption))
 
 
 def test_endless_captions_and_words_are_cut_short() -> None:

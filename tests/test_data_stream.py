@@ -431,6 +431,21 @@ def test_endless_captions_and_files_cost_little(tmp_path: Path, monkeypatch: pyt
     assert source.counters.bad == {"the image file is too large": 1}
 
 
+def test_one_odd_picture_does_not_end_a_run(shards: SourceSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def vary(*arguments: Any) -> Image.Image:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise ZeroDivisionError
+        return Image.new("RGB", (12, 12))
+
+    monkeypatch.setattr("groupvit_common.data.samples.vary", vary)
+    source = stream(settings_of(shards), 4)
+    take(source, 1)
+    assert source.counters.bad == {"the image cannot be processed (ZeroDivisionError)": 1}
+
+
 # ---- continuing ----
 
 

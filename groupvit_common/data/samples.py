@@ -103,7 +103,13 @@ class SampleMaker:
         """float32 `[3, S, S]`."""
         if entry.image is None:
             raise BadSample("no image")
-        picture = vary(self._read(entry.image, "image"), self.settings, self._fill, rng)
+        content = self._read(entry.image, "image")
+        try:
+            picture = vary(content, self.settings, self._fill, rng)
+        except BadSample:
+            raise
+        except Exception as error:  # one odd picture among millions must not end a run; many will, as unusable samples
+            raise BadSample(f"the image cannot be processed ({type(error).__name__})") from error
         pixels: NDArray[np.float32] = self.image_processor(np.asarray(picture))["pixel_values"][0]
         if rng.random() < self.settings.erasing:
             erase(pixels, rng)
