@@ -13,14 +13,14 @@ from typing import Any, Self
 import keras
 import numpy as np
 
-from groupvit_common.checkpoint import Weights, array_info, read_arrays, stored_bytes, write_arrays
+from groupvit_common.checkpoint import Weights, array_info, compare_tensors, read_arrays, stored_bytes, write_arrays
 from groupvit_common.errors import InputError
 from groupvit_common.layout import canonical_axes, canonical_name, from_canonical, to_canonical
 from groupvit_common.pretrained import Pretrained, check_weights, checked_array, most_stored_dtype, wanted_dtype
-from groupvit_tf.distributed import refuse_strategy
+from groupvit_tf.distributed import Model, refuse_strategy
 from groupvit_tf.init import without_initial_values
 
-__all__ = ["PreTrainedModel", "canonical_variables", "from_canonical", "kind", "to_canonical"]
+__all__ = ["PreTrainedModel", "canonical_variables", "from_canonical", "is_parameter", "kind", "to_canonical"]
 
 # State of a batch norm that PyTorch keeps as buffers: saved with the parameters, but none of them.
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -37,12 +37,17 @@ def canonical_variables(model: keras.layers.Layer) -> dict[str, keras.Variable]:
     return {canonical_name(variable.path.removeprefix(root)): variable for variable in model.weights}
 
 
+def is_parameter(name: str) -> bool:
+    """Whether a tensor is learnt; the others are what batch norms keep."""
+    return not name.endswith(_BUFFERS)
+
+
 def kind(variable: keras.Variable) -> str:
     """What `to_canonical` wants to know: the kind of `groupvit_common.parameters` as far as the layout depends on it."""
     return "dense" if variable.name == "kernel" else "other"
 
 
-class PreTrainedModel(Pretrained, keras.Model):
+class PreTrainedModel(Pretrained, Model):
     """A model that is made from a configuration, and comes from and goes to a checkpoint directory or the hub.
 
     Subclasses take `config` as their constructor's first argument, hand `dtype`, `name` and other keywords of `keras.Model`
@@ -149,6 +154,7 @@ class PreTrainedModel(Pretrained, keras.Model):
         version: int = 1,
         signatures: None = None,
         is_main_process: bool = True,
+        state_dict: Mapping[str, np.ndarray] | None = None,
         max_shard_size: int | str = "5GB",
         safe_serialization: bool = True,
         push_to_hub: bool = False,
@@ -164,6 +170,7 @@ class PreTrainedModel(Pretrained, keras.Model):
             save_directory: made if need be. Weights of an earlier save in it are removed.
             saved_model: only False is possible: see `export`. `version` and `signatures` belong to it.
             is_main_process: False: nothing is written; for training in several processes.
+            state_dict: arrays to write instead of the model's own values, under the names and in the layout of the files.
             max_shard_size: bytes or "200MB": more than this is spread over several files with an index.
             safe_serialization: only True is possible: `tf_model.h5` is not written.
             push_to_hub: also send the files to the repository `repo_id` (the directory's name if None);
@@ -180,8 +187,15 @@ class PreTrainedModel(Pretrained, keras.Model):
             return
         variables = canonical_variables(self)
         tensors = {name: array_info(_shape(variable), _stored_dtype(variable)) for name, variable in variables.items()}
+        if state_dict is not None:
+            expected = {name: _shape(variable) for name, variable in variables.items()}
+            given = {name: tuple(array.shape) for name, array in state_dict.items()}
+            compare_tensors(expected, given, source="state_dict", model=type(self).__name__)
+            tensors = {name: array_info(array.shape, array.dtype.name) for name, array in state_dict.items()}
 
         def value(name: str) -> np.ndarray:
+            if state_dict is not None:
+                return state_dict[name]
             variable = variables[name]
             array = np.asarray(variable)
             return to_canonical(kind(variable), array.astype(np.int64) if array.dtype.kind == "i" else array)
@@ -262,7 +276,7 @@ class PreTrainedModel(Pretrained, keras.Model):
         return sum(
             math.prod(variable.shape)
             for name, variable in canonical_variables(self).items()
-            if not name.endswith(_BUFFERS) and (variable.trainable or not only_trainable)
+            if is_parameter(name) and (variable.trainable or not only_trainable)
         )
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:

@@ -1,20 +1,47 @@
-"""Batches as a `tf.data.Dataset` of dictionaries, which `fit` takes."""
+"""Batches as dictionaries, which `fit` takes: a `tf.data.Dataset`, or a generator where Keras runs on another engine.
+
+Shapes: B images, M prompts of each caption, W different prompts, T tokens, P patches (legend in docs/architecture.md).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
+import keras
+import numpy as np
 from numpy.typing import NDArray
 
 from groupvit_common.data.captioned import Batch
 from groupvit_common.recipe import Recipe
 
+if TYPE_CHECKING:
+    from groupvit_common.data.stream import CaptionBatch
+    from groupvit_common.training import Stream
+
 Inputs = dict[str, Any]
 
+# Texts are cut to their longest, in steps of so many tokens: few shapes for a compiler, little padding.
+_TOKENS = 16
 
-def inputs(batch: Batch[NDArray[Any]], recipe: Recipe) -> Inputs:
-    """What `groupvit_tf.train.ScenesTrainer` takes of a batch: the arrays that the recipe's objective uses, by name."""
+
+def inputs(batch: Batch[NDArray[Any]] | CaptionBatch, recipe: Recipe) -> Inputs:
+    """What `groupvit_tf.train.Trainer` takes of a batch: the arrays that the recipe's objective uses, by name.
+
+    pixel_values: `[B, 3, H, W]`; captions: tokens `[B, T]`; prompts: tokens `[B, M, T]` of captioned pictures, which have their own, or
+    `[W, T]` of scenes, which share them: of_caption `[B, M]` then says which are whose. allowed, named: see `Batch`.
+    """
+    if not isinstance(batch, Batch):
+        arrays: Inputs = {
+            "pixel_values": batch.pixel_values,
+            "captions": _trimmed(batch.input_ids, batch.attention_mask),
+        }
+        if recipe.multi_label and batch.prompt_ids is not None and batch.prompt_mask is not None:
+            arrays["prompts"] = _trimmed(batch.prompt_ids, batch.prompt_mask)
+        return arrays
     if recipe.objective.kind == "paper":
         return {
             "pixel_values": batch.pixels,
@@ -30,28 +57,120 @@ def inputs(batch: Batch[NDArray[Any]], recipe: Recipe) -> Inputs:
     }
 
 
-def dataset(batches: Callable[[], Iterable[Batch[NDArray[Any]]]], recipe: Recipe) -> Any:
-    """A `tf.data.Dataset` of a recipe's batches, made one or two ahead while the model computes.
+def _trimmed(input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> Inputs:
+    """Without the padding that all have. A text's state at its end does not look at what follows."""
+    longest = int(attention_mask.sum(axis=-1).max())
+    length = min(-(-longest // _TOKENS) * _TOKENS, input_ids.shape[-1])
+    return {"input_ids": input_ids[..., :length], "attention_mask": attention_mask[..., :length]}
+
+
+def parts(arrays: Inputs, count: int) -> Iterator[Inputs]:
+    """A batch divided among `count` replicas. Prompts that its images share go to each of them."""
+    share = len(arrays["pixel_values"]) // count
+    for number in range(count):
+        mine = slice(number * share, (number + 1) * share)
+        part: Inputs = {}
+        for name, value in arrays.items():
+            if not isinstance(value, Mapping):
+                part[name] = value[mine]
+            else:
+                shared = name == "prompts" and value["input_ids"].ndim == 2
+                part[name] = dict(value) if shared else {key: array[mine] for key, array in value.items()}
+        yield part
+
+
+def dataset(batches: Callable[[], Iterable[Batch[NDArray[Any]] | CaptionBatch]], recipe: Recipe) -> Any:
+    """A recipe's batches for `fit`, made ahead while the model computes.
 
     Args:
-        batches: starts the batches anew, such as `groupvit_common.training.Run.batches`.
+        batches: starts the batches of this process, such as `groupvit_common.training.Run.batches` or `lambda: stream` of a
+            `CaptionStream`. Each has the recipe's batch size over the number of processes.
 
-    The numbers of prompts and tokens are left open, so that a graph is traced once for all batches.
+    Returns:
+        With TensorFlow, a `tf.data.Dataset`; in the scope of a strategy, one that is distributed already, each batch divided among this
+        process's replicas. Numbers of prompts and tokens are left open, so that a graph is traced once for all batches. On other
+        backends of Keras, a generator.
     """
+    if keras.backend.backend() != "tensorflow":
+        return ((inputs(batch, recipe),) for batch in batches())
     import tensorflow as tf
 
-    count, side = recipe.schedule.batch_size, recipe.model.image_size
-    tokens = tf.TensorSpec((None, None), tf.int64)
-    text = {"input_ids": tokens, "attention_mask": tokens}
-    signature: Inputs = {"pixel_values": tf.TensorSpec((count, 3, side, side), tf.float32), "prompts": text}
+    strategy = tf.distribute.get_strategy() if tf.distribute.has_strategy() else None
+    replicas = 1 if strategy is None else int(strategy.num_replicas_in_sync)
+    signature = _signature(recipe, recipe.schedule.batch_size // replicas)
+
+    def pipeline(here: int) -> Any:
+        def generate() -> Iterator[Inputs]:
+            for batch in batches():
+                yield from parts(inputs(batch, recipe), here)
+
+        return tf.data.Dataset.from_generator(generate, output_signature=signature).prefetch(2 * here)
+
+    if strategy is None:
+        return pipeline(1)
+    return strategy.distribute_datasets_from_function(
+        lambda context: pipeline(context.num_replicas_in_sync // context.num_input_pipelines)
+    )
+
+
+def _signature(recipe: Recipe, count: int) -> Inputs:
+    """Shapes and dtypes of `inputs` for `count` images."""
+    import tensorflow as tf
+
+    def text(*shape: int | None) -> Inputs:
+        tokens = tf.TensorSpec(shape, tf.int64)
+        return {"input_ids": tokens, "attention_mask": tokens}
+
+    side = recipe.model.image_size
+    signature: Inputs = {"pixel_values": tf.TensorSpec((count, 3, side, side), tf.float32)}
+    if recipe.data is not None:
+        signature["captions"] = text(count, None)
+        if recipe.multi_label:
+            signature["prompts"] = text(count, recipe.data.prompts, None)
+        return signature
+    signature["prompts"] = text(None, None)
     if recipe.objective.kind == "paper":
-        signature |= {"captions": text, "of_caption": tf.TensorSpec((count, None), tf.int64)}
-    else:
-        patches = (side // recipe.model.patch_size) ** 2
-        signature |= {
-            "allowed": tf.TensorSpec((count, patches, None), tf.bool),
-            "named": tf.TensorSpec((count, None), tf.bool),
-        }
-    return tf.data.Dataset.from_generator(
-        lambda: (inputs(batch, recipe) for batch in batches()), output_signature=signature
-    ).prefetch(2)
+        return signature | {"captions": text(count, None), "of_caption": tf.TensorSpec((count, None), tf.int64)}
+    patches = (side // recipe.model.patch_size) ** 2
+    return signature | {
+        "allowed": tf.TensorSpec((count, patches, None), tf.bool),
+        "named": tf.TensorSpec((count, None), tf.bool),
+    }
+
+
+class Feed:
+    """A stream on its way to `fit`, which fetches batches before it computes with them: knows which of them are done.
+
+    Iterate it once: `dataset(lambda: feed, recipe)`.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.place = stream.state_dict()
+        self.waiting: deque[tuple[Any, dict[str, Any]]] = deque()
+        self.running: Iterator[Any] | None = None
+
+    def __iter__(self) -> Generator[Any]:
+        self.running = iter(self.stream)
+        for batch in self.running:
+            self.waiting.append((batch, self.stream.state_dict()))
+            yield batch
+
+    def done(self) -> Any:
+        """Takes note that a step was computed; its batch."""
+        batch, self.place = self.waiting.popleft()
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place after the last batch that is done."""
+        return self.place
+
+    def close(self) -> None:
+        """Ends what the stream has running."""
+        close = getattr(self.running, "close", None)
+        deadline = time.monotonic() + 30
+        while close is not None and time.monotonic() < deadline:
+            with contextlib.suppress(ValueError):  # TensorFlow's thread is in it, fetching a last batch
+                close()
+                return
+            time.sleep(0.02)

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from groupvit_common.config import GroupViTVisionConfig
+from groupvit_tf.distributed import Seeds
 from groupvit_tf.layers import MLP, Attention, Dense, LayerNorm, MixerMLP, Tensor, softmax, wide_dtype
 
 # The smallest uniform sample: its double logarithm is finite in float32.
@@ -64,7 +65,7 @@ class AssignAttention(keras.layers.Layer):
         width = config.hidden_size
         self.scale = width**-0.5
         self.assign_eps = config.assign_eps
-        self.seed_generator = keras.random.SeedGenerator()
+        self.seed_generator = Seeds()
         self.q_proj = Dense(width, width, name="q_proj", dtype=self.dtype_policy)
         self.k_proj = Dense(width, width, name="k_proj", dtype=self.dtype_policy)
         self.v_proj = Dense(width, width, name="v_proj", dtype=self.dtype_policy)

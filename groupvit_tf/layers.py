@@ -16,7 +16,7 @@ from keras import ops
 
 from groupvit_common.config import GroupViTTextConfig, GroupViTVisionConfig
 from groupvit_common.errors import InputError
-from groupvit_tf.distributed import num_replicas, replica_sum
+from groupvit_tf.distributed import Seeds, num_replicas, replica_sum
 
 TowerConfig = GroupViTTextConfig | GroupViTVisionConfig
 Tensor = Any
@@ -103,7 +103,7 @@ class BatchNorm(keras.layers.Layer):
     """Batch norm over `[B, D]` with PyTorch's numbers: running statistics move by a tenth, their variance is the unbiased one.
 
     Keras's own layer keeps the biased variance, and counts no batches. Under a distribution strategy the statistics are those of
-    the whole batch. Computed in float32 at least.
+    the whole batch. Computed in float32 at least. Frozen, it uses what it has kept, as every batch norm of Keras.
     """
 
     epsilon = 1e-5
@@ -133,15 +133,19 @@ class BatchNorm(keras.layers.Layer):
         self.moving_variance = statistic("moving_variance", "ones", shape=shape)
         self.num_batches_tracked = statistic("num_batches_tracked", "zeros", shape=(), dtype="int32")
 
-    def call(self, x: Tensor, training: bool = False) -> Tensor:
+    def call(self, x: Tensor, training: bool = False, together: bool = True, keep: bool = True) -> Tensor:
+        """Args:
+        together: False: over this replica's rows alone, for inputs that are the same on every replica.
+        keep: False: the statistics of the batch are used, but not kept.
+        """
         wide = ops.cast(x, wide_dtype(x.dtype))
         mean, variance = (ops.cast(v, wide.dtype) for v in (self.moving_mean, self.moving_variance))
-        if training:
-            mean, variance, count = batch_statistics(wide)
-            unbiased = variance * (count / (count - 1))
-            self._move(self.moving_mean, mean)
-            self._move(self.moving_variance, unbiased)
-            self.num_batches_tracked.assign(self.num_batches_tracked + 1)
+        if training and self.trainable_variables:
+            mean, variance, count = batch_statistics(wide, together)
+            if keep:
+                self._move(self.moving_mean, mean)
+                self._move(self.moving_variance, variance * (count / (count - 1)))
+                self.num_batches_tracked.assign(self.num_batches_tracked + 1)
         gamma, beta = (ops.cast(v, wide.dtype) for v in (self.gamma, self.beta))
         return ops.cast((wide - mean) * (ops.rsqrt(variance + self.epsilon) * gamma) + beta, x.dtype)
 
@@ -150,13 +154,14 @@ class BatchNorm(keras.layers.Layer):
         running.assign(running * (1 - self.momentum) + value * self.momentum)
 
 
-def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def batch_statistics(x: Tensor, together: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """Mean `[D]`, biased variance `[D]` and number of the rows of `[B, D]`, over all replicas. InputError for a single row."""
     if x.shape[0] == 1 and num_replicas() == 1:
         raise InputError("batch norm in training needs at least 2 images and 2 texts in a batch, got 1")
-    count = replica_sum(ops.cast(ops.shape(x)[0], x.dtype))
-    mean = replica_sum(ops.sum(x, axis=0)) / count
-    variance = replica_sum(ops.sum(ops.square(x - mean), axis=0)) / count
+    total = replica_sum if together else (lambda value: value)
+    count = total(ops.cast(ops.shape(x)[0], x.dtype))
+    mean = total(ops.sum(x, axis=0)) / count
+    variance = total(ops.sum(ops.square(x - mean), axis=0)) / count
     return mean, variance, count
 
 
@@ -169,7 +174,7 @@ class Attention(keras.layers.Layer):
         self.num_heads = config.num_attention_heads
         self.head_width = width // self.num_heads
         self.dropout = config.attention_dropout
-        self.seed_generator = keras.random.SeedGenerator() if self.dropout else None
+        self.seed_generator = Seeds() if self.dropout else None
         self.k_proj = Dense(width, width, name="k_proj", dtype=self.dtype_policy)
         self.v_proj = Dense(width, width, name="v_proj", dtype=self.dtype_policy)
         self.q_proj = Dense(width, width, name="q_proj", dtype=self.dtype_policy)
@@ -257,11 +262,27 @@ class MixerMLP(MLP):
         return ops.transpose(super().call(ops.transpose(x, (0, 2, 1))), (0, 2, 1))
 
 
+class DropPath:
+    """Leaves a residual branch `[B, S, D]` out for a random share `rate` of the batch and scales it up for the others (stochastic depth,
+    Huang et al. 2016).
+
+    No Keras layer, since a run gives it to layers that are built; `seeds` belong to the run.
+    """
+
+    def __init__(self, rate: float, seeds: keras.random.SeedGenerator) -> None:
+        self.rate = rate
+        self.seeds = seeds
+
+    def __call__(self, x: Tensor, seed: Any = None) -> Tensor:
+        return keras.random.dropout(x, self.rate, noise_shape=(None, 1, 1), seed=seed or self.seeds)
+
+
 class EncoderLayer(keras.layers.Layer):
-    """A pre-norm Transformer layer."""
+    """A pre-norm Transformer layer. `drop_path`: what leaves its two branches out now and then in training; a run sets it."""
 
     def __init__(self, config: TowerConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.drop_path: DropPath | None = None
         width, eps = config.hidden_size, config.layer_norm_eps
         self.self_attn = Attention(config, name="self_attn", dtype=self.dtype_policy)
         self.layer_norm1 = LayerNorm(width, eps, name="layer_norm1", dtype=self.dtype_policy)
@@ -279,8 +300,12 @@ class EncoderLayer(keras.layers.Layer):
         output_attentions: bool = False,
         training: bool = False,
         dropout_seed: Any = None,
+        drop_path_seeds: tuple[Any, Any] = (None, None),
     ) -> tuple[Tensor, Tensor | None]:
-        """`[B, S, D]` -> the same, and the attention weights if asked for (see `Attention`)."""
+        """`[B, S, D]` -> the same, and the attention weights if asked for (see `Attention`).
+
+        dropout_seed, drop_path_seeds: instead of fresh ones (see `Redrawn`).
+        """
         normed = self.layer_norm1(x)
         attended, weights = self.self_attn(
             normed,
@@ -290,8 +315,11 @@ class EncoderLayer(keras.layers.Layer):
             training=training,
             dropout_seed=dropout_seed,
         )
-        x = x + attended
-        return x + self.mlp(self.layer_norm2(x)), weights
+        x = x + self._kept(attended, training, drop_path_seeds[0])
+        return x + self._kept(self.mlp(self.layer_norm2(x)), training, drop_path_seeds[1]), weights
+
+    def _kept(self, branch: Tensor, training: bool, seed: Any) -> Tensor:
+        return branch if self.drop_path is None or not training else self.drop_path(branch, seed)
 
     def rematerialised(
         self, x: Tensor, attn_bias: Tensor | None = None, output_attentions: bool = False
@@ -299,9 +327,19 @@ class EncoderLayer(keras.layers.Layer):
         """The layer in training, keeping no intermediate values: they are computed again on the way back."""
         generator = self.self_attn.seed_generator
         seed = None if generator is None else Redrawn(generator.next())
+        path_seeds: tuple[Any, Any] = (None, None)
+        if self.drop_path is not None:
+            path_seeds = (Redrawn(self.drop_path.seeds.next()), Redrawn(self.drop_path.seeds.next()))
 
         def layer(x: Tensor) -> tuple[Tensor, ...]:
-            outputs = self(x, attn_bias, output_attentions=output_attentions, training=True, dropout_seed=seed)
+            outputs = self(
+                x,
+                attn_bias,
+                output_attentions=output_attentions,
+                training=True,
+                dropout_seed=seed,
+                drop_path_seeds=path_seeds,
+            )
             # Tensors only: what is not asked for stays out.
             return tuple(output for output in outputs if output is not None)
 
@@ -322,6 +360,7 @@ class Projection(keras.layers.Layer):
         for layer in (self.hidden, self.norm, self.output_layer):
             layer.build()
 
-    def call(self, x: Tensor, training: bool = False) -> Tensor:
-        """`[B, D]` -> `[B, E]`."""
-        return self.output_layer(ops.relu(self.norm(self.hidden(x), training=training)))
+    def call(self, x: Tensor, training: bool = False, together: bool = True, keep: bool = True) -> Tensor:
+        """`[B, D]` -> `[B, E]`; the last two arguments as in `BatchNorm`."""
+        normed = self.norm(self.hidden(x), training=training, together=together, keep=keep)
+        return self.output_layer(ops.relu(normed))

@@ -1,16 +1,17 @@
-"""A first training run with `fit`: a recipe -> captioned scenes -> a checkpoint directory with its measured quality.
+"""Training with `fit`: a recipe -> captioned pictures -> checkpoints, on one device or as many as a strategy has.
 
     groupvit train scenes-demo --out DIR --backend tf
 
-The same batches, schedule and rules as `groupvit_torch.train`. Its parts serve scripts of one's own: `ScenesTrainer` (what `fit`
-trains), `make_optimiser`, `Schedule`, the callbacks `MeanWeights` and `HardAssignment`, and `groupvit_tf.data.dataset`.
+The same batches, schedule, rules and files as `groupvit_torch.train`, and either continues the other's run. Its parts serve scripts of
+one's own: `Trainer` (what `fit` trains), `make_optimiser`, `Schedule`, the callbacks, and `groupvit_tf.data.dataset`.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,23 +19,39 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+from numpy.typing import NDArray
 
-from groupvit_common.errors import InputError
+from groupvit_common.checkpoint import find_weights, read_arrays
+from groupvit_common.config import GroupViTConfig
+from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.postprocess import MAX_LOGIT_SCALE
 from groupvit_common.processor import GroupViTProcessor
 from groupvit_common.recipe import (
     Recipe,
     assigns_hard,
     decays,
+    drop_path_rates,
     learning_rate_at,
     mean_decay_at,
     model_config,
     wave_positions,
 )
-from groupvit_common.training import Run, TrainResult
-from groupvit_tf.checkpoint import canonical_variables
-from groupvit_tf.data import dataset
-from groupvit_tf.layers import Projection, Tensor, batch_statistics
+from groupvit_common.run_log import RunLog
+from groupvit_common.run_state import MODEL
+from groupvit_common.training import (
+    Evaluate,
+    Run,
+    TrainResult,
+    checkpoint_to_start_from,
+    collapse,
+    grouping_measures,
+    matches,
+)
+from groupvit_tf.checkpoint import canonical_variables, from_canonical, is_parameter, kind, to_canonical
+from groupvit_tf.data import Feed, dataset, inputs
+from groupvit_tf.distributed import Model, Place, Seeds, as_logs, gather, here, num_replicas, replica_sum
+from groupvit_tf.init import without_initial_values
+from groupvit_tf.layers import DropPath, Tensor, mean, wide_dtype
 from groupvit_tf.loss import (
     contrastive_loss,
     group_prompt_logits,
@@ -46,57 +63,109 @@ from groupvit_tf.loss import (
 from groupvit_tf.model import GroupViTModel
 from groupvit_tf.predictor import Segmenter
 
+MULTI_LABEL_SCALE = "multi_label_logit_scale"
+
+Arrays = dict[str, NDArray[Any]]
+
+_IMAGES_WATCHED = 32  # of whose grouping is measured
+_AGREE_EVERY = 10  # steps after which several processes ask each other whether to stop
+
 
 def train(
     recipe: Recipe | str,
     out_dir: str | Path,
     *,
     seed: int | None = None,
-    resume: str = "never",
+    resume: str | Path = "never",
+    evaluate: Evaluate | None = None,
     log: Callable[[str], None] = print,
 ) -> TrainResult:
-    """Trains a model and writes it to `out_dir`: weights, configuration, tokenizer, processor, `training.json`.
+    """Trains a model and writes it to `out_dir`: weights, configuration, tokenizer, processor, `training.json`, `checkpoints/`.
+
+    On all GPUs of the machine, or those of all workers that `TF_CONFIG` names, or in the scope of a strategy on its devices.
 
     Args:
         recipe: settings, or what `groupvit_common.recipe.get_recipe` takes: a name or a TOML file.
         seed: replaces the recipe's.
-        resume: "never": a run with Keras is not continued.
-        log: receives one line at a time.
+        resume: "never"; "auto": from the newest valid checkpoint in `out_dir` if there is one; or a checkpoint's path.
+        evaluate: measures a `Segmenter` of the model now and then; held-out scenes are measured anyway in a run on scenes.
+        log: receives one line at a time, on the first process.
 
     Raises:
-        InputError: an unknown name, a directory that cannot be made, another `resume`.
-        GroupViTError: the loss stopped being a number.
+        InputError: an unknown name, a directory that cannot be made, a setting that Keras has no way to follow, an unfinished run
+            in `out_dir`.
+        CheckpointError: a checkpoint that cannot be continued or started from, or no room for the last one.
+        Interrupted: SIGTERM or Ctrl-C; where the run stands is saved.
+        GroupViTError: losses or gradients stopped being numbers.
     """
-    if resume != "never":
-        raise InputError(f"a run with Keras cannot be continued; resume must be 'never', got {resume!r}")
+    place = here()
     version = f"Keras {keras.__version__} on {keras.backend.backend()}"
-    run = Run.begin(recipe, out_dir, seed=seed, log=log, backend=version, threads=os.cpu_count() or 1)
-    recipe = run.recipe
-    keras.utils.set_random_seed(recipe.run.seed)
-    model = new_model(recipe, run.processor)
-    learnt = sum(math.prod(variable.shape) for variable in model.trainable_variables)
-    mean = MeanWeights(model, partial(mean_decay_at, recipe))
-    run.measure_untrained(_segmenter(mean.new_model(), run.processor), learnt)
-
-    trainer = ScenesTrainer(model, recipe)
-    trainer.compile(make_optimiser(trainer), jit_compile=False)
-    trainer.fit(
-        dataset(run.batches, recipe),
-        steps_per_epoch=recipe.schedule.total_steps,
-        shuffle=False,
-        verbose=0,
-        callbacks=[_Losses(run), mean, HardAssignment(recipe), _Saving(run, mean)],
+    run = Run.begin(
+        recipe,
+        out_dir,
+        seed=seed,
+        log=log,
+        backend=version,
+        threads=os.cpu_count() or 1,
+        rank=place.rank,
+        world=place.world,
+        resume=resume,
+        evaluate=evaluate,
     )
+    recipe = run.recipe
+    _check(recipe, place)
+    keras.utils.set_random_seed(recipe.run.seed)
+    with place.scope():
+        model, scale = start_model(recipe, run.processor)
+        trainer = Trainer(model, recipe, scale)
+        trainer.compile(make_optimiser(trainer), jit_compile=recipe.run.compile or keras.backend.backend() == "jax")
+    average = MeanWeights(trainer, partial(mean_decay_at, recipe)) if recipe.optimizer.ema_decay else None
+    best = _Best(trainer, average)
+    if run.resumed is not None:
+        _restore(run, trainer, average)
+    elif run.rank == 0:
+        run.measure_untrained(best.segmenter(run), trainer.model.num_parameters())
+    feed = Feed(run.stream())
+    progress = Progress(run, feed)
+    saving = _Saving(run, feed, best, place, progress)
+    callbacks = [progress, *([] if average is None else [average]), HardAssignment(recipe), saving]
+    try:
+        if not run.finished:
+            with run.heeding_signals(), place.scope():
+                batches = dataset(lambda: feed, recipe)
+                steps = recipe.schedule.total_steps - run.step
+                trainer.fit(batches, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=callbacks)
+    finally:
+        feed.close()
+        progress.close()
     return run.result()
 
 
-# The parts of a run
+def _check(recipe: Recipe, place: Place) -> None:
+    """InputError for what this backend has no way to do."""
+    settings = recipe.run
+    share = recipe.schedule.batch_size // place.world
+    if recipe.schedule.batch_size % place.replicas:
+        raise InputError(
+            f"schedule.batch_size must be a multiple of the number of devices, got {recipe.schedule.batch_size} for {place.replicas}"
+        )
+    if 0 < settings.chunk_size < share:
+        raise InputError(
+            f"run.chunk_size {settings.chunk_size} asks for cached features, which only the PyTorch loop has: set it to 0, with "
+            "gradient_checkpointing=true for memory, or use --backend torch"
+        )
+    if settings.compile and place.replicas > 1:
+        raise InputError(
+            "run.compile needs a single device with Keras: XLA does not compile a strategy's collectives; set it to false"
+        )
+
+
+# The model and what it learns
 
 
 def new_model(recipe: Recipe, processor: GroupViTProcessor) -> GroupViTModel:
     """The untrained model of a recipe, drawn from Keras's generator (`keras.utils.set_random_seed`)."""
-    policy = "float32" if recipe.run.precision == "float32" else f"mixed_{recipe.run.precision}"
-    model = GroupViTModel(model_config(recipe, len(processor.tokenizer)), dtype=policy)
+    model = GroupViTModel(model_config(recipe, len(processor.tokenizer)), dtype=_policy(recipe))
     settings = recipe.model
     if settings.position_amplitude:
         waves = wave_positions(settings.image_size // settings.patch_size, settings.width, settings.position_amplitude)
@@ -104,17 +173,55 @@ def new_model(recipe: Recipe, processor: GroupViTProcessor) -> GroupViTModel:
     return model
 
 
-class ScenesTrainer(keras.Model):
+def _policy(recipe: Recipe) -> str:
+    return "float32" if recipe.run.precision == "float32" else f"mixed_{recipe.run.precision}"
+
+
+def start_model(recipe: Recipe, processor: GroupViTProcessor) -> tuple[GroupViTModel, float | None]:
+    """The model that a run starts with, and its multi-label temperature if it comes from a checkpoint that has one."""
+    source = checkpoint_to_start_from(recipe)
+    if not source:
+        return new_model(recipe, processor), None
+    model = GroupViTModel.from_pretrained(source, dtype=_policy(recipe))
+    scale = None
+    if Path(source).is_dir():
+        for path, names in find_weights(Path(source)).files.items():
+            if MULTI_LABEL_SCALE in names:
+                scale = float(dict(read_arrays(path, [MULTI_LABEL_SCALE]))[MULTI_LABEL_SCALE])
+    return at_size(model, recipe.model.image_size), scale
+
+
+def at_size(model: GroupViTModel, image_size: int) -> GroupViTModel:
+    """The model for another image size, its position embeddings interpolated for good; itself where the size is its own."""
+    settings = model.config.to_dict()
+    if settings["vision_config"]["image_size"] == image_size:
+        return model
+    settings["vision_config"]["image_size"] = image_size
+    side = image_size // model.config.vision_config.patch_size
+    with without_initial_values():
+        resized = GroupViTModel(GroupViTConfig.from_dict(settings), dtype=model.dtype_policy)
+    values = canonical_variables(model)
+    for name, variable in canonical_variables(resized).items():
+        positions = name == "vision_model.embeddings.position_embeddings"
+        variable.assign(model.vision_model.embeddings.positions(side, side) if positions else values[name])
+    return resized
+
+
+class Trainer(Model):
     """A model and a recipe's objective, for `fit` on batches of `groupvit_tf.data.dataset`: `compile` it without a loss.
 
-    It trains `model` itself, which is used and saved as ever.
+    It trains `model` itself, which is used and saved as ever. A step reports, beside `loss`, `gradient_norm` before clipping and
+    `skipped`: 1 if the loss or the gradient was no number, in which case nothing has changed, batch norm's statistics included.
+
+    Args:
+        multi_label_scale: logarithm of the multi-label loss's own temperature factor at the start; None: that of the model.
     """
 
     assign_hard: bool
     """Whether patches belong to one group each. Goes into the graph: `make_train_function(force=True)` after a change."""
 
-    def __init__(self, model: GroupViTModel, recipe: Recipe) -> None:
-        super().__init__(name="scenes_trainer", dtype=model.dtype_policy)
+    def __init__(self, model: GroupViTModel, recipe: Recipe, multi_label_scale: float | None = None) -> None:
+        super().__init__(name="trainer", dtype=model.dtype_policy)
         self.model = model
         self.recipe = recipe
         self.assign_hard = assigns_hard(recipe, 0)
@@ -122,13 +229,32 @@ class ScenesTrainer(keras.Model):
         model.logit_scale.constraint = _at_most_largest_scale
         self.multi_label_logit_scale: Any = None
         if recipe.multi_label:
+            start = float(model.logit_scale) if multi_label_scale is None else multi_label_scale
             self.multi_label_logit_scale = self.add_weight(
                 shape=(),
-                initializer=keras.initializers.Constant(float(model.logit_scale)),
+                dtype=model.variable_dtype,
+                initializer=keras.initializers.Constant(start),
                 constraint=_at_most_largest_scale,
-                name="multi_label_logit_scale",
+                name=MULTI_LABEL_SCALE,
             )
+        layers = [layer for stage in model.vision_model.encoder.stages for layer in stage.layers]
+        rates = drop_path_rates(recipe, len(layers))
+        self.drop_path_seeds = Seeds() if any(rates) else None
+        for layer, rate in zip(layers, rates, strict=True):
+            layer.drop_path = DropPath(rate, self.drop_path_seeds) if rate else None
+        if recipe.run.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
         self.built = True
+        _freeze(self)
+
+    def named_variables(self) -> dict[str, keras.Variable]:
+        """The variables under the names of a checkpoint's files."""
+        named = canonical_variables(self.model)
+        return (
+            named
+            if self.multi_label_logit_scale is None
+            else {**named, MULTI_LABEL_SCALE: self.multi_label_logit_scale}
+        )
 
     def call(self, inputs: dict[str, Any], training: bool = False) -> dict[str, Tensor]:
         """The embeddings that `compute_loss` compares."""
@@ -143,12 +269,78 @@ class ScenesTrainer(keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Tensor:
-        """The recipe's objective of a batch `x` and its embeddings `y_pred`. Keras calls this."""
+        """The recipe's objective of a batch `x` and its embeddings `y_pred`: this replica's share of it. Keras calls this.
+
+        The strategy adds the replicas' losses, and their gradients, up to those of the whole batch.
+        """
         scale = ops.exp(self.model.logit_scale)
         if self.recipe.objective.kind != "paper":
-            return groups_objective(y_pred, x, scale, self.recipe)
+            return groups_objective(y_pred, x, scale, self.recipe) / num_replicas()
         own = None if self.multi_label_logit_scale is None else ops.exp(self.multi_label_logit_scale)
-        return paper_objective(y_pred, scale, own, self.recipe)
+        return paper_objective(y_pred, scale, own, self.recipe) / num_replicas()
+
+    def train_step(self, *arguments: Any) -> Any:
+        """A step that leaves no trace if it is not taken. Keras calls this."""
+        if keras.backend.backend() == "jax":
+            return self._pure_step(*arguments)
+        if self._adamw is None:
+            return super().train_step(*arguments)
+        statistics = [(variable, ops.copy(variable)) for variable in self._statistics()]
+        before = ops.copy(self._adamw.taken)
+        logs = super().train_step(*arguments)
+        taken = ops.greater(self._adamw.taken, before)
+        for variable, value in statistics:
+            variable.assign(ops.where(taken, variable, value))
+        return logs | as_logs(_verdict(taken, self._adamw.gradient_norm))
+
+    def _pure_step(self, state: Any, data: Any) -> Any:
+        """The step of JAX, which is given all variables' values and returns the new ones."""
+        logs, after = super().train_step(state, data)
+        if self._adamw is None:
+            return logs, after
+        at = {id(variable): place for place, variable in enumerate(self.optimizer.variables)}
+        count = at[id(self._adamw.taken)]
+        taken = after[2][count] > state[2][count]
+        changed = {id(variable) for variable in self._statistics()}
+        fixed = [
+            ops.where(taken, new, old) if id(variable) in changed else new
+            for variable, new, old in zip(self.non_trainable_variables, after[1], state[1], strict=True)
+        ]
+        norm = after[2][at[id(self._adamw.gradient_norm)]]
+        return logs | _verdict(taken, norm), (after[0], fixed, *after[2:])
+
+    @property
+    def _adamw(self) -> AdamW | None:
+        found = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        return found if isinstance(found, AdamW) else None
+
+    def _statistics(self) -> list[Any]:
+        """What batch norms keep."""
+        return [v for name, v in canonical_variables(self.model).items() if not is_parameter(name)]
+
+
+def _verdict(taken: Tensor, norm: Tensor) -> dict[str, Tensor]:
+    norm = ops.where(taken, norm, ops.full_like(norm, math.nan))
+    return {"gradient_norm": norm, "skipped": 1.0 - ops.cast(taken, "float32")}
+
+
+def _freeze(trainer: Trainer) -> None:
+    """Leaves out of training what the recipe says."""
+    settings = trainer.recipe.model
+    named = {name: variable for name, variable in trainer.named_variables().items() if is_parameter(name)}
+    for pattern in (*settings.freeze, *settings.train_only):
+        if not any(matches(pattern, name) for name in named):
+            parts = sorted({name.split(".")[0] for name in named})
+            raise InputError(
+                f"no parameter is called {pattern!r}; there are those of {', '.join(parts)}, and parts of them such as group_token"
+            )
+    for name, variable in named.items():
+        if settings.train_only:
+            variable.trainable = any(matches(pattern, name) for pattern in settings.train_only)
+        elif any(matches(pattern, name) for pattern in settings.freeze):
+            variable.trainable = False
+    if not any(variable.trainable for variable in named.values()):
+        raise InputError(f"model.freeze leaves nothing to train: {list(settings.freeze)}")
 
 
 def _groups_embeddings(
@@ -156,37 +348,53 @@ def _groups_embeddings(
 ) -> dict[str, Tensor]:
     """Groups `[B, G, E]`, their soft assignment `[B, G, P]`, prompts `[W, E]` and, if wanted, ungrouped patches `[B, P, E]`."""
     _, stages = model.vision_model.run_stages(
-        inputs["pixel_values"], gumbel_noise=_noise(recipe), assign_hard=hard, training=training
+        inputs["pixel_values"], gumbel_noise=_noise(model, recipe), assign_hard=hard, training=training
     )
     norm = model.vision_model.layernorm
-    states = norm(stages[-1].segments)
-    _, groups, width = states.shape
-    flat = model.visual_projection(ops.reshape(states, (-1, width)), training=training)
     embeddings = {
-        "groups": ops.reshape(flat, (-1, groups, flat.shape[-1])),
+        "groups": _projected(model, norm(stages[-1].segments), training),
         "assignment": stages[0].assignment,
-        "prompts": _texts(model, inputs["prompts"], training),
+        "prompts": model.text_projection(_texts(model, inputs["prompts"], training), training=training, together=False),
     }
     if recipe.objective.ungrouped_weight:
-        embeddings["patches"] = _project(model.visual_projection, norm(stages[0].ungrouped))
+        # Batch norm keeps nothing of them: in use it only meets groups.
+        embeddings["patches"] = _projected(model, norm(stages[0].ungrouped), training, keep=False)
     return embeddings
+
+
+def _projected(model: GroupViTModel, states: Tensor, training: bool, keep: bool = True) -> Tensor:
+    """`[B, P, D]` -> `[B, P, E]`."""
+    _, count, width = states.shape
+    flat = model.visual_projection(ops.reshape(states, (-1, width)), training=training, keep=keep)
+    return ops.reshape(flat, (-1, count, flat.shape[-1]))
 
 
 def groups_objective(
     embeddings: dict[str, Tensor], inputs: dict[str, Any], logit_scale: Tensor, recipe: Recipe
 ) -> Tensor:
-    """Groups, and the patches before they are grouped, against the prompts of the batch (`groupvit_tf.loss`)."""
+    """Groups, and the patches before they are grouped, against the prompts of the batch (`groupvit_tf.loss`).
+
+    The mean over replicas is the loss of the whole batch.
+    """
+    settings = recipe.objective
+    # A claim counts as much on every replica, wherever there are more of them.
+    share = 1.0
+    if num_replicas() > 1:
+        count = ops.sum(ops.cast(inputs["named"], wide_dtype(embeddings["groups"].dtype)))
+        share = count * num_replicas() / ops.maximum(replica_sum(count), 1.0)
 
     def loss(embeds: Tensor, assignment: Tensor | None) -> Tensor:
         naming = patch_naming(group_prompt_logits(embeds, embeddings["prompts"], logit_scale), assignment)
         # Mixed images have lost parts of their objects: nothing is claimed there, since no word of theirs is in `named`.
-        return recipe.objective.naming_weight * patch_naming_loss(
-            naming, inputs["allowed"]
-        ) + recipe.objective.claim_weight * prompt_claim_loss(naming, inputs["named"], recipe.objective.claim_patches)
+        claim = prompt_claim_loss(naming, inputs["named"], settings.claim_patches)
+        return (
+            settings.naming_weight * patch_naming_loss(naming, inputs["allowed"])
+            + settings.claim_weight * share * claim
+        )
 
     total = loss(embeddings["groups"], embeddings["assignment"])
-    if recipe.objective.ungrouped_weight:
-        total = total + recipe.objective.ungrouped_weight * loss(embeddings["patches"], None)
+    if settings.ungrouped_weight:
+        total = total + settings.ungrouped_weight * loss(embeddings["patches"], None)
     return total
 
 
@@ -194,46 +402,56 @@ def _paper_embeddings(
     model: GroupViTModel, inputs: dict[str, Any], recipe: Recipe, hard: bool, training: bool
 ) -> dict[str, Tensor]:
     """Images and captions `[B, E]`, and M prompts of each caption `[B, M, E]`."""
-    vision = model.vision_model(
-        inputs["pixel_values"], gumbel_noise=_noise(recipe), assign_hard=hard, training=training
+    _, stages = model.vision_model.run_stages(
+        inputs["pixel_values"], gumbel_noise=_noise(model, recipe), assign_hard=hard, training=training
     )
-    return {
-        "images": model.visual_projection(vision.pooler_output, training=training),
-        "captions": _texts(model, inputs["captions"], training),
-        "prompts": ops.take(_texts(model, inputs["prompts"], training), inputs["of_caption"], axis=0),
-    }
+    pooled = mean(model.vision_model.layernorm(stages[-1].segments), axis=1)
+    embeddings = {"images": model.visual_projection(pooled, training=training)}
+
+    def project(pooled: Tensor, together: bool = True) -> Tensor:
+        return model.text_projection(pooled, training=training, together=together)
+
+    captions = _texts(model, inputs["captions"], training)
+    if "of_caption" in inputs:
+        # Words of scenes, each once, the same on every replica.
+        prompts = project(_texts(model, inputs["prompts"], training), together=False)
+        return embeddings | {"captions": project(captions), "prompts": ops.take(prompts, inputs["of_caption"], axis=0)}
+    if not recipe.multi_label:
+        return embeddings | {"captions": project(captions)}
+    # Captions and prompts are one batch of texts, as in the authors' code.
+    count, each, length = ops.shape(inputs["prompts"]["input_ids"])
+    flat = {name: ops.reshape(value, (-1, length)) for name, value in inputs["prompts"].items()}
+    texts = project(ops.concatenate([captions, _texts(model, flat, training)]))
+    own = ops.reshape(texts[count:], (-1, each, texts.shape[-1]))
+    return embeddings | {"captions": texts[:count], "prompts": own}
 
 
 def paper_objective(
     embeddings: dict[str, Tensor], logit_scale: Tensor, multi_label_scale: Tensor | None, recipe: Recipe
 ) -> Tensor:
-    """The paper's two losses on the pooled image; without the second one's temperature, the first alone."""
-    images = embeddings["images"]
-    loss = contrastive_loss(images, embeddings["captions"], logit_scale)
+    """The paper's two losses on the pooled image, over all replicas; without the second one's temperature, the first alone."""
+    images, captions = _everywhere(embeddings["images"]), _everywhere(embeddings["captions"])
+    loss = contrastive_loss(images, captions, logit_scale)
     if multi_label_scale is None:
         return loss
-    multi_label = multi_label_contrastive_loss(images, embeddings["prompts"], multi_label_scale)
+    multi_label = multi_label_contrastive_loss(images, _everywhere(embeddings["prompts"]), multi_label_scale)
     return loss + recipe.objective.multi_label_weight * multi_label
 
 
+def _everywhere(x: Tensor) -> Tensor:
+    """The rows of all replicas, float32 at least."""
+    return gather(ops.cast(x, wide_dtype(x.dtype)))
+
+
 def _texts(model: GroupViTModel, tokens: dict[str, Tensor], training: bool) -> Tensor:
-    """Tokens `[N, T]` -> projected texts `[N, E]`."""
-    return model.text_projection(model.text_model(**tokens, training=training).pooler_output, training=training)
+    """Tokens `[N, T]` -> pooled texts `[N, D]`."""
+    return model.text_model(**tokens, training=training).pooler_output
 
 
-def _noise(recipe: Recipe) -> list[Tensor] | None:
-    """The noise of the recipe's one grouping block: None, which draws the paper's, or zeros for none at all."""
-    return None if recipe.objective.gumbel else [np.zeros((1, 1, 1), np.float32)]
-
-
-def _project(projection: Projection, x: Tensor) -> Tensor:
-    """`[B, P, D]` -> `[B, P, E]` with the batch's own statistics, which batch norm does not keep: in use it only meets groups."""
-    norm = projection.norm
-    hidden = projection.hidden(x)
-    wide = ops.cast(hidden, keras.backend.result_type(hidden.dtype, "float32"))
-    mean, variance, _ = batch_statistics(ops.reshape(wide, (-1, norm.width)))
-    normed = (wide - mean) * (ops.rsqrt(variance + norm.epsilon) * norm.gamma) + norm.beta
-    return projection.output_layer(ops.relu(ops.cast(normed, hidden.dtype)))
+def _noise(model: GroupViTModel, recipe: Recipe) -> list[Tensor] | None:
+    """The noise of the grouping blocks: None, which draws the paper's, or zeros for none at all."""
+    blocks = sum(count > 0 for count in model.config.vision_config.num_group_tokens)
+    return None if recipe.objective.gumbel else [np.zeros((1, 1, 1), np.float32)] * blocks
 
 
 def _at_most_largest_scale(log_scale: Tensor) -> Tensor:
@@ -247,21 +465,50 @@ def _at_most_largest_scale(log_scale: Tensor) -> Tensor:
 class AdamW(keras.optimizers.AdamW):
     """AdamW with PyTorch's arithmetic, so that a run may change frameworks midway.
 
-    Three things differ from Keras's own: `epsilon` is added to the unbiased root of the second moment (in Keras to the biased
-    one, 7 times smaller in the first step with `beta_2=0.98`); the global norm that clips has 1e-6 added; and gradients of
-    embeddings are made dense first. Keras squares the parts of the gradient of a token that occurs several times, where the
-    square of their sum is meant, in the norm and in the second moment.
+    Five things differ from Keras's own:
+    - `epsilon` is added to the unbiased root of the second moment (in Keras to the biased one, 7 times smaller in the first step
+      with `beta_2=0.98`); the global norm that clips has 1e-6 added.
+    - Gradients of embeddings are made dense first. Keras squares the parts of the gradient of a token that occurs several times,
+      where the square of their sum is meant, in the norm and in the second moment.
+    - Under a strategy, gradients are added up over the replicas before they are clipped; Keras clips each replica's own.
+    - A gradient that is no number, or that of a loss that is none, changes nothing: neither weights nor moments.
+    - Steps that were left out do not count in the bias correction, but do in the learning rate's schedule.
+
+    Variables `taken`: steps that were not left out; `gradient_norm`: of the last step's gradient before clipping.
     """
 
+    adds_replicas = True
+    """False: the gradients that come are sums over the replicas already."""
+
+    def build(self, variables: Any) -> None:
+        if self.built:
+            return
+        super().build(variables)
+        self.taken = self.add_variable((), dtype="int", aggregation="only_first_replica", name="taken")
+        self.gradient_norm = self.add_variable((), aggregation="only_first_replica", name="gradient_norm")
+
+    def scale_loss(self, loss: Tensor) -> Tensor:
+        return super().scale_loss(_or_no_number(loss))
+
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
-        super().apply([None if grad is None else _dense(grad) for grad in grads], trainable_variables)
+        super().apply(added_up(grads) if self.adds_replicas else grads, trainable_variables)
+
+    def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
+        # Done in `apply`, before clipping. Keras calls this after it.
+        return grads_and_vars
 
     def _clip_gradients(self, grads: list[Any]) -> list[Any]:
-        if not self.global_clipnorm:
-            clipped: list[Any] = super()._clip_gradients(grads)
-            return clipped
         norm = ops.sqrt(ops.sum(ops.stack([ops.sum(ops.square(grad)) for grad in grads])))
-        factor = ops.minimum(self.global_clipnorm / (norm + 1e-6), 1.0)
+        taken = ops.isfinite(norm)
+        self.taken.assign_add(ops.cast(taken, self.taken.dtype))
+        self.gradient_norm.assign(ops.cast(norm, self.gradient_norm.dtype))
+        factor = ops.ones_like(norm)
+        if self.global_clipnorm:
+            factor = ops.minimum(self.global_clipnorm / (norm + 1e-6), factor)
+        else:
+            grads = super()._clip_gradients(grads)
+        # So that each of them says by itself whether this step is taken (`update_step`).
+        factor = ops.where(taken, factor, ops.full_like(factor, math.nan))
         return [grad * ops.cast(factor, grad.dtype) for grad in grads]
 
     def _apply_weight_decay(self, variables: Any) -> None:
@@ -269,27 +516,54 @@ class AdamW(keras.optimizers.AdamW):
 
     def update_step(self, gradient: Tensor, variable: Any, learning_rate: Tensor) -> None:
         dtype = variable.dtype
-        gradient, rate, step = (ops.cast(value, dtype) for value in (gradient, learning_rate, self.iterations + 1))
+        gradient, rate, step = (ops.cast(value, dtype) for value in (gradient, learning_rate, self.taken))
+        taken = ops.isfinite(gradient)
+
+        def change(value: Tensor) -> Tensor:
+            return ops.where(taken, value, ops.zeros_like(value))
+
         index = self._get_variable_index(variable)
         first, second = self._momentums[index], self._velocities[index]
-        self.assign_add(first, (gradient - first) * (1 - self.beta_1))
-        self.assign_add(second, (ops.square(gradient) - second) * (1 - self.beta_2))
+        self.assign_add(first, change((gradient - first) * (1 - self.beta_1)))
+        self.assign_add(second, change((ops.square(gradient) - second) * (1 - self.beta_2)))
         # Not `cast`, which would round a Python number to float32 first.
         betas = [ops.convert_to_tensor(beta, dtype) for beta in (self.beta_1, self.beta_2)]
         of_first, of_second = (1 - ops.power(beta, step) for beta in betas)
         update = first / of_first / (ops.sqrt(second / of_second) + self.epsilon)
         if self.weight_decay and self._use_weight_decay(variable):
             update = update + variable * self.weight_decay
-        self.assign_sub(variable, rate * update)
+        self.assign_sub(variable, change(rate * update))
 
 
-def _dense(gradient: Any) -> Tensor:
-    """A gradient as a plain tensor: TensorFlow gives that of an embedding as slices, one for each time a row was used."""
+@keras.saving.register_keras_serializable(package="groupvit")
+class LossScale(keras.optimizers.LossScaleOptimizer):
+    """Keras's scaling of float16's loss around `AdamW`, right under a strategy too: whether gradients can be held is asked of their sum
+    over the replicas, not of each replica's own, so that all of them answer alike."""
+
+    def __init__(self, inner_optimizer: AdamW, initial_scale: float = 2.0**16, **options: Any) -> None:
+        super().__init__(inner_optimizer, initial_scale=initial_scale, **options)
+        inner_optimizer.adds_replicas = False
+
+    def scale_loss(self, loss: Tensor) -> Tensor:
+        return super().scale_loss(_or_no_number(loss))
+
+    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+        super().apply(added_up(grads), trainable_variables)
+
+
+def _or_no_number(loss: Tensor) -> Tensor:
+    """The loss to take gradients of: a finite gradient of a loss that is none would be no reason to take a step."""
+    return loss * ops.where(ops.isfinite(loss), ops.ones_like(loss), ops.full_like(loss, math.nan))
+
+
+def added_up(gradients: Any) -> list[Any]:
+    """Gradients as plain tensors, their sum over the replicas: TensorFlow gives that of an embedding as slices, one for each time a
+    row was used."""
     if keras.backend.backend() != "tensorflow":
-        return gradient
+        return list(gradients)
     import tensorflow as tf
 
-    return tf.convert_to_tensor(gradient)
+    return [None if gradient is None else replica_sum(tf.convert_to_tensor(gradient)) for gradient in gradients]
 
 
 @keras.saving.register_keras_serializable(package="groupvit")
@@ -315,8 +589,8 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         return {"rates": self.rates.tolist()}
 
 
-def make_optimiser(trainer: ScenesTrainer) -> AdamW:
-    """AdamW with the recipe's schedule and clipping, and weight decay where `decays` says so."""
+def make_optimiser(trainer: Trainer) -> AdamW | LossScale:
+    """AdamW with the recipe's schedule and clipping, weight decay where `decays` says so, and the loss scaled for float16."""
     recipe = trainer.recipe
     optimiser = AdamW(
         Schedule.of(recipe),
@@ -326,14 +600,13 @@ def make_optimiser(trainer: ScenesTrainer) -> AdamW:
         epsilon=recipe.optimizer.epsilon,
         global_clipnorm=recipe.optimizer.clip_norm or None,
     )
-    variables = canonical_variables(trainer.model)
-    spared = [variable for name, variable in variables.items() if not decays(name, len(variable.shape))]
-    if trainer.multi_label_logit_scale is not None:
-        spared.append(trainer.multi_label_logit_scale)
+    named = trainer.named_variables()
+    spared = [v for name, v in named.items() if v.trainable and not decays(name, len(v.shape))]
     optimiser.exclude_from_weight_decay(spared)
+    whole = LossScale(optimiser) if trainer.compute_dtype == "float16" else optimiser
     # Now, since `fit` would trace its graph a second time for variables made in the first.
-    optimiser.build(trainer.trainable_variables)
-    return optimiser
+    whole.build(trainer.trainable_variables)
+    return whole
 
 
 # Callbacks
@@ -343,37 +616,49 @@ class MeanWeights(keras.callbacks.Callback):
     """An exponential mean of a model's weights and batch-norm statistics over the steps of `fit`.
 
     Args:
-        model: whose weights; it may be a part of what `fit` trains.
+        model: whose weights: a `GroupViTModel`, which may be a part of what `fit` trains, or a `Trainer`.
         decay_at: step 0, 1, ... -> what the mean keeps of itself, such as `partial(mean_decay_at, recipe)`.
     """
 
-    def __init__(self, model: GroupViTModel, decay_at: Callable[[int], float]) -> None:
+    def __init__(self, model: GroupViTModel | Trainer, decay_at: Callable[[int], float]) -> None:
         super().__init__()
-        self.of = model
+        self.of: GroupViTModel = model.model if isinstance(model, Trainer) else model
         self.decay_at = decay_at
+        named = model.named_variables() if isinstance(model, Trainer) else canonical_variables(model)
+        self.variables = {name: v for name, v in named.items() if keras.backend.is_float_dtype(v.dtype)}
+        self.counters = {name: v for name, v in named.items() if name not in self.variables}
         self.means = {
-            name: np.asarray(variable).astype(keras.backend.result_type(variable.dtype, "float32"))
-            for name, variable in canonical_variables(model).items()
-            if keras.backend.is_float_dtype(variable.dtype)
+            name: keras.Variable(np.asarray(v).astype(wide_dtype(v.dtype)), trainable=False, dtype=wide_dtype(v.dtype))
+            for name, v in self.variables.items()
         }
+        self._move = self._moved
+        if keras.backend.backend() == "tensorflow":
+            import tensorflow as tf
+
+            self._move = tf.function(self._moved)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        share = 1.0 - self.decay_at(int(self.model.optimizer.iterations) - 1)
-        variables = canonical_variables(self.of)
-        for name, mean in self.means.items():
-            mean += (np.asarray(variables[name]) - mean) * share
+        optimizer = self.model.optimizer
+        if not (logs or {}).get("skipped"):
+            self._move(np.float64(1.0 - self.decay_at(int(optimizer.iterations) - 1)))
+
+    def _moved(self, share: Any) -> None:
+        """Towards the weights as they are, by this share."""
+        for name, average in self.means.items():
+            value = ops.cast(self.variables[name], average.dtype)
+            average.assign(average + (value - average) * ops.cast(share, average.dtype))
+
+    def arrays(self) -> Arrays:
+        """Everything by canonical name, as files have it."""
+        return _arrays({**self.means, **self.counters}, self.variables)
 
     def new_model(self) -> GroupViTModel:
         """A model with the mean weights, in float32."""
-        model = GroupViTModel(self.of.config, dtype="float32")
-        variables = canonical_variables(model)
-        for name, mean in self.means.items():
-            variables[name].assign(mean)
-        return model
+        return GroupViTModel.from_arrays(self.of.config, self.arrays(), dtype="float32")
 
 
 class HardAssignment(keras.callbacks.Callback):
-    """Switches a `ScenesTrainer` from soft to hard assignment at the recipe's step; the graph is traced once more then."""
+    """Switches a `Trainer` from soft to hard assignment at the recipe's step; the graph is traced once more then."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
@@ -386,32 +671,242 @@ class HardAssignment(keras.callbacks.Callback):
             self.model.make_train_function(force=True)
 
 
-class _Losses(keras.callbacks.Callback):
-    """Tells the run each step's loss. Before the other callbacks: a loss that is no number must not reach them."""
+class Progress(keras.callbacks.Callback):
+    """Takes a run's steps down: where it stands, what was left out, lines and records (`metrics.jsonl`, TensorBoard, Weights & Biases).
 
-    def __init__(self, run: Run) -> None:
+    The first of a run's callbacks. Raises GroupViTError when as many steps were left out as the recipe allows, their last batch saved.
+    """
+
+    def __init__(self, run: Run, feed: Feed) -> None:
         super().__init__()
-        self.run = run
-
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        self.model.reset_metrics()  # else Keras reports the mean of the steps so far
+        self.run, self.feed = run, feed
+        self.records = RunLog(run.recipe, run.directory, step=run.step, log=run.log) if run.rank == 0 else None
+        self.recent: list[float] = []
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self.run.took_step(float(logs["loss"]))
+        run, trainer = self.run, self.model
+        arrays = inputs(self.feed.done(), run.recipe)
+        loss, norm, skipped = (float(logs[name]) for name in ("loss", "gradient_norm", "skipped"))
+        trainer.reset_metrics()  # else Keras reports the mean of the steps so far
+        scaling = trainer.optimizer if isinstance(trainer.optimizer, LossScale) else None
+        if not skipped:
+            run.step += 1
+            run.losses.append(loss)
+            self.recent.append(loss)
+        elif scaling is not None and math.isfinite(loss) and float(scaling.dynamic_scale) > 1.0:
+            # float16 could not hold the gradient at its scale, which is no fault of the batch. Keras does not count such a step.
+            run.step += 1
+            run.losses.append(loss)
+        else:
+            run.left_out_step(loss, norm, _flat(arrays))
+        if scaling is not None:
+            scaling.inner_optimizer.iterations.assign(run.step)
+        if run.step % run.recipe.run.log_every == 0 or run.finished:
+            self._tell(trainer, arrays, norm)
+
+    def _tell(self, trainer: Trainer, arrays: dict[str, Any], norm: float) -> None:
+        if self.records is None:
+            return
+        run = self.run
+        values = {
+            "loss": float(np.mean(self.recent)) if self.recent else math.nan,
+            "learning_rate": learning_rate_at(run.recipe, run.step - 1),
+            "gradient_norm": norm,
+            "logit_scale": math.exp(float(trainer.model.logit_scale)),
+            "bad_steps": run.bad_steps,
+        }
+        if trainer.multi_label_logit_scale is not None:
+            values[MULTI_LABEL_SCALE] = math.exp(float(trainer.multi_label_logit_scale))
+        if isinstance(trainer.optimizer, LossScale):
+            values["gradient_scale"] = float(trainer.optimizer.dynamic_scale)
+        warnings = []
+        pixels = ops.convert_to_tensor(arrays["pixel_values"][:_IMAGES_WATCHED])
+        seen = trainer.model.vision_model(pixels, output_attentions=True).attentions
+        for number, assignment in enumerate(seen):
+            measures = grouping_measures(np.asarray(ops.cast(assignment, "float32")))
+            values |= {f"{name}.{number}" if number else name: value for name, value in measures.items()}
+            warnings.append(collapse(measures))
+        self.records.progress(run.step, values, flops=0.0, peak=0.0)
+        for warning in filter(None, warnings[:1]):
+            run.log(f"step {run.step}: {warning}")
+        self.recent.clear()
+
+    def measured(self) -> None:
+        """Records what the run has just measured."""
+        if self.records is not None:
+            measures = {f"mean_iou/level_{level}": value for level, value in self.run.measured.items()}
+            self.records.record(self.run.step, measures | self.run.evaluated)
+            self.records.start(self.run.step)
+
+    def resume(self) -> None:
+        """Time counts again from here."""
+        if self.records is not None:
+            self.records.start(self.run.step)
+
+    def close(self) -> None:
+        if self.records is not None:
+            self.records.close()
+
+
+def _flat(arrays: Mapping[str, Any], before: str = "") -> Arrays:
+    """Nested arrays under names such as "captions.input_ids"."""
+    found: Arrays = {}
+    for name, value in arrays.items():
+        found |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {before + name: value}
+    return found
 
 
 class _Saving(keras.callbacks.Callback):
-    """Measures and writes the mean model when the recipe says so and at the end."""
+    """Measures the model and writes it when the recipe says so, and checkpoints then and when a signal asks for one."""
 
-    def __init__(self, run: Run, mean: MeanWeights) -> None:
+    def __init__(self, run: Run, feed: Feed, best: _Best, place: Place, progress: Progress) -> None:
         super().__init__()
-        self.run, self.mean = run, mean
+        self.run, self.feed, self.best, self.place, self.progress = run, feed, best, place, progress
+        self.last = time.monotonic()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if self.run.evaluates_now():
-            model = self.mean.new_model()
-            self.run.save(model, _segmenter(model, self.run.processor))
+        run = self.run
+        if run.evaluates_now() and run.rank == 0:
+            run.save(self.best, self.best.segmenter(run))
+            self.progress.measured()
+        stop, late = self._agree(run.stop_signal, (time.monotonic() - self.last) / 60)
+        saved = self._save(self.model) if stop or run.saves_now(late) else False
+        if stop and not run.finished:
+            raise run.interrupted(stop, saved)
+
+    def _agree(self, stop: int, minutes: float) -> tuple[int, float]:
+        """A signal that any process received, and the first one's minutes since the last checkpoint: the same for all."""
+        if self.place.world == 1:
+            return stop, minutes
+        if self.run.step % _AGREE_EVERY and not self.run.finished:
+            return 0, 0.0
+        answers = self.place.all([stop, minutes])
+        return max(answer[0] for answer in answers), answers[0][1]
+
+    def _save(self, trainer: Trainer) -> bool:
+        own = {"data": self.feed.state_dict(), "seeds": [np.asarray(seed).tolist() for seed in _seeds(trainer)]}
+        ranks = self.place.all(own)
+        self.last = time.monotonic()
+        if self.run.rank:
+            return True
+        arrays, values = self.best.state()
+        saved = self.run.save_checkpoint(self.best.save_pretrained, arrays, values, ranks)
+        self.progress.resume()
+        return saved
 
 
-def _segmenter(model: GroupViTModel, processor: GroupViTProcessor) -> Segmenter:
-    return Segmenter(model, processor, batch_size=50)
+# What a checkpoint holds
+
+
+class _Best:
+    """The weights of a run that are measured and saved: their mean where there is one. The multi-label temperature is beside them in
+    the file; loading ignores it."""
+
+    def __init__(self, trainer: Trainer, average: MeanWeights | None) -> None:
+        self.trainer, self.average = trainer, average
+
+    def arrays(self) -> Arrays:
+        return _arrays(self.trainer.named_variables()) if self.average is None else self.average.arrays()
+
+    def save_pretrained(self, directory: Path) -> None:
+        self.trainer.model.save_pretrained(directory, state_dict=self.arrays())
+
+    def segmenter(self, run: Run) -> Segmenter:
+        model = GroupViTModel.from_arrays(self.trainer.model.config, self.arrays(), dtype="float32")
+        return Segmenter(model, run.processor, batch_size=50)
+
+    def state(self) -> tuple[Arrays, dict[str, Any]]:
+        """What goes into a checkpoint besides: the optimizer's state, the weights where their mean is the model; under the names, and in
+        the layout, of `groupvit_torch.train`."""
+        trainer = self.trainer
+        arrays: Arrays = {}
+        adamw, names = trainer._adamw, {id(v): name for name, v in trainer.named_variables().items()}
+        assert adamw is not None
+        for variable in adamw._trainable_variables:
+            name, index = names[id(variable)], adamw._get_variable_index(variable)
+            for key, moments in (("exp_avg", adamw._momentums), ("exp_avg_sq", adamw._velocities)):
+                arrays[f"optimizer.{key}.{name}"] = to_canonical(kind(variable), np.asarray(moments[index]))
+            arrays[f"optimizer.step.{name}"] = np.asarray(adamw.taken).astype(np.float32)
+        if self.average is not None:
+            arrays |= {f"weights.{name}": array for name, array in _arrays(trainer.named_variables()).items()}
+        return arrays, {"scaler": _scaler_state(trainer.optimizer)}
+
+
+def _arrays(variables: Mapping[str, Any], like: Mapping[str, Any] | None = None) -> Arrays:
+    """Values as files have them. like: the variables whose kind says how they are laid out."""
+    found = {}
+    for name, variable in variables.items():
+        array = np.asarray(variable)
+        array = array.astype(np.int64) if array.dtype.kind == "i" else array
+        found[name] = to_canonical(kind((like or {}).get(name, variable)), array)
+    return found
+
+
+def _seeds(trainer: Trainer) -> list[keras.Variable]:
+    """The states of all that draws random numbers in training, in an order that does not change."""
+    return [variable for variable in trainer.non_trainable_variables if variable.name == "seed_generator_state"]
+
+
+def _scaler_state(optimizer: Any) -> dict[str, Any]:
+    """What PyTorch's `GradScaler` keeps."""
+    if not isinstance(optimizer, LossScale):
+        return {}
+    return {
+        "scale": float(optimizer.dynamic_scale),
+        "growth_factor": 2.0,
+        "backoff_factor": 0.5,
+        "growth_interval": optimizer.dynamic_growth_steps,
+        "_growth_tracker": int(optimizer.step_counter),
+    }
+
+
+def _restore(run: Run, trainer: Trainer, average: MeanWeights | None) -> None:
+    """Everything as it was after the step of the checkpoint."""
+    state = run.resumed
+    assert state is not None
+    assert run.resumed_from is not None
+    saved = {
+        name: np.array(array)
+        for path, names in find_weights(run.resumed_from / MODEL).files.items()
+        for name, array in read_arrays(path, names)
+    }
+    weights = {n.removeprefix("weights."): a for n, a in state.arrays.items() if n.startswith("weights.")} or saved
+    named = trainer.named_variables()
+    _load(named, named, weights)
+    if average is not None:
+        _load(average.means, named, saved)
+    adamw = trainer._adamw
+    assert adamw is not None
+    names = {id(v): name for name, v in named.items()}
+    for variable in adamw._trainable_variables:
+        name, index = names[id(variable)], adamw._get_variable_index(variable)
+        for key, moments in (("exp_avg", adamw._momentums), ("exp_avg_sq", adamw._velocities)):
+            array = state.arrays.get(f"optimizer.{key}.{name}")
+            if array is not None:
+                moments[index].assign(from_canonical(kind(variable), np.array(array)))
+    steps = [int(array) for name, array in state.arrays.items() if name.startswith("optimizer.step.")]
+    adamw.taken.assign(max(steps, default=0))
+    adamw.iterations.assign(run.step)
+    scaler = state.values["scaler"]
+    if isinstance(trainer.optimizer, LossScale) and scaler:
+        trainer.optimizer.dynamic_scale.assign(scaler["scale"])
+        trainer.optimizer.step_counter.assign(scaler["_growth_tracker"])
+    ranks = state.values["ranks"]
+    seeds = ranks[run.rank].get("seeds", []) if len(ranks) == run.world else []
+    # A run of PyTorch has none: its noise goes on anew.
+    for variable, seed in zip(_seeds(trainer), seeds, strict=False):
+        variable.assign(np.array(seed, variable.dtype))
+    trainer.assign_hard = assigns_hard(run.recipe, run.step)
+
+
+def _load(variables: Mapping[str, Any], like: Mapping[str, Any], weights: Mapping[str, NDArray[Any]]) -> None:
+    found = {name: from_canonical(kind(like[name]), np.array(weights[name])) for name in variables if name in weights}
+    missing = [name for name in variables if name not in weights and name != MULTI_LABEL_SCALE]
+    shapes = [name for name, array in found.items() if tuple(array.shape) != tuple(variables[name].shape)]
+    if missing or shapes:
+        raise CheckpointError(
+            f"the checkpoint is of another model than the recipe's: {(missing or shapes)[0]} "
+            f"{'is missing' if missing else 'has another shape'}"
+        )
+    for name, array in found.items():
+        variables[name].assign(array.astype(variables[name].dtype))

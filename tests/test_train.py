@@ -147,7 +147,7 @@ def fit(model: Any, recipe: Recipe, data: list[Batch[Any]], *callbacks: Any) -> 
             losses.append(float(logs["loss"]))
 
     losses: list[float] = []
-    trainer = K.ScenesTrainer(model, recipe)
+    trainer = K.Trainer(model, recipe)
     trainer.compile(K.make_optimiser(trainer), jit_compile=False)
     trainer.fit(
         dataset(lambda: data, recipe),
@@ -178,7 +178,7 @@ def test_patches_named_by_themselves_learn_but_leave_batch_norm_to_the_groups(ba
 
             keras.utils.set_random_seed(0)
             model = T.new_model(recipe, processor)
-            trainer, inputs = T.ScenesTrainer(model, recipe), package(backend, "data").inputs(batch, recipe)
+            trainer, inputs = T.Trainer(model, recipe), package(backend, "data").inputs(batch, recipe)
             with tf.GradientTape() as tape:
                 loss = trainer.compute_loss(inputs, None, trainer(inputs, training=True))
             gradient = tape.gradient(loss, model.vision_model.embeddings.patch_embeddings.projection.kernel.value)
@@ -231,7 +231,7 @@ def test_weight_decay_spares_the_same_parameters_in_both_backends(processor):
     expected = {name for name, parameter in model.named_parameters() if id(parameter) in decayed}
 
     twin = K.new_model(SMALL, processor)
-    optimiser = K.make_optimiser(K.ScenesTrainer(twin, SMALL))
+    optimiser = K.make_optimiser(K.Trainer(twin, SMALL))
     names = {id(variable): name for name, variable in canonical_variables(twin).items()}
     assert {names[id(v)] for v in twin.trainable_variables if optimiser._use_weight_decay(v)} == expected
 
