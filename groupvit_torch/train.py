@@ -44,7 +44,7 @@ from groupvit_common.recipe import (
     wave_positions,
 )
 from groupvit_common.run_log import RunLog
-from groupvit_common.run_state import MODEL
+from groupvit_common.run_state import MODEL, find
 from groupvit_common.settings import changed
 from groupvit_common.training import (
     Evaluate,
@@ -105,6 +105,9 @@ def train(
     """
     with process_group(device) as place:
         version = f"PyTorch {torch.__version__}"
+        # One process decides: others might not see yet what it sees.
+        found = find(Path(out_dir), resume, log=log) if place.rank == 0 else None
+        resume = place.all(found)[0] or resume
         run = Run.begin(
             recipe,
             out_dir,
@@ -729,9 +732,11 @@ class _Loop:
     def _save(self) -> bool:
         own = {"data": self.feed.state_dict(), "random": [_text(s) for s in _random_state(self.place.device)]}
         ranks = self.place.all(own)
+        saved = self.place.all(self._write(ranks) if self.first else False)[0]
         self.saved = time.monotonic()
-        if not self.first:
-            return True
+        return saved
+
+    def _write(self, ranks: Sequence[Mapping[str, Any]]) -> bool:
         arrays = {f"optimizer.{key}.{name}": value for name, key, value in self._moments()}
         if self.mean is not None:
             arrays |= {f"weights.{name}": _array(tensor) for name, tensor in self.module.canonical().items()}

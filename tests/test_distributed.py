@@ -1,7 +1,15 @@
-"""Ranks together compute what one process computes with the whole batch: losses, statistics and gradients."""
+"""Ranks together compute what one process computes with the whole batch: losses, statistics, gradients, whole runs."""
 
+from __future__ import annotations
+
+import json
+import os
+import signal
 import socket
+from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,10 +17,41 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 
-from groupvit_torch.distributed import gather, num_replicas, replica_sum
+from groupvit_common.data.captioned import CaptionedImages, SceneBatches
+from groupvit_common.recipe import Recipe
+from groupvit_common.run_state import Checkpoints
+from groupvit_common.training import Interrupted, make_processor
+from groupvit_torch import train as T
+from groupvit_torch.distributed import Place, batch_norm, gather, num_replicas, process_group, replica_sum
 from groupvit_torch.loss import contrastive_loss
+from tests.test_train_step import inputs_of, module_of
+from tests.training import PAPER, Captions, quiet, tiny
 
-RANKS = 2
+pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this PyTorch has no gloo")
+
+STEPS = 5
+BATCH = 8
+EXACT = {"rtol": 0, "atol": 1e-12}  # float64, another order of summation
+LOSS = 1e-9  # of the promised 1e-6
+PARAMETERS = 1e-7  # of the promised 1e-5
+
+
+def in_ranks(work: Callable[..., None], ranks: int, *arguments: Any) -> None:
+    """Runs `work(*arguments)` in as many processes, told about each other as `torchrun` does it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_rank, (ranks, port, work, arguments), nprocs=ranks)
+
+
+def _rank(number: int, ranks: int, port: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
+    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number)}
+    work(*arguments)
+
+
+# Functions
 
 
 def features() -> tuple[torch.Tensor, torch.Tensor]:
@@ -21,41 +60,55 @@ def features() -> tuple[torch.Tensor, torch.Tensor]:
     return images.requires_grad_(), texts.requires_grad_()
 
 
-def rank(number: int, port: int, directory: str) -> None:
-    address = f"tcp://127.0.0.1:{port}"
-    torch.distributed.init_process_group("gloo", init_method=address, rank=number, world_size=RANKS)
-    images, texts = (whole.detach().chunk(RANKS)[number].requires_grad_() for whole in features())
-    loss = contrastive_loss(gather(images), gather(texts), 7.0)
-    # As data-parallel training does it: every rank's loss, the gradients' mean.
-    (loss / num_replicas()).backward()
-    total = replica_sum(images.detach().sum(dim=0).requires_grad_())
-    np.savez(
-        Path(directory) / f"{number}.npz",
-        loss=loss.detach().numpy(),
-        images=images.grad.numpy(),
-        texts=texts.grad.numpy(),
-        total=total.detach().numpy(),
-    )
-    torch.distributed.destroy_process_group()
+def norm_of_features() -> torch.nn.BatchNorm1d:
+    norm = torch.nn.BatchNorm1d(4).double()
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([1.0, 2.0, 3.0, -1.0]))
+        norm.bias.copy_(torch.tensor([0.5, 0.0, 0.1, 0.2]))
+    return norm
 
 
-@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this PyTorch has no gloo")
+def functions(directory: Path) -> None:
+    with process_group("cpu") as place:
+        ranks = place.world
+        images, texts = (whole.detach().chunk(ranks)[place.rank].requires_grad_() for whole in features())
+        norm = norm_of_features()
+        normed = batch_norm(norm, images)
+        loss = contrastive_loss(gather(normed), gather(texts), 7.0)
+        # As data-parallel training does it: every rank's loss, the gradients' mean.
+        (loss / num_replicas()).backward()
+        total = replica_sum(images.detach().sum(dim=0).requires_grad_())
+        alone = batch_norm(norm, images.detach(), together=False, keep=False)
+        np.savez(
+            directory / f"{place.rank}.npz",
+            loss=loss.detach().numpy(),
+            images=images.grad.numpy(),
+            texts=texts.grad.numpy(),
+            weight=norm.weight.grad.numpy(),
+            total=total.detach().numpy(),
+            mean=norm.running_mean.numpy(),
+            variance=norm.running_var.numpy(),
+            alone=alone.detach().mean(dim=0).numpy(),
+        )
+
+
 def test_two_ranks_are_one_process_with_the_whole_batch(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(rank, (port, str(tmp_path)), nprocs=RANKS)
-    answers = [np.load(tmp_path / f"{number}.npz") for number in range(RANKS)]
+    in_ranks(functions, 2, tmp_path)
+    answers = [np.load(tmp_path / f"{number}.npz") for number in range(2)]
 
     images, texts = features()
-    loss = contrastive_loss(images, texts, 7.0)
+    norm = norm_of_features()
+    loss = contrastive_loss(norm(images), texts, 7.0)
     loss.backward()
-    exact = {"rtol": 0, "atol": 1e-12}  # float64, another order of summation
     for answer in answers:
-        np.testing.assert_allclose(answer["loss"], loss.item(), **exact)
-        np.testing.assert_allclose(answer["total"], images.detach().sum(dim=0), **exact)
+        np.testing.assert_allclose(answer["loss"], loss.item(), **EXACT)
+        np.testing.assert_allclose(answer["total"], images.detach().sum(dim=0), **EXACT)
+        np.testing.assert_allclose(answer["mean"], norm.running_mean, **EXACT)
+        np.testing.assert_allclose(answer["variance"], norm.running_var, **EXACT)
+        np.testing.assert_allclose(answer["alone"], norm.bias.detach(), **EXACT)  # its own inputs' mean is taken away
     for name, whole in (("images", images), ("texts", texts)):
-        np.testing.assert_allclose(np.concatenate([a[name] for a in answers]), whole.grad, **exact)
+        np.testing.assert_allclose(np.concatenate([a[name] for a in answers]), whole.grad, **EXACT)
+    np.testing.assert_allclose(sum(a["weight"] for a in answers), norm.weight.grad, **EXACT)
 
 
 def test_alone_nothing_happens() -> None:
@@ -63,3 +116,107 @@ def test_alone_nothing_happens() -> None:
     assert num_replicas() == 1
     assert gather(images) is images
     assert replica_sum(images) is images
+    with process_group("cpu") as place:
+        assert (place.rank, place.world, place.all("x"), place.mean([1.5])) == (0, 1, ["x"], [1.5])
+
+
+# Steps
+
+
+def recipe_of(task: str, chunk: int) -> Recipe:
+    settings = {"gumbel": False, "chunk_size": chunk, "learning_rate": 1e-3}
+    return tiny(**settings) if task == "groups" else tiny(**PAPER | settings)
+
+
+def steps(task: str, chunk: int, place: Place) -> dict[str, Any]:
+    """Five steps of this rank: the losses, and the weights after them."""
+    recipe = recipe_of(task, chunk)
+    if task == "captions":
+        data: Any = iter(Captions(BATCH, rank=place.rank, world=place.world))
+    else:
+        pictures = {1: CaptionedImages.scenes(0, 16, 1, 48)}
+        data = SceneBatches(
+            recipe, pictures, make_processor(recipe, pictures[1].captions), rank=place.rank, world=place.world
+        )
+    module = module_of(recipe)
+    optimiser = T.make_optimiser(module)
+    wrapped = torch.nn.parallel.DistributedDataParallel(module, broadcast_buffers=False) if place.world > 1 else None
+    results = [
+        T.train_step(module, optimiser, inputs_of(batch), hard=True, place=place, wrapped=wrapped)
+        for batch in islice(data, STEPS)
+    ]
+    assert all(result.taken for result in results)
+    weights = {name: tensor.detach().numpy() for name, tensor in module.canonical().items()}
+    return {"losses": [result.loss for result in results], "norms": [result.norm for result in results], **weights}
+
+
+def all_steps(tasks: list[tuple[str, int]], directory: Path) -> None:
+    with process_group("cpu") as place:
+        for task, chunk in tasks:
+            np.savez(directory / f"{task}-{chunk}-{place.rank}.npz", **steps(task, chunk, place))
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_ranks_take_the_steps_of_one_process_with_the_whole_batch(ranks: int, tmp_path: Path) -> None:
+    """Plain and with cached features in chunks that divide nothing evenly; captions with their own prompts (multi-label), scenes."""
+    tasks = [(task, chunk) for task in ("captions", "scenes", "groups") for chunk in (0, 3 if ranks == 2 else 1)]
+    in_ranks(all_steps, ranks, tasks, tmp_path)
+    for task, chunk in tasks:
+        whole = steps(task, 0, Place(0, 1, torch.device("cpu")))
+        assert ("multi_label_logit_scale" in whole) == (task != "groups")
+        for rank in range(ranks):
+            with np.load(tmp_path / f"{task}-{chunk}-{rank}.npz") as answer:
+                assert set(answer) == set(whole)
+                np.testing.assert_allclose(answer["losses"], whole["losses"], rtol=LOSS)
+                np.testing.assert_allclose(answer["norms"], whole["norms"], rtol=1e3 * LOSS)
+                for name in whole:
+                    np.testing.assert_allclose(answer[name], whole[name], rtol=0, atol=PARAMETERS, err_msg=name)
+
+
+# Runs
+
+
+def whole_run(directory: Path, settings: dict[str, Any], bad_rank: int) -> None:
+    """A run of two ranks, whole; and one of which a rank receives a signal in the third step, continued."""
+    recipe, step, count = tiny(**settings), T.train_step, 0
+
+    def stopped(*arguments: Any, **options: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == 3 and place.rank == bad_rank:
+            signal.raise_signal(signal.SIGTERM)
+        return step(*arguments, **options)
+
+    with process_group("cpu") as place:
+        T.train(recipe, directory / "whole", device="cpu", log=quiet)
+        T.train_step = stopped
+        with pytest.raises(Interrupted, match="stopped by SIGTERM at step 3, saved"):
+            T.train(recipe, directory / "parts", device="cpu", log=quiet)
+        T.train_step = step
+        result = T.train(recipe, directory / "parts", device="cpu", resume="auto", log=quiet)
+        (directory / f"{place.rank}.json").write_text(json.dumps(result.losses))
+
+
+def test_a_run_of_two_ranks_stops_together_and_goes_on(tmp_path: Path) -> None:
+    """With noise, which differs from rank to rank, and chunks; a signal to the second rank alone."""
+    settings = {**PAPER, "gumbel": True, "drop_path": 0.2, "chunk_size": 2, "ema_decay": 0.5, "log_every": 1}
+    in_ranks(whole_run, 2, tmp_path, settings, 1)
+    losses = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert len(losses[0]) == 3
+    assert losses[0] == losses[1]
+    last = [Checkpoints(tmp_path / name).all()[-1] for name in ("whole", "parts")]
+    for file in ("model/model.safetensors", "state.safetensors"):
+        one, other = (T._weights(path / "model") if "model" in file else _arrays(path) for path in last)
+        for name in one:
+            # Gloo may add in another order: bits are promised for one process only.
+            np.testing.assert_allclose(one[name], other[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    random = [
+        run["random"] for run in json.loads((last[0] / "state.json").read_text().split(" ", 1)[1])["values"]["ranks"]
+    ]
+    assert random[0] != random[1]
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    from groupvit_common.run_state import load
+
+    return dict(load(path).arrays)
