@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from groupvit_common.errors import InputError
@@ -116,8 +118,10 @@ def _plain(value: float) -> float | str:
 
 class _TensorBoard:
     def __init__(self, directory: Path) -> None:
+        if "tensorflow" not in sys.modules:
+            # TensorBoard's own switch: where this module exists it does without TensorFlow, which takes seconds and GPU memory.
+            sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
         try:
-            # The writer without TensorFlow.
             from tensorboard.summary import Writer
         except ModuleNotFoundError as error:
             raise InputError('run.tensorboard needs TensorBoard: pip install "groupvit[train]"') from error
