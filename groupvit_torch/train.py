@@ -374,7 +374,8 @@ def _groups_loss(module: TrainingModule, features: Features, inputs: Inputs) -> 
     whole = named.any(dim=1)  # mixed images have lost parts of their objects: nothing is claimed there
     claims = named[whole]
     # A claim counts as much on every rank, wherever there are more of them.
-    share = 1.0 if num_replicas() == 1 else _share(claims.sum())
+    wide = torch.promote_types(groups.dtype, torch.float32)
+    share = 1.0 if num_replicas() == 1 else _share(claims.sum().to(wide))
 
     def loss(logits: Tensor, assignment: Tensor | None) -> Tensor:
         naming = patch_naming(logits, assignment)
@@ -396,7 +397,7 @@ def _groups_loss(module: TrainingModule, features: Features, inputs: Inputs) -> 
 
 def _share(count: Tensor) -> Tensor:
     """This rank's count over the mean count of all ranks."""
-    return count * num_replicas() / replica_sum(count.float()).clamp(min=1)
+    return count * num_replicas() / replica_sum(count).clamp(min=1)
 
 
 @contextmanager
