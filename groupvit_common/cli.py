@@ -13,13 +13,14 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from groupvit_common.errors import CheckpointError, GroupViTError, InputError
+from groupvit_common.errors import CheckpointError, GroupViTError, InputError, printable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -47,6 +48,7 @@ examples:
   groupvit segment cat.jpg --labels "cat, couch, remote control"
   groupvit segment holiday/ --labels-file words.txt --background 0.9 --out segmented
   groupvit classify *.jpg --labels "indoors, outdoors" --json
+  groupvit evaluate --data voc:VOCdevkit/VOC2012 --model nvidia/groupvit-gcc-yfcc --out voc
   groupvit convert group_vit_gcc_yfcc_30e.pth groupvit-yfcc
 
 """
@@ -55,6 +57,11 @@ Colours the pixels of each picture by the label that fits them best. Writes, int
 NAME_overlay.png (the picture in colours, with a legend), NAME_labels.png (one index per pixel, with the same colours as its
 palette) and NAME_segmentation.json. Files of an earlier run are replaced; a picture that was given is never overwritten,
 and pictures of equal names get numbers (NAME-2).
+"""
+_EVALUATE = """\
+Measures a model by the words of a set's classes: mean IoU, IoU and accuracy of each class, and how good the groups are whatever
+they are called; top-1 and top-5 for classification. With --out a run that was killed goes on where it was. On several GPUs:
+torchrun --nproc-per-node 8 -m groupvit_common.cli evaluate --data voc:DIR --model MODEL --out DIR
 """
 # What each backend needs: the module that must be there, and what it is called.
 _BACKENDS = {"torch": ("torch", "PyTorch"), "tf": ("keras", "TensorFlow")}
@@ -183,11 +190,99 @@ def _parser() -> argparse.ArgumentParser:
     _add_backend(train)
     train.set_defaults(run=_train)
 
+    _add_evaluate(commands, shape)
+
     # What converts checkpoints lies beside this package; its commands need no framework, and are light like this file.
     from conversion.commands import add_commands
 
     add_commands(commands, _EXIT_CODES)
     return parser
+
+
+def _add_evaluate(commands: Any, shape: dict[str, Any]) -> None:
+    parser = commands.add_parser(
+        "evaluate", help="measure a model on a segmentation or classification set", description=_EVALUATE,
+        epilog=_EXIT_CODES, argument_default=argparse.SUPPRESS, **shape,
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", nargs="+", required=True, metavar="SET",
+        help="voc:DIR, voc20:DIR, context:DIR, context59:DIR, coco-object:DIR, coco-stuff:DIR, ade20k:DIR, cityscapes:DIR, "
+        "folder:DIR, imagenet:DIR, scenes; several are measured one after the other",
+    )  # fmt: skip
+    parser.add_argument("--split", default=None, metavar="NAME", help="the part of the set (default: for validation)")
+    parser.add_argument("--limit", default=None, type=_count, metavar="N", help="so many of its pictures")
+    parser.add_argument(
+        "--model", default="nvidia/groupvit-gcc-yfcc", metavar="MODEL",
+        help='a checkpoint folder, "org/name" on the Hugging Face hub, or "demo", the bundled one (default: %(default)s)',
+    )  # fmt: skip
+    parser.add_argument(
+        "--backend", default=None, choices=tuple(_BACKENDS),
+        help="torch: PyTorch; tf: Keras on TensorFlow (default: the first of them that is installed)",
+    )  # fmt: skip
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    parser.add_argument(
+        "--dtype", default=None, choices=("float32", "bfloat16", "float16"), help="of the weights (default: float32)"
+    )
+    parser.add_argument(
+        "--batch-size", default=8, type=_count, metavar="N", help="pictures or windows at once (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--protocol", default=None, choices=("paper", "tcl", "native"),
+        help="paper: the authors' evaluation; tcl: the same with the sets' own class names; native: as groupvit segment does it "
+        "(default: paper; native for scenes)",
+    )  # fmt: skip
+
+    knobs = parser.add_argument_group("instead of what the protocol says")
+    knobs.add_argument(
+        "--names", choices=("authors", "set"), help="the authors' words for the classes, or the set's own"
+    )
+    knobs.add_argument("--templates", metavar="SET", help="one, seven, eighty, or a sentence with {} in it")
+    knobs.add_argument(
+        "--normalize-prompts", action=argparse.BooleanOptionalAction,
+        help="bring each sentence's embedding to length 1 before a label's are averaged",
+    )  # fmt: skip
+    knobs.add_argument("--background", type=_or_none(_score), metavar="SCORE", help="the background threshold, or none")
+    knobs.add_argument("--background-labels", default="", metavar="WORDS", help="words whose pixels are background")
+    knobs.add_argument("--temperature", type=_positive, metavar="T", help="above 1 scores are less sure, below surer")
+    knobs.add_argument("--assignment", choices=("hard", "soft"), help="how pixels get labels from groups")
+    knobs.add_argument(
+        "--top-k", type=_or_none(_count), metavar="K", help="labels that may appear in a picture, or none for all"
+    )
+    knobs.add_argument("--shorter-side", type=_count, metavar="PIXELS", help="of a picture as the model sees it")
+    knobs.add_argument(
+        "--window", type=_or_none(_count), metavar="PIXELS", help="side of the windows, or none for whole pictures"
+    )
+    knobs.add_argument(
+        "--stride", type=_count, metavar="PIXELS", help="from one window to the next (default: half a window)"
+    )
+
+    results = parser.add_argument_group("results")
+    results.add_argument(
+        "--out", default=None, metavar="DIR",
+        help="folder for results.json, the confusion matrix and a journal; the same command again continues a run that was killed",
+    )  # fmt: skip
+    results.add_argument(
+        "--restart", action="store_true", default=False, help="forget what an earlier run left in --out"
+    )
+    results.add_argument(
+        "--save-predictions", action="store_true", default=False,
+        help="also write label maps into --out, in the form of the set's own masks",
+    )  # fmt: skip
+    results.add_argument(
+        "--json", action="store_true", default=False, help="print one JSON object per set, a line each"
+    )
+    search = parser.add_argument_group("calibration")
+    search.add_argument(
+        "--calibrate", action="store_true", default=False,
+        help="find the best background threshold on --split instead of measuring; the curve is printed, and written into --out",
+    )  # fmt: skip
+    search.add_argument(
+        "--thresholds", type=_numbers, default=None, metavar="A,B,...", help="to be tried (default: 21 of them)"
+    )
+    search.add_argument(
+        "--temperatures", type=_numbers, default=None, metavar="A,B,...", help="to be tried with each (default: 1)"
+    )
+    parser.set_defaults(run=_evaluate)
 
 
 def _add_what(parser: argparse.ArgumentParser) -> None:
@@ -251,6 +346,27 @@ def _score(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
     return value
+
+
+def _positive(text: str) -> float:
+    """A number above 0, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    """Numbers with commas between, for argparse."""
+    return tuple(_positive(part) for part in text.split(","))
+
+
+def _or_none(convert: Callable[[str], Any]) -> Callable[[str], Any]:
+    """What `convert` takes, or the word "none", for argparse."""
+    return lambda text: None if text == "none" else convert(text)
 
 
 # Backends
@@ -627,8 +743,201 @@ def _train(options: argparse.Namespace) -> int:
     return OK
 
 
+# evaluate
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from groupvit_common.data.classification_sets import ClassificationSet, open_classification_set
+    from groupvit_common.data.segmentation_sets import SegmentationSet, open_sets
+    from groupvit_common.evaluation import Alone, Place, Settings, default_protocol, protocol_settings
+    from groupvit_common.prompts import get_templates, parse_labels
+
+    # All that can be wrong about the request is said before the model is loaded.
+    if options.save_predictions and options.out is None:
+        raise InputError("--save-predictions needs --out DIR, the folder for them")
+    if options.calibrate and options.split is None:
+        raise InputError(
+            "--calibrate needs --split, with pictures on which the model is not judged later, such as --split train"
+        )
+    background_labels = parse_labels(options.background_labels) if options.background_labels else ()
+    chosen = {name: vars(options)[name] for name in Settings.__dataclass_fields__ if name in options}
+    if "window" in chosen and "stride" not in chosen:
+        chosen["stride"] = None
+    elif background_labels and "background" not in chosen:
+        chosen["background"] = None
+    work: list[tuple[SegmentationSet | ClassificationSet, Settings, str]] = []
+    for spelled in options.data:
+        kind, _, where = spelled.partition(":")
+        protocol = options.protocol or default_protocol(kind)
+        settings = replace(protocol_settings(protocol, kind), **chosen)
+        get_templates(settings.templates)
+        if kind == "imagenet":
+            work.append((open_classification_set(where, split=options.split, limit=options.limit), settings, protocol))
+        else:
+            opened = open_sets(spelled, split=options.split, limit=options.limit, names=settings.names)
+            work += [(one, settings, protocol) for one in opened]
+    if options.out is not None:
+        _make_writable(Path(options.out))
+
+    backend = options.backend or next(iter(_installed()), None)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1 and backend == "tf":
+        raise InputError(
+            "several processes evaluate together in PyTorch only: leave torchrun out, or take --backend torch"
+        )
+    together = _module(backend, "distributed").process_group(options.device) if world > 1 else nullcontext(Alone())
+    with together as place:
+        here: Place = place
+        base: BaseSegmenter = _module(backend, "predictor").Segmenter.from_pretrained(
+            options.model, device=getattr(place, "device", options.device), dtype=options.dtype
+        )
+        about = {
+            "model": options.model,
+            "backend": backend,
+            "dtype": options.dtype or "float32",
+            **_weights_of(options.model),
+        }
+        folders = _evaluation_folders(options.out, [data.kind for data, _, _ in work])
+        for (data, settings, protocol), folder in zip(work, folders, strict=True):
+            run = _Evaluation(options, data, settings, folder, {**about, "protocol": protocol}, here)
+            segmenter = settings.segmenter(base, options.batch_size)
+            if options.calibrate:
+                run.calibrate(segmenter)
+            else:
+                run.measure(segmenter, background_labels)
+    return OK
+
+
+def _evaluation_folders(out: str | None, kinds: Sequence[str]) -> list[Path | None]:
+    """Where each set's results go: into the folder itself if there is one set, else into folders inside it."""
+    if out is None or len(kinds) == 1:
+        return [None if out is None else Path(out)] * len(kinds)
+    names = [kind.replace(":", "-") for kind in kinds]
+    return [Path(out) / (name if names.count(name) == 1 else f"{name}-{i + 1}") for i, name in enumerate(names)]
+
+
+def _weights_of(model: str) -> dict[str, int]:
+    """What tells the weights in a folder from other weights that take their place: a run must not go on with those."""
+    path = Path(model) / "model.safetensors"
+    return {"weights": path.stat().st_mtime_ns} if path.is_file() else {}
+
+
+class _Evaluation:
+    """One set's evaluation on the command line: a bar while it runs, the results afterwards. The first process alone tells."""
+
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        data: Any,
+        settings: Any,
+        folder: Path | None,
+        about: dict[str, Any],
+        place: Any,
+    ) -> None:
+        self._options, self._data, self._settings, self._folder = options, data, settings, folder
+        self._about, self._place = about, place
+        self._bar: Any = None
+
+    def measure(self, segmenter: BaseSegmenter, background_labels: Sequence[Label]) -> None:
+        from groupvit_common.data.segmentation_sets import SegmentationSet
+        from groupvit_common.evaluation import (
+            ClassificationResult,
+            Options,
+            SegmentationResult,
+            evaluate_classification,
+            evaluate_segmentation,
+        )
+        from groupvit_common.evaluation_report import record_of, table, write_results
+
+        options = Options(
+            folder=self._folder,
+            restart=self._options.restart,
+            predictions=self._options.save_predictions,
+            about=self._about,
+            begin=self._begin,
+            progress=self._progress,
+        )
+        result: SegmentationResult | ClassificationResult | None
+        with closing(self):
+            if isinstance(self._data, SegmentationSet):
+                result = evaluate_segmentation(
+                    segmenter, self._data, options, self._place, background_labels=background_labels
+                )
+            else:
+                result = evaluate_classification(segmenter, self._data, options, self._place)
+        if result is None:
+            return
+        record = record_of(result, self._told(segmenter))
+        if self._folder is not None:
+            write_results(result, record, self._folder)
+        self._say(record, table(record))
+
+    def calibrate(self, segmenter: BaseSegmenter) -> None:
+        from groupvit_common.data.segmentation_sets import SegmentationSet
+        from groupvit_common.evaluation import CALIBRATION_THRESHOLDS, best_point, calibrate
+        from groupvit_common.evaluation_report import calibration_table, write_calibration
+
+        if not isinstance(self._data, SegmentationSet):
+            raise InputError("imagenet has no background: there is nothing to calibrate")
+        self._begin(0, len(self._data))
+        with closing(self):
+            curve = calibrate(
+                segmenter,
+                self._data,
+                self._options.thresholds or CALIBRATION_THRESHOLDS,
+                self._options.temperatures or (segmenter.temperature,),
+                self._progress,
+                self._place,
+            )
+        if curve is None:
+            return
+        told = {"set": self._data.kind, "split": self._data.split, "images": len(self._data), **self._told(segmenter)}
+        if self._folder is not None:
+            write_calibration(curve, told, self._folder)
+        record = {**told, "best": vars(best_point(curve)), "curve": [vars(point) for point in curve]}
+        self._say(record, calibration_table(curve))
+
+    def _told(self, segmenter: BaseSegmenter) -> dict[str, Any]:
+        from dataclasses import asdict
+
+        # What the model's own defaults filled in.
+        used = {"assignment": segmenter.assignment, "shorter_side": segmenter.shorter_side}
+        return {**self._about, "settings": {**asdict(self._settings), **used}, "processes": self._place.world}
+
+    def _say(self, record: dict[str, Any], text: str) -> None:
+        if self._options.json:
+            print(json.dumps(record, ensure_ascii=False), flush=True)
+            return
+        data = self._data
+        print(
+            f"{data.kind} ({data.split}), protocol {self._about['protocol']}, {self._about['model']} "
+            f"by {_BACKENDS[self._about['backend']][1]}\n\n{text}"
+        )
+        if self._folder is not None:
+            print(f"Results are in {self._folder.resolve()}")
+        print(flush=True)
+
+    def _begin(self, done: int, every: int) -> None:
+        if self._place.rank == 0 and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=every, initial=done, desc=self._data.kind, unit="picture", file=sys.stderr, leave=False
+            )
+
+    def _progress(self, count: int) -> None:
+        if self._bar is not None:
+            # The others are about as fast.
+            self._bar.update(min(count * self._place.world, self._bar.total - self._bar.n))
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
 def _error(message: object) -> None:
-    print(f"groupvit: error: {message}", file=sys.stderr)
+    print(f"groupvit: error: {printable(str(message))}", file=sys.stderr)
 
 
 def _show_warning(message: object, *unused: object, **also_unused: object) -> None:

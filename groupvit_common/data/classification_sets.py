@@ -1,0 +1,174 @@
+"""Pictures with one class each, for zero-shot classification: folders by class as ImageNet comes, or tar shards."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from groupvit_common.data.settings import SourceSettings
+from groupvit_common.data.sources import Place, Shards
+from groupvit_common.errors import InputError
+from groupvit_common.image_files import IMAGE_SUFFIXES
+from groupvit_common.image_processor import load_image
+from groupvit_common.prompts import parse_label
+
+CLASS_LISTS = ("classes.txt", "classnames.txt")
+"""Words for the classes, one a line, in the order of their numbers or folders."""
+SYNSETS = ("LOC_synset_mapping.txt", "synset_words.txt")
+"""ImageNet's own lists: `n01440764 tench, Tinca tinca` a line."""
+
+_LAYOUT = "{split}/CLASS/*.jpg (or CLASS/*.jpg) with words in classes.txt, or shards DIR/name-{{000..049}}.tar of .jpg and .cls"
+_SYNSET = re.compile(r"n\d{8}")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture: `name`, where its bytes are, and its class."""
+
+    name: str
+    place: Place
+    truth: int
+
+    def image(self) -> Image.Image:
+        """Upright, RGB. InputError if it cannot be read."""
+        if self.place.size is None:
+            return load_image(self.place.path)
+        return load_image(io.BytesIO(_read(self.place)))
+
+
+@dataclass(frozen=True, eq=False)
+class ClassificationSet:
+    """A set that is open. `words`: what each class is called; several may share a word, as two cranes of ImageNet do."""
+
+    kind: str
+    split: str
+    words: tuple[str, ...]
+    pictures: tuple[Picture, ...]
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> Picture:
+        return self.pictures[index]
+
+    def __iter__(self) -> Iterator[Picture]:
+        return iter(self.pictures)
+
+
+def open_classification_set(where: str, *, split: str | None = None, limit: int | None = None) -> ClassificationSet:
+    """ImageNet's folders in `where`, or the shards that it means if it ends in `.tar`.
+
+    Args:
+        split: the folder below it, by default val where there is one.
+        limit: so many pictures, spread evenly over the set.
+
+    Raises:
+        InputError: files are missing or not as they should be.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit must be at least 1, got {limit}")
+    made = _shards(where) if where.endswith(".tar") else _folders(Path(where), split)
+    if limit is None or limit >= len(made):
+        return made
+    some = tuple(made.pictures[i * len(made) // limit] for i in range(limit))
+    return ClassificationSet(made.kind, made.split, made.words, some)
+
+
+def _folders(root: Path, split: str | None) -> ClassificationSet:
+    layout = _LAYOUT.format(split=split or "val")
+    if not root.is_dir():
+        raise InputError(f"there is no folder {root}: expected {layout}")
+    if split is not None and not (root / split).is_dir():
+        raise InputError(f"there is no folder {root / split}: expected {layout}")
+    name = split or ("val" if (root / "val").is_dir() else "all")
+    base = root if name == "all" else root / name
+    folders = sorted(path for path in base.iterdir() if path.is_dir())
+    pictures = [
+        Picture(str(path.relative_to(base)), Place(str(path)), number)
+        for number, folder in enumerate(folders)
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in IMAGE_SUFFIXES
+    ]
+    if not pictures:
+        raise InputError(f"no pictures in the folders of {base}: expected {layout}")
+    words = _words([folder.name for folder in folders], (base, root), layout)
+    return ClassificationSet("imagenet", name, words, tuple(pictures))
+
+
+def _words(names: Sequence[str], folders: Sequence[Path], layout: str) -> tuple[str, ...]:
+    """What classes with folders of these names are called."""
+    listed = _listed(folders)
+    if listed is not None:
+        path, words = listed
+        if len(words) != len(names):
+            raise InputError(f"{path} names {len(words)} classes, but there are {len(names)} folders of classes")
+        return words
+    for path in (folder / file for folder in folders for file in SYNSETS):
+        if path.is_file():
+            pairs = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            known = {pair[0]: pair[1].split(",")[0].strip() for pair in pairs if len(pair) == 2}
+            unknown = [name for name in names if name not in known]
+            if unknown:
+                raise InputError(f"{path} has no line for the folder {unknown[0]}")
+            return tuple(known[name] for name in names)
+    synsets = [name for name in names if _SYNSET.fullmatch(name)]
+    if synsets:
+        raise InputError(
+            f"folders such as {synsets[0]} have no words to look for: put {CLASS_LISTS[0]} beside them, with the words of the "
+            f"{len(names)} classes one a line, or ImageNet's {SYNSETS[0]}: expected {layout}"
+        )
+    return tuple(name.replace("_", " ") for name in names)
+
+
+def _listed(folders: Sequence[Path]) -> tuple[Path, tuple[str, ...]] | None:
+    for path in (folder / file for folder in folders for file in CLASS_LISTS):
+        if path.is_file():
+            try:
+                labels = [parse_label(line) for line in path.read_text(encoding="utf-8-sig").splitlines()]
+            except (OSError, UnicodeDecodeError) as error:
+                raise InputError(f"cannot read the classes in {path}: {error}") from error
+            return path, tuple(label.name for label in labels if label is not None)
+    return None
+
+
+def _shards(pattern: str) -> ClassificationSet:
+    layout = _LAYOUT.format(split="val")
+    source = Shards(SourceSettings(kind="webdataset", path=pattern, caption_suffix="cls"))
+    listed = _listed((Path(pattern).parent,))
+    if listed is None:
+        raise InputError(
+            f"there is no {CLASS_LISTS[0]} in {Path(pattern).parent}, with words for the classes: expected {layout}"
+        )
+    path, words = listed
+    pictures = []
+    for number in range(len(source)):
+        unit = source.unit(number)
+        if unit.fault is not None:
+            raise InputError(f"{unit.where}: {unit.fault}")
+        for entry in unit.entries:
+            if entry.image is None or not isinstance(entry.caption, Place):
+                missing = "a picture" if entry.image is None else "its class, a .cls file"
+                raise InputError(f"{entry.key} in {entry.where} lacks {missing}: expected {layout}")
+            given = _read(entry.caption).decode("ascii", "replace").strip()
+            if not given.isdecimal() or int(given) >= len(words):
+                raise InputError(
+                    f"{entry.key} in {entry.where} is of class {given!r}, but {path} names classes 0 to {len(words) - 1}"
+                )
+            pictures.append(Picture(f"{source.names[number]}/{entry.key}", entry.image, int(given)))
+    if not pictures:
+        raise InputError(f"no pictures in {pattern}: expected {layout}")
+    return ClassificationSet("imagenet", "shards", words, tuple(pictures))
+
+
+def _read(place: Place) -> bytes:
+    try:
+        with Path(place.path).open("rb") as file:
+            file.seek(place.offset)
+            return file.read(-1 if place.size is None else place.size)
+    except OSError as error:
+        raise InputError(f"cannot read {place.path}: {error.strerror or error}") from error
