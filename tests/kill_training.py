@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
+import groupvit_torch.train  # before anything is forked  # noqa: F401
 from groupvit_common.run_state import Checkpoints
-from groupvit_torch.train import train
-from tests.training import quiet, tiny
+from tests.training import quiet, tiny, train
 
 RUN = {"gumbel": True, "hard_from": 0.0, "drop_path": 0.3, "ema_decay": 0.9, "evaluate_every": 3}
 
@@ -48,6 +48,8 @@ def finish(child: int) -> None:
 def full_disk(directory: Path) -> dict[str, Any]:
     """The limit holds for the first steps."""
     path, lines = directory / "full", directory / "lines"
+    recipe = tiny(**{**RUN, "evaluate_every": 0}, save_every=1, log_every=1)
+    finish(fork(lambda: train(recipe, directory / "not full", log=quiet)))
 
     def log(line: str) -> None:
         with lines.open("a") as file:
@@ -57,7 +59,7 @@ def full_disk(directory: Path) -> dict[str, Any]:
 
     def work() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
-        train(tiny(**{**RUN, "evaluate_every": 0}, save_every=1, log_every=1), path, log=log)
+        train(recipe, path, log=log)
 
     finish(fork(work))
     failed = [line for line in lines.read_text().splitlines() if "cannot be written" in line]

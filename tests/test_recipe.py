@@ -62,6 +62,29 @@ def test_the_demo_recipe_is_what_made_the_bundled_model():
     assert {key: renamed.get(key, table.get(key)) for key in record} == record
 
 
+@pytest.mark.parametrize("name", ["gcc-yfcc-30e", "gcc-redcaps-30e"])
+def test_the_papers_runs_are_the_authors(name):
+    """Their model is that of the released checkpoints; the numbers are those of the authors' configuration."""
+    recipe, released = get_recipe(name), GroupViTConfig()
+    config = model_config(recipe, 49408)
+    assert config.vision_config == released.vision_config
+    ours, theirs = config.text_config.to_dict(), released.text_config.to_dict()
+    assert {key: ours[key] for key in ours if key != "pad_token_id"} == {
+        k: theirs[k] for k in theirs if k != "pad_token_id"
+    }
+    assert config.projection_dim == released.projection_dim
+    assert config.logit_scale_init_value == pytest.approx(released.logit_scale_init_value, abs=1e-4)
+    steps = recipe.schedule.total_steps
+    assert steps == {"gcc-yfcc-30e": 209_935, "gcc-redcaps-30e": 189_804}[name]
+    warm = recipe.schedule.total_warmup_steps
+    assert warm == pytest.approx(steps / 15, abs=1)
+    assert learning_rate_at(recipe, 0) == pytest.approx(4e-6, rel=0.04)  # one step above it
+    assert learning_rate_at(recipe, warm) == 1.6e-3
+    assert learning_rate_at(recipe, steps) == pytest.approx(4e-5)
+    assert recipe.multi_label == (name == "gcc-yfcc-30e")
+    assert drop_path_rates(recipe, 12)[-1] == 0.1
+
+
 def test_a_file_is_based_on_another_and_settings_of_the_command_come_last(tmp_path):
     (tmp_path / "mine.toml").write_text('base = "scenes-demo"\n[optimizer]\nlearning_rate = 1\n[run]\nkeep = 5\n')
     (tmp_path / "more.toml").write_text('base = "mine.toml"\n[optimizer]\nlearning_rate = 0.5\n')

@@ -20,9 +20,8 @@ from groupvit_common.errors import CheckpointError, InputError  # noqa: E402
 from groupvit_common.recipe import get_recipe  # noqa: E402
 from groupvit_common.run_state import Checkpoints, RunState  # noqa: E402
 from groupvit_common.training import Interrupted, Run  # noqa: E402
-from groupvit_torch.train import train  # noqa: E402
 from tests.backends import Backend  # noqa: E402
-from tests.training import PAPER, quiet, tiny  # noqa: E402
+from tests.training import PAPER, quiet, tiny, train  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 
@@ -141,6 +140,28 @@ def test_captioned_pictures_go_on_where_they_were(tmp_path):
     ends_alike(tmp_path / "whole", tmp_path / "parts")
 
 
+def test_the_best_by_a_measure_of_ones_own_stays(tmp_path):
+    """Its checkpoint, and what was measured, beside the scenes' mean IoU, of which it is the mean."""
+    values = iter([100.0, 300.0, 200.0, 100.0, 0.0, 0.0])
+    recipe = tiny(evaluate_every=1, save_every=1, keep=1)
+    lines: list[str] = []
+    train(recipe, tmp_path, log=lines.append, evaluate=lambda segmenter: {"mine": next(values)})
+    assert [path.name for path in Checkpoints(tmp_path).all()] == ["step-00000002", "step-00000006"]
+    assert "step 2: mine 300" in lines
+    assert json.loads((tmp_path / "training.json").read_text())["evaluated"] == {"mine": 0.0}
+
+
+def test_when_a_checkpoint_is_due(tmp_path):
+    run = Run.begin(tiny(save_every=4, save_minutes=30), tmp_path, log=quiet)
+    run.step = 3
+    assert not run.saves_now(29.0)
+    assert run.saves_now(30.0)
+    run.step = 4
+    assert run.saves_now(0.0)
+    run.step = 6
+    assert run.saves_now(0.0)  # the last one
+
+
 # What a checkpoint is
 
 
@@ -250,7 +271,6 @@ def test_full_disks_and_kills_change_no_weight(kills, tmp_path):
 
     assert answer["full_disk"]["failed"]
     assert answer["full_disk"]["left"] == []
-    train(tiny(**{**RUN, "evaluate_every": 0}), tmp_path / "not full", log=quiet)
     ends_alike(tmp_path / "not full", tmp_path / "full")
 
     assert answer["kills"]["kills"] == kills

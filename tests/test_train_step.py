@@ -24,7 +24,7 @@ from groupvit_torch import train as T  # noqa: E402
 from groupvit_torch.data import Inputs  # noqa: E402
 from groupvit_torch.model import GroupViTModel  # noqa: E402
 from tests.conftest import smallest_config  # noqa: E402
-from tests.training import END, PAPER, Captions, quiet, tiny  # noqa: E402
+from tests.training import END, PAPER, Captions, quiet, tiny, train  # noqa: E402
 
 BATCH = 8
 EXACT = 1e-11  # float64, relative to the largest value: the same sums in another order
@@ -228,7 +228,7 @@ def test_a_run_counts_bad_steps_and_ends_with_the_batch_saved(tmp_path):
     with pytest.raises(
         GroupViTError, match=r"the loss is nan at step 3 \(3 such steps\); its batch is in .*bad_batch.npz"
     ):
-        T.train(recipe, tmp_path, log=lines.append)
+        train(recipe, tmp_path, log=lines.append)
     assert [line for line in lines if "left out" in line] == [
         f"step {n} left out: the loss is nan ({n} of at most 3)" for n in (1, 2)
     ]
@@ -275,10 +275,10 @@ def test_what_cannot_be_frozen_is_refused(change, message):
 
 def test_a_run_starts_from_a_checkpoint_at_another_image_size(tmp_path):
     """Positions are interpolated once and for all; the multi-label temperature comes along."""
-    T.train(tiny(**PAPER, steps=2), tmp_path / "first", log=quiet)
+    train(tiny(**PAPER, steps=2), tmp_path / "first", log=quiet)
     first = GroupViTModel.from_pretrained(tmp_path / "first")
     again = tiny(**PAPER, steps=1, warmup_steps=0, init_from=str(tmp_path / "first"), image_size=96, learning_rate=0.0)
-    T.train(again, tmp_path / "second", log=quiet)
+    train(again, tmp_path / "second", log=quiet)
     second = GroupViTModel.from_pretrained(tmp_path / "second")
     assert second.config.vision_config.image_size == 96
     pixels = torch.randn(2, 3, 96, 96)
@@ -371,7 +371,7 @@ def test_what_a_device_can_do_is_known_or_said():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's compiler imports parts that it calls deprecated
 def test_compiled_towers_take_the_same_steps(tmp_path):
     losses = [
-        T.train(tiny(**PAPER, gumbel=False, compile=on), tmp_path / str(on), log=quiet).losses for on in (False, True)
+        train(tiny(**PAPER, gumbel=False, compile=on), tmp_path / str(on), log=quiet).losses for on in (False, True)
     ]
     np.testing.assert_allclose(*losses, rtol=1e-4)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from groupvit_common.data.stream import CaptionBatch
 from groupvit_common.recipe import Recipe, get_recipe
 from groupvit_common.settings import changed
+from groupvit_common.training import TrainResult
 
 # One level, a model of some thousand parameters, no noise: half a second from start to end.
 TINY: Mapping[str, Any] = {
@@ -29,6 +31,13 @@ def tiny(**changes: Any) -> Recipe:
 
 def quiet(line: str) -> None:
     pass
+
+
+def train(recipe: Recipe, directory: Path, **options: Any) -> TrainResult:
+    """A run of the PyTorch loop on the CPU, whatever else there is: bits are promised there."""
+    from groupvit_torch.train import train
+
+    return train(recipe, directory, device="cpu", **options)
 
 
 class Captions:
