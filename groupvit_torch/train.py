@@ -775,7 +775,8 @@ class _Loop:
         if self.scaler.is_enabled() and state.values["scaler"]:
             self.scaler.load_state_dict(dict(state.values["scaler"]))
         ranks = state.values["ranks"]
-        if len(ranks) == self.place.world:
+        # A run of Keras has none that PyTorch knows.
+        if len(ranks) == self.place.world and "random" in ranks[self.place.rank]:
             _set_random_state([_tensor(text) for text in ranks[self.place.rank]["random"]], self.place.device)
 
 
