@@ -84,14 +84,17 @@ class Checkpoint:
         if self._last[0] != entry.foreign:
             stored = self.source.value(entry.foreign)
             if dtype in _FLOATS and not np.isfinite(stored).all():
-                raise CheckpointError(f"{self.source.path} holds NaN or infinite values in {entry.foreign}")
+                raise CheckpointError(f"{self._file(entry)} holds NaN or infinite values in {entry.foreign}")
             self._last = entry.foreign, dict(to_parts(entry, stored))
         array = cast(self._last[1][name], dtype)
         if len(entry.parameters) == 1:
             self._last = "", {}
         if dtype in _FLOATS and not np.isfinite(array).all():
-            raise CheckpointError(f"{self.source.path} holds values in {entry.foreign} that are too large for {dtype}")
+            raise CheckpointError(f"{self._file(entry)} holds values in {entry.foreign} that are too large for {dtype}")
         return array
+
+    def _file(self, entry: Entry) -> Path:
+        return self.source.homes[entry.foreign]
 
 
 class Values(Mapping[str, np.ndarray]):
@@ -110,6 +113,16 @@ class Values(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def _check_counts(config: GroupViTConfig, opened: Source) -> None:
+    """Before every tensor that a configuration asks for is listed, which may be no end: a layer has tensors of its own."""
+    layers = sum(config.vision_config.depths) + config.text_config.num_hidden_layers
+    if layers > len(opened.tensors):
+        raise CheckpointError(
+            f"the configuration of {opened.path} asks for {layers} layers, and there are {len(opened.tensors)} tensors in it: they "
+            "belong to different models"
+        )
 
 
 def cast(array: np.ndarray, dtype: str) -> np.ndarray:
@@ -148,13 +161,14 @@ def read(
     known: GroupViTConfig | None = given if given is not None else opened.config
     if known is None:
         raise CheckpointError(
-            f"{opened.path} has no {CONFIG_NAME} beside it, and nothing in it says one: pass a configuration"
+            f"{opened.path} has no {CONFIG_NAME} beside it, and nothing in it says one: pass a configuration (--config)"
         )
+    _check_counts(known, opened)
     extra = EXTRA in opened.tensors
     present, absent = account(
         entries(opened.naming, known, extra),
         {name: info.shape for name, info in opened.tensors.items()},
-        source=opened.path,
+        source=opened.path if len(opened.files) > 1 else opened.files[0],
         allow_missing=allow_missing,
     )
     by_name = {parameter.name: entry for entry in (*present, *absent) for parameter in entry.parameters}
@@ -173,10 +187,12 @@ def read(
             stored = main
         if parameter.kind == "counter":
             if "int" not in stored and parameter.name not in filled:
-                raise CheckpointError(f"{opened.path} holds {foreign} as {stored}, expected integers")
+                raise CheckpointError(f"{opened.homes[foreign]} holds {foreign} as {stored}, expected integers")
             stored = "int64"
         elif stored not in _FLOATS:
-            raise CheckpointError(f"{opened.path} holds {foreign} as {stored}, expected floating-point numbers")
+            raise CheckpointError(
+                f"{opened.homes[foreign]} holds {foreign} as {stored}, expected floating-point numbers"
+            )
         else:
             stored = wanted or stored
         tensors[parameter.name] = Info(parameter.shape, stored)
@@ -197,9 +213,14 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
         CheckpointError: there is no such repository or file, or the hub cannot be reached.
     """
     path, text = Path(source), str(source)
+    if not text:
+        raise InputError("the source has no name: give a file, a directory or 'org/name' on the hub")
     match = _ON_HUB.fullmatch(text)
-    if path.exists() or path.is_symlink() or match is None or (match["file"] and path.parents[-2].exists()):
-        return path
+    try:
+        if path.exists() or path.is_symlink() or match is None or (match["file"] and path.parents[-2].exists()):
+            return path
+    except OSError as error:
+        raise CheckpointError(f"{text[:80]!r} cannot be read: {error.strerror or error}") from error
     name, file = match["name"], match["file"]
     if not file:
         present = [name for name in hub.list_repository(name, revision=revision) if "/" not in name]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
+
+from groupvit_common.errors import printable
 
 if TYPE_CHECKING:
     from conversion.checkpoint import Checkpoint
@@ -73,8 +76,12 @@ def add_commands(commands: Any, exit_codes: str) -> None:
         help="compare the result with the source; one that is not the same model is not kept (default: --verify)",
     )  # fmt: skip
     convert.add_argument(
-        "--max-shard-size", default="5GB", metavar="SIZE",
-        help="spread larger weights over several files, in the formats of transformers (default: %(default)s)",
+        "--max-shard-size", metavar="SIZE",
+        help="spread larger weights over several files, in the formats of transformers (default: 5GB)",
+    )  # fmt: skip
+    convert.add_argument(
+        "--processor", metavar="SOURCE",
+        help="directory, or name on the hub, whose tokenizer and image processor go along (default: those beside SOURCE)",
     )  # fmt: skip
     convert.add_argument("--push", metavar="ORG/NAME", help="also send the result to this repository on the hub")
     convert.add_argument("--overwrite", action="store_true", help="replace what is at DEST")
@@ -131,27 +138,33 @@ def _convert(options: argparse.Namespace) -> int:
         )
 
     bar = _Bar()
+    # Ended by the system, a conversion clears up behind itself as after Ctrl-C.
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         done = convert(
             options.source, options.destination, options.to, config=options.config, revision=options.revision,
-            dtype=options.dtype, verify=options.verify, max_shard_size=options.max_shard_size, push=options.push,
+            dtype=options.dtype, verify=options.verify, max_shard_size=options.max_shard_size,
+            processor=options.processor, push=options.push,
             overwrite=options.overwrite, allow_missing=options.allow_missing, opened=opened, progress=bar.show,
         )  # fmt: skip
     finally:
         bar.close()
     total = sum(file.stat().st_size for file in done.files)
-    print(f"result: {done.destination}: {FORMATS[done.format]}, {size(total)}")
+    _say(f"result: {done.destination}: {FORMATS[done.format]}, {size(total)}")
     for note in done.notes:
-        print(f"note: {note}")
-    if done.verification is None:
-        print("not verified")
-    else:
-        for line in done.verification.lines():
-            print(line)
-    print(f"report: {done.report}")
+        _say(f"note: {note}")
+    for line in ["not verified"] if done.verification is None else done.verification.lines():
+        _say(line)
+    _say(f"report: {done.report}")
     if done.address is not None:
-        print(f"sent to: {done.address}")
+        _say(f"sent to: {done.address}")
     return SAME
+
+
+def _say(line: str) -> None:
+    """Prints a line that may hold names from a file, which are not to command a terminal."""
+    print(printable(line), flush=True)
 
 
 class _Bar:
@@ -184,7 +197,7 @@ def _verify(options: argparse.Namespace) -> int:
         print(json.dumps(result.to_dict()))
     else:
         for line in result.lines():
-            print(line)
+            _say(line)
     return SAME if result.passed else OTHER
 
 
@@ -196,5 +209,5 @@ def _inspect(options: argparse.Namespace) -> int:
         print(json.dumps(result.to_dict()))
     else:
         for line in result.lines():
-            print(line)
+            _say(line)
     return SAME

@@ -6,7 +6,6 @@ read, turned and checked when it is asked for. What is written appears under its
 
 import json
 import math
-import secrets
 import shutil
 import tempfile
 import time
@@ -19,6 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from conversion.checkpoint import COMPANIONS, Checkpoint, Values, read
+from conversion.destination import check_destination, remove, replacement
 from conversion.formats import CONFIG_ATTRIBUTE, Format, scalar_text
 from conversion.names import EXTRA, Entry, Naming, entries, from_parts
 from conversion.nvlabs import settings
@@ -42,6 +42,7 @@ from groupvit_common.checkpoint import (
 )
 from groupvit_common.config import GroupViTConfig
 from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.processor import GroupViTProcessor
 
 Target = Literal[
     "native",
@@ -96,7 +97,8 @@ def convert(
     revision: str | None = None,
     dtype: str | None = None,
     verify: bool = True,
-    max_shard_size: int | str = "5GB",
+    max_shard_size: int | str | None = None,
+    processor: str | Path | None = None,
     push: str | None = None,
     overwrite: bool = False,
     allow_missing: Iterable[str] = (),
@@ -113,7 +115,9 @@ def convert(
         to: one of `TARGETS`.
         verify: compare the result with the source before it gets its name; see `conversion.verify.verify`. One that is not the
             same model is an error, and is not kept.
-        max_shard_size: of the formats of transformers: bytes, or "200MB".
+        max_shard_size: of the formats of transformers: bytes, or "200MB"; 5 GB if None.
+        processor: the directory, or "org/name" on the hub, whose tokenizer and image processor go along, instead of those
+            beside the source. Only directories hold them.
         push: "org/name" on the hub, to which the result is sent too.
         overwrite: whether what is at the destination may be replaced. It is until the new one is complete.
         opened: called with the source once it is known what it is.
@@ -126,51 +130,49 @@ def convert(
     """
     if to not in TARGETS:
         raise InputError(f"a checkpoint is converted to one of {', '.join(TARGETS)}, got {to!r}")
-    destination, allow_missing = Path(destination), list(allow_missing)
-    parse_size(max_shard_size)
-    if to in _SUFFIXES and not destination.name.endswith(_SUFFIXES[to]):
+    destination, allow_missing, is_file = Path(destination), list(allow_missing), to in _SUFFIXES
+    if is_file and not destination.name.endswith(_SUFFIXES[to]):
         raise InputError(
             f"{to} is a file: give it a name that ends in {' or '.join(_SUFFIXES[to])}, not {destination.name!r}"
         )
-    if not overwrite and (destination.is_symlink() or destination.exists()):
-        raise CheckpointError(f"{destination} is there already; pass overwrite (--overwrite) to replace it")
-    if destination.exists() and destination.is_dir() == (to in _SUFFIXES):
-        kinds = ("a file", "a directory") if to in _SUFFIXES else ("a directory", "a file")
-        raise InputError(f"{to} is {kinds[0]}, and {destination} is {kinds[1]}")
+    if max_shard_size is not None:
+        parse_size(max_shard_size)
+        if is_file or to == "savedmodel":
+            raise InputError(f"{to} is never in shards: leave max_shard_size (--max-shard-size) out")
+    if to == "savedmodel" and dtype not in (None, "float32"):
+        raise InputError(f"a SavedModel computes in float32: leave dtype (--dtype) {dtype} out")
+    if processor is not None and (is_file or to == "savedmodel"):
+        raise InputError(f"{to} has no place for a tokenizer and an image processor: leave processor (--processor) out")
+    check_destination(destination, is_file=is_file, overwrite=overwrite, to=to)
     checkpoint = read(source, config=config, revision=revision, dtype=dtype, allow_missing=allow_missing)
     if any(destination.resolve() in (file.resolve(), *file.resolve().parents) for file in checkpoint.source.files):
         raise InputError(f"{destination} holds the source itself; write to another place")
     if opened is not None:
         opened(checkpoint)
-    job = _Job(checkpoint, to, max_shard_size, progress)
-    new = destination.parent / f".{destination.name}.{secrets.token_hex(4)}"
-    if to == "keras":  # its suffix says which of the two Keras files it is
-        new = new.with_name(
-            new.name + next(suffix for suffix in _SUFFIXES["keras"] if destination.name.endswith(suffix))
-        )
     result = Conversion(checkpoint.source.path, checkpoint.source.format, destination, to, [], destination)
     result.notes = _notes(checkpoint)
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
+    companions: list[Path] = []
+    if not is_file and to != "savedmodel":
+        companions, note = _companions(checkpoint, processor)
+        result.notes.append(note)
+    job = _Job(checkpoint, to, "5GB" if max_shard_size is None else max_shard_size, companions, progress)
+    # Which of the two Keras files it is goes by the suffix.
+    suffix = next((end for end in _SUFFIXES.get(to, ()) if destination.name.endswith(end)), "")
+    with replacement(destination, suffix) as new:
         _WRITERS[to](job, new)
         if verify:
             result.verification = _verified(checkpoint, new, destination, to, allow_missing)
         text = report_text(checkpoint, new, destination, to, result.verification, result.notes)
-        if to in _SUFFIXES:
-            _put(new, destination)
-            result.report = report_path(destination)
-            write_text(result.report, text)
-        else:
+        if not is_file:
             write_text(new / REPORT_NAME, text)
-            _put(new, destination)
-            result.report = destination / REPORT_NAME
-    except CheckpointError:
-        raise
-    except OSError as error:
-        raise CheckpointError(f"{destination} cannot be written: {error.strerror or error}") from error
-    finally:
-        _remove(new)
-    if to in _SUFFIXES:
+    result.report = report_path(destination) if is_file else destination / REPORT_NAME
+    if is_file:
+        try:
+            write_text(result.report, text)
+        except OSError as error:
+            raise CheckpointError(
+                f"{destination} is complete, but {result.report} cannot be written: {error}"
+            ) from error
         result.files = [destination]
     else:
         result.files = [destination / name for name in list_files(destination, folders=True)]
@@ -184,15 +186,37 @@ def _verified(
 ) -> Verification:
     # As stored: what another dtype does by itself is told.
     before = read(checkpoint.source, config=checkpoint.config, allow_missing=allow_missing)
-    verification = compare(before, new if to == "savedmodel" else read(new, config=checkpoint.config))
+    # With the configuration that was written, not the one that is known.
+    verification = compare(before, new)
     verification.b = str(destination)
     verification.notes = [note.replace(str(new), str(destination)) for note in verification.notes]
     if not verification.passed:
         raise CheckpointError(
-            "the result is not the same model as its source, and was not kept (without verification it is): "
+            "the result is not the same model as its source, and was not kept (without verification, --no-verify, it is): "
             + "; ".join(line.strip() for line in verification.lines())
         )
     return verification
+
+
+def _companions(checkpoint: Checkpoint, processor: str | Path | None) -> tuple[list[Path], str]:
+    """The files of the tokenizer and the image processor that go along, and a note about them."""
+    directory = checkpoint.source.files[0].parent
+    if processor is not None:
+        directory = hub.resolve(processor, patterns=COMPANIONS)
+    found = [directory / name for name in COMPANIONS if (directory / name).is_file()]
+    if not found:
+        return [], (
+            "there is no tokenizer and no image processor beside the source, which words and photos take: pass processor "
+            "(--processor), a directory or a name on the hub"
+        )
+    note = f"with it: {', '.join(path.name for path in found)}"
+    try:
+        GroupViTProcessor.from_pretrained(directory)
+    except (CheckpointError, InputError) as error:
+        if processor is not None:
+            raise
+        note += f", which cannot be used as they are: {error}"
+    return found, note
 
 
 def _push(result: Conversion, repository: str) -> str:
@@ -207,28 +231,6 @@ def _push(result: Conversion, repository: str) -> str:
             return hub.push(folder, repository, commit_message=message)
     except CheckpointError as error:
         raise CheckpointError(f"{result.destination} is complete, but {error}") from error
-
-
-def _put(new: Path, destination: Path) -> None:
-    """Gives what is complete its name; what had it before is lost only then."""
-    if not destination.is_dir():
-        new.replace(destination)
-        return
-    old = new.with_name(f"{new.name}.old")
-    destination.rename(old)
-    try:
-        new.rename(destination)
-    except OSError:
-        old.rename(destination)
-        raise
-    _remove(old)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _notes(checkpoint: Checkpoint) -> list[str]:
@@ -248,9 +250,11 @@ class _Job:
         checkpoint: Checkpoint,
         target: Target,
         max_shard_size: int | str,
+        companions: Sequence[Path],
         progress: Callable[[int, int], None] | None,
     ) -> None:
         self.checkpoint, self.target, self.max_shard_size, self.progress = checkpoint, target, max_shard_size, progress
+        self.companions = companions
         self.total = sum(math.prod(shape) * numpy_dtype(dtype).itemsize for shape, dtype in checkpoint.tensors.values())
         self.done = 0
 
@@ -280,12 +284,6 @@ class _Job:
         written |= {"architectures": ["GroupViTModel"], "torch_dtype": self.checkpoint.dtype, **settings}
         return json.dumps(written, indent=2, sort_keys=True) + "\n"
 
-    def companions(self, directory: Path) -> None:
-        beside = self.checkpoint.source.files[0].parent
-        for name in COMPANIONS:
-            if (beside / name).is_file():
-                shutil.copyfile(beside / name, directory / name)
-
 
 def _write_sharded(
     job: _Job,
@@ -308,7 +306,8 @@ def _write_sharded(
         named = [shard._replace(tensors=[full_name(name) for name in shard.tensors]) for shard in shards]
         write_text(directory / f"{weights_name}.index.json", index_text(named, sum(sizes.values())))
     write_text(directory / CONFIG_NAME, job.config_text())
-    job.companions(directory)
+    for path in job.companions:
+        shutil.copyfile(path, directory / path.name)
 
 
 def _write_native(job: _Job, directory: Path) -> None:
@@ -416,6 +415,11 @@ def _write_keras(job: _Job, path: Path) -> None:
     if path.name.endswith(".weights.h5"):
         _write_keras_weights(job, path)
         return
+    types = sorted({dtype for _, dtype in job.checkpoint.tensors.values() if "float" in dtype})
+    if len(types) > 1:
+        raise InputError(
+            f"a .keras file has one type for all its numbers, and there are {', '.join(types)}: pass dtype (--dtype)"
+        )
     weights = path.with_name(f"{path.name}.weights.h5")
     try:
         _write_keras_weights(job, weights)
@@ -440,7 +444,7 @@ def _write_keras(job: _Job, path: Path) -> None:
             archive.writestr("config.json", json.dumps(content))
             archive.write(weights, "model.weights.h5")
     finally:
-        weights.unlink(missing_ok=True)
+        remove(weights)
 
 
 def _write_keras_weights(job: _Job, path: Path) -> None:
@@ -477,7 +481,14 @@ def _write_saved_model(job: _Job, directory: Path) -> None:
     except ImportError as error:
         raise InputError("a SavedModel is written by TensorFlow: pip install 'groupvit[tf]'") from error
     arrays = Values(job.checkpoint.tensors, job.value)
-    GroupViTModel.from_arrays(job.checkpoint.config, arrays, dtype=job.checkpoint.dtype).export(directory)
+    model = GroupViTModel.from_arrays(job.checkpoint.config, arrays, dtype="float32")
+    try:
+        model.export(directory)
+    except Exception as error:
+        # TensorFlow's own, for a full disk.
+        if type(error).__name__ != "ResourceExhaustedError":
+            raise
+        raise CheckpointError(f"a SavedModel cannot be written: {str(error).splitlines()[0]}") from error
 
 
 _SUFFIXES: dict[Target, tuple[str, ...]] = {"nvlabs": (".pth",), "keras": (".keras", ".weights.h5")}

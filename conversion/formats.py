@@ -91,7 +91,7 @@ class Source:
     """A checkpoint that is open for reading.
 
     `path` is what was named, `files` what holds the weights; `config` is None where nothing says it; `tensors` are the
-    foreign names with shapes and dtypes, `others` what the files hold besides.
+    foreign names with shapes and dtypes, `homes` the files that they are in, `others` what the files hold besides.
     """
 
     path: Path
@@ -100,6 +100,7 @@ class Source:
     config: GroupViTConfig | None
     tensors: Mapping[str, Info]
     value: Callable[[str], np.ndarray]
+    homes: Mapping[str, Path]
     others: tuple[str, ...] = ()
 
     @property
@@ -144,15 +145,17 @@ def _joined(
     path: Path, form: Format, files: tuple[Path, ...], config: GroupViTConfig | None, pieces: list[_Piece]
 ) -> Source:
     tensors: dict[str, Info] = {}
-    homes: dict[str, _Piece] = {}
+    pieces_of: dict[str, _Piece] = {}
+    homes: dict[str, Path] = {}
     for piece, file in zip(pieces, files, strict=True):
         twice = [name for name in piece.tensors if name in tensors]
         if twice:
             raise CheckpointError(f"{file} holds {twice[0]}, which another file of this checkpoint holds too")
         tensors |= piece.tensors
-        homes |= dict.fromkeys(piece.tensors, piece)
+        pieces_of |= dict.fromkeys(piece.tensors, piece)
+        homes |= dict.fromkeys(piece.tensors, file)
     others = tuple(dict.fromkeys(other for piece in pieces for other in piece.others))
-    return Source(path, form, files, config, tensors, lambda name: homes[name].value(name), others)
+    return Source(path, form, files, config, tensors, lambda name: pieces_of[name].value(name), homes, others)
 
 
 # -- directories ----------------------------------------------------------------------------------------------------------
@@ -442,7 +445,7 @@ def _open_hdf5(path: Path, opener: Callable[[], Any]) -> tuple[_Piece, Format, G
         tensorflow = "layer_names" in file.attrs or "layer_names0" in file.attrs
         if not tensorflow and "layers" not in file:
             raise CheckpointError(
-                f"{path} is an HDF5 file, but neither transformers' tf_model.h5 nor Keras's .weights.h5"
+                f"{path} is an HDF5 file, but neither transformers' tf_model.h5 nor Keras 3's .weights.h5"
             )
         file.visititems(visit)
         # What a format has no place for is kept in attributes, which other readers do not mind.

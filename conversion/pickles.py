@@ -2,8 +2,14 @@
 
 A pickle is a program for a small stack machine. Here that machine has no door to Python: the opcodes, which the standard library's
 `pickletools` takes apart, build numbers, texts, plain containers and descriptions of tensors; a class is only ever a name, an
-instance of one an `Inert` record of what it was to be made of. What is to be called and is no class, or is one of Python's own
-that could do something, makes the whole file refused.
+instance of one an `Inert` record of what it was to be made of. Nothing could be executed; a file that asks for it is refused all
+the same, whole and by the name of what it asks for, since other programs would do it:
+
+- of Python itself, whatever is not in `_STANDARD` is refused as soon as it is named;
+- so are packages that exist to run things (`_EXECUTORS`), and names that lead through a module to what it imported;
+- of other packages, classes are inert data, and calling anything else is refused, but for the functions of torch and NumPy that
+  put tensors, arrays and random generators together;
+- what would make an object call something by itself (`__setstate__` among its attributes) is refused.
 
 Work and memory are bounded by the file's real size: `_MAX_PICKLE` bytes of program, `_MAX_STEPS` steps, and a tensor must lie
 within the bytes that are there.
@@ -28,11 +34,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from conversion.magic import container
-from groupvit_common.errors import CheckpointError
+from groupvit_common.errors import CheckpointError, InputError
 
 # A model of a thousand tensors with its optimizer's state takes 100,000 steps and a megabyte.
 _MAX_PICKLE = 64 << 20
 _MAX_STEPS = 1_000_000
+_SHOWN, _SHOWN_ITEMS = 40, 8  # how much of a file's text or list a message shows
 _MAX_DIMENSIONS = 32  # NumPy's limit is 64, PyTorch has no tensors of more than a few
 
 _STORAGE_DTYPES = {
@@ -46,10 +53,23 @@ _STORAGE_DTYPES = {
     "CharStorage": "int8",
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
+    "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
+    "QInt8Storage": "qint8",
+    "QUInt8Storage": "quint8",
+    "QInt32Storage": "qint32",
+    "QUInt4x2Storage": "quint4x2",
+    "QUInt2x4Storage": "quint2x4",
+}
+# Types that no weights of this model have: known, so that a file can be passed by that has them, but not read.
+_UNREAD_BYTES = {
+    **dict.fromkeys(("qint8", "quint8", "quint4x2", "quint2x4", "float4_e2m1fn_x2"), 1),
+    **dict.fromkeys(("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"), 1),
+    **{"uint16": 2, "uint32": 4, "uint64": 8, "qint32": 4, "complex32": 4, "complex64": 8, "complex128": 16},
 }
 # torch's names of dtypes, where a storage has none.
 _TORCH_DTYPES = {
-    **{name: name for name in _STORAGE_DTYPES.values()},
+    **{name: name for name in (*_STORAGE_DTYPES.values(), *_UNREAD_BYTES)},
     "double": "float64",
     "float": "float32",
     "half": "float16",
@@ -57,40 +77,104 @@ _TORCH_DTYPES = {
     "int": "int32",
     "short": "int16",
 }
-_ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2} | {
+_ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, **_UNREAD_BYTES} | {
     name: np.dtype(name).itemsize for name in ("int64", "int32", "int16", "int8", "uint8", "bool")
 }
 
-# Python's own classes that are data and nothing else: instances become inert records like those of foreign classes.
-_HARMLESS = frozenset(
-    {
+# What pickles of data name of the standard library. Types and constants, but for the functions that `_Machine._call` knows.
+_STANDARD = frozenset(
+    [
+        *(
+            f"builtins.{name}"
+            for name in """bool bytearray bytes complex dict float frozenset int list object range set slice str tuple type
+            Ellipsis NotImplemented""".split()
+        ),
+        *(
+            f"typing.{name}"
+            for name in """Any Callable ClassVar DefaultDict Deque Dict Final FrozenSet Generic Iterable Iterator List Literal Mapping
+            MutableMapping MutableSequence Optional OrderedDict Sequence Set Tuple Type Union""".split()
+        ),
+        *(
+            f"collections.{name}"
+            for name in ("ChainMap", "Counter", "OrderedDict", "UserDict", "UserList", "UserString")
+        ),
+        *(f"collections.{name}" for name in ("defaultdict", "deque")),
+        *(f"datetime.{name}" for name in ("date", "datetime", "time", "timedelta", "timezone")),
+        *(
+            f"{module}.{name}"
+            for module in ("pathlib", "pathlib._local")  # the latter: Python 3.13
+            for name in ("Path", "PosixPath", "PurePath", "PurePosixPath", "PureWindowsPath", "WindowsPath")
+        ),
+        "_codecs.encode",
+        "_operator.getitem",
         "argparse.Namespace",
-        "collections.Counter",
-        "collections.deque",
-        "datetime.date",
-        "datetime.datetime",
-        "datetime.time",
-        "datetime.timedelta",
-        "datetime.timezone",
+        "array._array_reconstructor",
+        "array.array",
+        "copyreg.__newobj__",
+        "copyreg.__newobj_ex__",
+        "copyreg._reconstructor",
         "decimal.Decimal",
         "fractions.Fraction",
-        "pathlib.Path",
-        "pathlib.PosixPath",
-        "pathlib.PurePosixPath",
-        "pathlib.PureWindowsPath",
-        "pathlib.WindowsPath",
+        "operator.getitem",
+        "random.Random",
+        "re._compile",
+        "time.struct_time",
+        "types.GenericAlias",
         "types.SimpleNamespace",
         "uuid.UUID",
-        # How numbers and arrays of NumPy are pickled; neither is looked at here.
-        "numpy._core.multiarray._reconstruct",
-        "numpy._core.multiarray.scalar",
-        "numpy.core.multiarray._reconstruct",
-        "numpy.core.multiarray.scalar",
-        "numpy.dtype",
-        "numpy.ndarray",
-        "torch.device",
-    }
+    ]
 )
+# Calls that give data which is not looked at here: inert records.
+_HARMLESS_CALLS = frozenset(
+    [
+        *_STANDARD,
+        *(
+            f"numpy.{core}.{name}"
+            for core in ("core", "_core")
+            for name in ("multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer")
+        ),
+        *(f"numpy.random._pickle.__{name}_ctor" for name in ("generator", "bit_generator", "randomstate")),
+        "numpy.dtype",
+        "numpy.ma.core._mareconstruct",
+        "numpy.ndarray",
+        "numpy.random.bit_generator.__pyx_unpickle_SeedSequence",
+        "torch.device",
+        "torch.serialization._get_layout",
+    ]
+)
+# Tensors of kinds that are not read here.
+_OTHER_TENSORS = {
+    "torch._utils._rebuild_sparse_tensor": "a sparse tensor",
+    "torch._utils._rebuild_qtensor": "a quantized tensor",
+    "torch._utils._rebuild_nested_tensor": "a nested tensor",
+    "torch._utils._rebuild_meta_tensor_no_storage": "a tensor without values (of the meta device)",
+    "torch._utils._rebuild_device_tensor_from_numpy": "a tensor of another device",
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": "a tensor of another device",
+    "torch._utils._rebuild_wrapper_subclass": "a tensor of a class of its own",
+}
+# Python's own modules, those of earlier versions included.
+_PYTHON = sys.stdlib_module_names | {
+    "__builtin__",
+    "asynchat",
+    "asyncore",
+    "cgi",
+    "commands",
+    "distutils",
+    "imp",
+    "lib2to3",
+}
+_PYTHON |= {"nntplib", "pipes", "smtpd", "telnetlib", "test"}
+# Packages and modules that exist to run, load or install what they are told.
+_EXECUTORS = (
+    *("IPython", "_distutils_hack", "cloudpickle", "dill", "fabric", "invoke", "ipykernel", "joblib", "multiprocess", "paramiko"),
+    *("pexpect", "pip", "pkg_resources", "plumbum", "psutil", "ptyprocess", "setuptools", "sh", "numpy.distutils", "numpy.f2py"),
+    *("numpy.testing", "torch._dynamo", "torch._inductor", "torch.hub", "torch.multiprocessing", "torch.package"),
+    *("torch.utils.bottleneck", "torch.utils.collect_env", "torch.utils.cpp_extension", "torch.utils.model_zoo"),
+)  # fmt: skip
+# Names by which modules of any package have such classes of Python at hand.
+_EXECUTING_CLASSES = ("CDLL", "Popen", "PyDLL", "Unpickler")
+# Attributes that an unpickler calls if an object has them.
+_CALLED_ATTRIBUTES = ("__setstate__", "add", "append", "extend")
 
 
 class Global(NamedTuple):
@@ -103,7 +187,8 @@ class Global(NamedTuple):
         return f"{self.module}.{self.name}"
 
 
-@dataclass(eq=False)
+# No generated __repr__: objects may share parts in such a way that printing them would take for ever.
+@dataclass(eq=False, repr=False)
 class Inert:
     """An object of a class that is not loaded: what it was to be made of."""
 
@@ -133,12 +218,48 @@ class Tensor:
     strides: tuple[int, ...]
 
 
+def other_tensor(value: Any) -> str | None:
+    """What kind of tensor this object is that is not read here; None if it is no tensor."""
+    return _OTHER_TENSORS.get(str(value.cls)) if isinstance(value, Inert) else None
+
+
+def shown(value: Any) -> str:
+    """A value from a file for a message: short, escaped, and at once, whatever it is made of."""
+    if isinstance(value, list | tuple) and not isinstance(value, Global | Storage):
+        items = [_shown(item) for item in value[:_SHOWN_ITEMS]] + ["..."] * (len(value) > _SHOWN_ITEMS)
+        return f"[{', '.join(items)}]"
+    return _shown(value)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str | bytes):
+        return repr(value[:_SHOWN]) + "..." * (len(value) > _SHOWN)
+    if isinstance(value, int):
+        return repr(value) if value.bit_length() <= 128 else f"an integer of {value.bit_length()} bits"
+    if value is None or isinstance(value, float):
+        return repr(value)
+    if isinstance(value, Global):
+        return str(value)
+    if isinstance(value, Inert):
+        return other_tensor(value) or f"an object of {value.cls}"
+    return f"a {type(value).__name__}"
+
+
+def escaped(text: str, limit: int = 40) -> str:
+    """A text from a file as a message shows it: on one line, without control characters, cut."""
+    return repr(text[:limit])[1:-1] + "..." * (len(text) > limit)
+
+
 class _Malformed(Exception):
     """A pickle that makes no sense."""
 
 
 class _Refused(Exception):
     """A pickle that asks for what is not done; the text says what."""
+
+
+class _Unread(Exception):
+    """A pickle of something that is not read here; the text says what."""
 
 
 # -- a file ---------------------------------------------------------------------------------------------------------------
@@ -158,8 +279,10 @@ class TorchFile:
         """The values of a tensor of this file, contiguous, in its stored dtype (bfloat16: that of `ml_dtypes`).
 
         Raises:
-            CheckpointError: the file can no longer be read.
+            CheckpointError: the file can no longer be read, or the type is none that is read here.
         """
+        if tensor.dtype in _UNREAD_BYTES:
+            raise CheckpointError(f"{self.path} holds numbers as {tensor.dtype}, a type that is not read here")
         item = _ITEM_BYTES[tensor.dtype]
         begin = self.spans[tensor.storage.key][0] + tensor.offset * item
         extent = _extent(tensor.shape, tensor.strides)
@@ -185,7 +308,10 @@ def numpy_dtype(name: str) -> np.dtype:
     """NumPy's dtype of this name, bfloat16 included."""
     if name == "bfloat16":
         # NumPy has no such type; the package that adds it comes with TensorFlow and with JAX.
-        import ml_dtypes
+        try:
+            import ml_dtypes
+        except ImportError as error:
+            raise InputError("bfloat16 takes the package ml_dtypes: pip install ml_dtypes") from error
 
         return np.dtype(ml_dtypes.bfloat16)
     return np.dtype(name)
@@ -212,6 +338,8 @@ def read_torch_file(path: Path) -> TorchFile:
             f"{path} is refused: its pickle {error}, which weights have no need of. Nothing of it was executed; "
             "do not load this file elsewhere unless you trust where it is from"
         ) from None
+    except _Unread as error:
+        raise CheckpointError(f"{path} {error}, a type that is not read here") from None
     except _Malformed as error:
         raise CheckpointError(f"{path} is damaged: {error}; download or copy it again") from None
     except OSError as error:
@@ -232,7 +360,7 @@ def zip_members(path: Path) -> dict[str, tuple[int, int]]:
             for info in archive.infolist():
                 if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
                     raise CheckpointError(
-                        f"{path} has compressed or encrypted parts ({info.filename!r}), as neither PyTorch nor Keras writes them: "
+                        f"{path} has compressed or encrypted parts ({shown(info.filename)}), as neither PyTorch nor Keras writes them: "
                         "repack it as a zip archive without compression"
                     )
                 # The bytes follow a header of fixed length, the name and the extra field: PKWARE's APPNOTE, 4.3.7.
@@ -266,7 +394,7 @@ def _read_zip(path: Path) -> TorchFile:
     def member(name: str, limit: int) -> bytes:
         begin, length = members[name]
         if length > limit:
-            raise _Malformed(f"its {name} is {length} bytes long, more than the {limit} of any model")
+            raise _Malformed(f"its {escaped(name)} is {length} bytes long, more than the {limit} of any model")
         with path.open("rb") as file:
             file.seek(begin)
             return file.read(length)
@@ -287,7 +415,7 @@ def _read_legacy(path: Path) -> TorchFile:
         machine = _Machine()
         _magic, protocol, system = (machine.run(programs) for _ in range(3))
         if protocol != 1001 or not isinstance(system, dict):
-            raise _Malformed(f"its header says protocol {protocol!r}, 1001 is known")
+            raise _Malformed(f"its header says protocol {shown(protocol)}, 1001 is known")
         content = machine.run(programs)
         keys = machine.run(programs)
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
@@ -296,15 +424,15 @@ def _read_legacy(path: Path) -> TorchFile:
         for key in keys:
             storage = machine.storages.get(key)
             if storage is None or not storage.dtype:
-                raise _Malformed(f"it holds a storage {key[:200]!r} of unknown type")
+                raise _Malformed(f"it holds a storage {shown(key)} of unknown type")
             file.seek(position)
             count, length = int.from_bytes(file.read(8), "little"), storage.elements * _ITEM_BYTES[storage.dtype]
             if count != storage.elements:
-                raise _Malformed(f"storage {key!r} has {count} elements, expected {storage.elements}")
+                raise _Malformed(f"storage {shown(key)} has {count} elements, expected {storage.elements}")
             spans[key] = position + 8, length
             position += 8 + length
             if position > size:
-                raise _Malformed(f"it is truncated within the storage {key!r}")
+                raise _Malformed(f"it is truncated within the storage {shown(key)}")
     return TorchFile(path, content, system.get("little_endian") is False, spans)
 
 
@@ -313,16 +441,16 @@ def _check_tensors(file: TorchFile) -> None:
     for tensor in tensors_within(file.content):
         storage = tensor.storage
         if storage.key not in file.spans:
-            raise _Malformed(f"it lacks the bytes of storage {storage.key!r}")
+            raise _Malformed(f"it lacks the bytes of storage {shown(storage.key)}")
         item = _ITEM_BYTES[tensor.dtype]
         stored = file.spans[storage.key][1]
         if storage.dtype and stored != storage.elements * item:
-            raise _Malformed(f"storage {storage.key!r} has {stored} bytes, expected {storage.elements * item}")
+            raise _Malformed(f"storage {shown(storage.key)} has {stored} bytes, expected {storage.elements * item}")
         if (tensor.offset + _extent(tensor.shape, tensor.strides)) * item > stored:
-            raise _Malformed(f"a tensor of shape {list(tensor.shape)} reaches beyond its storage {storage.key!r}")
+            raise _Malformed(f"a tensor of shape {list(tensor.shape)} reaches beyond its storage {shown(storage.key)}")
         if math.prod(tensor.shape) * item > stored:
             raise _Malformed(
-                f"a tensor of shape {list(tensor.shape)} repeats the elements of its storage {storage.key!r}"
+                f"a tensor of shape {list(tensor.shape)} repeats the elements of its storage {shown(storage.key)}"
             )
 
 
@@ -381,7 +509,9 @@ class _Machine:
                         raise _Refused(f"uses the opcode {opcode.name}")
                     action(self, argument)
         except (ValueError, IndexError, KeyError, TypeError, OverflowError, struct.error) as error:
-            raise _Malformed(f"its pickle makes no sense ({type(error).__name__}: {str(error)[:100]})") from None
+            raise _Malformed(
+                f"its pickle makes no sense ({type(error).__name__}: {escaped(str(error), 100)})"
+            ) from None
         raise _Malformed("its pickle has no end")
 
     def _spend(self, steps: int) -> None:
@@ -455,7 +585,10 @@ class _Machine:
         module, _, name = argument.partition(" ")
         # Pickles of protocol 2 and less carry Python 2's names: subprocess.Popen is commands.Popen there.
         module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
-        self.stack.append(Global(_compat_pickle.IMPORT_MAPPING.get(module, module), name))
+        found = Global(_compat_pickle.IMPORT_MAPPING.get(module, module), name)
+        if not _is_data(found):
+            raise _Refused(f"asks for {found}")
+        self.stack.append(found)
 
     def _stack_global(self) -> None:
         name, module = self.stack.pop(), self.stack.pop()
@@ -469,14 +602,21 @@ class _Machine:
 
     def _new_object_ex(self) -> None:
         keywords, args, cls = self.stack.pop(), self.stack.pop(), self.stack.pop()
+        if not isinstance(args, tuple):
+            raise _Malformed("its pickle makes an object of something that is no class")
         self.stack.append(self._instance(cls, (*args, keywords)))
 
     def _instance(self, cls: Any, args: Any) -> Any:
         """`cls.__new__(cls, *args)`, which is a plain container or an inert record."""
         if not isinstance(cls, Global) or not isinstance(args, tuple):
             raise _Malformed("its pickle makes an object of something that is no class")
-        make = _CONTAINERS.get(str(cls))
-        return make(self, ()) if make is not None else Inert(cls, args)
+        name = str(cls)
+        if name in _SPECIAL_CALLS:
+            raise _Refused(f"tries to make an object of {name}")
+        make = _CONTAINERS.get(name)
+        if make is None:
+            return Inert(cls, args)
+        return make(self, args if name in _FILLED_WHEN_MADE else ())
 
     def _reduce(self) -> None:
         args, function = self.stack.pop(), self.stack.pop()
@@ -498,20 +638,39 @@ class _Machine:
         if not isinstance(args, tuple):
             raise _Malformed(f"its pickle calls {function} with a {type(args).__name__}")
         name = str(function)
-        if name in ("copyreg._reconstructor", "copyreg.__newobj__") and args:
-            return self._instance(args[0], args[1:])
-        for table in (_CONTAINERS, _REBUILDERS):
+        for table in (_SPECIAL_CALLS, _CONTAINERS, _REBUILDERS):
             if name in table:
                 return table[name](self, args)
-        ours = function.module.partition(".")[0] in sys.stdlib_module_names
         # By custom a class begins with a capital; a function that is not known here may be anything.
-        is_class = function.name.rpartition(".")[2][:1].isupper()
-        if name in _HARMLESS or (is_class and not ours):
+        if name in _HARMLESS_CALLS or name in _OTHER_TENSORS or _is_capital(function.name.rpartition(".")[2]):
             return Inert(function, args)
         raise _Refused(f"tries to call {name}")
 
+    def _reconstructed(self, args: tuple[Any, ...]) -> Any:
+        """`_reconstructor(cls, base, state)`, `__newobj__(cls, *args)`, `__newobj_ex__(cls, args, keywords)`."""
+        return self._instance(args[0] if args else None, args[1:])
+
+    def _type_of(self, args: tuple[Any, ...]) -> Inert:
+        """`type(value)`, as the type of None is pickled; with more arguments it makes a class."""
+        if len(args) != 1:
+            raise _Refused("tries to make a class by builtins.type")
+        return Inert(Global("builtins", "type"), args)
+
+    def _generic(self, args: tuple[Any, ...]) -> Inert:
+        """`getitem(typing.Dict, (str, int))`, as annotations are pickled."""
+        if not args or not isinstance(args[0], Global) or args[0].module != "typing":
+            raise _Refused("tries to call operator.getitem")
+        return Inert(Global("operator", "getitem"), args)
+
     def _build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, Global):
+            raise _Refused(f"tries to change {target} itself")
+        # Attributes, and for a class with slots two dictionaries of them.
+        for attributes in state if isinstance(state, tuple) and len(state) == 2 else (state,):
+            for name in _CALLED_ATTRIBUTES if isinstance(attributes, dict) else ():
+                if isinstance(attributes.get(name), Global | Inert):
+                    raise _Refused(f"tries to have {shown(attributes[name])} called as an object's {name}")
         if isinstance(target, Inert):
             target.state = state
         # Attributes of a dictionary or tensor, such as `_metadata` of a state dict, say nothing about the weights.
@@ -540,10 +699,10 @@ class _Machine:
         elif cls.module.partition(".")[0] == "torch" and cls.name in _STORAGE_DTYPES:
             dtype = _STORAGE_DTYPES[cls.name]
         else:
-            raise _Malformed(f"it holds numbers of a type that is not known here ({cls})")
+            raise _Unread(f"holds numbers as {cls}")
         storage = Storage(key, dtype, elements)
         if self.storages.setdefault(key, storage) != storage:
-            raise _Malformed(f"it speaks of storage {key!r} in two ways")
+            raise _Malformed(f"it speaks of storage {shown(key)} in two ways")
         self.stack.append(storage)
 
     def _tensor(self, args: tuple[Any, ...], dtype: str = "") -> Tensor:
@@ -568,8 +727,10 @@ class _Machine:
     def _tensor_v3(self, args: tuple[Any, ...]) -> Tensor:
         # (storage, offset, size, stride, requires_grad, hooks, dtype): of dtypes without a storage class of their own.
         dtype = args[6] if len(args) > 6 else None
-        if not isinstance(dtype, Global) or dtype.module != "torch" or dtype.name not in _TORCH_DTYPES:
-            raise _Malformed(f"it holds numbers of a type that is not known here ({dtype})")
+        if not isinstance(dtype, Global):
+            raise _Malformed(f"it describes a tensor of type {shown(dtype)}")
+        if dtype.module != "torch" or dtype.name not in _TORCH_DTYPES:
+            raise _Unread(f"holds numbers as {dtype}")
         return self._tensor(args, _TORCH_DTYPES[dtype.name])
 
     def _parameter(self, args: tuple[Any, ...]) -> Tensor:
@@ -577,12 +738,25 @@ class _Machine:
             raise _Malformed("it describes a parameter that is no tensor")
         return args[0]
 
+    def _tensor_with_type(self, args: tuple[Any, ...]) -> Any:
+        """`_rebuild_from_type_v2(function, type, args, state)`: a tensor with attributes, or of a class derived from it."""
+        function, arguments = args[0] if args else None, args[2] if len(args) > 2 else None
+        if not isinstance(function, Global) or not isinstance(arguments, tuple):
+            raise _Malformed("it describes a tensor with attributes incompletely")
+        name = str(function)
+        if name in _OTHER_TENSORS:
+            return Inert(function, arguments)
+        rebuild = _REBUILDERS.get(name)
+        if rebuild is None or rebuild is _Machine._tensor_with_type:
+            raise _Refused(f"tries to call {name}")
+        return rebuild(self, arguments)
+
     def _mapping(self, args: tuple[Any, ...]) -> dict[Any, Any]:
         """`OrderedDict(pairs)`, or without arguments."""
         result: dict[Any, Any] = {}
-        pairs = args[0] if args and isinstance(args[0], list | tuple) else ()
+        pairs = args[0] if args and isinstance(args[0], list | tuple | dict) else ()
         self._spend(len(pairs))
-        for key, value in pairs:
+        for key, value in pairs.items() if isinstance(pairs, dict) else pairs:
             result[_key(key)] = value
         return result
 
@@ -604,6 +778,22 @@ class _Machine:
             raise _Malformed(f"its pickle makes a container of a {type(values).__name__}")
         self._spend(len(values))
         return tuple(values)
+
+
+def _is_data(found: Global) -> bool:
+    """Whether a pickle of data may name this."""
+    name = str(found)
+    if found.module.partition(".")[0] in _PYTHON:
+        return name in _STANDARD
+    if any(f"{name}.".startswith(f"{module}.") for module in _EXECUTORS):
+        return False
+    # Classes within classes; anything else with dots leads through a module to what it imported: torch.serialization, os.system.
+    *outer, last = found.name.split(".")
+    return all(map(_is_capital, outer)) and last not in _EXECUTING_CLASSES and (not outer or _is_capital(last))
+
+
+def _is_capital(name: str) -> bool:
+    return name.lstrip("_")[:1].isupper()
 
 
 def _key(value: Any) -> Any:
@@ -698,7 +888,18 @@ _CONTAINERS: dict[str, Callable[[_Machine, tuple[Any, ...]], Any]] = {
     "builtins.set": lambda machine, args: {_key(value) for value in machine._elements(args)},
     "builtins.frozenset": lambda machine, args: frozenset(_key(value) for value in machine._elements(args)),
     "torch.Size": _Machine._elements,
+}
+# The containers that have their elements as soon as there is one.
+_FILLED_WHEN_MADE = ("builtins.tuple", "builtins.frozenset", "torch.Size")
+# Functions of Python that may only be called in one way, and make no objects by NEWOBJ.
+_SPECIAL_CALLS: dict[str, Callable[[_Machine, tuple[Any, ...]], Any]] = {
     "_codecs.encode": _Machine._bytes,
+    "_operator.getitem": _Machine._generic,
+    "builtins.type": _Machine._type_of,
+    "copyreg.__newobj__": _Machine._reconstructed,
+    "copyreg.__newobj_ex__": _Machine._reconstructed,
+    "copyreg._reconstructor": _Machine._reconstructed,
+    "operator.getitem": _Machine._generic,
 }
 _REBUILDERS: dict[str, Callable[[_Machine, tuple[Any, ...]], Any]] = {
     "torch._utils._rebuild_tensor": _Machine._tensor,
@@ -706,4 +907,6 @@ _REBUILDERS: dict[str, Callable[[_Machine, tuple[Any, ...]], Any]] = {
     "torch._utils._rebuild_tensor_v3": _Machine._tensor_v3,
     "torch._utils._rebuild_parameter": _Machine._parameter,
     "torch._utils._rebuild_parameter_with_state": _Machine._parameter,
+    "torch._tensor._rebuild_from_type": _Machine._tensor_with_type,
+    "torch._tensor._rebuild_from_type_v2": _Machine._tensor_with_type,
 }

@@ -20,7 +20,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from conversion.checkpoint import Checkpoint, Values, cast, read
+from conversion.checkpoint import Checkpoint, Values, cast, locate, read
+from conversion.formats import open_source
 from conversion.names import EXTRA
 from groupvit_common.config import GroupViTConfig
 from groupvit_common.errors import CheckpointError, InputError
@@ -120,8 +121,9 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether all tensors and outputs are within the tolerance."""
-        return self.comparable and self.largest <= self.tolerance
+        """Whether all tensors and outputs are within the tolerance; without outputs, the settings must be the same too."""
+        told = bool(self.rows) or not self.settings
+        return self.comparable and told and self.largest <= self.tolerance
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -201,7 +203,9 @@ def verify(
     """
     if tolerance is not None and not tolerance >= 0:
         raise InputError(f"the tolerance must be a number from 0, got {tolerance}")
-    sides = [_side(side, config) for side in (a, b)]
+    if seed < 0:
+        raise InputError(f"the seed must not be negative, got {seed}")
+    sides = _sides(a, b, config)
     models = [side for side in sides if isinstance(side, _Model)]
     if not models:
         raise InputError("two SavedModels have no configuration to make inputs by: compare each with a checkpoint")
@@ -239,23 +243,42 @@ def verify(
         if name in answers[1]:
             effect = None if exact is None else _largest_difference(exact[name], rounded[name])
             result.rows.append(Row(name, _largest(value), _largest_difference(value, answers[1][name]), effect))
-    labels = [answer["segmentation logits"].argmax(axis=1) for answer in answers]
-    result.pixels_alike = float((labels[0] == labels[1]).mean())
+    if all("segmentation logits" in answer for answer in answers):
+        labels = [answer["segmentation logits"].argmax(axis=1) for answer in answers]
+        result.pixels_alike = float((labels[0] == labels[1]).mean())
     return result
 
 
-def _side(side: str | Path | Checkpoint, config: GroupViTConfig | str | Path | None) -> _Model | _SavedModel:
-    if isinstance(side, Checkpoint):
-        return _Model(side)
-    if is_saved_model(Path(side)):
-        return _SavedModel(Path(side))
-    try:
-        return _Model(read(side))
-    except CheckpointError:
-        # The configuration that was passed is for the side that says none.
-        if config is None:
-            raise
-        return _Model(read(side, config=config))
+def _sides(
+    a: str | Path | Checkpoint, b: str | Path | Checkpoint, config: GroupViTConfig | str | Path | None
+) -> list[_Model | _SavedModel]:
+    """Both sides; one that says no configuration gets `config`, or the other's."""
+    sides: list[_Model | _SavedModel | CheckpointError] = []
+    for side in (a, b):
+        if isinstance(side, Checkpoint):
+            sides.append(_Model(side))
+        elif is_saved_model(Path(side)):
+            sides.append(_SavedModel(Path(side)))
+        else:
+            try:
+                sides.append(_Model(read(side)))
+            except CheckpointError as error:
+                sides.append(error)
+    others = [side.checkpoint.config for side in sides if isinstance(side, _Model)]
+    substitute = config if config is not None else next(iter(others), None)
+    found: list[_Model | _SavedModel] = []
+    for given, opened in zip((a, b), sides, strict=True):
+        if isinstance(opened, CheckpointError):
+            assert not isinstance(given, Checkpoint)
+            if substitute is None or not _says_no_configuration(given):
+                raise opened
+            opened = _Model(read(given, config=substitute))
+        found.append(opened)
+    return found
+
+
+def _says_no_configuration(path: str | Path) -> bool:
+    return open_source(locate(path)).config is None
 
 
 def is_saved_model(path: Path) -> bool:
@@ -312,20 +335,60 @@ def _largest_difference(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a - b).max(initial=0.0))
 
 
-# Settings that say nothing about what a model answers, or belong to files.
-_NOT_COMPARED = ("architectures", "dtype", "torch_dtype", "transformers_version", "multi_label", "_name_or_path")
+# Settings that decide what a model answers, beside the sizes that its tensors' shapes show.
+_DECIDING = ("hidden_act", "layer_norm_eps", "num_attention_heads", "assign_eps")
 
 
 def _settings(a: GroupViTConfig, b: GroupViTConfig) -> list[str]:
-    """The settings that differ, "name: A | B"."""
-    first, second = (dict(_flat(config.to_dict())) for config in (a, b))
-    names = [name for name in {**first, **second} if not name.endswith(_NOT_COMPARED)]
-    absent = object()
+    """The settings that differ, "name: A | B", of those that decide what a model is and answers."""
+    first, second = (dict(_flat(_deciding(config))) for config in (a, b))
     return [
         f"{name}: {_shown(first, name)} | {_shown(second, name)}"
-        for name in names
-        if first.get(name, absent) != second.get(name, absent)
+        for name in {**first, **second}
+        if first.get(name) != second.get(name)
     ]
+
+
+def _deciding(config: GroupViTConfig) -> dict[str, Any]:
+    vision, text = config.vision_config, config.text_config
+    grouping = [tokens > 0 for tokens in vision.num_group_tokens]
+    return {
+        "projection_dim": config.projection_dim,
+        "projection_intermediate_dim": config.projection_intermediate_dim,
+        "vision_config": {name: getattr(vision, name) for name in _DECIDING}
+        | {
+            name: getattr(vision, name)
+            for name in (
+                "hidden_size",
+                "intermediate_size",
+                "depths",
+                "num_group_tokens",
+                "image_size",
+                "patch_size",
+                "num_channels",
+            )
+        }
+        | {
+            # Of stages without group tokens the number of groups is not used; ratios matter by the widths that they give.
+            "num_output_groups": [n for n, used in zip(vision.num_output_groups, grouping, strict=True) if used],
+            "assign_mlp_ratio": [int(ratio * vision.hidden_size) for ratio in vision.assign_mlp_ratio]
+            if any(grouping)
+            else [],
+        },
+        "text_config": {name: getattr(text, name) for name in _DECIDING if name != "assign_eps"}
+        | {
+            name: getattr(text, name)
+            for name in (
+                "hidden_size",
+                "intermediate_size",
+                "num_hidden_layers",
+                "max_position_embeddings",
+                "vocab_size",
+            )
+        }
+        # 2 stands for the largest id, which is the vocabulary's last.
+        | {"eos_token_id": text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id},
+    }
 
 
 def _shown(settings: Mapping[str, Any], name: str) -> str:
@@ -420,17 +483,18 @@ def _run_torch(model: Any, inputs: Arrays, precision: str) -> Any:
     tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
     tensors["pixel_values"] = tensors["pixel_values"].to(getattr(torch, precision))
     with torch.no_grad():
-        return model(**tensors, output_attentions=True, output_hidden_states=True, output_segmentation=True)
+        return model(**tensors, **_all_outputs(model))
 
 
 def _run_keras(model: Any, inputs: Arrays, precision: str) -> Any:
     pixels = inputs["pixel_values"].astype(precision)
-    return model(
-        **{**inputs, "pixel_values": pixels},
-        output_attentions=True,
-        output_hidden_states=True,
-        output_segmentation=True,
-    )
+    return model(**{**inputs, "pixel_values": pixels}, **_all_outputs(model))
+
+
+def _all_outputs(model: Any) -> dict[str, bool]:
+    # Without groups there is nothing to segment by.
+    groups = any(model.config.vision_config.num_group_tokens)
+    return {"output_attentions": True, "output_hidden_states": True, "output_segmentation": groups}
 
 
 def _named(outputs: Any) -> Arrays:
@@ -438,7 +502,7 @@ def _named(outputs: Any) -> Arrays:
     named = {
         "image embeddings": vision.hidden_states[0],
         **{f"image stage {n}": value for n, value in enumerate(vision.hidden_states[1:], 1)},
-        **{f"group assignment {n}": value for n, value in enumerate(vision.attentions, 1)},
+        **{f"group assignment {n}": value for n, value in enumerate(vision.attentions or (), 1)},
         "image tower": vision.last_hidden_state,
         "image features": outputs.image_embeds,
         "text embeddings": text.hidden_states[0],
@@ -447,7 +511,7 @@ def _named(outputs: Any) -> Arrays:
         "logits": outputs.logits_per_image,
         "segmentation logits": outputs.segmentation_logits,
     }
-    return {name: np.asarray(value, np.float64) for name, value in named.items()}
+    return {name: np.asarray(value, np.float64) for name, value in named.items() if value is not None}
 
 
 class _SavedModel:
@@ -474,14 +538,15 @@ class _SavedModel:
         try:
             texts = loaded.text_features(ids, mask)["text_features"]
             images = loaded.image_features(pixels)["image_features"]
-            logits = loaded.segment(pixels, texts)["segmentation_logits"]
+            logits = loaded.segment(pixels, texts)["segmentation_logits"] if hasattr(loaded, "segment") else None
         except (AttributeError, ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
             raise InputError(
                 f"{self.directory} is no SavedModel of groupvit's, or of another model or image size: {str(error).splitlines()[0]}"
             ) from error
         features = {"image features": images, "text features": texts}
         named = {name: value / tf.norm(value, axis=-1, keepdims=True) for name, value in features.items()}
-        return {name: np.asarray(value, np.float64) for name, value in {**named, "segmentation logits": logits}.items()}
+        named["segmentation logits"] = logits
+        return {name: np.asarray(value, np.float64) for name, value in named.items() if value is not None}
 
 
 # -- how a format's own program reads it ----------------------------------------------------------------------------------
@@ -549,7 +614,8 @@ def _keras_values(checkpoint: Checkpoint) -> Callable[[str], np.ndarray]:
     if checkpoint.source.format == "keras":
         model = keras.saving.load_model(path, compile=False)
     else:
-        model = GroupViTModel(checkpoint.config, dtype=checkpoint.dtype)
+        types = {info.dtype for info in checkpoint.tensors.values()}
+        model = GroupViTModel(checkpoint.config, dtype=next(name for name in _WIDEST_FIRST if name in types))
         model.load_weights(path)
     variables = canonical_variables(model)
     return lambda name: to_canonical(kind(variables[name]), np.asarray(variables[name]))

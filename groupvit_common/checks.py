@@ -38,6 +38,14 @@ def check_pixel_values(shape: Shape, dtype: str, is_floating_point: bool, config
         )
 
 
+def check_grouping(config: GroupViTVisionConfig) -> None:
+    """InputError for a model without groups, which has nothing to segment by."""
+    if not any(config.num_group_tokens):
+        raise InputError(
+            f"a model without group tokens (num_group_tokens {config.num_group_tokens}) has no segmentation"
+        )
+
+
 def image_sides(image_size: int | tuple[int, int]) -> tuple[int, int]:
     """(height, width) of a size that is given as one number or two. InputError for anything else."""
     sides = image_size if isinstance(image_size, tuple | list) else (image_size, image_size)

@@ -18,3 +18,8 @@ class InputError(GroupViTError, ValueError):
 
 class CheckpointError(GroupViTError, OSError):
     """A checkpoint that cannot be found, reached, read or loaded."""
+
+
+def printable(text: str) -> str:
+    """A text without what a terminal would take for commands or could not show: escaped, as in a Python string."""
+    return "".join(sign if sign.isprintable() or sign == "\n" else repr(sign)[1:-1] for sign in text)

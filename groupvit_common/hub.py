@@ -105,6 +105,8 @@ def list_repository(name: str, *, revision: str | None = None, token: str | bool
     repository = _Repository(name, revision, token, None, "", False)
     repository.check()
     try:
+        # One request without retries: a host that cannot be reached is not tried again and again.
+        repository.commit(CONFIG_NAME)
         return sorted(HfApi(token=token).list_repo_files(name, revision=revision))
     except _failures() as error:
         try:

@@ -58,8 +58,10 @@ def export_saved_model(
             endpoints = {
                 "image_features": (_image_features(model), [pixels]),
                 "text_features": (_text_features(model), [*_token_inputs()]),
-                "segment": (_segment(model), [pixels, features]),
             }
+            # A model without groups has nothing to segment by.
+            if any(vision.num_group_tokens):
+                endpoints["segment"] = (_segment(model), [pixels, features])
     try:
         Path(directory).mkdir(parents=True, exist_ok=True)
     except OSError as error:

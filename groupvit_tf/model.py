@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from groupvit_common.checks import check_pairs, given
+from groupvit_common.checks import check_grouping, check_pairs, given
 from groupvit_common.config import GroupViTConfig, GroupViTTextConfig, GroupViTVisionConfig
 from groupvit_common.errors import InputError
 from groupvit_tf.checkpoint import PreTrainedModel
@@ -332,6 +332,8 @@ class GroupViTModel(GroupViTPreTrainedModel):
             InputError: a missing or malformed input, or unequal numbers of images and texts with `return_loss`.
         """
         segment = self._flag("output_segmentation", output_segmentation)
+        if segment:
+            check_grouping(self.config.vision_config)
         attentions = self._flag("output_attentions", output_attentions) or segment
         hidden_states = self._flag("output_hidden_states", output_hidden_states)
         vision = self.vision_model(

@@ -63,12 +63,11 @@ def export_programs(
             programs = {
                 "image_features": (_ImageFeatures(model), image_inputs, image_sizes),
                 "text_features": (_TextFeatures(model), text_inputs, text_sizes),
-                "segment": (
-                    _Segment(model),
-                    {**image_inputs, **features},
-                    {**image_sizes, "text_features": {0: Dim("texts")}},
-                ),
             }
+            # A model without groups has nothing to segment by.
+            if any(vision.num_group_tokens):
+                inputs, sizes = {**image_inputs, **features}, {**image_sizes, "text_features": {0: Dim("texts")}}
+                programs["segment"] = (_Segment(model), inputs, sizes)
     was_training = model.training
     try:
         Path(directory).mkdir(parents=True, exist_ok=True)

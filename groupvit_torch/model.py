@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from groupvit_common.checks import check_pairs, given
+from groupvit_common.checks import check_grouping, check_pairs, given
 from groupvit_common.config import GroupViTConfig, GroupViTTextConfig, GroupViTVisionConfig
 from groupvit_torch.checkpoint import PreTrainedModel
 from groupvit_torch.init import initialise
@@ -196,6 +196,8 @@ class GroupViTModel(GroupViTPreTrainedModel):
             InputError: a missing or malformed input, or unequal numbers of images and texts with `return_loss`.
         """
         segment = self._flag("output_segmentation", output_segmentation)
+        if segment:
+            check_grouping(self.config.vision_config)
         attentions = self._flag("output_attentions", output_attentions) or segment
         hidden_states = self._flag("output_hidden_states", output_hidden_states)
         input_ids, pixel_values = given(input_ids, "input_ids"), given(pixel_values, "pixel_values")

@@ -135,6 +135,73 @@ def test_a_setting_that_matters_is_found_by_what_it_does(tmp_path: Path, native:
     assert rows["image features"] > 0
 
 
+def test_the_configuration_that_was_written_is_the_one_that_is_verified(
+    tmp_path: Path, native: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = convert_module._Job.config_text
+    monkeypatch.setattr(
+        convert_module._Job,
+        "config_text",
+        lambda job: text(job).replace('"hidden_act": "gelu"', '"hidden_act": "relu"'),
+    )
+    with pytest.raises(CheckpointError, match=r"configuration: vision_config\.hidden_act: \"gelu\" \| \"relu\""):
+        convert(native, tmp_path / "x")
+
+
+def test_a_configuration_of_the_other_side(tmp_path: Path, native: Path) -> None:
+    """What Keras's own `save_weights` writes says none."""
+    from groupvit_tf import GroupViTModel
+
+    GroupViTModel.from_pretrained(native).save_weights(tmp_path / "x.weights.h5")
+    assert verify(native, tmp_path / "x.weights.h5").passed
+    assert verify(tmp_path / "x.weights.h5", native).passed
+    assert verify(tmp_path / "x.weights.h5", tmp_path / "x.weights.h5", config=native).passed
+    with pytest.raises(CheckpointError, match=r"pass a configuration \(--config\)"):
+        verify(tmp_path / "x.weights.h5", tmp_path / "x.weights.h5")
+
+
+def test_a_model_without_groups(tmp_path: Path) -> None:
+    config = smallest_config().to_dict()
+    config["vision_config"] |= {"depths": [1], "num_group_tokens": [0], "num_output_groups": [1]}
+    source = random_checkpoint(tmp_path / "source", GroupViTConfig.from_dict(config))
+    done = convert(source, tmp_path / "x.keras", "keras").verification
+    assert done is not None
+    assert done.passed
+    assert done.pixels_alike is None
+    for model in backends():
+        with pytest.raises(InputError, match=r"without group tokens \(num_group_tokens \[0\]\) has no segmentation"):
+            model.from_pretrained(source)(**sample_inputs(read(source).config), output_segmentation=True)
+
+
+def backends() -> list[Any]:
+    import groupvit_tf
+    import groupvit_torch
+
+    return [groupvit_torch.GroupViTModel, groupvit_tf.GroupViTModel]
+
+
+def test_a_configuration_that_asks_for_no_end_of_layers(native: Path) -> None:
+    config = json.loads((native / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] = 10**9
+    (native / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"asks for 1000000001 layers, and there are \d+ tensors in it"):
+        read(native)
+
+
+def test_types_that_a_target_does_not_have(tmp_path: Path, native: Path) -> None:
+    change(native, lambda arrays: {n: a.astype(np.float16) if a.ndim == 2 else a for n, a in arrays.items()})
+    with pytest.raises(InputError, match=r"one type for all its numbers, and there are float16, float32: pass dtype"):
+        convert(native, tmp_path / "x.keras", "keras")
+    for to, name in (("keras", "x.weights.h5"), ("pytorch", "bin"), ("native", "x"), ("transformers-tf", "tf")):
+        done = convert(native, tmp_path / name, to).verification  # type: ignore[arg-type]
+        assert done is not None
+        assert done.passed
+    with pytest.raises(InputError, match="a SavedModel computes in float32: leave dtype"):
+        convert(native, tmp_path / "saved", "savedmodel", dtype="float16")
+    with pytest.raises(InputError, match="keras is never in shards: leave max_shard_size"):
+        convert(native, tmp_path / "x.keras", "keras", max_shard_size="1MB")
+
+
 def test_models_of_different_sizes(native: Path) -> None:
     result = verify(native, CASE)
     assert not result.passed
@@ -178,6 +245,10 @@ def test_infinite_and_missing_numbers_are_no_small_difference() -> None:
 def test_arguments_that_cannot_be_used(tmp_path: Path, native: Path) -> None:
     with pytest.raises(InputError, match="tolerance must be a number from 0, got nan"):
         verify(native, native, tolerance=math.nan)
+    with pytest.raises(InputError, match="seed must not be negative, got -1"):
+        verify(native, native, seed=-1)
+    with pytest.raises(InputError, match="the source has no name"):
+        describe("")
     with pytest.raises(CheckpointError, match="does not exist"):
         verify(native, tmp_path / "nothing")
     (tmp_path / "saved").mkdir()
@@ -283,6 +354,12 @@ from conversion.convert import convert
 done = convert({str(CASE / "tf")!r}, {str(tmp_path / "x")!r}).verification
 assert done.passed and done.tensors and done.backends == {backends!r}, done
 assert ("no outputs were computed" in str(done.notes)) == (not done.backends)
+import json, pathlib
+config = pathlib.Path({str(tmp_path / "x" / "config.json")!r})
+config.write_text(config.read_text().replace("quick_gelu", "relu"))
+from conversion.verify import verify
+other = verify({str(CASE)!r}, {str(tmp_path / "x")!r})
+assert other.settings and not other.passed, other
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REFERENCE.parents[1])
 
@@ -369,6 +446,12 @@ def test_the_commands(tmp_path: Path, native: Path, capsys: pytest.CaptureFixtur
     assert "PyTorch against Keras in float64" in out
     assert "\nthe same model: the largest relative difference is" in out
     assert f"report: {tmp_path / REPORT_NAME}" in out
+    # Names in a file are no commands for a terminal.
+    change(native, lambda arrays: {**arrays, "a\x1b[31mb\r": np.zeros((2, 2), np.float32)})
+    code, out, err = run(capsys, "inspect", native)
+    assert "a\\x1b[31mb\\r" in out
+    assert "\x1b" not in out + err
+    change(native, lambda arrays: {name: value for name, value in arrays.items() if "31mb" not in name})
 
     code, out, _ = run(capsys, "verify", native, tmp_path / "x.keras")
     assert code == 0
