@@ -26,7 +26,16 @@ import numpy as np
 from conversion.magic import container
 from conversion.names import EXTRA, Naming
 from conversion.nvlabs import plain, read_config
-from conversion.pickles import Tensor, TorchFile, numpy_dtype, read_torch_file, zip_members
+from conversion.pickles import (
+    Tensor,
+    TorchFile,
+    escaped,
+    numpy_dtype,
+    other_tensor,
+    read_torch_file,
+    shown,
+    zip_members,
+)
 from groupvit_common.checkpoint import CONFIG_NAME, read_header
 from groupvit_common.config import GroupViTConfig
 from groupvit_common.errors import CheckpointError, InputError
@@ -67,6 +76,8 @@ _STATE_KEYS = ("model", "state_dict", "model_state_dict")
 # What a Keras file has beside the weights: the optimizer's state, the states of random generators.
 _KERAS_OTHER = re.compile(r"(^|/)(optimizer|seed_generator|random_generator|metrics)(_\d+)?/")
 _MAX_CONFIG = 1 << 20
+_MAX_NAME = 500  # characters of a tensor's name
+_MAX_OTHERS = 100
 # Where a .weights.h5 of this package keeps the model's configuration: an attribute of the root.
 CONFIG_ATTRIBUTE = "groupvit_config"
 
@@ -313,12 +324,17 @@ def _open_torch(
         if state and all(name.startswith("module.") for name in state):
             state = {name.removeprefix("module."): value for name, value in state.items()}
         records = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-        others = [name for name in state if name not in records]
-        if others or not records:
-            raise CheckpointError(
-                f"{path} holds no state dict: "
-                + (f"{others[0]!r} is a {type(state[others[0]]).__name__}, not a tensor" if others else "it is empty")
-            )
+        for name, value in state.items():
+            kind = value.dtype if isinstance(value, Tensor) else other_tensor(value)
+            if kind is None:
+                raise CheckpointError(f"{path} holds no state dict: {shown(name)} is {shown(value)}, not a tensor")
+            if kind not in _DTYPES:
+                raise CheckpointError(f"{path} holds {escaped(name)} as {kind}, a type that is not read here")
+            # No model's; and every message may hold names.
+            if len(name) > _MAX_NAME or not name.isprintable():
+                raise CheckpointError(f"{path} holds no state dict: a tensor cannot be called {shown(name)}")
+        if not records:
+            raise CheckpointError(f"{path} holds no state dict: it is empty")
         tensors = {name: Info(record.shape, record.dtype) for name, record in records.items()}
         beside = _others(file.content) if state is not file.content else ()
         pieces.append(_Piece(tensors, partial(_torch_value, file, records), beside))
@@ -346,18 +362,25 @@ def _others(content: Any) -> tuple[str, ...]:
     """What a training program saved beside the weights: keys, numbers and texts with their values."""
     if not isinstance(content, dict):
         return ()
-    return tuple(
-        f"{key} {value}" if isinstance(value, int | float | str) and len(str(value)) <= 40 else str(key)
-        for key, value in content.items()
-        if key not in _STATE_KEYS
-    )
+    others = []
+    for key, value in content.items():
+        if key in _STATE_KEYS:
+            continue
+        name = escaped(key) if isinstance(key, str) else shown(key)
+        if isinstance(value, str) and len(value) <= 40:
+            name += f" {escaped(value)}"
+        elif isinstance(value, int | float):
+            name += f" {shown(value)}"
+        others.append(name)
+    more = len(others) - _MAX_OTHERS
+    return (*others[:_MAX_OTHERS], *([f"{more} more"] if more > 0 else []))
 
 
 def _config_from(settings: Mapping[str, Any], source: Path) -> GroupViTConfig:
     try:
         return GroupViTConfig.from_dict(settings)
     except (InputError, TypeError) as error:
-        raise CheckpointError(f"{source} has a configuration that cannot be: {error}") from error
+        raise CheckpointError(f"{source} has a configuration that cannot be: {escaped(str(error), 300)}") from error
 
 
 # -- HDF5 -----------------------------------------------------------------------------------------------------------------

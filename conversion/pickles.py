@@ -65,7 +65,10 @@ _STORAGE_DTYPES = {
 _UNREAD_BYTES = {
     **dict.fromkeys(("qint8", "quint8", "quint4x2", "quint2x4", "float4_e2m1fn_x2"), 1),
     **dict.fromkeys(("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"), 1),
-    **{"uint16": 2, "uint32": 4, "uint64": 8, "qint32": 4, "complex32": 4, "complex64": 8, "complex128": 16},
+    **dict.fromkeys(("uint32", "qint32", "complex32"), 4),
+    **dict.fromkeys(("uint64", "complex64"), 8),
+    "uint16": 2,
+    "complex128": 16,
 }
 # torch's names of dtypes, where a storage has none.
 _TORCH_DTYPES = {
@@ -81,66 +84,50 @@ _ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, **_UNREA
     name: np.dtype(name).itemsize for name in ("int64", "int32", "int16", "int8", "uint8", "bool")
 }
 
-# What pickles of data name of the standard library. Types and constants, but for the functions that `_Machine._call` knows.
-_STANDARD = frozenset(
-    [
-        *(
-            f"builtins.{name}"
-            for name in """bool bytearray bytes complex dict float frozenset int list object range set slice str tuple type
-            Ellipsis NotImplemented""".split()
-        ),
-        *(
-            f"typing.{name}"
-            for name in """Any Callable ClassVar DefaultDict Deque Dict Final FrozenSet Generic Iterable Iterator List Literal Mapping
-            MutableMapping MutableSequence Optional OrderedDict Sequence Set Tuple Type Union""".split()
-        ),
-        *(
-            f"collections.{name}"
-            for name in ("ChainMap", "Counter", "OrderedDict", "UserDict", "UserList", "UserString")
-        ),
-        *(f"collections.{name}" for name in ("defaultdict", "deque")),
-        *(f"datetime.{name}" for name in ("date", "datetime", "time", "timedelta", "timezone")),
-        *(
-            f"{module}.{name}"
-            for module in ("pathlib", "pathlib._local")  # the latter: Python 3.13
-            for name in ("Path", "PosixPath", "PurePath", "PurePosixPath", "PureWindowsPath", "WindowsPath")
-        ),
-        "_codecs.encode",
-        "_operator.getitem",
-        "argparse.Namespace",
-        "array._array_reconstructor",
-        "array.array",
-        "copyreg.__newobj__",
-        "copyreg.__newobj_ex__",
-        "copyreg._reconstructor",
-        "decimal.Decimal",
-        "fractions.Fraction",
-        "operator.getitem",
-        "random.Random",
-        "re._compile",
-        "time.struct_time",
-        "types.GenericAlias",
-        "types.SimpleNamespace",
-        "uuid.UUID",
-    ]
+
+def _names(modules: dict[str, str]) -> frozenset[str]:
+    return frozenset(f"{module}.{name}" for module, names in modules.items() for name in names.split())
+
+
+# What pickles of data name of the standard library. Types and constants, but for the functions of `_SPECIAL_CALLS`.
+_PATHS = "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath"
+_STANDARD = _names(
+    {
+        "_codecs": "encode",
+        "_operator": "getitem",
+        "argparse": "Namespace",
+        "array": "_array_reconstructor array",
+        "builtins": "Ellipsis NotImplemented bool bytearray bytes complex dict float frozenset int list object range set slice str "
+        "tuple type",
+        "collections": "ChainMap Counter OrderedDict UserDict UserList UserString defaultdict deque",
+        "copyreg": "__newobj__ __newobj_ex__ _reconstructor",
+        "datetime": "date datetime time timedelta timezone",
+        "decimal": "Decimal",
+        "fractions": "Fraction",
+        "operator": "getitem",
+        "pathlib": _PATHS,
+        "pathlib._local": _PATHS,  # Python 3.13
+        "random": "Random",
+        "re": "_compile",
+        "time": "struct_time",
+        "types": "GenericAlias SimpleNamespace",
+        "typing": "Any Callable ClassVar DefaultDict Deque Dict Final FrozenSet Generic Iterable Iterator List Literal Mapping "
+        "MutableMapping MutableSequence Optional OrderedDict Sequence Set Tuple Type Union",
+        "uuid": "UUID",
+    }
 )
 # Calls that give data which is not looked at here: inert records.
-_HARMLESS_CALLS = frozenset(
-    [
-        *_STANDARD,
-        *(
-            f"numpy.{core}.{name}"
-            for core in ("core", "_core")
-            for name in ("multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer")
-        ),
-        *(f"numpy.random._pickle.__{name}_ctor" for name in ("generator", "bit_generator", "randomstate")),
-        "numpy.dtype",
-        "numpy.ma.core._mareconstruct",
-        "numpy.ndarray",
-        "numpy.random.bit_generator.__pyx_unpickle_SeedSequence",
-        "torch.device",
-        "torch.serialization._get_layout",
-    ]
+_HARMLESS_CALLS = _STANDARD | _names(
+    {
+        "numpy": "dtype ndarray",
+        **{f"numpy.{core}.multiarray": "_reconstruct scalar" for core in ("core", "_core")},
+        **{f"numpy.{core}.numeric": "_frombuffer" for core in ("core", "_core")},
+        "numpy.ma.core": "_mareconstruct",
+        "numpy.random._pickle": "__bit_generator_ctor __generator_ctor __randomstate_ctor",
+        "numpy.random.bit_generator": "__pyx_unpickle_SeedSequence",
+        "torch": "device",
+        "torch.serialization": "_get_layout",
+    }
 )
 # Tensors of kinds that are not read here.
 _OTHER_TENSORS = {
@@ -154,22 +141,15 @@ _OTHER_TENSORS = {
 }
 # Python's own modules, those of earlier versions included.
 _PYTHON = sys.stdlib_module_names | {
-    "__builtin__",
-    "asynchat",
-    "asyncore",
-    "cgi",
-    "commands",
-    "distutils",
-    "imp",
-    "lib2to3",
-}
-_PYTHON |= {"nntplib", "pipes", "smtpd", "telnetlib", "test"}
+    "__builtin__", "asynchat", "asyncore", "cgi", "commands", "distutils", "imp", "lib2to3", "nntplib", "pipes", "smtpd", "telnetlib",
+    "test",
+}  # fmt: skip
 # Packages and modules that exist to run, load or install what they are told.
 _EXECUTORS = (
-    *("IPython", "_distutils_hack", "cloudpickle", "dill", "fabric", "invoke", "ipykernel", "joblib", "multiprocess", "paramiko"),
-    *("pexpect", "pip", "pkg_resources", "plumbum", "psutil", "ptyprocess", "setuptools", "sh", "numpy.distutils", "numpy.f2py"),
-    *("numpy.testing", "torch._dynamo", "torch._inductor", "torch.hub", "torch.multiprocessing", "torch.package"),
-    *("torch.utils.bottleneck", "torch.utils.collect_env", "torch.utils.cpp_extension", "torch.utils.model_zoo"),
+    "IPython", "_distutils_hack", "cloudpickle", "dill", "fabric", "invoke", "ipykernel", "joblib", "multiprocess", "numpy.distutils",
+    "numpy.f2py", "numpy.testing", "paramiko", "pexpect", "pip", "pkg_resources", "plumbum", "psutil", "ptyprocess", "setuptools", "sh",
+    "torch._dynamo", "torch._inductor", "torch.hub", "torch.multiprocessing", "torch.package", "torch.utils.bottleneck",
+    "torch.utils.collect_env", "torch.utils.cpp_extension", "torch.utils.model_zoo",
 )  # fmt: skip
 # Names by which modules of any package have such classes of Python at hand.
 _EXECUTING_CLASSES = ("CDLL", "Popen", "PyDLL", "Unpickler")
