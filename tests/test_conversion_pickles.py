@@ -1,5 +1,7 @@
 """Files of torch.save are read as torch reads them, and nothing in them is ever executed."""
 
+import argparse
+import array
 import collections
 import contextlib
 import importlib
@@ -7,18 +9,27 @@ import io
 import os
 import pickle
 import random
+import re
 import struct
 import subprocess
 import sys
+import time
+import types
+import typing
+import uuid
 import zipfile
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from conversion.formats import open_source
 from conversion.pickles import Global, Inert, Tensor, TorchFile, read_torch_file, tensors_within
+from conversion.torch_writer import _tensor
 from groupvit_common.errors import CheckpointError
 from tests.conftest import REFERENCE
 
@@ -95,6 +106,68 @@ def test_other_classes_are_inert(tmp_path: Path, zipped: bool) -> None:
     assert file.content["when"].cls == Global("datetime", "datetime")
     assert isinstance(file.content["numpy"], Inert)
     assert file.read(file.content["x"]).tolist() == [1.0, 1.0]
+
+
+@FORMATS
+def test_harmless_things_beside_the_weights(tmp_path: Path, zipped: bool) -> None:
+    """What training programs keep; with it a file is read as without."""
+    tensor = torch.ones(2)
+    tensor.note = "a Python attribute"
+    parameter = torch.nn.Parameter(torch.ones(3))
+    parameter.note = "too"
+    beside = {
+        "generators": [
+            np.random.default_rng(0),
+            np.random.RandomState(1),
+            np.random.get_state(),
+            torch.get_rng_state(),
+        ],
+        "random": random.Random(2),
+        "annotations": [dict[str, int], typing.Dict[str, typing.List[int]], typing.Optional[int], type(None), int],  # noqa: UP006, UP045
+        "arrays": [np.arange(3), np.ma.array([1]), np.zeros(1, [("a", "f4")]), np.bool_(True), array.array("d", [1.0])],
+        "times": [datetime.now(UTC), timedelta(1), time.localtime()],
+        "numbers": [Decimal(1), Fraction(1, 2), 1j, range(3), slice(1), uuid.uuid4(), b"", bytearray(b"x")],
+        "namespaces": [argparse.Namespace(a=1), types.SimpleNamespace(a=1), Path("x"), re.compile("x")],
+        "containers": [collections.Counter("a"), collections.deque([1]), collections.defaultdict(list, a=[1])],
+        "torch": [torch.float8_e4m3fn, torch.device("cpu"), torch.strided, torch.Size([1])],
+        "not read here": [
+            torch.ones(2).to(torch.float8_e5m2),
+            torch.ones(2, dtype=torch.complex64),
+            torch.ones(2, dtype=torch.uint16),
+            torch.eye(2).to_sparse(),
+        ],
+    }
+    if not zipped:
+        # The older format has no place for storages without a type.
+        beside["not read here"] = beside["not read here"][1:2]
+    content = {"model": {"a": tensor, "b": parameter}, **beside}
+    path = save(tmp_path / "x.pt", content, zipped)
+    source = open_source(path)
+    assert {name: source.value(name).tolist() for name in source.tensors} == {"a": [1, 1], "b": [1, 1, 1]}
+    assert source.others == tuple(beside)
+    # Other protocols spell some of them in other ways.
+    for protocol in range(2, 6):
+        plain = {name: value for name, value in beside.items() if name not in ("not read here", "generators")}
+        plain["generators"] = beside["generators"][:3]
+        program = io.BytesIO(pickle.dumps(plain, protocol))
+        read = read_torch_file(save_program(tmp_path / "y.pt", program.getvalue())).content
+        assert list(read) == list(plain)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "says"),
+    [
+        (torch.ones(2).to(torch.float8_e4m3fn), "holds logit_scale as float8_e4m3fn, a type that is not read here"),
+        (torch.ones(2, dtype=torch.complex64), "holds logit_scale as complex64, a type that is not read here"),
+        (torch.eye(2).to_sparse(), "holds logit_scale as a sparse tensor, a type that is not read here"),
+        (torch.ones(1, device="meta"), r"holds logit_scale as a tensor without values \(of the meta device\), a type"),
+        (Foreign(), r"'logit_scale' is an object of \S+\.Foreign, not a tensor"),
+        (torch.nn.functional.relu, "'logit_scale' is torch.nn.functional.relu, not a tensor"),
+    ],
+)
+def test_weights_that_are_not_read(tmp_path: Path, tensor: Any, says: str) -> None:
+    with pytest.raises(CheckpointError, match=f"x.pt .*{says}"):
+        open_source(save(tmp_path / "x.pt", {"ok": torch.ones(1), "logit_scale": tensor}))
 
 
 def test_numbers_of_a_big_endian_machine(tmp_path: Path) -> None:
@@ -350,6 +423,78 @@ def test_a_compressed_archive_is_not_unpacked(tmp_path: Path) -> None:
         archive.writestr("archive/data.pkl", b"N." + b"\0" * 10_000_000)
     with pytest.raises(CheckpointError, match="compressed"):
         read_torch_file(tmp_path / "x.pt")
+
+
+# -- what is shown --------------------------------------------------------------------------------------------------------
+
+
+TENSOR = b"(Vok\n" + _tensor("0", (2,), "float32") + b"d"
+HUGE = b"\x8b" + struct.pack("<i", 5000) + b"\x7f" * 5000
+
+
+def nested(levels: int, once: bytes = b"]", more: bytes = b"](%s2e") -> bytes:
+    """A value that holds the one below it twice: 2^levels parts to print."""
+    program = once
+    for _ in range(levels):
+        program = more % program
+    return program
+
+
+INERT = b"cfoo\nBar\n)\x81", b"cfoo\nBar\n%s2\x86\x81"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "shows"),
+    [
+        (b"Vepoch\n", b"K\x07", "epoch 7"),
+        (b"Vepoch\n", HUGE, "epoch an integer of 39999 bits"),
+        (b"Vepoch\n", b"V" + b"x" * 100_000 + b"\n", "epoch"),
+        (b"Vep\x1b[2Joch\n", b"V\\u000d\x1b[31m\\ud800\n", r"ep\x1b[2Joch \r\x1b[31m\ud800"),
+        (b"V" + b"x" * 100_000 + b"\n", b"N", "x" * 40 + "..."),
+        (nested(40, *INERT), b"N", "an object of foo.Bar"),
+        (nested(2000, b"cfoo\nBar\n)\x81", b"cfoo\nBar\n%s\x85\x81"), b"N", "an object of foo.Bar"),
+        (b"Vloop\n", b"]q\x01h\x01a", "loop"),
+    ],
+)
+def test_what_is_beside_the_weights_is_shown_in_short(tmp_path: Path, key: bytes, value: bytes, shows: str) -> None:
+    program = b"(Vmodel\n" + TENSOR + key + value + b"d."
+    with zipfile.ZipFile(path := tmp_path / "x.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", program)
+        archive.writestr("archive/data/0", b"\0" * 8)
+    assert open_source(path).others == (shows,)
+
+
+@pytest.mark.parametrize(
+    ("value", "shows"),
+    [
+        (b"V" + b"x" * 100_000 + b"\n", "'" + "x" * 40 + "'..."),
+        (HUGE, "an integer of 39999 bits"),
+        (nested(40), r"[a list, a list]"),
+        (nested(40, *INERT), "an object of foo.Bar"),
+        (b"(" + HUGE * 10 + b"l", "[" + "an integer of 39999 bits, " * 8 + "...]"),
+        (b"V\x1b[2J\n", r"'\x1b[2J'"),
+    ],
+)
+def test_errors_are_short_whatever_is_in_the_file(tmp_path: Path, value: bytes, shows: str) -> None:
+    """Values at every place of a file whose value a message shows."""
+    header = b"".join(pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001))
+    (tmp_path / "x.pt").write_bytes(header[: -len(pickle.dumps(1001, 2))] + value + b"." + b"}." * 3)
+    with pytest.raises(CheckpointError, match=re.escape(f"x.pt is damaged: its header says protocol {shows}, 1001")):
+        read_torch_file(tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=re.escape(f"'x' is {shows}, not a tensor")):
+        open_source(save_program(tmp_path / "x.pt", b"(Vx\n" + value + b"d."))
+    storage = b"(Vstorage\nctorch\nFloatStorage\nV0\nVcpu\nK\x02tQ"
+    program = b"ctorch._utils\n_rebuild_tensor_v3\n(" + storage + b"K\x00K\x02\x85K\x01\x85\x89}" + value + b"tR."
+    with pytest.raises(CheckpointError, match=re.escape(f"describes a tensor of type {shows};")):
+        read_torch_file(save_program(tmp_path / "x.pt", program))
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31mred", "a\r\nb", "a\ud800b", "x" * 100_000, "\u202etxt"])
+def test_names_that_are_none(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CheckpointError, match="a tensor cannot be called '") as caught:
+        open_source(save(tmp_path / "x.pt", {name: torch.ones(1)}))
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
 
 
 # -- damage ---------------------------------------------------------------------------------------------------------------
