@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := groupvit_common groupvit_torch groupvit_tf conversion tests
+SOURCES := groupvit_common groupvit_torch groupvit_tf conversion benchmarks tests
 
 # Those over all backends that ask nothing of TensorFlow itself.
 JAX_TESTS := $(patsubst %,tests/test_%.py,jax parity model parameters outputs checkpoint segmenter)

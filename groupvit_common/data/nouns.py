@@ -11,10 +11,8 @@ from groupvit_common.errors import InputError
 
 # As the tagger learnt them: "is" and "n't"; words with their hyphens; "dog" and "'s"; single signs.
 _WORDS = re.compile(r"[^\W_]+?(?=n't\b)|n't\b|[^\W_]+(?:-[^\W_]+)*|'[^\W_]+|[^\w\s]")
-_MOST_WORDS, _LONGEST = (
-    200,
-    30,
-)  # of a caption, letters of a word: the tagger's time grows with the square of the latter
+_MOST_WORDS = 200  # of a caption
+_LONGEST = 30  # letters of a word: the tagger's time grows with their square
 _LETTERS = re.compile(r"[^\W\d_]{2}")
 _NOUNS = ("NN0", "NN1", "NN2", "NP0")  # the British National Corpus's tags of common nouns and names
 
