@@ -763,7 +763,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     chosen = {name: vars(options)[name] for name in Settings.__dataclass_fields__ if name in options}
     if "window" in chosen and "stride" not in chosen:
         chosen["stride"] = None
-    elif background_labels and "background" not in chosen:
+    if background_labels and "background" not in chosen:
         chosen["background"] = None
     work: list[tuple[SegmentationSet | ClassificationSet, Settings, str]] = []
     for spelled in options.data:

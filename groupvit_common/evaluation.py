@@ -284,6 +284,10 @@ def _look_for(segmenter: BaseSegmenter, data: SegmentationSet, background_labels
         raise InputError(
             f"{data.kind} has no background class: leave the background threshold and background labels out"
         )
+    names = {label.name.casefold() for label in data.labels}
+    both = [label.name for label in words if label.name.casefold() in names]
+    if both:
+        raise InputError(f"{both[0]!r} is a class of {data.kind}: it cannot be a background label")
     segmenter.set_labels(data.labels, words)
 
 

@@ -44,6 +44,7 @@ from groupvit_common.metrics import (
 )
 from groupvit_common.predictor import DEMO_MODEL
 from groupvit_common.processor import GroupViTProcessor
+from groupvit_common.prompts import parse_labels
 from groupvit_common.tokenizer import CLIPTokenizer
 from groupvit_torch.model import GroupViTModel
 from groupvit_torch.predictor import Segmenter as TorchSegmenter
@@ -180,6 +181,10 @@ def test_a_set_without_background(torch_base, folder, tmp_path):
     (with_background,) = open_sets(f"folder:{folder}")
     with pytest.raises(InputError, match="folder has a background class: give a threshold"):
         evaluate_segmentation(settings(background=None).segmenter(torch_base, 2), with_background)
+    with pytest.raises(InputError, match="'Cat' is a class of folder"):
+        evaluate_segmentation(
+            settings().segmenter(torch_base, 2), with_background, background_labels=parse_labels("wall, Cat")
+        )
     with pytest.raises(InputError, match="no background class: there is no threshold to find"):
         calibrate(settings(background=None).segmenter(torch_base, 2), data)
 
@@ -543,11 +548,28 @@ def test_the_command_classifies(capsys, checkpoint, classes):
     assert "12 pictures" in out
 
 
+def test_the_background_by_words(capsys, checkpoint, folder):
+    options = ["--data", f"folder:{folder}", "--model", checkpoint, "--backend", "torch", "--device", "cpu", "--json"]
+    code, out, _ = run_cli(capsys, *options, "--background-labels", "wall, remote control", "--window", "none")
+    record = json.loads(out)
+    assert code == 0
+    assert record["settings"]["background"] is None
+    assert record["settings"]["window"] is None
+    (data,) = open_sets(f"folder:{folder}")
+    base = TorchSegmenter.from_pretrained(checkpoint, device="cpu")
+    plain = settings(background=None, window=None, stride=None, shorter_side=448, top_k=5, normalize_prompts=False)
+    expected = evaluate_segmentation(
+        plain.segmenter(base, 8), data, background_labels=parse_labels("wall, remote control")
+    )
+    assert record["mean_iou"] == expected.mean_iou
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--data", "voc:/nowhere", "--model", "no/such"], "there is no folder /nowhere"),
         (["--data", "voc"], "voc needs the folder"),
+        (["--data", "imagenet"], "imagenet needs the folder"),
         (["--data", "scenes", "--save-predictions"], "--save-predictions needs --out"),
         (["--data", "scenes", "--templates", "nine"], "unknown template set"),
         (["--data", "scenes:1", "--limit", "1", "--model", "demo", "--window", "3"], "multiple of the patch size"),

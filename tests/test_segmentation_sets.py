@@ -205,6 +205,13 @@ def test_a_palette_of_another_order_is_told_and_a_grey_one_will_do(tmp_path):
     assert open_sets(f"voc:{root}")[0][0].mask().max() == 1
 
 
+def test_a_background_that_is_not_first_is_told(tmp_path):
+    root = make_folder(tmp_path, values(0, 1))
+    text(root / "classes.txt", "cat\nBackground\n")
+    with pytest.raises(InputError, match="background after other classes"):
+        open_sets(f"folder:{root}")
+
+
 def test_later_faults_are_told_when_their_turn_comes(tmp_path):
     root = make_voc(tmp_path, values(0, 1))
     (root / "SegmentationClass" / "two.png").write_bytes(b"no picture")

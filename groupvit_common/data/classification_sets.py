@@ -72,6 +72,8 @@ def open_classification_set(where: str, *, split: str | None = None, limit: int 
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit must be at least 1, got {limit}")
+    if not where:
+        raise InputError("imagenet needs the folder or the shards it lies in: imagenet:DIR")
     made = _shards(where) if where.endswith(".tar") else _folders(Path(where), split)
     if limit is None or limit >= len(made):
         return made

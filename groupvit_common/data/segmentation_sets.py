@@ -181,7 +181,8 @@ def open_sets(
     kind, _, where = spelled.partition(":")
     if kind not in KINDS:
         raise InputError(
-            f"unknown set {spelled!r}: it must be KIND or KIND:DIR, where KIND is one of {', '.join(KINDS)}"
+            f"unknown set {spelled!r}: it must be KIND:DIR, or scenes, where KIND is one of {', '.join(KINDS)}; "
+            "imagenet, for classification, is known to groupvit evaluate"
         )
     if limit is not None and limit < 1:
         raise InputError(f"limit must be at least 1, got {limit}")
@@ -590,6 +591,10 @@ def _folder(root: Path, split: str | None, names: Names) -> SegmentationSet:
     pairs = [(stem, pictures[stem], root / "masks" / f"{stem}.png") for stem in stems]
     _all_there([mask for _, _, mask in pairs], layout)
     has_background = given[0].name.casefold() == BACKGROUND
+    if any(label.name.casefold() == BACKGROUND for label in given[1:]):
+        raise InputError(
+            f"{root / 'classes.txt'} names the background after other classes: it must be first, index 0 in the masks"
+        )
     reader = _Files(
         pairs,
         _table(range(len(given))),
