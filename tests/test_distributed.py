@@ -25,7 +25,7 @@ from groupvit_torch import train as T
 from groupvit_torch.distributed import Place, batch_norm, gather, num_replicas, process_group, replica_sum
 from groupvit_torch.loss import contrastive_loss
 from tests.test_train_step import inputs_of, module_of
-from tests.training import PAPER, Captions, quiet, tiny
+from tests.training import PAPER, Captions, quiet, tiny, train
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this PyTorch has no gloo")
 
@@ -68,33 +68,31 @@ def norm_of_features() -> torch.nn.BatchNorm1d:
     return norm
 
 
-def functions(directory: Path) -> None:
-    with process_group("cpu") as place:
-        ranks = place.world
-        images, texts = (whole.detach().chunk(ranks)[place.rank].requires_grad_() for whole in features())
-        norm = norm_of_features()
-        normed = batch_norm(norm, images)
-        loss = contrastive_loss(gather(normed), gather(texts), 7.0)
-        # As data-parallel training does it: every rank's loss, the gradients' mean.
-        (loss / num_replicas()).backward()
-        total = replica_sum(images.detach().sum(dim=0).requires_grad_())
-        alone = batch_norm(norm, images.detach(), together=False, keep=False)
-        np.savez(
-            directory / f"{place.rank}.npz",
-            loss=loss.detach().numpy(),
-            images=images.grad.numpy(),
-            texts=texts.grad.numpy(),
-            weight=norm.weight.grad.numpy(),
-            total=total.detach().numpy(),
-            mean=norm.running_mean.numpy(),
-            variance=norm.running_var.numpy(),
-            alone=alone.detach().mean(dim=0).numpy(),
-        )
+def functions(directory: Path, place: Place) -> None:
+    ranks = place.world
+    images, texts = (whole.detach().chunk(ranks)[place.rank].requires_grad_() for whole in features())
+    norm = norm_of_features()
+    normed = batch_norm(norm, images)
+    loss = contrastive_loss(gather(normed), gather(texts), 7.0)
+    # As data-parallel training does it: every rank's loss, the gradients' mean.
+    (loss / num_replicas()).backward()
+    total = replica_sum(images.detach().sum(dim=0).requires_grad_())
+    alone = batch_norm(norm, images.detach(), together=False, keep=False)
+    np.savez(
+        directory / f"{place.rank}.npz",
+        loss=loss.detach().numpy(),
+        images=images.grad.numpy(),
+        texts=texts.grad.numpy(),
+        weight=norm.weight.grad.numpy(),
+        total=total.detach().numpy(),
+        mean=norm.running_mean.numpy(),
+        variance=norm.running_var.numpy(),
+        alone=alone.detach().mean(dim=0).numpy(),
+    )
 
 
-def test_two_ranks_are_one_process_with_the_whole_batch(tmp_path: Path) -> None:
-    in_ranks(functions, 2, tmp_path)
-    answers = [np.load(tmp_path / f"{number}.npz") for number in range(2)]
+def test_two_ranks_are_one_process_with_the_whole_batch(two_ranks: Path) -> None:
+    answers = [np.load(two_ranks / f"{number}.npz") for number in range(2)]
 
     images, texts = features()
     norm = norm_of_features()
@@ -150,61 +148,94 @@ def steps(task: str, chunk: int, place: Place) -> dict[str, Any]:
     return {"losses": [result.loss for result in results], "norms": [result.norm for result in results], **weights}
 
 
-def all_steps(tasks: list[tuple[str, int]], directory: Path) -> None:
+TASKS = ("captions", "scenes", "groups")
+
+
+def all_steps(directory: Path, place: Place) -> None:
+    """Plain and with cached features, in chunks that divide nothing evenly if there are so many images."""
+    for task in TASKS:
+        for chunk in (0, 3 if place.world == 2 else 1):
+            np.savez(directory / f"{task}-{bool(chunk)}-{place.rank}.npz", **steps(task, chunk, place))
+
+
+def four_ranks(directory: Path) -> None:
     with process_group("cpu") as place:
-        for task, chunk in tasks:
-            np.savez(directory / f"{task}-{chunk}-{place.rank}.npz", **steps(task, chunk, place))
+        all_steps(directory, place)
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_ranks_take_the_steps_of_one_process_with_the_whole_batch(ranks: int, tmp_path: Path) -> None:
-    """Plain and with cached features in chunks that divide nothing evenly; captions with their own prompts (multi-label), scenes."""
-    tasks = [(task, chunk) for task in ("captions", "scenes", "groups") for chunk in (0, 3 if ranks == 2 else 1)]
-    in_ranks(all_steps, ranks, tasks, tmp_path)
-    for task, chunk in tasks:
-        whole = steps(task, 0, Place(0, 1, torch.device("cpu")))
-        assert ("multi_label_logit_scale" in whole) == (task != "groups")
-        for rank in range(ranks):
-            with np.load(tmp_path / f"{task}-{chunk}-{rank}.npz") as answer:
-                assert set(answer) == set(whole)
-                np.testing.assert_allclose(answer["losses"], whole["losses"], rtol=LOSS)
-                np.testing.assert_allclose(answer["norms"], whole["norms"], rtol=1e3 * LOSS)
-                for name in whole:
-                    np.testing.assert_allclose(answer[name], whole[name], rtol=0, atol=PARAMETERS, err_msg=name)
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("task", TASKS)
+def test_ranks_take_the_steps_of_one_process_with_the_whole_batch(
+    ranks: int, cached: bool, task: str, request: pytest.FixtureRequest
+) -> None:
+    """Captions with prompts of their own, and scenes by the paper's objective (both multi-label) and by that of groups."""
+    directory = request.getfixturevalue("two_ranks" if ranks == 2 else "four")
+    whole = steps(task, 0, Place(0, 1, torch.device("cpu")))
+    assert ("multi_label_logit_scale" in whole) == (task != "groups")
+    for rank in range(ranks):
+        with np.load(directory / f"{task}-{cached}-{rank}.npz") as answer:
+            assert set(answer) == set(whole)
+            np.testing.assert_allclose(answer["losses"], whole["losses"], rtol=LOSS)
+            np.testing.assert_allclose(answer["norms"], whole["norms"], rtol=1e3 * LOSS)
+            for name in whole:
+                np.testing.assert_allclose(answer[name], whole[name], rtol=0, atol=PARAMETERS, err_msg=name)
 
 
 # Runs
 
 
-def whole_run(directory: Path, settings: dict[str, Any], bad_rank: int) -> None:
-    """A run of two ranks, whole; and one of which a rank receives a signal in the third step, continued."""
-    recipe, step, count = tiny(**settings), T.train_step, 0
+# With noise, which differs from rank to rank, and chunks.
+NOISY = {**PAPER, "gumbel": True, "drop_path": 0.2, "chunk_size": 2, "ema_decay": 0.5, "log_every": 1}
+
+
+def whole_run(directory: Path, place: Place) -> None:
+    """A run of two ranks, whole; and one of which the second rank receives a signal in the third step, continued."""
+    recipe, step, count = tiny(**NOISY), T.train_step, 0
 
     def stopped(*arguments: Any, **options: Any) -> Any:
         nonlocal count
         count += 1
-        if count == 3 and place.rank == bad_rank:
+        if count == 3 and place.rank == 1:
             signal.raise_signal(signal.SIGTERM)
         return step(*arguments, **options)
 
+    train(recipe, directory / "whole", log=quiet)
+    T.train_step = stopped
+    with pytest.raises(Interrupted, match="stopped by SIGTERM at step 3, saved"):
+        train(recipe, directory / "parts", log=quiet)
+    T.train_step = step
+    result = train(recipe, directory / "parts", resume="auto", log=quiet)
+    (directory / f"{place.rank}.json").write_text(json.dumps(result.losses))
+
+
+def everything(directory: Path) -> None:
     with process_group("cpu") as place:
-        T.train(recipe, directory / "whole", device="cpu", log=quiet)
-        T.train_step = stopped
-        with pytest.raises(Interrupted, match="stopped by SIGTERM at step 3, saved"):
-            T.train(recipe, directory / "parts", device="cpu", log=quiet)
-        T.train_step = step
-        result = T.train(recipe, directory / "parts", device="cpu", resume="auto", log=quiet)
-        (directory / f"{place.rank}.json").write_text(json.dumps(result.losses))
+        functions(directory, place)
+        all_steps(directory, place)
+        whole_run(directory, place)
 
 
-def test_a_run_of_two_ranks_stops_together_and_goes_on(tmp_path: Path) -> None:
-    """With noise, which differs from rank to rank, and chunks; a signal to the second rank alone."""
-    settings = {**PAPER, "gumbel": True, "drop_path": 0.2, "chunk_size": 2, "ema_decay": 0.5, "log_every": 1}
-    in_ranks(whole_run, 2, tmp_path, settings, 1)
-    losses = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two ranks answer to all of this file."""
+    directory = tmp_path_factory.mktemp("two")
+    in_ranks(everything, 2, directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("four")
+    in_ranks(four_ranks, 4, directory)
+    return directory
+
+
+def test_a_run_of_two_ranks_stops_together_and_goes_on(two_ranks: Path) -> None:
+    losses = [json.loads((two_ranks / f"{rank}.json").read_text()) for rank in range(2)]
     assert len(losses[0]) == 3
     assert losses[0] == losses[1]
-    last = [Checkpoints(tmp_path / name).all()[-1] for name in ("whole", "parts")]
+    last = [Checkpoints(two_ranks / name).all()[-1] for name in ("whole", "parts")]
     for file in ("model/model.safetensors", "state.safetensors"):
         one, other = (T._weights(path / "model") if "model" in file else _arrays(path) for path in last)
         for name in one:

@@ -256,7 +256,7 @@ def test_another_number_of_processes_continues_from_the_epochs_beginning(tmp_pat
 # Full disks and kills, in a process of their own
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(24, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(24, marks=pytest.mark.slow)])
 def test_full_disks_and_kills_change_no_weight(kills, tmp_path):
     """No file may grow beyond a limit: checkpoints fail halfway, the run goes on, and later ones succeed.
 
