@@ -490,6 +490,8 @@ def start_processor(recipe: Recipe, captions: Sequence[str]) -> GroupViTProcesso
             )
         return make_processor(recipe, captions)
     processor = GroupViTProcessor.from_pretrained(source)
+    if not settings.init_from:
+        processor.tokenizer.model_max_length = min(processor.tokenizer.model_max_length, settings.text_length)
     images, side = processor.image_processor, settings.image_size
     if images.crop_size != {"height": side, "width": side}:
         size = {"height": side, "width": side} if "height" in images.size else {"shortest_edge": side}
@@ -498,12 +500,13 @@ def start_processor(recipe: Recipe, captions: Sequence[str]) -> GroupViTProcesso
     return processor
 
 
-def grouping_measures(assignment: NDArray[Any]) -> dict[str, float]:
+def grouping_measures(assignment: NDArray[Any], *, of_patches: bool = True) -> dict[str, float]:
     """Whether a grouping tells anything, from the soft assignment `[B, G, S]` of some images.
 
     groups_in_use: groups that hold a segment, on the mean over images: 1 where one group takes all.
     assignment_entropy: of the groups' shares of an image's segments, 1 where all are as large, 0 where one takes all.
-    map_likeness: how many segments are in the same group as the segment at the same place of another image: 1 for equal maps.
+    map_likeness: how many patches are in the same group as the patch at the same place of another image: 1 for equal maps. Not for a
+    later block, whose segments are groups and have no place (`of_patches` False).
     """
     images, groups, _ = assignment.shape
     chosen = assignment.argmax(axis=1)  # [B, S]
@@ -513,7 +516,7 @@ def grouping_measures(assignment: NDArray[Any]) -> dict[str, float]:
         "groups_in_use": float((shares > 0).sum(axis=1).mean()),
         "assignment_entropy": float(-(shares * logarithm).sum(axis=1).mean() / max(math.log(groups), 1e-9)),
     }
-    if images > 1:
+    if images > 1 and of_patches:
         measures["map_likeness"] = float((chosen == np.roll(chosen, 1, axis=0)).mean())
     return measures
 

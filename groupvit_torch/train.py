@@ -28,9 +28,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
-from groupvit_common.checkpoint import find_weights, read_arrays
+from groupvit_common.checkpoint import CONFIG_NAME, WEIGHTS_NAME, find_weights, read_arrays
 from groupvit_common.config import GroupViTConfig
 from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.hub import resolve
 from groupvit_common.postprocess import MAX_LOGIT_SCALE
 from groupvit_common.processor import GroupViTProcessor
 from groupvit_common.recipe import (
@@ -70,10 +71,13 @@ from groupvit_torch.loss import (
 from groupvit_torch.model import GroupViTModel
 from groupvit_torch.predictor import Segmenter
 
+_FILES = (CONFIG_NAME, WEIGHTS_NAME)
 MULTI_LABEL_SCALE = "multi_label_logit_scale"
 
 # Dense bfloat16 and float16 operations a second by the makers' data sheets.
-_PEAK_TFLOPS = {"B200": 2250, "H200": 989, "H100": 989, "GH200": 989, "A100": 312, "L40S": 362, "L4": 121, "A10": 125}
+_PEAK_TFLOPS = {
+    "B200": 2250, "H200": 989, "GH200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "A10": 125,
+}  # fmt: skip
 _IMAGES_WATCHED = 32  # of whose grouping is measured
 
 
@@ -144,10 +148,9 @@ def start_model(recipe: Recipe, processor: GroupViTProcessor) -> tuple[GroupViTM
         return new_model(recipe, processor), None
     model = GroupViTModel.from_pretrained(source)
     scale = None
-    if Path(source).is_dir():
-        for path, names in find_weights(Path(source)).files.items():
-            if MULTI_LABEL_SCALE in names:
-                scale = float(dict(read_arrays(path, [MULTI_LABEL_SCALE]))[MULTI_LABEL_SCALE])
+    for path, names in find_weights(resolve(source, patterns=_FILES, required=_FILES)).files.items():
+        if MULTI_LABEL_SCALE in names:
+            scale = float(dict(read_arrays(path, [MULTI_LABEL_SCALE]))[MULTI_LABEL_SCALE])
     return at_size(model, recipe.model.image_size), scale
 
 
@@ -578,8 +581,8 @@ def peak_flops(recipe: Recipe, device: torch.device) -> float:
         return recipe.run.peak_tflops * 1e12
     if device.type != "cuda" or recipe.run.precision == "float32":
         return 0.0
-    words = torch.cuda.get_device_name(device).replace("-", " ").split()
-    return next((peak * 1e12 for name, peak in _PEAK_TFLOPS.items() if name in words), 0.0)
+    called = f" {torch.cuda.get_device_name(device).replace('-', ' ')} "
+    return next((peak * 1e12 for name, peak in _PEAK_TFLOPS.items() if f" {name} " in called), 0.0)
 
 
 @torch.no_grad()
@@ -696,11 +699,11 @@ class _Loop:
             values["gradient_scale"] = self.scaler.get_scale()
         warnings = []
         for number, assignment in enumerate(result.assignments):
-            measures = grouping_measures(assignment[:_IMAGES_WATCHED].float().cpu().numpy())
+            measures = grouping_measures(assignment[:_IMAGES_WATCHED].float().cpu().numpy(), of_patches=number == 0)
             values |= {f"{name}.{number}" if number else name: value for name, value in measures.items()}
             warnings.append(collapse(measures))
         self.log.progress(self.run.step, values, flops=self.flops, peak=self.peak)
-        for warning in filter(None, warnings[:1]):
+        for warning in filter(None, warnings):
             self.run.log(f"step {self.run.step}: {warning}")
         self.recent.clear()
 

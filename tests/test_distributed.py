@@ -186,7 +186,15 @@ def test_ranks_take_the_steps_of_one_process_with_the_whole_batch(
 
 
 # With noise, which differs from rank to rank, and chunks.
-NOISY = {**PAPER, "gumbel": True, "drop_path": 0.2, "chunk_size": 2, "ema_decay": 0.5, "log_every": 1}
+NOISY = {
+    **PAPER,
+    "gumbel": True,
+    "drop_path": 0.2,
+    "chunk_size": 2,
+    "ema_decay": 0.5,
+    "log_every": 1,
+    "peak_tflops": 1.0,
+}
 
 
 def whole_run(directory: Path, place: Place) -> None:
@@ -245,6 +253,8 @@ def test_a_run_of_two_ranks_stops_together_and_goes_on(two_ranks: Path) -> None:
         run["random"] for run in json.loads((last[0] / "state.json").read_text().split(" ", 1)[1])["values"]["ranks"]
     ]
     assert random[0] != random[1]
+    records = [json.loads(line) for line in (two_ranks / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 < record["utilisation"] < 1 for record in records if "loss" in record)
 
 
 def _arrays(path: Path) -> dict[str, Any]:

@@ -138,6 +138,7 @@ def test_the_same_map_for_every_image_is_a_collapse():
     assert measures["groups_in_use"] == 4
     assert "maps of different images are alike in 100% of the patches" in collapse(measures)
     assert "map_likeness" not in grouping_measures(soft(np.zeros((1, 4), int), 2))
+    assert "map_likeness" not in grouping_measures(soft(np.zeros((2, 4), int), 2), of_patches=False)
 
 
 # Odds and ends
