@@ -399,9 +399,13 @@ def model_config(recipe: Recipe, vocab_size: int) -> GroupViTConfig:
         projection_dim=settings.embedding,
         projection_intermediate_dim=settings.projection_width,
         logit_scale_init_value=math.log(settings.logit_scale),
-        # Kept in config.json for `Segmenter`: masks are best made in the way that was trained.
-        segmentation_assignment="hard" if assigns_hard(recipe, recipe.schedule.total_steps - 1) else "soft",
+        segmentation_assignment=segmentation_assignment(recipe),
     )
+
+
+def segmentation_assignment(recipe: Recipe) -> str:
+    """Kept in config.json for `Segmenter`: masks are best made in the way that was trained, "hard" or "soft"."""
+    return "hard" if assigns_hard(recipe, recipe.schedule.total_steps - 1) else "soft"
 
 
 def wave_positions(side: int, width: int, amplitude: float) -> NDArray[np.float32]:

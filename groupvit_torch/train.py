@@ -42,6 +42,7 @@ from groupvit_common.recipe import (
     learning_rate_at,
     mean_decay_at,
     model_config,
+    segmentation_assignment,
     wave_positions,
 )
 from groupvit_common.run_log import RunLog
@@ -147,6 +148,7 @@ def start_model(recipe: Recipe, processor: GroupViTProcessor) -> tuple[GroupViTM
     if not source:
         return new_model(recipe, processor), None
     model = GroupViTModel.from_pretrained(source)
+    model.config.update({"segmentation_assignment": segmentation_assignment(recipe)})
     scale = None
     for path, names in find_weights(resolve(source, patterns=_FILES, required=_FILES)).files.items():
         if MULTI_LABEL_SCALE in names:

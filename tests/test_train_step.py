@@ -275,12 +275,13 @@ def test_what_cannot_be_frozen_is_refused(change, message):
 
 def test_a_run_starts_from_a_checkpoint_at_another_image_size(tmp_path):
     """Positions are interpolated once and for all; the multi-label temperature comes along."""
-    train(tiny(**PAPER, steps=2), tmp_path / "first", log=quiet)
+    train(tiny(**{**PAPER, "hard_from": 1.0}, steps=2), tmp_path / "first", log=quiet)
     first = GroupViTModel.from_pretrained(tmp_path / "first")
     again = tiny(**PAPER, steps=1, warmup_steps=0, init_from=str(tmp_path / "first"), image_size=96, learning_rate=0.0)
     train(again, tmp_path / "second", log=quiet)
     second = GroupViTModel.from_pretrained(tmp_path / "second")
     assert second.config.vision_config.image_size == 96
+    assert (first.config.segmentation_assignment, second.config.segmentation_assignment) == ("soft", "hard")
     pixels = torch.randn(2, 3, 96, 96)
     torch.testing.assert_close(
         second.get_image_features(pixels), first.get_image_features(pixels), rtol=0.3, atol=0.3
