@@ -3,18 +3,23 @@
 The shapes say nearly everything. How many heads the vision tower has stands in the settings alone, which the original trainer
 pickles as an OmegaConf object; where they cannot be read, heads are taken to be 64 wide, as in every model that was released.
 Text heads are always 64 wide; the end-of-text token is the vocabulary's last id.
+
+Every stage of their model but the last ends in a grouping block, whose MLPs are 0.5 and 4 times as wide as the tower whatever
+`mlp_ratio` says; the last has none.
 """
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeGuard
 
-from conversion.pickles import Inert
+from conversion.pickles import Inert, shown
 from groupvit_common.config import GroupViTConfig
 from groupvit_common.errors import CheckpointError, InputError
 
 _HEAD_WIDTH = 64
+_MLP_RATIO = 4
+_ASSIGN_RATIOS = [0.5, 4]
 _MAX_DEPTH = 20  # of nested settings
 _MAX_VALUES = 100_000
 
@@ -42,7 +47,36 @@ def _plain(value: Any, budget: Iterator[int], depth: int) -> Any:
         return {key: _plain(item, budget, depth + 1) for key, item in value.items() if isinstance(key, str)}
     if isinstance(value, list | tuple):
         return [_plain(item, budget, depth + 1) for item in value]
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        # No setting's value, and Python will not print all of them.
+        return shown(value)
     return value if isinstance(value, str | int | float | bool) else None
+
+
+def _table(value: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A part of the settings, if it is one, with the values that it takes from other parts."""
+    return {key: _resolved(item, settings) for key, item in value.items()} if isinstance(value, dict) else {}
+
+
+def _resolved(value: Any, settings: Mapping[str, Any]) -> Any:
+    value = _followed(value, settings)
+    if not isinstance(value, list):
+        return value
+    items = [_followed(item, settings) for item in value]
+    # No setting has lists of lists; lists that name each other would never end.
+    return [None if isinstance(item, list | dict) else item for item in items]
+
+
+def _followed(value: Any, settings: Mapping[str, Any]) -> Any:
+    """What OmegaConf keeps as "${data.text_aug.multi_label}" is the value of that setting; None where there is none."""
+    for _ in range(_MAX_DEPTH):
+        if not isinstance(value, str) or "${" not in value:
+            return value
+        match = re.fullmatch(r"\$\{([\w.]+)\}", value)
+        value = settings if match else None
+        for key in match[1].split(".") if match else ():
+            value = value.get(key) if isinstance(value, dict) else None
+    return None
 
 
 def read_config(shapes: Shapes, pickled: Any, source: object) -> GroupViTConfig:
@@ -58,11 +92,12 @@ def read_config(shapes: Shapes, pickled: Any, source: object) -> GroupViTConfig:
             model does not do.
     """
     settings = plain(pickled)
-    model = settings.get("model") if isinstance(settings, dict) else None
-    model = model if isinstance(model, dict) else {}
-    image, text = (_table(model.get(key)) for key in ("img_encoder", "text_encoder"))
+    settings = settings if isinstance(settings, dict) else {}
+    model = _table(settings.get("model"), settings)
+    image, text = (_table(model.get(key), settings) for key in ("img_encoder", "text_encoder"))
+    _refuse_other_models(image, source)
     try:
-        config, heads_known = _from_shapes(shapes, image)
+        config, heads_known = _from_shapes(shapes, image, source)
     except KeyError as error:
         raise CheckpointError(
             f"{source} is no GroupViT of the authors' code: it has no tensor {error.args[0]}"
@@ -75,15 +110,34 @@ def read_config(shapes: Shapes, pickled: Any, source: object) -> GroupViTConfig:
     if not heads_known and config.vision_config.hidden_size % _HEAD_WIDTH:
         raise CheckpointError(
             f"{source} does not say how many attention heads its vision tower has, and its width of "
-            f"{config.vision_config.hidden_size} is no multiple of {_HEAD_WIDTH}: pass a configuration"
+            f"{config.vision_config.hidden_size} is no multiple of {_HEAD_WIDTH}: pass a configuration (--config)"
         )
     if isinstance(model.get("multi_label"), int):
         config.update({"multi_label": model["multi_label"]})
     return config
 
 
-def _table(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
+def _refuse_other_models(image: Mapping[str, Any], source: object) -> None:
+    """Settings that the authors' code has and no other format: what is not said has the authors' default."""
+    factors, heads, hard = image.get("embed_factors"), image.get("num_heads"), image.get("hard_assignment")
+    if isinstance(factors, list) and any(factor != 1 for factor in factors):
+        raise CheckpointError(
+            f"{source} has stages of different widths (embed_factors {shown(factors)}), which no other format knows"
+        )
+    if isinstance(heads, list) and any(n != heads[0] for n in heads):
+        raise CheckpointError(
+            f"{source} has stages with different numbers of heads ({shown(heads)}), which no other format knows"
+        )
+    if hard is not None and hard != 1:
+        raise CheckpointError(
+            f"{source} assigns patches to groups softly (hard_assignment {shown(hard)}); the models of all other formats assign hard"
+        )
+    # Of either kind, the positions' table is among the tensors and is used in the same way.
+    kind = image.get("pos_embed_type")
+    if kind not in (None, "simple", "fourier"):
+        raise CheckpointError(
+            f"{source} has position embeddings of type {shown(kind)}; known are 'simple' and 'fourier'"
+        )
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
@@ -95,23 +149,23 @@ def _count(shapes: Shapes, pattern: str) -> int:
     return count
 
 
-def _from_shapes(shapes: Shapes, image: Mapping[str, Any]) -> tuple[GroupViTConfig, bool]:
+def _from_shapes(shapes: Shapes, image: Mapping[str, Any], source: object) -> tuple[GroupViTConfig, bool]:
     _, positions, width = shapes["img_encoder.pos_embed"]
     _, channels, patch, _ = shapes["img_encoder.patch_embed.proj.weight"]
     vocabulary, text_width = shapes["text_encoder.token_embedding.weight"]
     depths, tokens, groups = [], [], []
-    hidden = mixing = None
-    stages = _count(shapes, r"img_encoder\.layers\.(\d+)\.")
-    claimed = image.get("depths")
-    # A last stage without layers has no tensors.
-    if isinstance(claimed, list) and len(claimed) == stages + 1 and claimed[-1] == 0:
+    hidden: set[int] = set()
+    mixing = None
+    stages = max(_count(shapes, r"img_encoder\.layers\.(\d+)\."), 1)
+    # A last stage without layers has no tensors; but it is there, since the last stage has no group tokens.
+    if f"img_encoder.layers.{stages - 1}.group_token" in shapes:
         stages += 1
     for stage in range(stages):
         prefix = f"img_encoder.layers.{stage}"
         depths.append(_count(shapes, re.escape(prefix) + r"\.blocks\.(\d+)\."))
         tokens.append(shapes[f"{prefix}.group_token"][1] if f"{prefix}.group_token" in shapes else 0)
         for name in (f"{prefix}.blocks.0.mlp.fc1.weight", f"{prefix}.downsample.pre_assign_attn.mlp.fc1.weight"):
-            hidden = shapes[name][0] if name in shapes else hidden
+            hidden |= {shapes[name][0]} if name in shapes else set()
         if tokens[-1]:
             block = f"{prefix}.downsample"
             groups.append(shapes[f"{block}.mlp_inter.fc2.weight"][0])
@@ -119,6 +173,14 @@ def _from_shapes(shapes: Shapes, image: Mapping[str, Any]) -> tuple[GroupViTConf
         else:
             # A stage without group tokens leaves as many groups as it gets; the number is not used.
             groups.append(groups[-1] if groups else 1)
+    if len(hidden) > 1:
+        raise CheckpointError(
+            f"{source} has MLPs of different widths ({', '.join(map(str, sorted(hidden)))}: an mlp_ratio other than 4 is that of the "
+            "layers, not of the grouping blocks), which no other format knows"
+        )
+    if not hidden:
+        ratio = image.get("mlp_ratio")
+        hidden = {int(width * (ratio if _is_ratio(ratio) else _MLP_RATIO))}
     heads = image.get("num_heads")
     if isinstance(heads, list) and heads and all(n == heads[0] for n in heads):
         heads = heads[0]
@@ -137,7 +199,7 @@ def _from_shapes(shapes: Shapes, image: Mapping[str, Any]) -> tuple[GroupViTConf
         },
         vision_config={
             "hidden_size": width,
-            "intermediate_size": hidden,
+            "intermediate_size": hidden.pop(),
             "depths": depths,
             "num_hidden_layers": sum(depths),
             "num_group_tokens": tokens,
@@ -146,12 +208,28 @@ def _from_shapes(shapes: Shapes, image: Mapping[str, Any]) -> tuple[GroupViTConf
             "image_size": math.isqrt(positions) * patch,
             "patch_size": patch,
             "num_channels": channels,
-            **({"assign_mlp_ratio": [_ratio(n, width) for n in mixing]} if mixing else {}),
+            "assign_mlp_ratio": _ASSIGN_RATIOS
+            if mixing in (None, _widths(_ASSIGN_RATIOS, width))
+            else [_ratio(n, width) for n in mixing],
+            "dropout": _rate(image.get("drop_rate")),
+            "attention_dropout": _rate(image.get("attn_drop_rate")),
         },
         projection_dim=shapes["img_projector.linear_out.weight"][0],
         projection_intermediate_dim=shapes["img_projector.linear_hidden.0.weight"][0],
     )
     return config, known
+
+
+def _is_ratio(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and 0 < value < 1000
+
+
+def _rate(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) and 0 <= value < 1 else 0.0
+
+
+def _widths(ratios: Sequence[float], width: int) -> list[int]:
+    return [int(ratio * width) for ratio in ratios]
 
 
 def _ratio(n: int, width: int) -> float:
@@ -164,17 +242,13 @@ def _check_settings(
     config: GroupViTConfig, model: Mapping[str, Any], image: Mapping[str, Any], text: Mapping[str, Any], source: object
 ) -> None:
     vision, words = config.vision_config, config.text_config
-    factors = image.get("embed_factors")
-    if isinstance(factors, list) and any(factor != 1 for factor in factors):
+    scale = image.get("qk_scale")
+    # 0 and nothing stand for the same.
+    if scale not in (None, 0, (vision.hidden_size // vision.num_attention_heads) ** -0.5):
         raise CheckpointError(
-            f"{source} has stages of different widths (embed_factors {factors}), which no other format knows"
+            f"{source} scales attention by {shown(scale)} (qk_scale); other formats know only the root of the heads' width, inverted"
         )
-    heads = image.get("num_heads")
-    if isinstance(heads, list) and any(n != heads[0] for n in heads):
-        raise CheckpointError(
-            f"{source} has stages with different numbers of heads ({heads}), which no other format knows"
-        )
-    claims = {
+    claims: dict[str, tuple[Mapping[str, Any], Any]] = {
         "img_encoder.embed_dim": (image, vision.hidden_size),
         "img_encoder.img_size": (image, vision.image_size),
         "img_encoder.patch_size": (image, vision.patch_size),
@@ -191,16 +265,20 @@ def _check_settings(
         claimed = table.get(name.rpartition(".")[2])
         if claimed is None:
             continue
-        # The authors leave the last stage's number of groups out.
-        same = (
-            found[: len(claimed)] == claimed
-            if isinstance(found, list) and isinstance(claimed, list)
-            else found == claimed
-        )
+        same = found == claimed
+        if name.endswith("num_output_groups") and isinstance(claimed, list):
+            # The last stage's is not used, and the authors leave it out.
+            same = len(claimed) in (len(found) - 1, len(found)) and found[:-1] == claimed[: len(found) - 1]
         if not same:
             raise CheckpointError(
-                f"{source} contradicts itself: its settings say model.{name} = {claimed!r}, its tensors {found!r}"
+                f"{source} contradicts itself: its settings say model.{name} = {shown(claimed)}, its tensors {shown(found)}"
             )
+    ratio = image.get("mlp_ratio")
+    if ratio is not None and not (_is_ratio(ratio) and int(ratio * vision.hidden_size) == vision.intermediate_size):
+        raise CheckpointError(
+            f"{source} contradicts itself: its settings say model.img_encoder.mlp_ratio = {shown(ratio)}, its tensors "
+            f"{vision.intermediate_size / vision.hidden_size:g}"
+        )
 
 
 def settings(config: GroupViTConfig) -> dict[str, Any]:
@@ -210,19 +288,35 @@ def settings(config: GroupViTConfig) -> dict[str, Any]:
         InputError: the authors' code has no such model; says all that it lacks.
     """
     vision, words = config.vision_config, config.text_config
-    factor = vision.intermediate_size / vision.hidden_size
-    wants = {
+    stages, grouping = len(vision.depths), any(vision.num_group_tokens)
+    wants: dict[str, tuple[Any, Any]] = {
         "vision_config.hidden_act": (vision.hidden_act, "gelu"),
         "vision_config.layer_norm_eps": (vision.layer_norm_eps, 1e-5),
-        "vision_config.assign_eps": (vision.assign_eps, 1.0),
-        "vision_config.assign_mlp_ratio": (list(vision.assign_mlp_ratio), [0.5, 4]),
-        "vision_config.intermediate_size": (vision.intermediate_size, int(factor * vision.hidden_size)),
         "text_config.hidden_act": (words.hidden_act, "quick_gelu"),
         "text_config.layer_norm_eps": (words.layer_norm_eps, 1e-5),
         "text_config.intermediate_size": (words.intermediate_size, 4 * words.hidden_size),
-        "text_config.num_attention_heads": (words.num_attention_heads, words.hidden_size / _HEAD_WIDTH),
     }
+    if grouping:
+        wants["vision_config.assign_eps"] = (vision.assign_eps, 1.0)
+        wants["vision_config.intermediate_size"] = (vision.intermediate_size, _MLP_RATIO * vision.hidden_size)
     lacking = [f"{name} {value!r} (only {only!r})" for name, (value, only) in wants.items() if value != only]
+    if [n > 0 for n in vision.num_group_tokens] != [True] * (stages - 1) + [False]:
+        lacking.append(f"vision_config.num_group_tokens {vision.num_group_tokens} (in every stage but the last)")
+    elif grouping:
+        widths = _widths(vision.assign_mlp_ratio, vision.hidden_size)
+        if widths != _widths(_ASSIGN_RATIOS, vision.hidden_size):
+            lacking.append(f"vision_config.assign_mlp_ratio {vision.assign_mlp_ratio} (only {_ASSIGN_RATIOS})")
+        if vision.hidden_size < 2:
+            lacking.append("vision_config.hidden_size 1 (at least 2)")
+    if words.hidden_size < _HEAD_WIDTH:
+        lacking.append(
+            f"text_config.hidden_size {words.hidden_size} (at least {_HEAD_WIDTH}, the width of a head there)"
+        )
+    elif words.num_attention_heads != words.hidden_size // _HEAD_WIDTH:
+        lacking.append(
+            f"text_config.num_attention_heads {words.num_attention_heads} (only {words.hidden_size // _HEAD_WIDTH}: a head is "
+            f"{_HEAD_WIDTH} wide there)"
+        )
     # The authors pool text at its largest id; eos_token_id 2 asks for the same.
     if words.eos_token_id not in (2, words.vocab_size - 1):
         lacking.append(f"text_config.eos_token_id {words.eos_token_id} (only the last id, {words.vocab_size - 1})")
@@ -230,7 +324,6 @@ def settings(config: GroupViTConfig) -> dict[str, Any]:
         lacking.append("text_config.num_hidden_layers 0")
     if lacking:
         raise InputError(f"the authors' code has no model with {', '.join(lacking)}")
-    stages = len(vision.depths)
     return {
         "model": {
             "type": "MultiLabelContrastive",
@@ -245,8 +338,9 @@ def settings(config: GroupViTConfig) -> dict[str, Any]:
                 "num_group_tokens": list(vision.num_group_tokens),
                 "num_output_groups": list(vision.num_output_groups[: stages - 1]),
                 "depths": list(vision.depths),
-                "mlp_ratio": factor,
+                "mlp_ratio": _ratio(vision.intermediate_size, vision.hidden_size),
                 "drop_rate": vision.dropout,
+                "attn_drop_rate": vision.attention_dropout,
             },
             "text_encoder": {
                 "type": "TextTransformer",

@@ -276,9 +276,8 @@ def configs(draw: st.DrawFn) -> GroupViTConfig:
         },
         vision_config={
             "hidden_size": width,
-            "intermediate_size": width * number(1, 3) if authors else number(1, 9),
-            # The shapes must say the size of the layers' MLP.
-            "depths": [number(1 if authors and stages == 1 else 0, 2) for _ in range(stages)],
+            "intermediate_size": 4 * width if authors else number(1, 9),
+            "depths": [number(0, 2) for _ in range(stages)],
             "num_group_tokens": tokens,
             "num_output_groups": [*tokens[:-1], 1],
             "num_attention_heads": heads,
