@@ -6,11 +6,14 @@ import io
 import json
 import math
 import os
+import re
+import shlex
 import subprocess
 import sys
 import tarfile
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -587,6 +590,18 @@ def test_keras_does_not_run_in_several_processes(capsys, monkeypatch):
     code, _, err = run_cli(capsys, "--data", "scenes:1", "--model", "demo", "--backend", "tf")
     assert code == cli.BAD_INPUT
     assert "several processes evaluate together in PyTorch only" in err
+
+
+def test_the_page_about_evaluation_says_what_works(capsys):
+    page = (Path(cli.__file__).parents[1] / "docs" / "evaluation.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    exec(program, {})
+    assert capsys.readouterr().out.startswith("scenes:1 0.7")
+    commands = re.findall(r"evaluate( --data .*)", page)
+    assert len(commands) > 4
+    for command in commands:
+        options = cli._parser().parse_args(["evaluate", *shlex.split(command.split("`")[0], comments=True)])
+        assert options.run is cli._evaluate
 
 
 @pytest.mark.slow
