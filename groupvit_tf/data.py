@@ -165,6 +165,11 @@ class Feed:
         """The place after the last batch that is done."""
         return self.place
 
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Brings the stream to a place, before it is iterated."""
+        self.stream.load_state_dict(state)
+        self.place = dict(state)
+
     def close(self) -> None:
         """Ends what the stream has running."""
         close = getattr(self.running, "close", None)

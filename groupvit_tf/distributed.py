@@ -136,9 +136,14 @@ def here() -> Place:
         strategy = tf.distribute.MirroredStrategy()
     else:
         return Place(0, 1)
+    return place_of(strategy)
+
+
+def place_of(strategy: Any) -> Place:
+    """This process's place in a TensorFlow strategy."""
     resolver = strategy.cluster_resolver
     if resolver is None or not resolver.cluster_spec().jobs:
-        return Place(0, 1, strategy)
+        return Place(0, 1, strategy if strategy.num_replicas_in_sync > 1 else None)
     spec = resolver.cluster_spec()
     chiefs = spec.num_tasks("chief") if "chief" in spec.jobs else 0
     workers = spec.num_tasks("worker") if "worker" in spec.jobs else 0

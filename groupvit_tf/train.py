@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from groupvit_common.recipe import (
     wave_positions,
 )
 from groupvit_common.run_log import RunLog
-from groupvit_common.run_state import MODEL
+from groupvit_common.run_state import MODEL, Checkpoints, RunState, load
 from groupvit_common.training import (
     Evaluate,
     Run,
@@ -49,7 +49,7 @@ from groupvit_common.training import (
 )
 from groupvit_tf.checkpoint import canonical_variables, from_canonical, is_parameter, kind, to_canonical
 from groupvit_tf.data import Feed, dataset, inputs
-from groupvit_tf.distributed import Model, Place, Seeds, as_logs, gather, here, num_replicas, replica_sum
+from groupvit_tf.distributed import Model, Place, Seeds, as_logs, gather, here, num_replicas, place_of, replica_sum
 from groupvit_tf.init import without_initial_values
 from groupvit_tf.layers import DropPath, Tensor, mean, wide_dtype
 from groupvit_tf.loss import (
@@ -122,9 +122,13 @@ def train(
     average = MeanWeights(trainer, partial(mean_decay_at, recipe)) if recipe.optimizer.ema_decay else None
     best = _Best(trainer, average)
     if run.resumed is not None:
-        _restore(run, trainer, average)
+        assert run.resumed_from is not None
+        ranks = run.resumed.values["ranks"]
+        seeds = ranks[run.rank].get("seeds", []) if len(ranks) == run.world else []
+        best.restore(run.resumed, run.resumed_from, run.step, seeds)
+        trainer.assign_hard = assigns_hard(recipe, run.step)
     elif run.rank == 0:
-        run.measure_untrained(best.segmenter(run), trainer.model.num_parameters())
+        run.measure_untrained(best.segmenter(run.processor), trainer.model.num_parameters())
     feed = Feed(run.stream())
     progress = Progress(run, feed)
     saving = _Saving(run, feed, best, place, progress)
@@ -229,7 +233,7 @@ class Trainer(Model):
         model.logit_scale.constraint = _at_most_largest_scale
         self.multi_label_logit_scale: Any = None
         if recipe.multi_label:
-            start = float(model.logit_scale) if multi_label_scale is None else multi_label_scale
+            start = _number(model.logit_scale) if multi_label_scale is None else multi_label_scale
             self.multi_label_logit_scale = self.add_weight(
                 shape=(),
                 dtype=model.variable_dtype,
@@ -283,40 +287,51 @@ class Trainer(Model):
         """A step that leaves no trace if it is not taken. Keras calls this."""
         if keras.backend.backend() == "jax":
             return self._pure_step(*arguments)
-        if self._adamw is None:
+        adamw = _adamw(self)
+        if adamw is None:
             return super().train_step(*arguments)
         statistics = [(variable, ops.copy(variable)) for variable in self._statistics()]
-        before = ops.copy(self._adamw.taken)
+        before = ops.copy(adamw.taken)
         logs = super().train_step(*arguments)
-        taken = ops.greater(self._adamw.taken, before)
+        taken = ops.greater(adamw.taken, before)
         for variable, value in statistics:
             variable.assign(ops.where(taken, variable, value))
-        return logs | as_logs(_verdict(taken, self._adamw.gradient_norm))
+        return logs | as_logs(_verdict(taken, adamw.gradient_norm))
 
     def _pure_step(self, state: Any, data: Any) -> Any:
         """The step of JAX, which is given all variables' values and returns the new ones."""
         logs, after = super().train_step(state, data)
-        if self._adamw is None:
+        adamw = _adamw(self)
+        if adamw is None:
             return logs, after
         at = {id(variable): place for place, variable in enumerate(self.optimizer.variables)}
-        count = at[id(self._adamw.taken)]
+        count = at[id(adamw.taken)]
         taken = after[2][count] > state[2][count]
         changed = {id(variable) for variable in self._statistics()}
         fixed = [
             ops.where(taken, new, old) if id(variable) in changed else new
             for variable, new, old in zip(self.non_trainable_variables, after[1], state[1], strict=True)
         ]
-        norm = after[2][at[id(self._adamw.gradient_norm)]]
+        norm = after[2][at[id(adamw.gradient_norm)]]
         return logs | _verdict(taken, norm), (after[0], fixed, *after[2:])
-
-    @property
-    def _adamw(self) -> AdamW | None:
-        found = getattr(self.optimizer, "inner_optimizer", self.optimizer)
-        return found if isinstance(found, AdamW) else None
 
     def _statistics(self) -> list[Any]:
         """What batch norms keep."""
         return [v for name, v in canonical_variables(self.model).items() if not is_parameter(name)]
+
+
+def _adamw(module: Any) -> AdamW | None:
+    found = getattr(module.optimizer, "inner_optimizer", module.optimizer)
+    return found if isinstance(found, AdamW) else None
+
+
+def _model_of(module: GroupViTModel | Trainer) -> GroupViTModel:
+    return module.model if isinstance(module, Trainer) else module
+
+
+def _named(module: GroupViTModel | Trainer) -> dict[str, keras.Variable]:
+    """The variables under the names of a checkpoint's files."""
+    return module.named_variables() if isinstance(module, Trainer) else canonical_variables(module)
 
 
 def _verdict(taken: Tensor, norm: Tensor) -> dict[str, Tensor]:
@@ -452,6 +467,11 @@ def _noise(model: GroupViTModel, recipe: Recipe) -> list[Tensor] | None:
     """The noise of the grouping blocks: None, which draws the paper's, or zeros for none at all."""
     blocks = sum(count > 0 for count in model.config.vision_config.num_group_tokens)
     return None if recipe.objective.gumbel else [np.zeros((1, 1, 1), np.float32)] * blocks
+
+
+def _number(variable: Any) -> Any:
+    """The number that a variable holds, on whichever replica."""
+    return np.asarray(variable).item()
 
 
 def _at_most_largest_scale(log_scale: Tensor) -> Tensor:
@@ -622,9 +642,9 @@ class MeanWeights(keras.callbacks.Callback):
 
     def __init__(self, model: GroupViTModel | Trainer, decay_at: Callable[[int], float]) -> None:
         super().__init__()
-        self.of: GroupViTModel = model.model if isinstance(model, Trainer) else model
+        self.of = _model_of(model)
         self.decay_at = decay_at
-        named = model.named_variables() if isinstance(model, Trainer) else canonical_variables(model)
+        named = _named(model)
         self.variables = {name: v for name, v in named.items() if keras.backend.is_float_dtype(v.dtype)}
         self.counters = {name: v for name, v in named.items() if name not in self.variables}
         self.means = {
@@ -640,7 +660,7 @@ class MeanWeights(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         optimizer = self.model.optimizer
         if not (logs or {}).get("skipped"):
-            self._move(np.float64(1.0 - self.decay_at(int(optimizer.iterations) - 1)))
+            self._move(np.float64(1.0 - self.decay_at(_number(optimizer.iterations) - 1)))
 
     def _moved(self, share: Any) -> None:
         """Towards the weights as they are, by this share."""
@@ -665,7 +685,7 @@ class HardAssignment(keras.callbacks.Callback):
         self.recipe = recipe
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        hard = assigns_hard(self.recipe, int(self.model.optimizer.iterations))
+        hard = assigns_hard(self.recipe, _number(self.model.optimizer.iterations))
         if hard != self.model.assign_hard:
             self.model.assign_hard = hard
             self.model.make_train_function(force=True)
@@ -693,7 +713,7 @@ class Progress(keras.callbacks.Callback):
             run.step += 1
             run.losses.append(loss)
             self.recent.append(loss)
-        elif scaling is not None and math.isfinite(loss) and float(scaling.dynamic_scale) > 1.0:
+        elif scaling is not None and math.isfinite(loss) and _number(scaling.dynamic_scale) > 1.0:
             # float16 could not hold the gradient at its scale, which is no fault of the batch. Keras does not count such a step.
             run.step += 1
             run.losses.append(loss)
@@ -712,22 +732,17 @@ class Progress(keras.callbacks.Callback):
             "loss": float(np.mean(self.recent)) if self.recent else math.nan,
             "learning_rate": learning_rate_at(run.recipe, run.step - 1),
             "gradient_norm": norm,
-            "logit_scale": math.exp(float(trainer.model.logit_scale)),
+            "logit_scale": math.exp(_number(trainer.model.logit_scale)),
             "bad_steps": run.bad_steps,
         }
         if trainer.multi_label_logit_scale is not None:
-            values[MULTI_LABEL_SCALE] = math.exp(float(trainer.multi_label_logit_scale))
+            values[MULTI_LABEL_SCALE] = math.exp(_number(trainer.multi_label_logit_scale))
         if isinstance(trainer.optimizer, LossScale):
-            values["gradient_scale"] = float(trainer.optimizer.dynamic_scale)
-        warnings = []
-        pixels = ops.convert_to_tensor(arrays["pixel_values"][:_IMAGES_WATCHED])
-        seen = trainer.model.vision_model(pixels, output_attentions=True).attentions
-        for number, assignment in enumerate(seen):
-            measures = grouping_measures(np.asarray(ops.cast(assignment, "float32")))
-            values |= {f"{name}.{number}" if number else name: value for name, value in measures.items()}
-            warnings.append(collapse(measures))
+            values["gradient_scale"] = _number(trainer.optimizer.dynamic_scale)
+        measures, warning = _watch_grouping(trainer.model, arrays["pixel_values"][:_IMAGES_WATCHED])
+        values |= measures
         self.records.progress(run.step, values, flops=0.0, peak=0.0)
-        for warning in filter(None, warnings[:1]):
+        if warning:
             run.log(f"step {run.step}: {warning}")
         self.recent.clear()
 
@@ -746,6 +761,18 @@ class Progress(keras.callbacks.Callback):
     def close(self) -> None:
         if self.records is not None:
             self.records.close()
+
+
+def _watch_grouping(model: GroupViTModel, pixel_values: Any) -> tuple[dict[str, float], str]:
+    """Measures of every grouping block on some images, those of the second and later ones numbered; what is wrong with the first's."""
+    seen = model.vision_model(ops.convert_to_tensor(pixel_values), output_attentions=True).attentions
+    measures = [grouping_measures(np.asarray(ops.cast(assignment, "float32"))) for assignment in seen]
+    named = {
+        f"{name}.{number}" if number else name: value
+        for number, values in enumerate(measures)
+        for name, value in values.items()
+    }
+    return named, collapse(measures[0]) if measures else ""
 
 
 def _flat(arrays: Mapping[str, Any], before: str = "") -> Arrays:
@@ -767,7 +794,7 @@ class _Saving(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         run = self.run
         if run.evaluates_now() and run.rank == 0:
-            run.save(self.best, self.best.segmenter(run))
+            run.save(self.best, self.best.segmenter(run.processor))
             self.progress.measured()
         stop, late = self._agree(run.stop_signal, (time.monotonic() - self.last) / 60)
         saved = self._save(self.model) if stop or run.saves_now(late) else False
@@ -784,7 +811,7 @@ class _Saving(keras.callbacks.Callback):
         return max(answer[0] for answer in answers), answers[0][1]
 
     def _save(self, trainer: Trainer) -> bool:
-        own = {"data": self.feed.state_dict(), "seeds": [np.asarray(seed).tolist() for seed in _seeds(trainer)]}
+        own = {"data": self.feed.state_dict(), "seeds": _seed_values(trainer)}
         ranks = self.place.all(own)
         self.last = time.monotonic()
         if self.run.rank:
@@ -795,41 +822,264 @@ class _Saving(keras.callbacks.Callback):
         return saved
 
 
+# Callbacks for scripts of one's own
+
+
+class Evaluation(keras.callbacks.Callback):
+    """Measures the model every so many steps, through a `Segmenter` that holds it: `measured` has the last measures by name, which are
+    also added to the step's logs, for the callbacks that follow.
+
+    Args:
+        measure: more being better, so that their mean can tell which checkpoint is the best.
+        average: the mean weights that are to be measured instead.
+    """
+
+    def __init__(
+        self,
+        measure: Evaluate,
+        processor: GroupViTProcessor,
+        *,
+        every: int = 1000,
+        average: MeanWeights | None = None,
+        log: Callable[[str], None] = print,
+    ) -> None:
+        super().__init__()
+        self.measure, self.processor, self.every, self.average, self.log = measure, processor, every, average, log
+        self.measured: dict[str, float] = {}
+        self.step = -1
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        module = self.model
+        step = _number(module.optimizer.iterations)
+        if step % self.every == 0:
+            self.measured = dict(self.measure(_Best(module, self.average).segmenter(self.processor)))
+            self.step = step
+            self.log(f"step {step}: {', '.join(f'{name} {value:.4g}' for name, value in self.measured.items())}")
+            if logs is not None:
+                logs.update(self.measured)
+
+
+class GroupingMeasures(keras.callbacks.Callback):
+    """Adds to a step's logs, every so many, whether the grouping of some images tells anything
+    (`groupvit_common.training.grouping_measures`), for the callbacks that follow, such as Keras's `TensorBoard`; says when it does not.
+
+    Args:
+        pixel_values: `[B, 3, H, W]`, some 32 images.
+    """
+
+    def __init__(self, pixel_values: Any, *, every: int = 100, log: Callable[[str], None] = print) -> None:
+        super().__init__()
+        self.pixel_values, self.every, self.log = pixel_values, every, log
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        module = self.model
+        step = _number(module.optimizer.iterations)
+        if step % self.every == 0:
+            measures, warning = _watch_grouping(_model_of(module), self.pixel_values)
+            if warning:
+                self.log(f"step {step}: {warning}")
+            if logs is not None:
+                logs.update(measures)
+
+
+class StopOnBadSteps(keras.callbacks.Callback):
+    """Ends `fit` when so many steps came to a loss or gradient that is no number; `bad_steps` counts them."""
+
+    def __init__(self, most: int = 10, *, log: Callable[[str], None] = print) -> None:
+        super().__init__()
+        self.most, self.log = most, log
+        self.bad_steps = 0
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        logs = logs or {}
+        # The mean of several steps is no number from the first one on that is none; `skipped` is of this step.
+        if logs["skipped"] if "skipped" in logs else not math.isfinite(logs.get("loss", 0.0)):
+            self.bad_steps += 1
+            self.log(f"a loss or gradient is no number ({self.bad_steps} of at most {self.most} steps)")
+            if self.bad_steps >= self.most:
+                self.model.stop_training = True
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Checkpoints of `fit` in the folder `checkpoints/` of a directory: whole or not there, checked when they are read, the last and the
+    best kept; each has a `model/` that `from_pretrained` of either backend loads. `restore` goes on from the newest valid one.
+
+    What `fit` trains is a `Trainer` or a `GroupViTModel`, compiled with `AdamW` of this module. Last of the callbacks.
+
+    Args:
+        every: steps; minutes: since the last one; 0: not. keep: how many of the newest stay.
+        processor: saved with the model. feed: the data, whose place is saved. average: mean weights, which are then the model that
+            is saved. evaluation: whose measures decide which is the best, which also stays.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        every: int = 1000,
+        minutes: float = 0.0,
+        keep: int = 3,
+        processor: GroupViTProcessor | None = None,
+        feed: Feed | None = None,
+        average: MeanWeights | None = None,
+        evaluation: Evaluation | None = None,
+        log: Callable[[str], None] = print,
+    ) -> None:
+        super().__init__()
+        self.checkpoints = Checkpoints(Path(directory), keep=keep, log=log)
+        self.every, self.minutes, self.log = every, minutes, log
+        self.processor, self.feed, self.average, self.evaluation = processor, feed, average, evaluation
+        self.last = time.monotonic()
+        self.saved = -1
+
+    def restore(self, module: GroupViTModel | Trainer) -> int:
+        """Brings what `fit` trains, compiled, to the newest valid checkpoint; how many steps it had taken, 0 if there is none.
+
+        The data is brought there too if the feed has not begun.
+        """
+        self.checkpoints.clean()
+        path = self.checkpoints.newest()
+        if path is None:
+            return 0
+        state = load(path)
+        if not module.optimizer.built:
+            module.optimizer.build(module.trainable_variables)
+        place, ranks = _place(module), state.values["ranks"]
+        own = ranks[place.rank] if len(ranks) == place.world else {"seeds": [], "data": None}
+        _Best(module, self.average).restore(state, path, state.step, own["seeds"])
+        if self.feed is not None and own["data"] is not None:
+            self.feed.load_state_dict(own["data"])
+        self.log(f"continuing from {path} at step {state.step}")
+        return state.step
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        module = self.model
+        if self.feed is not None:
+            self.feed.done()
+        step = _number(module.optimizer.iterations)
+        late = bool(self.minutes) and _place(module).any((time.monotonic() - self.last) / 60 >= self.minutes)
+        if late or (self.every and step % self.every == 0):
+            try:
+                self._save(module, step)
+            except CheckpointError as error:
+                self.log(f"{error}; the run goes on")
+
+    def on_train_end(self, logs: Any = None) -> None:
+        module = self.model
+        step = _number(module.optimizer.iterations)
+        if step != self.saved:
+            self._save(module, step)
+
+    def _save(self, module: GroupViTModel | Trainer, step: int) -> None:
+        place, best, evaluation = _place(module), _Best(module, self.average), self.evaluation
+        own = {"seeds": _seed_values(module), "data": None if self.feed is None else self.feed.state_dict()}
+        ranks = place.all(own)
+        self.last = time.monotonic()
+        if place.rank:
+            self.saved = step
+            return
+        arrays, values = best.state()
+        values |= {"ranks": ranks}
+        measure = None
+        if evaluation is not None and evaluation.step == step:
+            measure = float(np.mean(list(evaluation.measured.values())))
+
+        def write(directory: Path) -> None:
+            best.save_pretrained(directory)
+            if self.processor is not None:
+                self.processor.save_pretrained(directory)
+
+        path = self.checkpoints.save(RunState(step, values, arrays, measure), write)
+        self.saved = step
+        self.log(f"step {step}: saved {path}")
+
+
 # What a checkpoint holds
 
 
 class _Best:
-    """The weights of a run that are measured and saved: their mean where there is one. The multi-label temperature is beside them in
+    """The weights of a training that are measured and saved: their mean where there is one. The multi-label temperature is beside them in
     the file; loading ignores it."""
 
-    def __init__(self, trainer: Trainer, average: MeanWeights | None) -> None:
-        self.trainer, self.average = trainer, average
+    def __init__(self, module: GroupViTModel | Trainer, average: MeanWeights | None) -> None:
+        self.module, self.average = module, average
 
     def arrays(self) -> Arrays:
-        return _arrays(self.trainer.named_variables()) if self.average is None else self.average.arrays()
+        return _arrays(_named(self.module)) if self.average is None else self.average.arrays()
 
     def save_pretrained(self, directory: Path) -> None:
-        self.trainer.model.save_pretrained(directory, state_dict=self.arrays())
+        _model_of(self.module).save_pretrained(directory, state_dict=self.arrays())
 
-    def segmenter(self, run: Run) -> Segmenter:
-        model = GroupViTModel.from_arrays(self.trainer.model.config, self.arrays(), dtype="float32")
-        return Segmenter(model, run.processor, batch_size=50)
+    def segmenter(self, processor: GroupViTProcessor) -> Segmenter:
+        model = GroupViTModel.from_arrays(_model_of(self.module).config, self.arrays(), dtype="float32")
+        return Segmenter(model, processor, batch_size=50)
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         """What goes into a checkpoint besides: the optimizer's state, the weights where their mean is the model; under the names, and in
         the layout, of `groupvit_torch.train`."""
-        trainer = self.trainer
+        adamw, variables = _adamw(self.module), _named(self.module)
+        if adamw is None:
+            raise InputError(
+                "a checkpoint that can be continued needs groupvit_tf.train.AdamW as the optimizer, got "
+                f"{type(self.module.optimizer).__name__}"
+            )
         arrays: Arrays = {}
-        adamw, names = trainer._adamw, {id(v): name for name, v in trainer.named_variables().items()}
-        assert adamw is not None
-        for variable in adamw._trainable_variables:
-            name, index = names[id(variable)], adamw._get_variable_index(variable)
-            for key, moments in (("exp_avg", adamw._momentums), ("exp_avg_sq", adamw._velocities)):
-                arrays[f"optimizer.{key}.{name}"] = to_canonical(kind(variable), np.asarray(moments[index]))
+        for name, variable, moments in _moments(adamw, variables):
+            for key, moment in moments.items():
+                arrays[f"optimizer.{key}.{name}"] = to_canonical(kind(variable), np.asarray(moment))
             arrays[f"optimizer.step.{name}"] = np.asarray(adamw.taken).astype(np.float32)
         if self.average is not None:
-            arrays |= {f"weights.{name}": array for name, array in _arrays(trainer.named_variables()).items()}
-        return arrays, {"scaler": _scaler_state(trainer.optimizer)}
+            arrays |= {f"weights.{name}": array for name, array in _arrays(variables).items()}
+        return arrays, {"scaler": _scaler_state(self.module.optimizer)}
+
+    def restore(self, state: RunState, directory: Path, steps: int, seeds: Sequence[Any]) -> None:
+        """Everything as it was after the step of a checkpoint.
+
+        Args:
+            directory: of the checkpoint; steps: taken by then, those that were left out too; seeds: of this process, as `_seeds` was.
+        """
+        saved = {
+            name: np.array(array)
+            for path, names in find_weights(directory / MODEL).files.items()
+            for name, array in read_arrays(path, names)
+        }
+        weights = {n.removeprefix("weights."): a for n, a in state.arrays.items() if n.startswith("weights.")} or saved
+        variables, optimizer, adamw = _named(self.module), self.module.optimizer, _adamw(self.module)
+        _load(variables, variables, weights)
+        if self.average is not None:
+            _load(self.average.means, variables, saved)
+        assert adamw is not None
+        for name, variable, moments in _moments(adamw, variables):
+            for key, moment in moments.items():
+                array = state.arrays.get(f"optimizer.{key}.{name}")
+                if array is not None:
+                    moment.assign(from_canonical(kind(variable), np.array(array)))
+        taken = [int(array) for name, array in state.arrays.items() if name.startswith("optimizer.step.")]
+        adamw.taken.assign(max(taken, default=0))
+        adamw.iterations.assign(steps)
+        scaler = state.values["scaler"]
+        if isinstance(optimizer, LossScale) and scaler:
+            optimizer.dynamic_scale.assign(scaler["scale"])
+            optimizer.step_counter.assign(scaler["_growth_tracker"])
+        # A run of PyTorch has none: noise goes on anew.
+        for variable, seed in zip(_seeds(self.module), seeds, strict=False):
+            variable.assign(np.array(seed, variable.dtype))
+
+
+def _place(module: Any) -> Place:
+    return Place(0, 1) if keras.backend.backend() != "tensorflow" else place_of(module.distribute_strategy)
+
+
+def _moments(adamw: AdamW, variables: Mapping[str, Any]) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """Of each variable that is learnt: name, variable, its moments under PyTorch's names."""
+    names = {id(variable): name for name, variable in variables.items()}
+    for variable in adamw._trainable_variables:
+        index = adamw._get_variable_index(variable)
+        yield (
+            names[id(variable)],
+            variable,
+            {"exp_avg": adamw._momentums[index], "exp_avg_sq": adamw._velocities[index]},
+        )
 
 
 def _arrays(variables: Mapping[str, Any], like: Mapping[str, Any] | None = None) -> Arrays:
@@ -840,63 +1090,6 @@ def _arrays(variables: Mapping[str, Any], like: Mapping[str, Any] | None = None)
         array = array.astype(np.int64) if array.dtype.kind == "i" else array
         found[name] = to_canonical(kind((like or {}).get(name, variable)), array)
     return found
-
-
-def _seeds(trainer: Trainer) -> list[keras.Variable]:
-    """The states of all that draws random numbers in training, in an order that does not change."""
-    return [variable for variable in trainer.non_trainable_variables if variable.name == "seed_generator_state"]
-
-
-def _scaler_state(optimizer: Any) -> dict[str, Any]:
-    """What PyTorch's `GradScaler` keeps."""
-    if not isinstance(optimizer, LossScale):
-        return {}
-    return {
-        "scale": float(optimizer.dynamic_scale),
-        "growth_factor": 2.0,
-        "backoff_factor": 0.5,
-        "growth_interval": optimizer.dynamic_growth_steps,
-        "_growth_tracker": int(optimizer.step_counter),
-    }
-
-
-def _restore(run: Run, trainer: Trainer, average: MeanWeights | None) -> None:
-    """Everything as it was after the step of the checkpoint."""
-    state = run.resumed
-    assert state is not None
-    assert run.resumed_from is not None
-    saved = {
-        name: np.array(array)
-        for path, names in find_weights(run.resumed_from / MODEL).files.items()
-        for name, array in read_arrays(path, names)
-    }
-    weights = {n.removeprefix("weights."): a for n, a in state.arrays.items() if n.startswith("weights.")} or saved
-    named = trainer.named_variables()
-    _load(named, named, weights)
-    if average is not None:
-        _load(average.means, named, saved)
-    adamw = trainer._adamw
-    assert adamw is not None
-    names = {id(v): name for name, v in named.items()}
-    for variable in adamw._trainable_variables:
-        name, index = names[id(variable)], adamw._get_variable_index(variable)
-        for key, moments in (("exp_avg", adamw._momentums), ("exp_avg_sq", adamw._velocities)):
-            array = state.arrays.get(f"optimizer.{key}.{name}")
-            if array is not None:
-                moments[index].assign(from_canonical(kind(variable), np.array(array)))
-    steps = [int(array) for name, array in state.arrays.items() if name.startswith("optimizer.step.")]
-    adamw.taken.assign(max(steps, default=0))
-    adamw.iterations.assign(run.step)
-    scaler = state.values["scaler"]
-    if isinstance(trainer.optimizer, LossScale) and scaler:
-        trainer.optimizer.dynamic_scale.assign(scaler["scale"])
-        trainer.optimizer.step_counter.assign(scaler["_growth_tracker"])
-    ranks = state.values["ranks"]
-    seeds = ranks[run.rank].get("seeds", []) if len(ranks) == run.world else []
-    # A run of PyTorch has none: its noise goes on anew.
-    for variable, seed in zip(_seeds(trainer), seeds, strict=False):
-        variable.assign(np.array(seed, variable.dtype))
-    trainer.assign_hard = assigns_hard(run.recipe, run.step)
 
 
 def _load(variables: Mapping[str, Any], like: Mapping[str, Any], weights: Mapping[str, NDArray[Any]]) -> None:
@@ -910,3 +1103,25 @@ def _load(variables: Mapping[str, Any], like: Mapping[str, Any], weights: Mappin
         )
     for name, array in found.items():
         variables[name].assign(array.astype(variables[name].dtype))
+
+
+def _seeds(module: Any) -> list[keras.Variable]:
+    """The states of all that draws random numbers in training, in an order that does not change."""
+    return [variable for variable in module.non_trainable_variables if variable.name == "seed_generator_state"]
+
+
+def _seed_values(module: Any) -> list[list[int]]:
+    return [np.asarray(seed).tolist() for seed in _seeds(module)]
+
+
+def _scaler_state(optimizer: Any) -> dict[str, Any]:
+    """What PyTorch's `GradScaler` keeps."""
+    if not isinstance(optimizer, LossScale):
+        return {}
+    return {
+        "scale": _number(optimizer.dynamic_scale),
+        "growth_factor": 2.0,
+        "backoff_factor": 0.5,
+        "growth_interval": optimizer.dynamic_growth_steps,
+        "_growth_tracker": _number(optimizer.step_counter),
+    }
