@@ -22,6 +22,7 @@ from groupvit_common.settings import changed  # noqa: E402
 from groupvit_common.training import Run, make_processor  # noqa: E402
 from groupvit_torch import train as T  # noqa: E402
 from groupvit_torch.data import Inputs  # noqa: E402
+from groupvit_torch.layers import drop_path  # noqa: E402
 from groupvit_torch.model import GroupViTModel  # noqa: E402
 from tests.conftest import smallest_config  # noqa: E402
 from tests.training import END, PAPER, Captions, quiet, tiny, train  # noqa: E402
@@ -328,6 +329,21 @@ def test_padding_that_all_texts_have_is_cut():
     with torch.no_grad():
         losses = [float(module(inputs_of(b), True)[0]) for b in (batch, wide)]
     assert losses[0] == pytest.approx(losses[1], rel=EXACT)
+
+
+def test_dropped_paths_keep_the_mean():
+    ones = torch.ones(20_000, 2, 3)
+    dropped = drop_path(ones, 0.25, training=True)
+    assert (dropped == dropped[:, :1, :1]).all()  # a whole branch of a sample
+    assert set(dropped.unique().tolist()) == {0.0, np.float32(1 / 0.75)}
+    assert dropped.mean().item() == pytest.approx(1.0, abs=0.02)  # five standard deviations
+    assert drop_path(ones, 0.25, training=False) is ones
+    layers = [
+        layer
+        for stage in module_of(changed(PROMPTED, NOISY)).model.vision_model.encoder.stages
+        for layer in stage.layers
+    ]
+    assert [layer.drop_path for layer in layers] == pytest.approx([0.0, 0.2, 0.4])
 
 
 # Work
