@@ -257,9 +257,7 @@ def evaluate_segmentation(
         started = time.perf_counter()
         for sample, mask, found in _segmented(segmenter, data, todo):
             if predictions is not None:
-                path = _prediction_path(predictions, sample.name)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                _save(data.prediction_image(found.label_map), path)
+                _save(data.prediction_image(found.label_map), _prediction_path(predictions, sample.name))
             record = _record(sample.name, mask, found, data)
             journal.add(record)
             result.add(record)
@@ -360,6 +358,7 @@ def _save(image: Image.Image, path: Path) -> None:
     """All or nothing: a run that was killed leaves no half a file."""
     partial = path.with_name(f".{path.name}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         image.save(partial, format="PNG")
         partial.replace(path)
     except OSError as error:
@@ -414,8 +413,11 @@ class _Journal:
 
     def add(self, record: Mapping[str, Any]) -> None:
         if self._file is not None:
-            self._file.write(f"{_line(record)}\n")
-            self._file.flush()
+            try:
+                self._file.write(f"{_line(record)}\n")
+                self._file.flush()
+            except OSError as error:
+                raise InputError(f"cannot write {self._file.name}: {error.strerror or error}") from error
 
     def __enter__(self) -> _Journal:
         return self
@@ -449,7 +451,7 @@ def _read_journals(folder: Path, head: Mapping[str, Any]) -> list[dict[str, Any]
     """The records of an earlier run, each picture once. InputError if it was a run of another kind."""
     records: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob(JOURNAL.format("*"))):
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
         # What follows the last line's end was cut off by a kill.
         read = []
         for line in lines[:-1]:
