@@ -319,7 +319,10 @@ def _open_torch(
             if isinstance(state, dict) and isinstance(state.get(key), dict):
                 state = state[key]
         if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-            raise CheckpointError(f"{path} holds no state dict: a dictionary of tensors, or one under 'model'")
+            what = "a dictionary with other keys than names" if isinstance(state, dict) else shown(state)
+            raise CheckpointError(
+                f"{path} holds {what}, not a state dict: a dictionary of tensors (`model.state_dict()`), or one under 'model'"
+            )
         # A module that was trained in parallel is one level further down.
         if state and all(name.startswith("module.") for name in state):
             state = {name.removeprefix("module."): value for name, value in state.items()}

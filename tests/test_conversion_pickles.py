@@ -155,6 +155,19 @@ def test_harmless_things_beside_the_weights(tmp_path: Path, zipped: bool) -> Non
 
 
 @pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (torch.nn.Linear(2, 2), r"holds an object of torch\.nn\.modules\.linear\.Linear, not a state dict"),
+        ([torch.ones(1)], "holds .*, not a state dict"),
+        ({1: torch.ones(1)}, "holds a dictionary with other keys than names, not a state dict"),
+    ],
+)
+def test_what_is_no_state_dict(tmp_path: Path, content: Any, says: str) -> None:
+    with pytest.raises(CheckpointError, match=f"x.pt {says}"):
+        open_source(save(tmp_path / "x.pt", content))
+
+
+@pytest.mark.parametrize(
     ("tensor", "says"),
     [
         (torch.ones(2).to(torch.float8_e4m3fn), "holds logit_scale as float8_e4m3fn, a type that is not read here"),
