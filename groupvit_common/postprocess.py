@@ -375,7 +375,7 @@ def label_windows(
 
     Groups are numbered window by window; a pixel's is that of the window to whose centre it is nearest.
     """
-    count, groups, labels = affinity.shape
+    labels = affinity.shape[2]
     values, _ = label_values([False] * labels if is_background is None else is_background, threshold)
     group_values = np.concatenate([_group_values(a, values, threshold) for a in affinity])
 
@@ -388,11 +388,38 @@ def label_windows(
     for rows, scores in parts:
         label_map[rows] = channel_values[scores.argmax(axis=0)]
 
+    return PixelLabels(label_map, group_windows(grouping, windows, size), group_values)
+
+
+def group_windows(grouping: Floats, windows: Windows, size: tuple[int, int]) -> Indices:
+    """The largest group of each pixel of a picture seen in windows: grouping maps `[N, G, h, w]` -> `[H, W]`, `size` = (H, W).
+
+    Groups are numbered window by window; a pixel's is that of the window to whose centre it is nearest.
+    """
+    count, groups = grouping.shape[:2]
     group_map: Indices = np.empty(size, dtype=index_dtype(count * groups))
     for index, rows, columns, down, across in windows.tiles(groups, grouping.shape[2:], size):
         tile = _interpolated(_interpolated(grouping[index], 2, across), 1, down)
         group_map[rows, columns] = tile.argmax(axis=0) + index * groups
-    return PixelLabels(label_map, group_map, group_values)
+    return group_map
+
+
+def label_similarity(
+    group_embeds: Floats, grouping: Floats, label_embeds: Floats, windows: Windows, size: tuple[int, int]
+) -> Floats:
+    """How alike each place of a picture and each label are, -1 to 1: the cosine similarities of the groups, by their shares in a patch.
+
+    Windows' group embeddings `[N, G, E]` and grouping maps `[N, G, h, w]`, labels `[L, E]` -> `[L, H, W]` at `size` = (H, W). A
+    pixel's is the mean over the windows that hold it.
+    """
+    maps = np.einsum("ngl,nghw->nlhw", _unit(group_embeds) @ _unit(label_embeds).T, grouping)
+    total = np.zeros((len(label_embeds), *windows.picture), maps.dtype)
+    across, down = (linear_taps(n, side) for n, side in zip(maps.shape[:1:-1], windows.size[::-1], strict=True))
+    for of_window, (rows, columns) in zip(maps, windows, strict=True):
+        total[:, rows, columns] += _interpolated(_interpolated(of_window, 2, across), 1, down)
+    total /= np.outer(*windows.counts()).astype(maps.dtype)
+    across, down = (linear_taps(n, side) for n, side in zip(windows.picture[::-1], size[::-1], strict=True))
+    return _interpolated(_interpolated(total, 2, across), 1, down)
 
 
 def _group_values(affinity: Floats, values: Integers, threshold: float | None) -> Integers:
@@ -401,6 +428,21 @@ def _group_values(affinity: Floats, values: Integers, threshold: float | None) -
     if threshold is not None:
         of_groups[affinity.max(axis=1) < min(threshold, affinity.max())] = 0
     return of_groups
+
+
+@dataclass(frozen=True, eq=False)
+class Details:
+    """What a model sees in one picture besides the labels of its pixels.
+
+    `group_maps`: for each grouping block, the first one first, the largest group of each pixel, uint8 or uint16 `[H, W]` like the
+    picture; the last is a `Segmentation`'s `group_map`. In windows groups are numbered window by window.
+    `similarity`: `[L, h, w]`, -1 to 1, how alike each place and each of `labels` are, at the size at which the model sees the picture.
+    It is what labels are chosen by, before a softmax makes it a score.
+    """
+
+    group_maps: tuple[Indices, ...]
+    labels: tuple[str, ...]
+    similarity: Floats
 
 
 @dataclass(frozen=True)

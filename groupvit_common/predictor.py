@@ -22,11 +22,14 @@ from groupvit_common.image_processor import IMAGE_PROCESSOR_FILE, PROCESSOR_FILE
 from groupvit_common.postprocess import (
     BACKGROUND,
     Assignment,
+    Details,
     Floats,
     Indices,
     PixelLabels,
     Segmentation,
     Windows,
+    group_windows,
+    label_similarity,
     segmentation,
 )
 from groupvit_common.processor import GroupViTProcessor
@@ -275,6 +278,29 @@ class BaseSegmenter(ABC):
         size = (picture.image.height, picture.image.width)
         return (self._labels(seen, size, threshold).label_map for threshold in thresholds)
 
+    def details(self, image: Any) -> Details:
+        """The groups of every grouping block and the similarity to every label, of one picture, for pictures of them.
+
+        InputError as `__call__`. The model sees the picture once more for it.
+        """
+        label_embeds = self._labelled()
+        picture = self._open(image)
+        pixels, windows = self._pixels(picture), self._windows(picture.size)
+        parts = [pixels[:, rows, columns] for rows, columns in windows]
+        seen = [
+            self._blocks(np.stack(parts[start : start + self.batch_size]))
+            for start in range(0, len(parts), self.batch_size)
+        ]
+        of_blocks = [np.concatenate(maps) for maps in zip(*(maps for _, maps in seen), strict=True)]
+        size = (picture.image.height, picture.image.width)
+        return Details(
+            tuple(group_windows(maps, windows, size) for maps in of_blocks),
+            tuple(label.name for label in self.labels),
+            label_similarity(
+                np.concatenate([groups for groups, _ in seen]), of_blocks[-1], label_embeds, windows, picture.size
+            ),
+        )
+
     # One level down: pictures as arrays that are ready for the model.
 
     def prepare(self, image: Any) -> npt.NDArray[np.float32]:
@@ -334,6 +360,10 @@ class BaseSegmenter(ABC):
     def _group(self, pixels: Floats, label_embeds: Floats) -> tuple[Floats, Any, Any]:
         """Pictures `[B, 3, h, w]`, labels `[L, E]` -> probabilities `[B, L]`, and what `_label_pixels` takes, one entry for
         each picture: affinities `[B, G, L]` and grouping maps (`groupvit_common.postprocess`), float32 or wider."""
+
+    @abstractmethod
+    def _blocks(self, pixels: Floats) -> tuple[Floats, list[Floats]]:
+        """Pictures `[B, 3, h, w]` -> embeddings of the groups `[B, G, E]`, and the grouping map of each block up to it."""
 
     @abstractmethod
     def _label_pixels(self, affinity: Any, grouping: Any, size: tuple[int, int], **options: Any) -> PixelLabels:

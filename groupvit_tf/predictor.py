@@ -21,7 +21,7 @@ from groupvit_tf.vision import check_pixels
 __all__ = ["DEFAULT_MODEL", "DEMO_MODEL", "Segmenter"]
 
 # Pixels -> what `Segmenter._look` returns.
-Look = Callable[[Floats], tuple[Tensor, Tensor, Tensor]]
+Look = Callable[[Floats], tuple[Tensor, Tensor, list[Tensor]]]
 
 # Tracing the model takes as long as ten calls without: it is done for a size of pictures that keeps coming.
 _CALLS_BEFORE_TRACING = 4
@@ -74,10 +74,15 @@ class Segmenter(BaseSegmenter):
 
     def _group(self, pixels: Floats, label_embeds: Floats) -> tuple[Floats, Floats, Floats]:
         with self._on_device():
-            groups, images, grouping = self._see(pixels)
+            groups, images, of_blocks = self._see(pixels)
             labels, scale = ops.cast(ops.convert_to_tensor(label_embeds), images.dtype), self._scale()
             affinity = label_affinity(groups, labels, scale, images, self.top_k, self.temperature)
-            return _numpy(image_probabilities(images, labels, scale)), _numpy(affinity), _numpy(grouping)
+            return _numpy(image_probabilities(images, labels, scale)), _numpy(affinity), _numpy(of_blocks[-1])
+
+    def _blocks(self, pixels: Floats) -> tuple[Floats, list[Floats]]:
+        with self._on_device():
+            groups, _, of_blocks = self._see(pixels)
+            return _numpy(groups), [_numpy(maps) for maps in of_blocks]
 
     def _label_pixels(self, affinity: Floats, grouping: Floats, size: tuple[int, int], **options: Any) -> PixelLabels:
         return label_pixels(affinity, grouping, size, **options)
@@ -103,7 +108,7 @@ class Segmenter(BaseSegmenter):
         parts = window_scores(np.stack(affinity), np.stack(grouping), windows, size, **options)
         return (scores for _, scores in parts)
 
-    def _see(self, pixels: Floats) -> tuple[Tensor, Tensor, Tensor]:
+    def _see(self, pixels: Floats) -> tuple[Tensor, Tensor, list[Tensor]]:
         """`_look`, in a traced function where pictures of this size have been seen before."""
         check_pixels(pixels, self.model.config.vision_config)
         size = pixels.shape[2:]
@@ -129,14 +134,14 @@ class Segmenter(BaseSegmenter):
 
         # The variables as arguments: what a function only refers to, JAX compiles into it.
         @jax.jit
-        def look(values: Sequence[Tensor], pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        def look(values: Sequence[Tensor], pixels: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
             with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
                 return self._look(pixels)
 
         return lambda pixels: look([variable.value for variable in variables], ops.convert_to_tensor(pixels))
 
-    def _look(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pictures `[B, 3, H, W]` -> embeddings of groups `[B, G, E]` and pictures `[B, E]`, grouping map `[B, G, h, w]`."""
+    def _look(self, pixels: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Pictures `[B, 3, H, W]` -> embeddings of groups `[B, G, E]` and pictures `[B, E]`, grouping map of each block."""
         with self._on_device():
             vision = self.model.vision_model(pixels, output_attentions=True, training=False)
             states = vision.last_hidden_state
@@ -144,9 +149,10 @@ class Segmenter(BaseSegmenter):
             groups = ops.reshape(groups, (-1, states.shape[1], groups.shape[1]))
             images = self.model.visual_projection(vision.pooler_output, training=False)
             patch = self.model.config.vision_config.patch_size
-            height, width = pixels.shape[2:]
-            grouping = grouping_map([_wide(a) for a in vision.attentions or ()], (height // patch, width // patch))
-            return _wide(groups), _wide(images), grouping
+            grid = (pixels.shape[2] // patch, pixels.shape[3] // patch)
+            assignments = [_wide(a) for a in vision.attentions or ()]
+            of_blocks = [grouping_map(assignments[: i + 1], grid) for i in range(len(assignments))]
+            return _wide(groups), _wide(images), of_blocks
 
     def _on_device(self) -> Any:
         """The device of the model's variables: TensorFlow takes the first accelerator otherwise."""

@@ -56,15 +56,14 @@ class Segmenter(BaseSegmenter):
     @torch.no_grad()
     def _group(self, pixels: Floats, label_embeds: Floats) -> tuple[Floats, Tensor, Tensor]:
         labels, scale = self._to_device(label_embeds), self._scale()
-        vision = self.model.vision_model(torch.from_numpy(pixels).to(self.model.device), output_attentions=True)
-        groups = self.model.visual_projection(vision.last_hidden_state.flatten(0, 1))
-        groups = _wide(groups.unflatten(0, (len(pixels), -1)))
-        images = _wide(self.model.visual_projection(vision.pooler_output))
-        patch = self.model.config.vision_config.patch_size
-        height, width = pixels.shape[-2:]
-        grouping = grouping_map([_wide(a) for a in vision.attentions], (height // patch, width // patch))
+        groups, images, of_blocks = self._look(pixels)
         affinity = label_affinity(groups, labels, scale, images, self.top_k, self.temperature)
-        return image_probabilities(images, labels, scale).cpu().numpy(), affinity, grouping
+        return image_probabilities(images, labels, scale).cpu().numpy(), affinity, of_blocks[-1]
+
+    @torch.no_grad()
+    def _blocks(self, pixels: Floats) -> tuple[Floats, list[Floats]]:
+        groups, _, of_blocks = self._look(pixels)
+        return groups.cpu().numpy(), [maps.cpu().numpy() for maps in of_blocks]
 
     def _label_pixels(self, affinity: Tensor, grouping: Tensor, size: tuple[int, int], **options: Any) -> PixelLabels:
         return label_pixels(affinity, grouping, size, **options)
@@ -89,6 +88,17 @@ class Segmenter(BaseSegmenter):
     ) -> Iterator[Floats]:
         parts = window_scores(torch.stack([*affinity]), torch.stack([*grouping]), windows, size, **options)
         return (scores.cpu().numpy() for _, scores in parts)
+
+    def _look(self, pixels: Floats) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Pictures `[B, 3, H, W]` -> embeddings of groups `[B, G, E]` and pictures `[B, E]`, grouping map of each block."""
+        vision = self.model.vision_model(torch.from_numpy(pixels).to(self.model.device), output_attentions=True)
+        groups = self.model.visual_projection(vision.last_hidden_state.flatten(0, 1))
+        groups = _wide(groups.unflatten(0, (len(pixels), -1)))
+        images = _wide(self.model.visual_projection(vision.pooler_output))
+        patch = self.model.config.vision_config.patch_size
+        grid = (pixels.shape[2] // patch, pixels.shape[3] // patch)
+        assignments = [_wide(a) for a in vision.attentions]
+        return groups, images, [grouping_map(assignments[: i + 1], grid) for i in range(len(assignments))]
 
     def _to_device(self, label_embeds: Floats) -> Tensor:
         return torch.from_numpy(label_embeds).to(self.model.device, self._scale().dtype)
