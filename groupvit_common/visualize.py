@@ -1,16 +1,29 @@
-"""Pictures of label maps: colours, overlays, legends."""
+"""Pictures of results: colours, overlays, legends, names, groups, heat maps, comparisons, sheets."""
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
+
+from groupvit_common.errors import InputError
+
+if TYPE_CHECKING:
+    from groupvit_common.postprocess import Details, Segmentation
+
+Mode = Literal[
+    "input", "pred", "input_pred", "input_pred_label", "first_group", "final_group", "all_groups", "similarity"
+]
+MODES: tuple[Mode, ...] = get_args(Mode)
+"""Kinds of pictures of a result: the seven of the authors' evaluation, under their names, and the heat maps."""
+NEED_DETAILS: frozenset[Mode] = frozenset({"first_group", "all_groups", "similarity"})
+"""Those of them that show more than a `Segmentation` holds."""
 
 # The first colours follow Okabe and Ito (2008), made to be told apart by colour-blind people: black left out, vermilion
 # and blue moved away from orange and sky blue, and ordered so that unlike ones stand next to each other.
@@ -253,8 +266,9 @@ _SYSTEM_FONTS = (
 )
 
 
-def _fit(entry: Entry, size: int) -> tuple[str, Font]:
-    """The name, cut to a bearable length, and a font that has its letters."""
+def _fit(entry: Entry, size: int, width: int | None = None) -> tuple[str, Font]:
+    """The name, cut to a bearable length or to `width` pixels, and a font that has its letters."""
+    width = _MAX_TEXT_EMS * size if width is None else width
     printable = "".join(c if c.isprintable() else " " for c in entry.name)
     without_accents = "".join(c for c in unicodedata.normalize("NFKD", printable) if not unicodedata.combining(c))
     text, font = entry.plain_name, _default_font(size)
@@ -263,8 +277,8 @@ def _fit(entry: Entry, size: int) -> tuple[str, Font]:
         if found is not None:
             text, font = spelling, found
             break
-    if font.getlength(text) > _MAX_TEXT_EMS * size:
-        while text and font.getlength(text + "…") > _MAX_TEXT_EMS * size:
+    if font.getlength(text) > width:
+        while text and font.getlength(text + "…") > width:
             text = text[:-1]
         text = text.rstrip() + "…"
     return text, font
@@ -298,19 +312,281 @@ def _has_letters(font: Font, letters: frozenset[str]) -> bool:
 
 def sheet(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str]) -> Image.Image:
     """Pictures in rows and columns on white, a title over each column. Every row has as many pictures as there are titles."""
-    size = 18
-    font, gap = _default_font(size), size
-    widths = [max(row[c].width for row in rows) for c in range(len(titles))]
+    size = max(18, *(_font_size(picture.size) for row in rows for picture in row))
+    gap = size
+    lines = [_fit(Entry(None, title, title), size) for title in titles]
+    widths = [max(round(font.getlength(line)), *(row[c].width for row in rows)) for c, (line, font) in enumerate(lines)]
     heights = [max(picture.height for picture in row) for row in rows]
     head = 2 * gap + size
     canvas = Image.new("RGB", (sum(widths) + gap * (len(widths) + 1), head + sum(heights) + gap * len(rows)), _PAPER)
     draw = ImageDraw.Draw(canvas)
     x = gap
-    for column, (title, width) in enumerate(zip(titles, widths, strict=True)):
-        draw.text((x, gap), title, fill=_INK, font=font)
+    for column, ((line, font), width) in enumerate(zip(lines, widths, strict=True)):
+        draw.text((x, gap), line, fill=_INK, font=font)
         y = head
         for row, height in zip(rows, heights, strict=True):
             canvas.paste(row[column], (x, y))
             y += height + gap
         x += width + gap
     return canvas
+
+
+# Of a contact sheet; a narrower cell would have no room for a name.
+_CELL_GAP = 12
+_NARROWEST_CELL = 120
+
+
+def contact_sheet(
+    pictures: Iterable[tuple[str, Image.Image]], *, side: int = 256, columns: int | None = None
+) -> Image.Image:
+    """Many pictures at one glance on white, each made to fit `side` x `side` pixels if it is larger, its name under it.
+
+    Args:
+        pictures: names and pictures, in order. They are taken one by one and only kept small.
+        columns: as many in a row. None: about as many as rows.
+
+    Raises:
+        InputError: there are no pictures, or `side` or `columns` are below 1.
+    """
+    if side < 1 or (columns is not None and columns < 1):
+        raise InputError(f"side and columns of a contact sheet must be at least 1, got {side} and {columns}")
+    cells = []
+    for name, picture in pictures:
+        small = picture.convert("RGB")
+        small.thumbnail((side, side))
+        cells.append((name, small))
+    if not cells:
+        raise InputError("a contact sheet needs at least one picture")
+    size = 14
+    across = min(columns or int(np.ceil(len(cells) ** 0.5)), len(cells))
+    width = max(_NARROWEST_CELL, *(small.width for _, small in cells))
+    rows = [cells[i : i + across] for i in range(0, len(cells), across)]
+    heights = [max(small.height for _, small in row) for row in rows]
+    line = size + _CELL_GAP
+    canvas = Image.new(
+        "RGB",
+        (across * (width + _CELL_GAP) + _CELL_GAP, sum(heights) + len(rows) * (line + _CELL_GAP) + _CELL_GAP),
+        _PAPER,
+    )
+    draw = ImageDraw.Draw(canvas)
+    y = _CELL_GAP
+    for row, height in zip(rows, heights, strict=True):
+        for column, (name, small) in enumerate(row):
+            x = _CELL_GAP + column * (width + _CELL_GAP)
+            canvas.paste(small, (x, y + height - small.height))
+            text, font = _fit(Entry(None, name, "?"), size, width)
+            draw.text((x, y + height + _CELL_GAP // 2), text, fill=_INK, font=font)
+        y += height + line + _CELL_GAP
+    return canvas
+
+
+# ---- pictures of a result ----
+
+_GROUP_ALPHA = 0.6
+
+
+def show(result: Segmentation, mode: Mode, details: Details | None = None) -> Image.Image:
+    """A picture of a result, of the size of the photo where it is one picture, as the authors' evaluation shows it.
+
+    Args:
+        mode: "input": the photo. "pred": the labels' colours alone, a background black. "input_pred": the photo tinted with them.
+            "input_pred_label": with the labels' names on it as well. "first_group", "final_group": the photo tinted with a colour for
+            each group of the first or the last grouping block. "all_groups": of every block, side by side. "similarity": a heat map
+            for each label (`similarity_sheet`).
+        details: `Segmenter.details` of the same photo, for the modes in `NEED_DETAILS`.
+
+    Raises:
+        InputError: no such mode, or details that are missing or of another photo.
+    """
+    if mode not in MODES:
+        raise InputError(f"unknown kind of picture {mode!r}: it must be one of {', '.join(MODES)}")
+    if mode == "input":
+        return result.image
+    if mode == "pred":
+        return Image.fromarray(result.colours()[result.label_map])
+    if mode == "input_pred":
+        return result.overlay(legend=False)
+    if mode == "input_pred_label":
+        return _with_names(result)
+    if mode == "final_group":
+        return _groups(result.image, result.group_map)
+    if details is None:
+        raise InputError(f"{mode} shows more than a result holds: give details, which segmenter.details(photo) finds")
+    if any(group_map.shape != result.label_map.shape for group_map in details.group_maps):
+        raise InputError(
+            f"details of a picture of {_size(details.group_maps[0])} pixels, but the result is of {_size(result.label_map)}"
+        )
+    if mode == "similarity":
+        return similarity_sheet(result.image, details)
+    if mode == "first_group":
+        return _groups(result.image, details.group_maps[0])
+    # The last block's groups are the result's: windows and precision are those it was made with.
+    group_maps = (*details.group_maps[:-1], result.group_map)
+    titles = [f"block {i}: {len(np.unique(group_map))} groups" for i, group_map in enumerate(group_maps, 1)]
+    return sheet([[_groups(result.image, group_map) for group_map in group_maps]], titles)
+
+
+def _groups(image: Image.Image, group_map: npt.NDArray[np.unsignedinteger[Any]]) -> Image.Image:
+    return overlay(image, group_map, palette(int(group_map.max()) + 1), _GROUP_ALPHA)
+
+
+def _size(index_map: npt.NDArray[Any]) -> str:
+    return f"{index_map.shape[1]} x {index_map.shape[0]}"
+
+
+# Where names go is found on a map of so many rows and columns at most.
+_COARSE = 160
+
+
+def _with_names(result: Segmentation) -> Image.Image:
+    """The overlay with each label's name on it, the background's left out."""
+    drawn = result.overlay(legend=False)
+    colours, size = result.colours(), _font_size(drawn.size)
+    draw = ImageDraw.Draw(drawn)
+    height, width = result.label_map.shape
+    rows, columns = (
+        ((np.arange(n) + 0.5) * (side / n)).astype(np.int64)
+        for side, n in ((height, min(height, _COARSE)), (width, min(width, _COARSE)))
+    )
+    coarse = result.label_map[np.ix_(rows, columns)]
+    depths = _depths(coarse)
+    present = [i for i, s in enumerate(result.scores) if s.pixel_share > 0 and not (result.has_background and i == 0)]
+    taken: list[tuple[float, float, float, float]] = []
+    for i in sorted(present, key=lambda i: -result.scores[i].pixel_share):
+        there = np.flatnonzero(coarse == i)
+        if not len(there):
+            continue
+        text, font = _fit(Entry(None, result.labels[i], f"label {i}"), size)
+        box_width, box_height = font.getlength(text) + size, 1.4 * size
+        deepest_first = there[np.argsort(-depths.ravel()[there], kind="stable")]
+        boxes = [
+            _box(int(columns[at % len(columns)]), int(rows[at // len(columns)]), box_width, box_height, (width, height))
+            for at in deepest_first[:: max(1, len(deepest_first) // 200)].tolist()
+        ]
+        box = next((b for b in boxes if not any(_overlap(b, other) for other in taken)), boxes[0])
+        taken.append(box)
+        colour = colours[i]
+        is_light = _oklab(_linear_rgb(colour[None]))[0, 0] > 0.62
+        draw.rounded_rectangle(box, radius=size / 3, fill=tuple(colour.tolist()))
+        middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+        draw.text(middle, text, fill=_INK if is_light else _PAPER, font=font, anchor="mm")
+    return drawn
+
+
+def _box(x: float, y: float, width: float, height: float, within: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom around a point, moved into the picture."""
+    left = min(max(0.0, x - width / 2), max(0.0, within[0] - width))
+    top = min(max(0.0, y - height / 2), max(0.0, within[1] - height))
+    return left, top, left + width, top + height
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _depths(index_map: npt.NDArray[np.unsignedinteger[Any]]) -> npt.NDArray[np.int64]:
+    """`[H, W]`: how many steps up, down, left or right each pixel is from another index or the edge."""
+    alive = ~outlines(index_map, 1)
+    alive[[0, -1]] = alive[:, [0, -1]] = False
+    depths = np.zeros(index_map.shape, np.int64)
+    while alive.any():
+        depths += alive
+        inside = alive[1:-1, 1:-1] & alive[:-2, 1:-1] & alive[2:, 1:-1] & alive[1:-1, :-2] & alive[1:-1, 2:]
+        alive = np.pad(inside, 1)
+    return depths
+
+
+# From little to much: dark to light, so that it is read without colours too.
+_HEAT = ((20, 11, 70), (98, 22, 122), (186, 48, 96), (238, 116, 46), (250, 226, 110))
+_HEAT_ALPHA = 0.7
+_HEAT_SIDE = 384
+
+
+def heat_colours(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
+    """`[...]`, 0 to 1 -> `[..., 3]` RGB, from dark violet to light yellow."""
+    anchors = np.linspace(0, 1, len(_HEAT))
+    return (
+        np.stack([np.interp(values, anchors, channel) for channel in np.array(_HEAT).T], axis=-1)
+        .round()
+        .astype(np.uint8)
+    )
+
+
+def heat_map(
+    image: Image.Image, values: npt.NDArray[np.floating[Any]], low: float, high: float, alpha: float = _HEAT_ALPHA
+) -> Image.Image:
+    """`image`, in grey, tinted by `values` `[h, w]` from `low` to `high`; values of another size are interpolated."""
+    share = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
+    smooth = Image.fromarray(share.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR)
+    grey = image.convert("L").convert("RGB")
+    return Image.blend(grey, Image.fromarray(heat_colours(np.asarray(smooth))), alpha)
+
+
+def similarity_sheet(image: Image.Image, details: Details) -> Image.Image:
+    """A heat map for each label: where the picture is how like it. One scale for all, written below."""
+    low, high = float(details.similarity.min()), float(details.similarity.max())
+    small = image.copy()
+    small.thumbnail((_HEAT_SIDE, _HEAT_SIDE))
+    panels = [
+        (f"{name} (at most {values.max():.2f})", heat_map(small, values, low, high))
+        for name, values in zip(details.labels, details.similarity, strict=True)
+    ]
+    drawn = contact_sheet(panels, side=_HEAT_SIDE)
+    font, line = _default_font(14), 14
+    canvas = Image.new("RGB", (drawn.width, drawn.height + 3 * line), _PAPER)
+    canvas.paste(drawn, (0, 0))
+    draw = ImageDraw.Draw(canvas)
+    left, length = _CELL_GAP, min(256, drawn.width - 2 * _CELL_GAP)
+    bar = Image.fromarray(np.broadcast_to(heat_colours(np.linspace(0, 1, length)), (line, length, 3)))
+    canvas.paste(bar, (left, drawn.height))
+    below = drawn.height + line + 2
+    draw.text((left, below), f"{low:.2f}", fill=_INK, font=font)
+    draw.text((left + length, below), f"{high:.2f}", fill=_INK, font=font, anchor="ra")
+    return canvas
+
+
+# ---- two results ----
+
+_DIFFERENT = (214, 47, 75)
+_DIM = 0.45
+
+
+def difference(image: Image.Image, different: npt.NDArray[np.bool_]) -> Image.Image:
+    """`image` in pale grey with the pixels of `different` `[H, W]` in red."""
+    pale = Image.blend(image.convert("L").convert("RGB"), Image.new("RGB", image.size, _PAPER), 1 - _DIM)
+    return Image.composite(Image.new("RGB", image.size, _DIFFERENT), pale, Image.fromarray(different))
+
+
+def compare(first: Segmentation, second: Segmentation, titles: tuple[str, str] = ("first", "second")) -> Image.Image:
+    """Two results of one picture side by side, and where they differ: from two models, two backends, two ways to ask.
+
+    InputError if they are of different sizes or labels.
+    """
+    if first.label_map.shape != second.label_map.shape:
+        raise InputError(
+            f"the results are of {_size(first.label_map)} and {_size(second.label_map)} pixels: they must be of one picture"
+        )
+    if first.labels != second.labels:
+        raise InputError(
+            f"the results have other labels ({', '.join(first.labels)}; {', '.join(second.labels)}): they must have the same"
+        )
+    different = np.asarray(first.label_map != second.label_map)
+    pictures = [
+        first.image,
+        first.overlay(legend=False),
+        second.overlay(legend=False),
+        difference(first.image, different),
+    ]
+    drawn = sheet([pictures], ("picture", *titles, f"different: {_share(different)} of the pixels"))
+    colours = first.colours()
+    present = np.unique([*np.unique(first.label_map), *np.unique(second.label_map)]).tolist()
+    entries = [
+        Entry(None if first.has_background and i == 0 else colours[i], first.labels[i], f"label {i}") for i in present
+    ]
+    return with_legend(drawn, entries)
+
+
+def _share(pixels: npt.NDArray[np.bool_]) -> str:
+    """More exact than `percent`: backends differ in a few pixels of a photo, or in none."""
+    share = float(pixels.mean())
+    return "none" if share == 0 else f"{share:.2%}" if share >= 0.0001 else "<0.01%"
