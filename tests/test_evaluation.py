@@ -553,14 +553,16 @@ def test_the_command_classifies(capsys, checkpoint, classes):
 
 def test_the_background_by_words(capsys, checkpoint, folder):
     options = ["--data", f"folder:{folder}", "--model", checkpoint, "--backend", "torch", "--device", "cpu", "--json"]
-    code, out, _ = run_cli(capsys, *options, "--background-labels", "wall, remote control", "--window", "none")
+    code, out, _ = run_cli(
+        capsys, *options, "--background-labels", "wall, remote control", "--window", "none", "--shorter-side", 32
+    )
     record = json.loads(out)
     assert code == 0
     assert record["settings"]["background"] is None
     assert record["settings"]["window"] is None
     (data,) = open_sets(f"folder:{folder}")
     base = TorchSegmenter.from_pretrained(checkpoint, device="cpu")
-    plain = settings(background=None, window=None, stride=None, shorter_side=448, top_k=5, normalize_prompts=False)
+    plain = settings(background=None, window=None, stride=None, top_k=5, normalize_prompts=False)
     expected = evaluate_segmentation(
         plain.segmenter(base, 8), data, background_labels=parse_labels("wall, remote control")
     )
