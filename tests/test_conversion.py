@@ -750,11 +750,21 @@ def test_a_processor_from_elsewhere(tmp_path: Path) -> None:
 # -- damage ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["x.keras", "x.weights.h5", "tf/tf_model.h5"])
-def test_damaged_files_are_read_or_refused(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "to", "shards"),
+    [
+        ("x.keras", "keras", None),
+        ("x.weights.h5", "keras", None),
+        ("x/tf_model.h5", "transformers-tf", None),
+        ("x/model.safetensors", "native", None),
+        ("x/model.safetensors", "transformers-tf-safetensors", None),
+        ("x/model.safetensors.index.json", "native", "4KB"),
+        ("x/pytorch_model.bin.index.json", "pytorch", "4KB"),
+    ],
+)
+def test_damaged_files_are_read_or_refused(tmp_path: Path, name: str, to: Any, shards: str | None) -> None:
     source = random_checkpoint(tmp_path / "source", smallest_config())
-    to = "transformers-tf" if name.startswith("tf/") else "keras"
-    convert(source, tmp_path / name.partition("/")[0], to)
+    convert(source, tmp_path / name.partition("/")[0], to, max_shard_size=shards)
     path, rng = tmp_path / name, random.Random(3)
     whole = path.read_bytes()
     for end in sorted({0, 1, 7, 40, 100, 600, *(rng.randrange(len(whole)) for _ in range(8))}):
@@ -923,12 +933,13 @@ def test_a_saved_model(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["saved", "source"]
 
 
+@pytest.mark.parametrize("shards", ["5GB", "100KB"])
 @pytest.mark.parametrize("to", ["native", "pytorch"])
-def test_transformers_loads_what_is_written(tmp_path: Path, to: Any) -> None:
+def test_transformers_loads_what_is_written(tmp_path: Path, to: Any, shards: str) -> None:
     """Where transformers is installed, which the suite does not need."""
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
-    convert(CASE / "bin", tmp_path / "x", to)
+    convert(CASE / "bin", tmp_path / "x", to, max_shard_size=shards)
     model, info = transformers.GroupViTModel.from_pretrained(tmp_path / "x", output_loading_info=True)
     assert not any(info.values())
     with np.load(CASE / "expected.npz") as expected, torch.no_grad():
@@ -937,12 +948,14 @@ def test_transformers_loads_what_is_written(tmp_path: Path, to: Any) -> None:
         assert np.abs(logits - expected["logits_per_image"]).max() <= FLOAT32 * np.abs(logits).max()
 
 
-def test_tensorflow_transformers_loads_what_is_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shards", ["5GB", "100KB"])
+@pytest.mark.parametrize("to", ["transformers-tf", "transformers-tf-safetensors"])
+def test_tensorflow_transformers_loads_what_is_written(tmp_path: Path, to: Any, shards: str) -> None:
     """Where transformers 4 is installed with a TensorFlow that it knows."""
     model_class = getattr(pytest.importorskip("transformers"), "TFGroupViTModel", None)
     if model_class is None or getattr(model_class, "_backends", None):
         pytest.skip("this transformers has no TensorFlow")
-    convert(CASE / "bin", tmp_path / "x", "transformers-tf")
+    convert(CASE / "bin", tmp_path / "x", to, max_shard_size=shards)
     model, info = model_class.from_pretrained(tmp_path / "x", output_loading_info=True)
     assert not any(info.values())
     with np.load(CASE / "expected.npz") as expected:
