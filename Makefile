@@ -17,7 +17,7 @@ demo: $(VENV)/torch.stamp ## Segment two fresh pictures with the bundled model; 
 	@$(BIN)/groupvit demo --out demo_output
 
 test: lint ## Lint, type check, and run every test but the slow ones.
-	@$(BIN)/python -m pytest -m "not slow"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 test-slow: $(VENV)/dev.stamp ## Run the tests that take minutes.
 	@$(BIN)/python -m pytest -m slow

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from groupvit_common.postprocess import Segmentation
     from groupvit_common.predictor import BaseSegmenter
     from groupvit_common.prompts import Label
+    from groupvit_common.visualize import Mode
 
 OK, SOME_FAILED, BAD_INPUT, NO_MODEL, SIGNALLED, INTERRUPTED, CLOSED_PIPE = 0, 1, 2, 3, 128, 130, 141
 
@@ -67,6 +68,8 @@ torchrun --nproc-per-node 8 -m groupvit_common.cli evaluate --data voc:DIR --mod
 _BACKENDS = {"torch": ("torch", "PyTorch"), "tf": ("keras", "TensorFlow")}
 _OUTPUT_ENDS = ("_overlay.png", "_labels.png", "_groups.png", "_segmentation.json")
 _DEFAULT_OUT = "groupvit_out"
+# All pictures of a command at one glance, each with its legend.
+_SHEET, _SHEET_SIDE = "contact_sheet.png", 320
 # From so many pictures on, a bar shows how far it is.
 _MANY = 4
 _LEVELS = {1: "colours", 2: "textures", 3: "shapes"}
@@ -139,6 +142,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     segment.add_argument(
         "--group-map", action="store_true", help="also write NAME_groups.png: the groups and their labels"
+    )
+    segment.add_argument(
+        "--show", default="", metavar="KIND[,KIND...]",
+        help="also write NAME_KIND.png: input, pred, input_pred, input_pred_label, first_group, final_group, all_groups "
+        "(as in the authors' evaluation), similarity (a heat map for each label)",
+    )  # fmt: skip
+    segment.add_argument(
+        "--sheet", action="store_true", help=f"also write {_SHEET}: all pictures in colours at one glance"
     )
     segment.add_argument(
         "--batch-size", type=_count, default=8, metavar="N", help="pictures of one size at once (default: %(default)s)"
@@ -267,6 +278,10 @@ def _add_evaluate(commands: Any, shape: dict[str, Any]) -> None:
     results.add_argument(
         "--save-predictions", action="store_true", default=False,
         help="also write label maps into --out, in the form of the set's own masks",
+    )  # fmt: skip
+    results.add_argument(
+        "--html", action="store_true", default=False,
+        help="also write report.html into --out: a page with the figures, the worst and the best pictures",
     )  # fmt: skip
     results.add_argument(
         "--json", action="store_true", default=False, help="print one JSON object per set, a line each"
@@ -409,6 +424,7 @@ def _segment(options: argparse.Namespace) -> int:
     from groupvit_common.prompts import get_templates, parse_labels
 
     # All that can be wrong about the request is said before the model is loaded.
+    shown = _modes(options.show)
     labels = _labels(options)
     background_labels = parse_labels(options.background_labels) if options.background_labels else ()
     get_templates(options.templates)
@@ -433,6 +449,7 @@ def _segment(options: argparse.Namespace) -> int:
         shorter_side=options.shorter_side,
         batch_size=options.batch_size,
     )
+    pictures_of = _Pictures(segmenter, shown, out if options.sheet else None)
     opened: list[Path] = []
 
     def pictures() -> Iterator[Image.Image]:
@@ -452,10 +469,59 @@ def _segment(options: argparse.Namespace) -> int:
             record, where = result.to_dict(), ""
             if out is not None:
                 files = result.save_as(out, names[path], groups=options.group_map)
+                files |= pictures_of.save(result, out, names[path])
                 record["files"] = {kind: str(file) for kind, file in files.items()}
                 where = f" -> {files['overlay']}"
             run.done(record, f"{path}: {_shares(result)}{where}")
+    pictures_of.save_sheet()
     return run.code()
+
+
+def _modes(text: str) -> tuple[Mode, ...]:
+    """What --show asks for."""
+    from groupvit_common.visualize import MODES
+
+    asked = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    unknown = [word for word in asked if word not in MODES]
+    if unknown:
+        raise InputError(f"--show knows no {unknown[0]!r}: it must be among {', '.join(MODES)}")
+    return tuple(mode for mode in MODES if mode in asked)
+
+
+class _Pictures:
+    """The pictures that --show and --sheet ask for. `sheet`: the folder for the contact sheet, None: there is none."""
+
+    def __init__(self, segmenter: BaseSegmenter, modes: Sequence[Mode], sheet: Path | None) -> None:
+        self._segmenter, self._modes, self._sheet = segmenter, modes, sheet
+        self._small: list[tuple[str, Image.Image]] = []
+
+    def save(self, result: Segmentation, out: Path, name: str) -> dict[str, Path]:
+        """Write those of one result; the paths by mode."""
+        from groupvit_common.visualize import NEED_DETAILS, show
+
+        if self._sheet is not None:
+            small = result.overlay()
+            small.thumbnail((_SHEET_SIDE, _SHEET_SIDE))
+            self._small.append((name, small))
+        details = self._segmenter.details(result.image) if NEED_DETAILS.intersection(self._modes) else None
+        files = {mode: out / f"{name}_{mode}.png" for mode in self._modes}
+        for mode, file in files.items():
+            _save_picture(show(result, mode, details), file)
+        return dict(files)
+
+    def save_sheet(self) -> None:
+        """Write the contact sheet of all pictures so far, if it is wanted and there are any."""
+        if self._sheet is not None and self._small:
+            from groupvit_common.visualize import contact_sheet
+
+            _save_picture(contact_sheet(self._small, side=_SHEET_SIDE), self._sheet / _SHEET)
+
+
+def _save_picture(picture: Image.Image, path: Path) -> None:
+    try:
+        picture.save(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _classify(options: argparse.Namespace) -> int:
@@ -727,15 +793,17 @@ def _train(options: argparse.Namespace) -> int:
         raise InputError("train needs --out DIR, the folder for the checkpoint")
     _make_writable(Path(options.out))
 
+    first = int(os.environ.get("RANK", "0")) == 0  # of the processes that torchrun started
     train, log = _module(options.backend, "train").train, partial(print, flush=True)
     from groupvit_common.training import Interrupted
 
     try:
         result = train(recipe, options.out, resume=options.resume, log=log)
     except Interrupted as stop:
-        _error(stop)
+        if first:
+            _error(stop)
         return SIGNALLED + stop.signal
-    if int(os.environ.get("RANK", "0")):
+    if not first:
         return OK
     print(
         f"The model is in {result.directory.resolve()}. Use it: groupvit segment PHOTO --model {result.directory} ..."
@@ -755,6 +823,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     # All that can be wrong about the request is said before the model is loaded.
     if options.save_predictions and options.out is None:
         raise InputError("--save-predictions needs --out DIR, the folder for them")
+    if options.html and options.out is None:
+        raise InputError("--html needs --out DIR, the folder for the page")
     if options.calibrate and options.split is None:
         raise InputError(
             "--calibrate needs --split, with pictures on which the model is not judged later, such as --split train"
@@ -870,6 +940,10 @@ class _Evaluation:
         record = record_of(result, self._told(segmenter))
         if self._folder is not None:
             write_results(result, record, self._folder)
+            if self._options.html:
+                from groupvit_common.evaluation_page import write_page
+
+                write_page(self._folder, self._data, lambda image: segmenter(image).label_map)
         self._say(record, table(record))
 
     def calibrate(self, segmenter: BaseSegmenter) -> None:
