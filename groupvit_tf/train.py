@@ -21,9 +21,10 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from groupvit_common.checkpoint import find_weights, read_arrays
+from groupvit_common.checkpoint import CONFIG_NAME, WEIGHTS_NAME, find_weights, read_arrays
 from groupvit_common.config import GroupViTConfig
 from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.hub import resolve
 from groupvit_common.postprocess import MAX_LOGIT_SCALE
 from groupvit_common.processor import GroupViTProcessor
 from groupvit_common.recipe import (
@@ -63,6 +64,7 @@ from groupvit_tf.loss import (
 from groupvit_tf.model import GroupViTModel
 from groupvit_tf.predictor import Segmenter
 
+_FILES = (CONFIG_NAME, WEIGHTS_NAME)
 MULTI_LABEL_SCALE = "multi_label_logit_scale"
 
 Arrays = dict[str, NDArray[Any]]
@@ -188,10 +190,9 @@ def start_model(recipe: Recipe, processor: GroupViTProcessor) -> tuple[GroupViTM
         return new_model(recipe, processor), None
     model = GroupViTModel.from_pretrained(source, dtype=_policy(recipe))
     scale = None
-    if Path(source).is_dir():
-        for path, names in find_weights(Path(source)).files.items():
-            if MULTI_LABEL_SCALE in names:
-                scale = float(dict(read_arrays(path, [MULTI_LABEL_SCALE]))[MULTI_LABEL_SCALE])
+    for path, names in find_weights(resolve(source, patterns=_FILES, required=_FILES)).files.items():
+        if MULTI_LABEL_SCALE in names:
+            scale = float(dict(read_arrays(path, [MULTI_LABEL_SCALE]))[MULTI_LABEL_SCALE])
     return at_size(model, recipe.model.image_size), scale
 
 
@@ -739,10 +740,10 @@ class Progress(keras.callbacks.Callback):
             values[MULTI_LABEL_SCALE] = math.exp(_number(trainer.multi_label_logit_scale))
         if isinstance(trainer.optimizer, LossScale):
             values["gradient_scale"] = _number(trainer.optimizer.dynamic_scale)
-        measures, warning = _watch_grouping(trainer.model, arrays["pixel_values"][:_IMAGES_WATCHED])
+        measures, warnings = _watch_grouping(trainer.model, arrays["pixel_values"][:_IMAGES_WATCHED])
         values |= measures
         self.records.progress(run.step, values, flops=0.0, peak=0.0)
-        if warning:
+        for warning in warnings:
             run.log(f"step {run.step}: {warning}")
         self.recent.clear()
 
@@ -763,16 +764,16 @@ class Progress(keras.callbacks.Callback):
             self.records.close()
 
 
-def _watch_grouping(model: GroupViTModel, pixel_values: Any) -> tuple[dict[str, float], str]:
-    """Measures of every grouping block on some images, those of the second and later ones numbered; what is wrong with the first's."""
+def _watch_grouping(model: GroupViTModel, pixel_values: Any) -> tuple[dict[str, float], list[str]]:
+    """Measures of every grouping block on some images, those of the second and later ones numbered; what is wrong with any."""
     seen = model.vision_model(ops.convert_to_tensor(pixel_values), output_attentions=True).attentions
-    measures = [grouping_measures(np.asarray(ops.cast(assignment, "float32"))) for assignment in seen]
-    named = {
-        f"{name}.{number}" if number else name: value
-        for number, values in enumerate(measures)
-        for name, value in values.items()
-    }
-    return named, collapse(measures[0]) if measures else ""
+    named: dict[str, float] = {}
+    warnings = []
+    for number, assignment in enumerate(seen):
+        measures = grouping_measures(np.asarray(ops.cast(assignment, "float32")), of_patches=number == 0)
+        named |= {f"{name}.{number}" if number else name: value for name, value in measures.items()}
+        warnings.append(collapse(measures))
+    return named, [warning for warning in warnings if warning]
 
 
 def _flat(arrays: Mapping[str, Any], before: str = "") -> Arrays:
@@ -875,8 +876,8 @@ class GroupingMeasures(keras.callbacks.Callback):
         module = self.model
         step = _number(module.optimizer.iterations)
         if step % self.every == 0:
-            measures, warning = _watch_grouping(_model_of(module), self.pixel_values)
-            if warning:
+            measures, warnings = _watch_grouping(_model_of(module), self.pixel_values)
+            for warning in warnings:
                 self.log(f"step {step}: {warning}")
             if logs is not None:
                 logs.update(measures)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,7 +24,7 @@ from groupvit_common import run_state  # noqa: E402
 from groupvit_common.errors import CheckpointError, GroupViTError, InputError  # noqa: E402
 from groupvit_common.recipe import Recipe, learning_rate_at  # noqa: E402
 from groupvit_common.run_state import Checkpoints  # noqa: E402
-from groupvit_common.settings import changed  # noqa: E402
+from groupvit_common.settings import changed, to_toml  # noqa: E402
 from groupvit_common.training import Interrupted, make_processor  # noqa: E402
 from groupvit_tf import data as D  # noqa: E402
 from groupvit_tf import train as K  # noqa: E402
@@ -393,23 +394,29 @@ def test_a_run_that_is_killed_goes_on_with_the_same_bits(tmp_path):
     ends_alike(tmp_path / "whole", tmp_path / "killed")
 
 
-def test_captioned_pictures_train_with_worker_processes(eagerly, tmp_path):
-    """From a folder; stopped in the middle of an epoch and continued."""
+def recipe_of_pictures(directory: Path) -> Recipe:
+    """Twenty of them, with prompts of their captions' nouns, and a tokenizer."""
     from PIL import Image
 
     from groupvit_common.data.settings import DataSettings, SourceSettings
 
-    pictures = tmp_path / "pictures"
+    pictures = directory / "pictures"
     pictures.mkdir()
     rng = np.random.default_rng(0)
     for number in range(20):
         Image.fromarray(rng.integers(0, 255, (60, 50, 3), np.uint8)).save(pictures / f"{number}.png")
         (pictures / f"{number}.txt").write_text(f"a dog and {number} cats on a red sofa")
-    K.train(tiny(steps=2), tmp_path / "tokenizer", log=quiet)
+    make_processor(tiny(), ("a dog and cats on a red sofa",)).save_pretrained(directory / "tokenizer")
     data = DataSettings(
         sources=(SourceSettings(kind="folder", path=str(pictures)),), image_size=48, prompts=2, rand_augment=0
     )
-    recipe = changed(tiny(**PAPER, log_every=1), {"data": data, "tokenizer": str(tmp_path / "tokenizer"), "workers": 1})
+    settings = {"data": data, "tokenizer": str(directory / "tokenizer"), "workers": 1}
+    return changed(tiny(**PAPER, log_every=1), settings)
+
+
+def test_captioned_pictures_train_with_worker_processes(eagerly, tmp_path):
+    """From a folder; stopped in the middle of an epoch and continued."""
+    recipe = recipe_of_pictures(tmp_path)
     measured = {"quality": 1.0}
     whole = K.train(recipe, tmp_path / "whole", log=quiet, evaluate=lambda segmenter: measured)
     with pytest.raises(Interrupted):
@@ -472,6 +479,21 @@ def test_a_script_of_ones_own_goes_on_from_its_checkpoint(tmp_path):
     last = Checkpoints(tmp_path / "parts").all()[-1] / "model"
     saved = canonical_variables(GroupViTModel.from_pretrained(last))
     np.testing.assert_array_equal(np.asarray(saved["logit_scale"]), whole["logit_scale"])
+
+
+def test_the_script_of_the_documentation(eagerly, monkeypatch, tmp_path):
+    """Run twice: the second time goes on to one step more."""
+    text = (ROOT / "docs" / "keras.md").read_text(encoding="utf-8")
+    (script,) = (block for block in re.findall("```python\n(.*?)```", text, re.DOTALL) if "CaptionStream(" in block)
+    script = script.replace("workers=8", "workers=0").replace("every=2000", "every=2").replace("every=100", "every=1")
+    monkeypatch.chdir(tmp_path)
+    recipe = recipe_of_pictures(tmp_path)
+    for steps in (3, 4):
+        Path("my.toml").write_text(to_toml(changed(recipe, {"steps": steps})), encoding="utf-8")
+        exec(script, {"pixels": np.random.default_rng(0).standard_normal((4, 3, 48, 48)).astype(np.float32)})
+    assert [path.name for path in Checkpoints(Path("runs/mine")).all()] == [f"step-0000000{n}" for n in (2, 3, 4)]
+    assert list(Path("runs/mine/tensorboard/train").glob("events.*"))
+    GroupViTModel.from_pretrained("runs/mine/checkpoints/step-00000004/model")
 
 
 def test_a_script_of_ones_own_ends_at_its_last_bad_step():
