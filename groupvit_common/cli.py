@@ -432,6 +432,12 @@ def _segment(options: argparse.Namespace) -> int:
     out = Path(options.out or _DEFAULT_OUT) if options.out or not options.json else None
     if out is not None:
         _make_writable(out)
+        if options.sheet and any(path.resolve() == (out / _SHEET).resolve() for path in run.paths):
+            raise InputError(
+                f"{out / _SHEET} is among the pictures, and --sheet would replace it: choose another --out"
+            )
+    elif shown or options.sheet:
+        raise InputError("--show and --sheet write pictures: with --json they need --out DIR, the folder for them")
     if not run.paths:
         return run.code()
     names = {} if out is None else _output_names(run.paths, out)
@@ -497,24 +503,23 @@ class _Pictures:
 
     def save(self, result: Segmentation, out: Path, name: str) -> dict[str, Path]:
         """Write those of one result; the paths by mode."""
-        from groupvit_common.visualize import NEED_DETAILS, show
+        from groupvit_common.visualize import NEED_DETAILS, show, thumbnail
 
         if self._sheet is not None:
-            small = result.overlay()
-            small.thumbnail((_SHEET_SIDE, _SHEET_SIDE))
-            self._small.append((name, small))
+            self._small.append((name, thumbnail(result, _SHEET_SIDE)))
         details = self._segmenter.details(result.image) if NEED_DETAILS.intersection(self._modes) else None
-        files = {mode: out / f"{name}_{mode}.png" for mode in self._modes}
-        for mode, file in files.items():
-            _save_picture(show(result, mode, details), file)
-        return dict(files)
+        files: dict[str, Path] = {}
+        for mode in self._modes:
+            files[mode] = out / f"{name}_{mode}.png"
+            _save_picture(show(result, mode, details), files[mode])
+        return files
 
     def save_sheet(self) -> None:
         """Write the contact sheet of all pictures so far, if it is wanted and there are any."""
         if self._sheet is not None and self._small:
             from groupvit_common.visualize import contact_sheet
 
-            _save_picture(contact_sheet(self._small, side=_SHEET_SIDE), self._sheet / _SHEET)
+            _save_picture(contact_sheet(self._small, side=2 * _SHEET_SIDE), self._sheet / _SHEET)
 
 
 def _save_picture(picture: Image.Image, path: Path) -> None:
@@ -567,13 +572,16 @@ def _shares(result: Segmentation) -> str:
 
 def _output_names(paths: Sequence[Path], out: Path) -> dict[Path, str]:
     """A name for each picture's files in `out`: its stem, numbered where that is taken or would overwrite a picture given."""
+    from groupvit_common.visualize import MODES
+
     given = {path.resolve() for path in paths}
+    ends = (*_OUTPUT_ENDS, *(f"_{mode}.png" for mode in MODES))
     names: dict[Path, str] = {}
     taken: set[str] = set()
     for path in paths:
         name, number = path.stem, 1
         # Compared without case: some file systems know no difference.
-        while name.casefold() in taken or any((out / (name + end)).resolve() in given for end in _OUTPUT_ENDS):
+        while name.casefold() in taken or any((out / (name + end)).resolve() in given for end in ends):
             number += 1
             name = f"{path.stem}-{number}"
         taken.add(name.casefold())

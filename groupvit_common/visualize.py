@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -198,15 +198,16 @@ _MAX_TEXT_EMS = 22
 """Longer names are cut, in widths of a letter m or so (the font size)."""
 
 
-def with_legend(picture: Image.Image, entries: Sequence[Entry]) -> Image.Image:
+def with_legend(picture: Image.Image, entries: Sequence[Entry], size: int | None = None) -> Image.Image:
     """`picture` with a legend on white: below it, or to the right of a picture that is taller than wide.
 
-    The picture is neither covered nor scaled; the canvas grows. Entries stand in columns, in their order.
+    The picture is neither covered nor scaled; the canvas grows. Entries stand in columns, in their order. `size` of the letters in
+    pixels: by default as fits the picture.
     """
     if not entries:
         return picture
     width, height = picture.size
-    size = _font_size(picture.size)
+    size = _font_size(picture.size) if size is None else size
     pad, line = size, round(1.7 * size)
     names = [_fit(entry, size) for entry in entries]
     note_font = _default_font(size)
@@ -312,7 +313,7 @@ def _has_letters(font: Font, letters: frozenset[str]) -> bool:
 
 def sheet(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str]) -> Image.Image:
     """Pictures in rows and columns on white, a title over each column. Every row has as many pictures as there are titles."""
-    size = max(18, *(_font_size(picture.size) for row in rows for picture in row))
+    size = _title_size(picture for row in rows for picture in row)
     gap = size
     lines = [_fit(Entry(None, title, title), size) for title in titles]
     widths = [max(round(font.getlength(line)), *(row[c].width for row in rows)) for c, (line, font) in enumerate(lines)]
@@ -329,6 +330,10 @@ def sheet(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str]) -> Image
             y += height + gap
         x += width + gap
     return canvas
+
+
+def _title_size(pictures: Iterable[Image.Image]) -> int:
+    return max(18, *(_font_size(picture.size) for picture in pictures))
 
 
 # Of a contact sheet; a narrower cell would have no room for a name.
@@ -383,6 +388,14 @@ def contact_sheet(
 # ---- pictures of a result ----
 
 _GROUP_ALPHA = 0.6
+
+
+def thumbnail(result: Segmentation, side: int) -> Image.Image:
+    """The overlay of a result made to fit `side` x `side` pixels if it is larger, with a legend that can still be read."""
+    small = result.image.copy()
+    small.thumbnail((side, side))
+    index_map = np.asarray(Image.fromarray(result.label_map).resize(small.size, Image.Resampling.NEAREST))
+    return replace(result, image=small, label_map=index_map).overlay()
 
 
 def show(result: Segmentation, mode: Mode, details: Details | None = None) -> Image.Image:
@@ -467,9 +480,10 @@ def _with_names(result: Segmentation) -> Image.Image:
         taken.append(box)
         colour = colours[i]
         is_light = _oklab(_linear_rgb(colour[None]))[0, 0] > 0.62
-        draw.rounded_rectangle(box, radius=size / 3, fill=tuple(colour.tolist()))
+        ink = _INK if is_light else _PAPER
+        draw.rounded_rectangle(box, radius=size / 3, fill=tuple(colour.tolist()), outline=ink)
         middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
-        draw.text(middle, text, fill=_INK if is_light else _PAPER, font=font, anchor="mm")
+        draw.text(middle, text, fill=ink, font=font, anchor="mm")
     return drawn
 
 
@@ -583,7 +597,7 @@ def compare(first: Segmentation, second: Segmentation, titles: tuple[str, str] =
     entries = [
         Entry(None if first.has_background and i == 0 else colours[i], first.labels[i], f"label {i}") for i in present
     ]
-    return with_legend(drawn, entries)
+    return with_legend(drawn, entries, _title_size(pictures))
 
 
 def _share(pixels: npt.NDArray[np.bool_]) -> str:
