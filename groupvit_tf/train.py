@@ -714,8 +714,8 @@ class Progress(keras.callbacks.Callback):
             run.step += 1
             run.losses.append(loss)
             self.recent.append(loss)
-        elif scaling is not None and math.isfinite(loss) and _number(scaling.dynamic_scale) > 1.0:
-            # float16 could not hold the gradient at its scale, which is no fault of the batch. Keras does not count such a step.
+        elif _overflowed(trainer.optimizer, loss):
+            # Keras does not count such a step.
             run.step += 1
             run.losses.append(loss)
         else:
@@ -762,6 +762,11 @@ class Progress(keras.callbacks.Callback):
     def close(self) -> None:
         if self.records is not None:
             self.records.close()
+
+
+def _overflowed(optimizer: Any, loss: float) -> bool:
+    """Of a step that was left out: whether float16 could not hold the gradient at its scale, which is no fault of the batch."""
+    return isinstance(optimizer, LossScale) and math.isfinite(loss) and _number(optimizer.dynamic_scale) > 1.0
 
 
 def _watch_grouping(model: GroupViTModel, pixel_values: Any) -> tuple[dict[str, float], list[str]]:
@@ -894,7 +899,9 @@ class StopOnBadSteps(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         logs = logs or {}
         # The mean of several steps is no number from the first one on that is none; `skipped` is of this step.
-        if logs["skipped"] if "skipped" in logs else not math.isfinite(logs.get("loss", 0.0)):
+        loss = float(logs.get("loss", 0.0))
+        bad = logs["skipped"] if "skipped" in logs else not math.isfinite(loss)
+        if bad and not _overflowed(self.model.optimizer, loss):
             self.bad_steps += 1
             self.log(f"a loss or gradient is no number ({self.bad_steps} of at most {self.most} steps)")
             if self.bad_steps >= self.most:

@@ -27,7 +27,7 @@ from groupvit_common.training import make_processor
 from groupvit_tf import TFGroupViTModel
 from groupvit_tf.checkpoint import canonical_variables
 from groupvit_tf.data import dataset
-from groupvit_tf.distributed import Place, here
+from groupvit_tf.distributed import Place, Seeds, here
 from groupvit_tf.train import Trainer, make_optimiser
 from tests.conftest import smallest_config, smallest_inputs
 from tests.training import END, PAPER, Captions, tiny
@@ -109,6 +109,15 @@ def plain(place: Place) -> tuple[list[float], Any]:
     return [value for name in sorted(history) for value in history[name]], canonical_variables(model)
 
 
+def first_seeds(place: Place) -> list[int]:
+    """What each replica draws first from one generator."""
+    with place.scope():
+        generator = Seeds(7)
+    drawn = place.strategy.run(tf.function(generator.next))
+    own = [int(seed[0]) for seed in place.strategy.experimental_local_results(drawn)]
+    return [seed for seeds in place.all(own) for seed in seeds]
+
+
 TASKS: dict[str, Callable[[Place], tuple[list[float], Any]]] = {
     "plain": plain,
     "captions": lambda place: by_recipe(captions, place),
@@ -134,6 +143,8 @@ def main() -> None:
         places["workers"] = lambda: there
     for strategy in strategies:
         place = places[strategy]()
+        if place.strategy is not None:
+            assert len(set(first_seeds(place))) == 2
         for task in tasks.split(","):
             losses, variables = TASKS[task](place)
             weights = {name: np.asarray(variable) for name, variable in variables.items()}
