@@ -68,6 +68,7 @@ torchrun --nproc-per-node 8 -m groupvit_common.cli evaluate --data voc:DIR --mod
 _BACKENDS = {"torch": ("torch", "PyTorch"), "tf": ("keras", "TensorFlow")}
 _OUTPUT_ENDS = ("_overlay.png", "_labels.png", "_groups.png", "_segmentation.json")
 _DEFAULT_OUT = "groupvit_out"
+_COMPARE_END = "_compare.png"
 # All pictures of a command at one glance, each with its legend.
 _SHEET, _SHEET_SIDE = "contact_sheet.png", 320
 # From so many pictures on, a bar shows how far it is.
@@ -159,6 +160,28 @@ def _parser() -> argparse.ArgumentParser:
         help="resize pictures to this shorter side for the model (default: 448 for a model trained at 224, else its own)",
     )  # fmt: skip
     segment.set_defaults(run=_segment)
+
+    compare = commands.add_parser(
+        "compare", help="segment with two models or backends and show where they differ", epilog=_EXIT_CODES, **shape,
+        description="Segments each picture twice, by --model and --other, or by two backends, and writes NAME_compare.png into the folder\n"
+        "--out: the picture, both results, and in red the pixels whose labels differ.",
+    )  # fmt: skip
+    _add_what(compare)
+    compare.add_argument("--other", metavar="MODEL", help="the second model (default: the first)")
+    compare.add_argument(
+        "--other-backend", choices=tuple(_BACKENDS), help="what computes the second result (default: what computes the first)"
+    )  # fmt: skip
+    compare.add_argument(
+        "--background", type=_score, metavar="SCORE", help="pixels whose best label scores less become background"
+    )
+    compare.add_argument(
+        "--background-labels", default="", metavar="WORDS", help="labels whose pixels become background"
+    )
+    compare.add_argument("--shorter-side", type=_count, metavar="PIXELS", help="of a picture as both models see it")
+    compare.add_argument(
+        "--out", default=_DEFAULT_OUT, metavar="DIR", help="folder to write into (default: %(default)s)"
+    )
+    compare.set_defaults(run=_compare)
 
     classify = commands.add_parser(
         "classify", help="say how likely each label is for the whole picture", epilog=_EXIT_CODES,
@@ -529,6 +552,59 @@ def _save_picture(picture: Image.Image, path: Path) -> None:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def _compare(options: argparse.Namespace) -> int:
+    from groupvit_common.prompts import get_templates, parse_labels
+
+    if options.other is None and options.other_backend is None:
+        raise InputError(
+            "nothing to compare: name a second model with --other, or a second backend with --other-backend"
+        )
+    labels = _labels(options)
+    background_labels = parse_labels(options.background_labels) if options.background_labels else ()
+    get_templates(options.templates)
+    run = _Run(options)
+    out = Path(options.out)
+    _make_writable(out)
+    if not run.paths:
+        return run.code()
+    names = _output_names(run.paths, out)
+    installed = _installed()
+    if not installed:
+        raise _BackendMissing(None)
+    first: str = options.backend or installed[0]
+    chosen = ((options.model, first), (options.other or options.model, options.other_backend or first))
+    segmenters: list[BaseSegmenter] = [
+        _module(backend, "predictor").Segmenter.from_pretrained(
+            model,
+            device=options.device,
+            dtype=options.dtype,
+            labels=labels,
+            background_labels=background_labels,
+            templates=options.templates,
+            background=options.background,
+            shorter_side=options.shorter_side,
+        )
+        for model, backend in chosen
+    ]
+    titles = tuple(f"{Path(model).name or model}, {_BACKENDS[backend][1]}" for model, backend in chosen)
+
+    from groupvit_common.visualize import compare
+
+    with run:
+        for path in run.paths:
+            try:
+                one, other = (segmenter(path) for segmenter in segmenters)
+            except InputError as error:
+                run.fail(path, error)
+                continue
+            file = out / f"{names[path]}{_COMPARE_END}"
+            _save_picture(compare(one, other, (titles[0], titles[1])), file)
+            different = float((one.label_map != other.label_map).mean())
+            record = {"source": str(path), "different": different, "files": {"compare": str(file)}}
+            run.done(record, f"{path}: {different:.3%} of the pixels differ -> {file}")
+    return run.code()
+
+
 def _classify(options: argparse.Namespace) -> int:
     from groupvit_common.prompts import get_templates
 
@@ -575,7 +651,7 @@ def _output_names(paths: Sequence[Path], out: Path) -> dict[Path, str]:
     from groupvit_common.visualize import MODES
 
     given = {path.resolve() for path in paths}
-    ends = (*_OUTPUT_ENDS, *(f"_{mode}.png" for mode in MODES))
+    ends = (*_OUTPUT_ENDS, _COMPARE_END, *(f"_{mode}.png" for mode in MODES))
     names: dict[Path, str] = {}
     taken: set[str] = set()
     for path in paths:

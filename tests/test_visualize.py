@@ -1,6 +1,8 @@
 """Colours, overlays, legends; pictures of results, of small models in both backends."""
 
 import importlib
+import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +19,7 @@ from groupvit_common.predictor import BaseSegmenter
 from groupvit_common.processor import GroupViTProcessor
 from groupvit_common.tokenizer import CLIPTokenizer
 from groupvit_torch.model import GroupViTModel
+from groupvit_torch.predictor import Segmenter
 from tests.backends import BACKENDS
 
 # Rounding of float32 through three stages, in a cosine.
@@ -448,3 +451,29 @@ def test_a_picture_that_was_given_is_not_replaced(checkpoint, tmp_path, monkeypa
     blocks().save("contact_sheet.png")
     assert cli.main([*base, "--sheet"]) == cli.BAD_INPUT
     assert "contact_sheet.png is among the pictures" in capsys.readouterr().err
+
+
+def test_compare_shows_where_two_results_differ(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    blocks().save("p.png")
+    other = tmp_path / "other"
+    model = GroupViTModel.from_pretrained(checkpoint)
+    with torch.no_grad():
+        model.visual_projection[-1].weight.mul_(-1)
+    model.save_pretrained(other)
+    GroupViTProcessor.from_pretrained(checkpoint).save_pretrained(other)
+    base = ["compare", "p.png", "--labels", "cat, dog", "--model", str(checkpoint), "--device", "cpu", "--out", "out"]
+    assert cli.main([*base, "--other", str(other), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    results = [
+        Segmenter.from_pretrained(each, device="cpu", labels="cat, dog")("p.png") for each in (checkpoint, other)
+    ]
+    different = results[0].label_map != results[1].label_map
+    assert record["different"] == different.mean() > 0
+    with Image.open(record["files"]["compare"]) as drawn:
+        assert (np.asarray(drawn) == visualize._DIFFERENT).all(axis=-1).sum() == different.sum()
+
+    assert cli.main([*base, "--backend", "torch", "--other-backend", "tf"]) == 0
+    assert re.search(r"p.png: 0\.\d+% of the pixels differ -> out.p_compare.png", capsys.readouterr().out)
+    assert cli.main(base) == cli.BAD_INPUT
+    assert "name a second model with --other" in capsys.readouterr().err
