@@ -137,9 +137,11 @@ def train(
     callbacks = [progress, *([] if average is None else [average]), HardAssignment(recipe), saving]
     try:
         if not run.finished:
-            with run.heeding_signals(), place.scope():
+            with place.scope():
                 batches = dataset(lambda: feed, recipe)
-                steps = recipe.schedule.total_steps - run.step
+            steps = recipe.schedule.total_steps - run.step
+            # Outside the scope: the model that is measured is no business of the other processes.
+            with run.heeding_signals():
                 trainer.fit(batches, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=callbacks)
     finally:
         feed.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -231,6 +232,52 @@ def test_two_workers_train_as_one_process_does(tmp_path):
     finish(start([str(tmp_path), tasks, "one"]))
     for task in tasks.split(","):
         same_as_one(tmp_path, task, ["workers-0", "workers-1"])
+
+
+@pytest.mark.slow
+def test_two_workers_run_a_recipe_measure_save_and_go_on(tmp_path):
+    """`groupvit train` on each; then once more from the checkpoint in the middle; against one process."""
+    recipe = tiny(gumbel=False, evaluate_every=3, save_every=3, log_every=1)
+    (tmp_path / "recipe.toml").write_text(to_toml(recipe), encoding="utf-8")
+
+    def both() -> None:
+        workers = [f"localhost:{port}" for port in free_ports(2)]
+        command = [
+            "train",
+            str(tmp_path / "recipe.toml"),
+            "--out",
+            str(tmp_path / "two"),
+            "--backend",
+            "tf",
+            "--resume",
+            "auto",
+        ]
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "groupvit_common.cli", *command], cwd=ROOT, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "TF_CONFIG": json.dumps(
+                    {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+                )},
+            )
+            for index in range(2)
+        ]  # fmt: skip
+        for process in processes:
+            finish(process)
+
+    def losses(name: str) -> list[float]:
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        return [record["loss"] for record in map(json.loads, lines) if "loss" in record]
+
+    both()
+    K.train(recipe, tmp_path / "one", log=quiet)
+    whole = losses("two")
+    assert len(whole) == 6
+    np.testing.assert_allclose(whole, losses("one"), rtol=1e-3)  # float32 through AdamW
+    paths = Checkpoints(tmp_path / "two").all()
+    assert [path.name for path in paths] == ["step-00000003", "step-00000006"]
+    shutil.rmtree(paths[1])
+    both()
+    np.testing.assert_allclose(losses("two"), whole, rtol=1e-6)
 
 
 # Steps that are left out
