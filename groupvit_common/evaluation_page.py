@@ -264,8 +264,9 @@ def _classification(
 
     numbers = {picture.name: i for i, picture in enumerate(data)}
     places = {name: place(name) for name in journal if name in numbers}
-    missed = sorted((name for name in places if places[name]), key=lambda name: (-places[name], name))
-    right = sorted(name for name in places if not places[name])
+    missed = _by_turns({name: journal[name]["truth"] for name in sorted(places) if places[name]})
+    missed.sort(key=lambda name: -places[name])
+    right = _by_turns({name: journal[name]["truth"] for name in sorted(places) if not places[name]})
     taken = Counter((journal[name]["truth"], journal[name]["best"][0]) for name in missed).most_common(_MOST_CONFUSIONS)
 
     def card(name: str) -> _Card:
@@ -285,8 +286,16 @@ def _classification(
                 _Column("pictures", [each["images"] for each in classes]),
             ],
         ),
-        _Section("Worst pictures", "Below each its likeliest classes, in order.", cards=[*map(card, missed[:count])]),
-        _Section("Best pictures", "Below each its likeliest classes, in order.", cards=[*map(card, right[:count])]),
+        _Section(
+            "Worst pictures",
+            "Missed by the most, from every class in turn. Below each its likeliest classes, in order.",
+            cards=[card(name) for name in missed[:count]],
+        ),
+        _Section(
+            "Best pictures",
+            "Some whose class came first, from every class in turn. Below each its likeliest classes, in order.",
+            cards=[card(name) for name in right[:count]],
+        ),
         _Section(
             "Taken for another",
             "What most pictures were taken for.",
@@ -297,6 +306,16 @@ def _classification(
             ],
         ),
     ]
+
+
+def _by_turns(classes: Mapping[str, int]) -> list[str]:
+    """Names with their classes -> the first name of each class, the second of each, and so on."""
+    before: Counter[int] = Counter()
+    turns = {}
+    for name, each in classes.items():
+        turns[name] = before[each]
+        before[each] += 1
+    return sorted(classes, key=lambda name: turns[name])
 
 
 # ---- HTML ----
@@ -372,7 +391,7 @@ def _page(record: Mapping[str, Any], sections: Sequence[_Section]) -> str:
         *((name, _percent(record[key])) for key, name in _MEASURES.items() if key in record),
         ("pictures", str(record["images"])),
     ]
-    known = {*_MEASURES, "classes", "settings", "set", "split", "images"}
+    known = {*_MEASURES, "classes", "settings", "set", "split", "images", "weights"}
     settings = {**{k: v for k, v in record.items() if k not in known}, **record.get("settings", {})}
     return "\n".join(
         [
@@ -391,10 +410,7 @@ def _page(record: Mapping[str, Any], sections: Sequence[_Section]) -> str:
                 if section.cards or (section.columns and section.columns[0].values)
             ),
             "<details><summary>How it was measured</summary><dl>",
-            *(
-                f"<dt>{escape(str(k))}</dt><dd>{escape('none' if v is None else str(v))}</dd>"
-                for k, v in settings.items()
-            ),
+            *(f"<dt>{escape(str(k))}</dt><dd>{escape(_plain(v))}</dd>" for k, v in settings.items()),
             f"</dl></details><script>{_SCRIPT}</script></body></html>",
             "",
         ]
@@ -443,7 +459,7 @@ def _cards(cards: Sequence[_Card]) -> str:
 def _card(card: _Card) -> str:
     pictures = "".join(
         f'<figure><img alt="{escape(f"{caption}: {card.name}")}" width="{picture.width}" height="{picture.height}" '
-        f'src="{_data_uri(picture)}"><figcaption>{escape(caption)}</figcaption></figure>'
+        f'src="{_data_uri(picture)}"><figcaption>{escape(caption if len(card.pictures) > 1 else "")}</figcaption></figure>'
         for caption, picture in card.pictures
     )
     classes = "".join(
@@ -459,6 +475,12 @@ def _data_uri(picture: Image.Image) -> str:
     file = io.BytesIO()
     picture.convert("RGB").save(file, format="JPEG", quality=_JPEG_QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _percent(share: Any) -> str:

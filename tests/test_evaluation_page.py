@@ -15,7 +15,7 @@ from groupvit_common.data.classification_sets import open_classification_set
 from groupvit_common.data.segmentation_sets import open_sets
 from groupvit_common.errors import InputError
 from groupvit_common.evaluation import Options, Settings, evaluate_classification, evaluate_segmentation
-from groupvit_common.evaluation_page import PAGE, write_page
+from groupvit_common.evaluation_page import PAGE, _by_turns, write_page
 from groupvit_common.evaluation_report import record_of, write_results
 from groupvit_common.metrics import confusion_matrix, mean_iou
 from groupvit_common.visualize import label_colours
@@ -234,6 +234,21 @@ def test_a_page_about_a_classification(base, tmp_path):
     missed = 6 - round(6 * record["top1"])
     assert missed
     assert sum(int(row[2]) for row in page.rows("is")) == missed
+
+    # Had the model said other things: red is right, blue its second word, the third its last.
+    journal = tmp_path / "out" / "journal-0.jsonl"
+    head, *records = journal.read_text(encoding="utf-8").splitlines()
+    said = {0: [0, 1, 2], 1: [2, 1, 0], 2: [1, 0, 2]}
+    changed = [json.dumps({**record, "best": said[record["truth"]]}) for record in map(json.loads, records)]
+    journal.write_text("\n".join([head, *changed]) + "\n", encoding="utf-8")
+    page = read(write_page(tmp_path / "out", data, count=3))
+    assert [name.split("/")[0] for name in page.order] == ["c2", "c2", "c1", "c0", "c0"]
+    assert page.rows("is") == [[EVIL, "blue", "2"], ["blue", EVIL, "2"]]
+
+
+def test_every_class_has_its_turn():
+    classes = {"a": 4, "b": 4, "c": 2, "d": 4, "e": 2, "f": 9}
+    assert _by_turns(classes) == ["a", "c", "f", "b", "e", "d"]
 
 
 def test_the_command_writes_a_page(tmp_path, capsys):
