@@ -264,9 +264,11 @@ def _classification(
 
     numbers = {picture.name: i for i, picture in enumerate(data)}
     places = {name: place(name) for name in journal if name in numbers}
-    missed = _by_turns({name: journal[name]["truth"] for name in sorted(places) if places[name]})
-    missed.sort(key=lambda name: -places[name])
-    right = _by_turns({name: journal[name]["truth"] for name in sorted(places) if not places[name]})
+    ranked = [
+        _by_turns({name: journal[name]["truth"] for name in sorted(places) if places[name] == each})
+        for each in sorted({0, *places.values()})
+    ]
+    right, missed = ranked[0], [name for names in ranked[:0:-1] for name in names]
     taken = Counter((journal[name]["truth"], journal[name]["best"][0]) for name in missed).most_common(_MOST_CONFUSIONS)
 
     def card(name: str) -> _Card:
