@@ -24,6 +24,7 @@ from tests.backends import BACKENDS
 
 # Rounding of float32 through three stages, in a cosine.
 FLOAT32 = 1e-5
+FLOAT64 = 1e-12
 # Pixels at the border of two groups that are as large as each other but for rounding.
 TIES = 0.001
 
@@ -398,11 +399,13 @@ def test_first_groups_and_similarities_by_hand(checkpoint):
 
 def test_both_backends_see_the_same(checkpoint):
     for options in ({}, {"window": 16, "shorter_side": 32}):
-        one, other = (segmenter_of(each, checkpoint, **options).details(blocks()) for each in sorted(BACKENDS))
+        one, other = (
+            segmenter_of(each, checkpoint, dtype="float64", **options).details(blocks()) for each in sorted(BACKENDS)
+        )
         assert len(one.group_maps) == len(other.group_maps) == 2
         for a, b in zip(one.group_maps, other.group_maps, strict=True):
-            assert (a != b).mean() <= TIES
-        np.testing.assert_allclose(one.similarity, other.similarity, rtol=0, atol=FLOAT32)
+            np.testing.assert_array_equal(a, b)
+        np.testing.assert_allclose(one.similarity, other.similarity, rtol=0, atol=FLOAT64)
 
 
 def test_details_need_labels(checkpoint):
