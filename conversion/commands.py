@@ -6,6 +6,9 @@ import argparse
 import json
 import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from groupvit_common.errors import printable
@@ -138,16 +141,14 @@ def _convert(options: argparse.Namespace) -> int:
         )
 
     bar = _Bar()
-    # Ended by the system, a conversion clears up behind itself as after Ctrl-C.
-    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
-        done = convert(
-            options.source, options.destination, options.to, config=options.config, revision=options.revision,
-            dtype=options.dtype, verify=options.verify, max_shard_size=options.max_shard_size,
-            processor=options.processor, push=options.push,
-            overwrite=options.overwrite, allow_missing=options.allow_missing, opened=opened, progress=bar.show,
-        )  # fmt: skip
+        with _ended_politely():
+            done = convert(
+                options.source, options.destination, options.to, config=options.config, revision=options.revision,
+                dtype=options.dtype, verify=options.verify, max_shard_size=options.max_shard_size,
+                processor=options.processor, push=options.push,
+                overwrite=options.overwrite, allow_missing=options.allow_missing, opened=opened, progress=bar.show,
+            )  # fmt: skip
     finally:
         bar.close()
     total = sum(file.stat().st_size for file in done.files)
@@ -160,6 +161,25 @@ def _convert(options: argparse.Namespace) -> int:
     if done.address is not None:
         _say(f"sent to: {done.address}")
     return SAME
+
+
+@contextmanager
+def _ended_politely() -> Iterator[None]:
+    """Within, what the system ends clears up behind itself, as after Ctrl-C."""
+
+    def end(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+    before = {number: signal.signal(number, end) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _say(line: str) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -440,7 +441,9 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 
 
 def test_the_commands(tmp_path: Path, native: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    handler = signal.getsignal(signal.SIGTERM)
     code, out, err = run(capsys, "convert", native, tmp_path / "x.keras", "--to", "keras")
+    assert signal.getsignal(signal.SIGTERM) is handler
     assert (code, err) == (0, "")
     assert f"source: {native}: safetensors in PyTorch's layout" in out
     assert "PyTorch against Keras in float64" in out
