@@ -136,9 +136,7 @@ def _convert(options: argparse.Namespace) -> int:
 
     def opened(checkpoint: Checkpoint) -> None:
         source = checkpoint.source
-        print(
-            f"source: {source.path}: {FORMATS[source.format]}, {checkpoint.num_parameters():,} parameters", flush=True
-        )
+        _say(f"source: {source.path}: {FORMATS[source.format]}, {checkpoint.num_parameters():,} parameters")
 
     bar = _Bar()
     try:
