@@ -211,7 +211,12 @@ def _companions(checkpoint: Checkpoint, processor: str | Path | None) -> tuple[l
         )
     note = f"with it: {', '.join(path.name for path in found)}"
     try:
-        GroupViTProcessor.from_pretrained(directory)
+        words, known = (
+            len(GroupViTProcessor.from_pretrained(directory).tokenizer),
+            checkpoint.config.text_config.vocab_size,
+        )
+        if words > known:
+            raise InputError(f"the tokenizer in {directory} has {words} tokens, and the model knows {known}")
     except (CheckpointError, InputError) as error:
         if processor is not None:
             raise

@@ -735,7 +735,9 @@ def test_a_processor_from_elsewhere(tmp_path: Path) -> None:
     from groupvit_common.predictor import DEMO_MODEL
     from groupvit_common.processor import GroupViTProcessor
 
-    source = NVLABS / "nv_two_stage" / "checkpoint.pth"
+    config = smallest_config().to_dict()
+    config["text_config"] |= {"vocab_size": 640, "bos_token_id": 638, "eos_token_id": 639}
+    source = random_checkpoint(tmp_path / "source", GroupViTConfig.from_dict(config))
     assert "there is no tokenizer" in convert(source, tmp_path / "x").notes[-1]
     done = convert(source, tmp_path / "x", processor=DEMO_MODEL, overwrite=True)
     assert done.notes[-1].startswith("with it: preprocessor_config.json, ")
@@ -743,8 +745,11 @@ def test_a_processor_from_elsewhere(tmp_path: Path) -> None:
     assert GroupViTProcessor.from_pretrained(tmp_path / "x")(text=["red"])["input_ids"]
     with pytest.raises(CheckpointError):
         convert(source, tmp_path / "y", processor=tmp_path / "nothing")
+    with pytest.raises(InputError, match=r"has 640 tokens, and the model knows \d+"):
+        convert(NVLABS / "nv_two_stage" / "checkpoint.pth", tmp_path / "y", processor=DEMO_MODEL)
     with pytest.raises(InputError, match="keras has no place for a tokenizer"):
         convert(source, tmp_path / "y.keras", "keras", processor=DEMO_MODEL)
+    assert not (tmp_path / "y").exists()
 
 
 # -- damage ---------------------------------------------------------------------------------------------------------------
