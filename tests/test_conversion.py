@@ -297,10 +297,7 @@ def functional(config: GroupViTConfig) -> dict[str, Any]:
     return _deciding(config)
 
 
-# Without shrinking, which takes minutes: the models are small as they are.
-@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
-@given(config=configs(), seed=st.integers(0, 2**32), extra=st.booleans(), order=st.permutations(sorted(DESTINATIONS)))
-def test_round_trips_change_no_bit(config: GroupViTConfig, seed: int, extra: bool, order: list[str]) -> None:
+def round_trips(config: GroupViTConfig, seed: int, extra: bool, order: list[str]) -> None:
     """native -> all formats, each from the one before, in any order, and each with the configuration that it says itself."""
     with tempfile.TemporaryDirectory() as folder:
         native = random_checkpoint(Path(folder) / "source", config, seed, extra)
@@ -322,6 +319,28 @@ def test_round_trips_change_no_bit(config: GroupViTConfig, seed: int, extra: boo
             assert functional(found.config) == functional(config)
         files = sorted(item.name for item in Path(folder).iterdir())
         assert not [name for name in files if name.startswith(".")]
+
+
+CASES = {
+    "config": configs(),
+    "seed": st.integers(0, 2**32),
+    "extra": st.booleans(),
+    "order": st.permutations(sorted(DESTINATIONS)),
+}
+
+
+# Without shrinking, which takes minutes: the models are small as they are.
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+@given(**CASES)
+def test_round_trips_change_no_bit(config: GroupViTConfig, seed: int, extra: bool, order: list[str]) -> None:
+    round_trips(config, seed, extra, order)
+
+
+@pytest.mark.slow
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+@given(**CASES)
+def test_many_round_trips_change_no_bit(config: GroupViTConfig, seed: int, extra: bool, order: list[str]) -> None:
+    round_trips(config, seed, extra, order)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
