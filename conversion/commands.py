@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from conversion import TARGETS
 from groupvit_common.errors import printable
 
 if TYPE_CHECKING:
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 SAME, OTHER = 0, 1
 # From so many bytes on, a bar shows how far it is.
 _LARGE = 100_000_000
-_TARGETS = (
-    "native", "transformers", "transformers-tf", "transformers-tf-safetensors", "pytorch", "keras", "nvlabs", "savedmodel",
-)  # fmt: skip
 
 _CONVERT = """\
 Writes a checkpoint of any format as another, proves that both are the same model, and leaves a report beside the result
@@ -69,7 +67,7 @@ def add_commands(commands: Any, exit_codes: str) -> None:
     convert.add_argument("source", metavar="SOURCE", help=source)
     convert.add_argument("destination", metavar="DEST", help="the directory or file to write")
     convert.add_argument(
-        "--to", choices=_TARGETS, default="native", metavar="FORMAT", help="see below (default: native)"
+        "--to", choices=TARGETS, default="native", metavar="FORMAT", help="see below (default: native)"
     )
     convert.add_argument(
         "--dtype", choices=("float32", "float64", "float16", "bfloat16"), help="of the weights (default: as stored)"

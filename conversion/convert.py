@@ -13,10 +13,11 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
+from conversion import TARGETS, Target
 from conversion.checkpoint import COMPANIONS, Checkpoint, Values, read
 from conversion.destination import check_destination, remove, replacement
 from conversion.formats import CONFIG_ATTRIBUTE, Format, scalar_text
@@ -43,18 +44,6 @@ from groupvit_common.checkpoint import (
 from groupvit_common.config import GroupViTConfig
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.processor import GroupViTProcessor
-
-Target = Literal[
-    "native",
-    "transformers",
-    "transformers-tf",
-    "transformers-tf-safetensors",
-    "pytorch",
-    "keras",
-    "nvlabs",
-    "savedmodel",
-]
-TARGETS: tuple[Target, ...] = get_args(Target)
 
 
 @dataclass

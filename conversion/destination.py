@@ -10,16 +10,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from conversion.checkpoint import COMPANIONS
-from conversion.formats import WEIGHTS
-from groupvit_common.checkpoint import CONFIG_NAME
+from conversion.report import REPORT_NAME
+from groupvit_common.checkpoint import CONFIG_NAME, flush
 from groupvit_common.errors import CheckpointError, InputError
 
-# What a directory may hold to be replaced: what this package and its like write into one. A SavedModel's folders are its own.
+# What a directory may hold to be replaced: what `convert` writes into one, nothing else that somebody may miss.
 _OWN = re.compile(
-    rf"{WEIGHTS.pattern}|(model|pytorch_model|tf_model)-\d{{5}}-of-\d{{5}}\.(safetensors|bin|h5)"
-    r"|(.+\.)?conversion_report\.json|README\.md|\.gitattributes|recipe\.toml|training\.json"
-    r"|saved_model\.pb|fingerprint\.pb|keras_metadata\.pb|variables|assets"
+    r"(model\.safetensors|pytorch_model\.bin|tf_model\.h5)(\.index\.json)?"
+    r"|(model|pytorch_model|tf_model)-\d{5}-of-\d{5}\.(safetensors|bin|h5)|"
+    + "|".join(map(re.escape, (CONFIG_NAME, REPORT_NAME, *COMPANIONS)))
 )
+_OF_SAVED_MODEL = ("saved_model.pb", "fingerprint.pb", "keras_metadata.pb", "variables", "assets")
 
 
 def check_destination(destination: Path, *, is_file: bool, overwrite: bool, to: str) -> None:
@@ -43,10 +44,11 @@ def check_destination(destination: Path, *, is_file: bool, overwrite: bool, to: 
     if directory == is_file:
         kinds = ("a file", "a directory") if is_file else ("a directory", "a file")
         raise InputError(f"{to} is {kinds[0]}, and {destination} is {kinds[1]}")
-    others = [name for name in names if not _OWN.fullmatch(name) and name not in (*COMPANIONS, CONFIG_NAME)]
+    known = _OF_SAVED_MODEL if "saved_model.pb" in names else ()
+    others = [name for name in names if not _OWN.fullmatch(name) and name not in known]
     if others:
         raise InputError(
-            f"{destination} holds what is no part of a checkpoint ({', '.join(others[:5])}{', ...' if len(others) > 5 else ''}), "
+            f"{destination} holds what no conversion writes ({', '.join(others[:5])}{', ...' if len(others) > 5 else ''}), "
             "and would be replaced as a whole; choose another directory"
         )
 
@@ -69,7 +71,11 @@ def replacement(destination: Path, suffix: str = "") -> Iterator[Path]:
         made = [folder for folder in (destination.parent, *destination.parent.parents) if not folder.exists()]
         destination.parent.mkdir(parents=True, exist_ok=True)
         yield new
+        # On the disk before the name is given: a power failure must not leave a whole name on half a file.
+        for path in (*(new.rglob("*") if new.is_dir() else ()), new):
+            flush(path)
         _put(new, destination)
+        flush(destination.parent)
         done = True
     except CheckpointError:
         raise

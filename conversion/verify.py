@@ -341,7 +341,7 @@ _DECIDING = ("hidden_act", "layer_norm_eps", "num_attention_heads", "assign_eps"
 
 def _settings(a: GroupViTConfig, b: GroupViTConfig) -> list[str]:
     """The settings that differ, "name: A | B", of those that decide what a model is and answers."""
-    first, second = (dict(_flat(_deciding(config))) for config in (a, b))
+    first, second = (dict(_flat(deciding_settings(config))) for config in (a, b))
     return [
         f"{name}: {_shown(first, name)} | {_shown(second, name)}"
         for name in {**first, **second}
@@ -349,7 +349,8 @@ def _settings(a: GroupViTConfig, b: GroupViTConfig) -> list[str]:
     ]
 
 
-def _deciding(config: GroupViTConfig) -> dict[str, Any]:
+def deciding_settings(config: GroupViTConfig) -> dict[str, Any]:
+    """What decides a model's tensors and answers, as values that are equal where the models are."""
     vision, text = config.vision_config, config.text_config
     grouping = [tokens > 0 for tokens in vision.num_group_tokens]
     return {

@@ -526,14 +526,14 @@ def write_files(directory: Path, writers: Mapping[str, Callable[[Path], None]]) 
             mode = temporary[name].stat().st_mode
             write(temporary[name])
             temporary[name].chmod(mode)
-            _flush(temporary[name])
+            flush(temporary[name])
         for name, path in temporary.items():
             path.replace(directory / name)
         if any(name.endswith(".safetensors") for name in writers):
             for name in list_files(directory):
                 if name not in writers and is_weights_file(name):
                     (directory / name).unlink()
-        _flush(directory)
+        flush(directory)
     except CheckpointError:
         raise
     except OSError as error:
@@ -548,7 +548,7 @@ def is_weights_file(name: str) -> bool:
     return name in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME) or _SHARD.fullmatch(name) is not None
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Makes sure that a file's bytes, or a directory's entries, survive a power failure, where the system can tell."""
     if path.is_dir() and os.name == "nt":
         return

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import re
 import secrets
 import shutil
@@ -27,7 +26,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from groupvit_common.checkpoint import array_info, read_arrays, read_header, write_arrays
+from groupvit_common.checkpoint import array_info, flush, read_arrays, read_header, write_arrays
 from groupvit_common.errors import CheckpointError, InputError
 
 FOLDER = "checkpoints"
@@ -123,10 +122,10 @@ class Checkpoints:
             text = json.dumps(content)
             (hidden / STATE_NAME).write_text(f"{zlib.crc32(text.encode()):08x} {text}\n", encoding="utf-8")
             for place in (*(hidden / name for name in _files(hidden)), hidden / MODEL, hidden):
-                _flush(place)
+                flush(place)
             self._remove(path)  # a damaged one that was passed over, else there is none
             hidden.rename(path)
-            _flush(self.folder)
+            flush(self.folder)
         except OSError as error:
             shutil.rmtree(hidden, ignore_errors=True)
             reason = error if isinstance(error, CheckpointError) else error.strerror or error
@@ -242,14 +241,3 @@ def _fingerprint(path: Path) -> list[int]:
             size += len(block)
             checksum = zlib.crc32(block, checksum)
     return [size, checksum]
-
-
-def _flush(path: Path) -> None:
-    """Makes sure that a file's bytes, or a directory's entries, survive a power failure, where the system can tell."""
-    if os.name == "nt" and path.is_dir():
-        return
-    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

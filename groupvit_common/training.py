@@ -10,7 +10,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +30,7 @@ from groupvit_common.metrics import confusion_matrix, mean_iou
 from groupvit_common.predictor import DEMO_MODEL
 from groupvit_common.processor import GroupViTProcessor
 from groupvit_common.prompts import Label
-from groupvit_common.recipe import Recipe, get_recipe
+from groupvit_common.recipe import ModelSettings, Recipe, get_recipe
 from groupvit_common.run_state import Checkpoints, RunState
 from groupvit_common.settings import changed, to_table, to_toml
 from groupvit_common.tokenizer import CLIPTokenizer
@@ -472,6 +472,27 @@ def _scenes(recipe: Recipe, log: Callable[[str], None]) -> dict[int, CaptionedIm
 def matches(pattern: str, name: str) -> bool:
     """Whether a tensor's name has a run of components: "text_model", "group_token", "encoder.stages.0"."""
     return f".{pattern.strip('.')}." in f".{name}."
+
+
+def learnt(names: Collection[str], settings: ModelSettings) -> set[str]:
+    """Which of these parameters a recipe's model learns. InputError for a pattern that fits none, or if nothing is left."""
+    for pattern in (*settings.freeze, *settings.train_only):
+        if not any(matches(pattern, name) for name in names):
+            parts = sorted({name.split(".")[0] for name in names})
+            raise InputError(
+                f"no parameter is called {pattern!r}; there are those of {', '.join(parts)}, and parts of them such as group_token"
+            )
+
+    def fits(patterns: Iterable[str], name: str) -> bool:
+        return any(matches(pattern, name) for pattern in patterns)
+
+    if settings.train_only:
+        found = {name for name in names if fits(settings.train_only, name)}
+    else:
+        found = {name for name in names if not fits(settings.freeze, name)}
+    if not found:
+        raise InputError(f"model.freeze leaves nothing to train: {list(settings.freeze)}")
+    return found
 
 
 def checkpoint_to_start_from(recipe: Recipe) -> str:

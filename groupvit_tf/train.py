@@ -46,7 +46,7 @@ from groupvit_common.training import (
     checkpoint_to_start_from,
     collapse,
     grouping_measures,
-    matches,
+    learnt,
 )
 from groupvit_tf.checkpoint import canonical_variables, from_canonical, is_parameter, kind, to_canonical
 from groupvit_tf.data import Feed, dataset, inputs
@@ -344,21 +344,11 @@ def _verdict(taken: Tensor, norm: Tensor) -> dict[str, Tensor]:
 
 def _freeze(trainer: Trainer) -> None:
     """Leaves out of training what the recipe says."""
-    settings = trainer.recipe.model
     named = {name: variable for name, variable in trainer.named_variables().items() if is_parameter(name)}
-    for pattern in (*settings.freeze, *settings.train_only):
-        if not any(matches(pattern, name) for name in named):
-            parts = sorted({name.split(".")[0] for name in named})
-            raise InputError(
-                f"no parameter is called {pattern!r}; there are those of {', '.join(parts)}, and parts of them such as group_token"
-            )
+    wanted = learnt(named, trainer.recipe.model)
     for name, variable in named.items():
-        if settings.train_only:
-            variable.trainable = any(matches(pattern, name) for pattern in settings.train_only)
-        elif any(matches(pattern, name) for pattern in settings.freeze):
+        if name not in wanted:
             variable.trainable = False
-    if not any(variable.trainable for variable in named.values()):
-        raise InputError(f"model.freeze leaves nothing to train: {list(settings.freeze)}")
 
 
 def _groups_embeddings(

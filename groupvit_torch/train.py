@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from groupvit_common.checkpoint import CONFIG_NAME, WEIGHTS_NAME, find_weights, read_arrays
 from groupvit_common.config import GroupViTConfig
-from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.errors import CheckpointError
 from groupvit_common.hub import resolve
 from groupvit_common.postprocess import MAX_LOGIT_SCALE
 from groupvit_common.processor import GroupViTProcessor
@@ -56,7 +56,7 @@ from groupvit_common.training import (
     checkpoint_to_start_from,
     collapse,
     grouping_measures,
-    matches,
+    learnt,
 )
 from groupvit_torch.data import Inputs, Tokens
 from groupvit_torch.distributed import Place, gather, num_replicas, process_group, project, replica_sum
@@ -323,21 +323,10 @@ def _no_noise(model: GroupViTModel) -> list[Tensor]:
 
 def _freeze(module: TrainingModule) -> None:
     """Leaves out of training what the recipe says."""
-    settings = module.recipe.model
     named = {name.removeprefix("model."): parameter for name, parameter in module.named_parameters()}
-    for pattern in (*settings.freeze, *settings.train_only):
-        if not any(matches(pattern, name) for name in named):
-            parts = sorted({name.split(".")[0] for name in named})
-            raise InputError(
-                f"no parameter is called {pattern!r}; there are those of {', '.join(parts)}, and parts of them such as group_token"
-            )
+    wanted = learnt(named, module.recipe.model)
     for name, parameter in named.items():
-        if settings.train_only:
-            parameter.requires_grad_(any(matches(pattern, name) for pattern in settings.train_only))
-        elif any(matches(pattern, name) for pattern in settings.freeze):
-            parameter.requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in named.values()):
-        raise InputError(f"model.freeze leaves nothing to train: {list(settings.freeze)}")
+        parameter.requires_grad_(name in wanted)
 
 
 def _paper_loss(module: TrainingModule, features: Features, inputs: Inputs) -> Tensor:

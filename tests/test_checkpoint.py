@@ -551,14 +551,14 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(lib, directory, monkeypatch
     before = {path.name: path.read_bytes() for path in directory.iterdir()}
     model = lib.GroupViTModel.from_pretrained(directory)
     change_scale(model)
-    flush = checkpoint._flush
+    flush = checkpoint.flush
 
     def full_disk(path: Path) -> None:
         if failing in path.name:
             raise OSError(28, "No space left on device")
         flush(path)
 
-    monkeypatch.setattr(checkpoint, "_flush", full_disk)
+    monkeypatch.setattr(checkpoint, "flush", full_disk)
     with pytest.raises(CheckpointError, match="cannot be written: No space left"):
         model.save_pretrained(directory, max_shard_size="200KB")
     assert {path.name: path.read_bytes() for path in directory.iterdir()} == before

@@ -25,6 +25,7 @@ from conversion.convert import TARGETS
 from conversion.formats import open_source
 from conversion.names import EXTRA, entries
 from conversion.pickles import read_torch_file
+from conversion.verify import deciding_settings
 from groupvit_common.checkpoint import array_info, write_arrays
 from groupvit_common.config import GroupViTConfig
 from groupvit_common.errors import CheckpointError, InputError
@@ -290,13 +291,6 @@ def configs(draw: st.DrawFn) -> GroupViTConfig:
     )  # fmt: skip
 
 
-def functional(config: GroupViTConfig) -> dict[str, Any]:
-    """What decides a model's tensors and answers."""
-    from conversion.verify import _deciding
-
-    return _deciding(config)
-
-
 def round_trips(config: GroupViTConfig, seed: int, extra: bool, order: list[str]) -> None:
     """native -> all formats, each from the one before, in any order, and each with the configuration that it says itself."""
     with tempfile.TemporaryDirectory() as folder:
@@ -316,7 +310,7 @@ def round_trips(config: GroupViTConfig, seed: int, extra: bool, order: list[str]
             path = done.destination
             found = read(path)
             assert_same({name: found.value(name) for name in found.tensors}, expected)
-            assert functional(found.config) == functional(config)
+            assert deciding_settings(found.config) == deciding_settings(config)
         files = sorted(item.name for item in Path(folder).iterdir())
         assert not [name for name in files if name.startswith(".")]
 
@@ -592,7 +586,6 @@ def test_what_is_there_is_replaced_only_if_asked_for_and_only_by_something_whole
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = random_checkpoint(tmp_path / "x", smallest_config(), 1)
-    (old / "README.md").write_text("mine")
     (tmp_path / "x.keras").write_bytes(b"mine")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
@@ -647,7 +640,7 @@ def test_only_a_checkpoint_is_replaced(tmp_path: Path) -> None:
     (home / ".git").mkdir(parents=True)
     (home / "thesis.txt").write_text("years")
     for to in ("native", "savedmodel"):
-        with pytest.raises(InputError, match=r"home holds what is no part of a checkpoint \(\.git, thesis\.txt\)"):
+        with pytest.raises(InputError, match=r"home holds what no conversion writes \(\.git, thesis\.txt\)"):
             convert(CASE / "bin", home, to, overwrite=True)
     (tmp_path / "link").symlink_to(home)
     (tmp_path / "link.keras").symlink_to(home / "thesis.txt")
@@ -655,6 +648,13 @@ def test_only_a_checkpoint_is_replaced(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="is a symbolic link, which is not replaced"):
             convert(CASE / "bin", tmp_path / name, to, overwrite=True)
     assert (home / "thesis.txt").read_text() == "years"
+    # Nor of a folder of checkpoints, nor of a model with a page of its own.
+    for name in ("a.pth", "b.keras", "README.md", "variables"):
+        (tmp_path / "models").mkdir()
+        (tmp_path / "models" / name).write_bytes(b"mine")
+        with pytest.raises(InputError, match=rf"models holds what no conversion writes \({name}\)"):
+            convert(CASE / "bin", tmp_path / "models", overwrite=True)
+        shutil.rmtree(tmp_path / "models")
     (tmp_path / "empty").mkdir()
     convert(CASE / "bin", tmp_path / "empty", overwrite=True)
 

@@ -13,7 +13,7 @@ from conversion.names import entries
 from conversion.nvlabs import plain, read_config
 from conversion.nvlabs import settings as settings_of
 from conversion.pickles import Global, Inert, read_torch_file
-from conversion.verify import _deciding
+from conversion.verify import deciding_settings
 from groupvit_common.config import GroupViTConfig
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.parameters import manifest
@@ -124,7 +124,7 @@ def possible(config: st.SearchStrategy[GroupViTConfig]) -> st.SearchStrategy[Gro
 def test_whatever_is_written_is_read_back(config: GroupViTConfig, pickled: bool) -> None:
     there = settings_of(config)
     found = read_config(shapes_of(config), inert(there) if pickled else there, "x.pth")
-    assert _deciding(found) == _deciding(config)
+    assert deciding_settings(found) == deciding_settings(config)
     assert manifest(found) == manifest(config)
     for name in ("dropout", "attention_dropout"):
         assert getattr(found.vision_config, name) == getattr(config.vision_config, name)
@@ -190,7 +190,7 @@ def test_settings_that_other_settings_give() -> None:
     settings["model"]["output_dim"] = "${nothing.here}"
     found = read_config(shapes_of(config), settings, "x.pth")
     assert found.multi_label == 3
-    assert _deciding(found) == _deciding(config)
+    assert deciding_settings(found) == deciding_settings(config)
     settings["sizes"]["image"] = 32
     with pytest.raises(CheckpointError, match="img_size = 32, its tensors 16"):
         read_config(shapes_of(config), settings, "x.pth")
@@ -242,7 +242,7 @@ def test_models_of_the_authors_code_alone(settings: dict[str, Any], says: str | 
     there = settings_of(config)
     there["model"]["img_encoder"] |= copy.deepcopy(settings)
     if says is None:
-        assert _deciding(read_config(shapes_of(config), there, "x.pth")) == _deciding(config)
+        assert deciding_settings(read_config(shapes_of(config), there, "x.pth")) == deciding_settings(config)
         return
     with pytest.raises(CheckpointError, match=says) as caught:
         read_config(shapes_of(config), there, "x.pth")

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,35 +20,13 @@ from groupvit_common.recipe import get_recipe  # noqa: E402
 from groupvit_common.run_state import Checkpoints, RunState  # noqa: E402
 from groupvit_common.training import Interrupted, Run  # noqa: E402
 from tests.backends import Backend  # noqa: E402
-from tests.training import PAPER, quiet, tiny, train  # noqa: E402
+from tests.training import PAPER, ends_alike, quiet, stopping_at, tiny, train  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 
 # Noise in the model, a mean of the weights, mixed pictures: all that a run draws and keeps.
 RUN = {"gumbel": True, "hard_from": 0.0, "drop_path": 0.3, "ema_decay": 0.9, "evaluate_every": 3}
 PAPER_RUN = {**RUN, **PAPER, "ema_decay": 0.0, "chunk_size": 3}
-
-
-def ends_alike(one: Path, other: Path) -> None:
-    """The last checkpoints of two runs, bit for bit: weights, moments, random states, place in the data."""
-    names = [Checkpoints(directory).all()[-1] for directory in (one, other)]
-    assert names[0].name == names[1].name
-    for file in ("model/model.safetensors", "state.safetensors"):
-        assert (names[0] / file).read_bytes() == (names[1] / file).read_bytes(), file
-    first, second = (dict(run_state.load(name).values) for name in names)
-    for told in ("minutes", "recipe"):
-        del first[told], second[told]
-    assert first == second
-
-
-def stopping_at(step: int, number: int = signal.SIGTERM) -> Any:
-    """A log that sends a signal to this process when a step's line comes."""
-
-    def log(line: str) -> None:
-        if line.startswith(f"step {step}/"):
-            signal.raise_signal(number)
-
-    return log
 
 
 # Going on

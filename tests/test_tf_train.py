@@ -21,7 +21,6 @@ import pytest
 keras = pytest.importorskip("keras")
 tf = pytest.importorskip("tensorflow")
 
-from groupvit_common import run_state  # noqa: E402
 from groupvit_common.errors import CheckpointError, GroupViTError, InputError  # noqa: E402
 from groupvit_common.recipe import Recipe, learning_rate_at  # noqa: E402
 from groupvit_common.run_state import Checkpoints  # noqa: E402
@@ -33,7 +32,7 @@ from groupvit_tf.checkpoint import canonical_variables, kind, to_canonical  # no
 from groupvit_tf.layers import DropPath  # noqa: E402
 from groupvit_tf.model import GroupViTModel  # noqa: E402
 from tests.replicas import BATCH, Losses, captions_recipe, small_config  # noqa: E402
-from tests.training import PAPER, Captions, quiet, tiny  # noqa: E402
+from tests.training import PAPER, Captions, ends_alike, quiet, stopping_at, tiny  # noqa: E402
 
 # Of data sets, which `eagerly` does not mean.
 pytestmark = pytest.mark.filterwarnings("ignore:Even though the .*run_functions_eagerly:UserWarning")
@@ -335,26 +334,6 @@ def test_a_run_ends_at_its_last_bad_step_with_the_batch_saved(eagerly, tmp_path)
 
 RUN = {"gumbel": True, "drop_path": 0.3, "ema_decay": 0.9, "evaluate_every": 3, "log_every": 1}
 PAPER_RUN = {**RUN, **PAPER, "ema_decay": 0.0, "depths": (1, 1, 0), "groups": (4, 3), "hard_from": 0.5}
-
-
-def stopping_at(step: int, number: int = signal.SIGTERM) -> Any:
-    def log(line: str) -> None:
-        if line.startswith(f"step {step}/"):
-            signal.raise_signal(number)
-
-    return log
-
-
-def ends_alike(one: Path, other: Path) -> None:
-    """The last checkpoints of two runs, bit for bit: weights, moments, random states, place in the data."""
-    names = [Checkpoints(directory).all()[-1] for directory in (one, other)]
-    assert names[0].name == names[1].name
-    for file in ("model/model.safetensors", "state.safetensors"):
-        assert (names[0] / file).read_bytes() == (names[1] / file).read_bytes(), file
-    first, second = (dict(run_state.load(name).values) for name in names)
-    for told in ("minutes", "recipe"):
-        del first[told], second[told]
-    assert first == second
 
 
 @pytest.mark.parametrize(

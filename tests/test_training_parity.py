@@ -21,6 +21,7 @@ from groupvit_common.recipe import decays  # noqa: E402
 from groupvit_tf.checkpoint import canonical_variables, kind, to_canonical  # noqa: E402
 from groupvit_tf.train import AdamW  # noqa: E402
 from tests.parity import Arrays, Draw, TorchSide, difference, has_gradient, watched_margins  # noqa: E402
+from tests.replicas import Losses  # noqa: E402
 
 STEPS, BATCH = 10, 6
 
@@ -144,20 +145,6 @@ def keras_optimiser(model: Any, optimiser: str, **options: Any) -> Any:
     spared = [v for name, v in canonical_variables(model).items() if not decays(name, len(v.shape))]
     made.exclude_from_weight_decay(spared)
     return made
-
-
-class Losses(keras.callbacks.Callback):
-    """Each batch's own loss; Keras logs the mean of the epoch so far."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.values: list[float] = []
-
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        self.model.reset_metrics()
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self.values.append(logs["loss"])
 
 
 def in_keras(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from groupvit_common import run_state
 from groupvit_common.data.stream import CaptionBatch
 from groupvit_common.recipe import Recipe, get_recipe
+from groupvit_common.run_state import Checkpoints
 from groupvit_common.settings import changed
 from groupvit_common.training import TrainResult
 
@@ -73,3 +76,25 @@ class Captions:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.rng.bit_generator.state = state["rng"]
+
+
+def ends_alike(one: Path, other: Path) -> None:
+    """The last checkpoints of two runs, bit for bit: weights, moments, random states, place in the data."""
+    names = [Checkpoints(directory).all()[-1] for directory in (one, other)]
+    assert names[0].name == names[1].name
+    for file in ("model/model.safetensors", "state.safetensors"):
+        assert (names[0] / file).read_bytes() == (names[1] / file).read_bytes(), file
+    first, second = (dict(run_state.load(name).values) for name in names)
+    for told in ("minutes", "recipe"):
+        del first[told], second[told]
+    assert first == second
+
+
+def stopping_at(step: int, number: int = signal.SIGTERM) -> Any:
+    """A log that sends a signal to this process when a step's line comes."""
+
+    def log(line: str) -> None:
+        if line.startswith(f"step {step}/"):
+            signal.raise_signal(number)
+
+    return log
