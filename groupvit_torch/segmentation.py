@@ -25,6 +25,7 @@ from groupvit_common.postprocess import (
     linear_taps,
     strips,
 )
+from groupvit_common.refinement import DILATIONS, SMALLEST, TIMES, WIDTH, places, refinement_strips
 
 
 def grouping_map(assignments: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
@@ -192,6 +193,47 @@ def label_windows(
         tile = _interpolated(_interpolated(grouping[index], 2, across), 1, down)
         group_map[rows, columns] = tile.max(0).indices.cpu().numpy() + index * groups
     return PixelLabels(label_map, group_map, group_values.cpu().numpy())
+
+
+def refine(scores: Tensor, picture: Tensor, times: int = TIMES, dilations: Sequence[int] = DILATIONS) -> Tensor:
+    """Scores `[L, h, w]` of the labels, refined by the picture `[C, h, w]` (`groupvit_common.refinement`), in the scores' dtype."""
+    kernel = pixel_affinity(picture.to(scores.dtype), dilations)
+    reach, (height, width) = max(dilations), scores.shape[1:]
+    whole = scores.device.type != "cpu"
+    for _ in range(times):
+        padded, refined = _padded(scores, reach), torch.zeros_like(scores)
+        for top, bottom in [(0, height)] if whole else refinement_strips(len(scores), (height, width)):
+            for k, (y, x) in zip(kernel[:, top:bottom], places(dilations), strict=True):
+                neighbour = padded[:, reach + y + top : reach + y + bottom, reach + x : reach + x + width]
+                refined[:, top:bottom].addcmul_(k, neighbour)
+        scores = refined
+    return scores
+
+
+def pixel_affinity(picture: Tensor, dilations: Sequence[int] = DILATIONS) -> Tensor:
+    """How alike each pixel of a picture `[C, h, w]` and its neighbours are: `[K, h, w]`, for each pixel a sum of 1."""
+    padded, count = _padded(picture, max(dilations)), 9 * len(dilations)
+    mean = len(dilations) * picture
+    for neighbour in _neighbours(padded, dilations):
+        mean += neighbour
+    mean /= count
+    square = len(dilations) * (picture - mean).square()
+    for neighbour in _neighbours(padded, dilations):
+        square += (neighbour - mean).square()
+    scale = SMALLEST + WIDTH * (square / (count - 1)).sqrt()
+    kernel = [((picture - neighbour).abs() / -scale).mean(0) for neighbour in _neighbours(padded, dilations)]
+    return torch.stack(kernel).softmax(0)
+
+
+def _padded(maps: Tensor, reach: int) -> Tensor:
+    return F.pad(maps[None], (reach, reach, reach, reach), mode="replicate")[0]
+
+
+def _neighbours(padded: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:
+    reach = max(dilations)
+    height, width = (side - 2 * reach for side in padded.shape[1:])
+    for y, x in places(dilations):
+        yield padded[:, reach + y : reach + y + height, reach + x : reach + x + width]
 
 
 def _window_rows(
