@@ -172,14 +172,14 @@ class SegmentationResult:
         self.images += 1
 
     def numbers(self) -> tuple[Any, ...]:
-        """What another process needs to `merge`."""
-        return self.confusion, self.oracle, self.overlaps, self.images, self.timed, self.seconds
+        """What another process needs to `merge`: values that JSON knows."""
+        return self.confusion.tolist(), self.oracle.tolist(), self.overlaps, self.images, self.timed, self.seconds
 
     def merge(self, numbers: tuple[Any, ...]) -> None:
         """Counts another process's pictures."""
         confusion, oracle, overlaps, images, timed, seconds = numbers
-        self.confusion += confusion
-        self.oracle += oracle
+        self.confusion += np.asarray(confusion)
+        self.oracle += np.asarray(oracle)
         self.overlaps += overlaps
         self.images += images
         self.timed += timed

@@ -138,6 +138,30 @@ class ObjectiveSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """Segmentation sets on which the model is measured, zero-shot, every `run.evaluate_every` steps, beside held-out scenes.
+
+    `data`: the sets, as `groupvit evaluate --data` calls them: "voc:VOCdevkit/VOC2012", "folder:mine"; `split`: another part of
+    each than the usual one; `limit`: so many pictures of each, the first ones (0: all). `protocol`: as `--protocol`; "usual": what
+    that command takes of itself. `background`: a threshold in the place of the protocol's, for sets with a background.
+    """
+
+    data: tuple[str, ...] = ()
+    split: str = ""
+    limit: int = 0
+    protocol: Literal["usual", "paper", "tcl", "native"] = "usual"
+    background: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_least("evaluation", self, 0, "limit")
+        if self.background is not None:
+            _check_share("evaluation", self, "background")
+        twice = [name for name in self.data if self.data.count(name) > 1]
+        if twice:
+            raise InputError(f"evaluation.data names {twice[0]} twice")
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
     """AdamW with `weight_decay` by `decays`; gradients clipped to the norm `clip_norm` (0: not at all). The weights that are measured
     and saved are an exponential mean with decay `ema_decay` (0: the last weights)."""
@@ -209,7 +233,7 @@ class RunSettings:
     `chunk_size`: images that go through the towers at once on one device (0: its whole share of the batch). Smaller chunks
     need less memory and change no gradient: features of the whole batch are compared all the same.
 
-    A line and a record every `log_every` steps; held-out scenes measured every `evaluate_every`; a checkpoint every `save_every`
+    A line and a record every `log_every` steps; the model measured every `evaluate_every` (0: at the end); a checkpoint every `save_every`
     steps and every `save_minutes` (0: not), of which the last `keep` and, with `keep_best`, the best measured one stay.
     `max_bad_steps`: so many steps whose loss or gradient is no number end the run.
 
@@ -259,6 +283,7 @@ class Recipe:
     """Captioned pictures of your own; None: made scenes."""
     scenes: SceneSettings = field(default_factory=SceneSettings)
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     run: RunSettings = field(default_factory=RunSettings)

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,13 +24,16 @@ from groupvit_common import run_state
 from groupvit_common.checkpoint import write_files, write_text
 from groupvit_common.data.captioned import Batch, CaptionedImages, SceneBatches, batches
 from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, Scene, make_scene
+from groupvit_common.data.segmentation_sets import SegmentationSet, open_sets
 from groupvit_common.errors import CheckpointError, GroupViTError, InputError
+from groupvit_common.evaluation import Place, Settings, default_protocol, evaluate_segmentation, protocol_settings
 from groupvit_common.image_processor import GroupViTImageProcessor
 from groupvit_common.metrics import confusion_matrix, mean_iou
 from groupvit_common.predictor import DEMO_MODEL
 from groupvit_common.processor import GroupViTProcessor
 from groupvit_common.prompts import Label
-from groupvit_common.recipe import ModelSettings, Recipe, get_recipe
+from groupvit_common.recipe import EvaluationSettings, ModelSettings, Recipe, get_recipe
+from groupvit_common.run_log import duration
 from groupvit_common.run_state import Checkpoints, RunState
 from groupvit_common.settings import changed, to_table, to_toml
 from groupvit_common.tokenizer import CLIPTokenizer
@@ -42,6 +45,8 @@ BAD_BATCH_NAME = "bad_batch.npz"
 # A grouping that tells nothing: (nearly) one group for all patches, or the same map for every image.
 FEW_GROUPS = 1.5
 LIKE_MAPS = 0.98
+
+_IMAGES_AT_ONCE = 8  # pictures or windows of a segmentation set
 
 
 class Interrupted(GroupViTError):
@@ -135,7 +140,8 @@ class Run:
     """One run: what it trains on, where it writes, what it has measured so far. Made by `begin`.
 
     backend: name and version of the framework, threads: how many it computes with; both only for the record. rank, world: which
-    of how many processes this is; the first one alone writes and tells. resumed: the checkpoint that it goes on from.
+    of how many processes this is; the first one alone writes and tells. resumed: the checkpoint that it goes on from. sets: of the
+    recipe's `evaluation`, `of_sets` their measures in percent.
     """
 
     recipe: Recipe
@@ -156,6 +162,8 @@ class Run:
     resumed_from: Path | None = None
     evaluate: Evaluate | None = None
     evaluated: dict[str, float] = field(default_factory=dict)
+    sets: Sequence[tuple[str, SegmentationSet, Settings]] = ()
+    of_sets: dict[str, float] = field(default_factory=dict)
     step: int = 0
     bad_steps: int = 0
     stop_signal: int = 0
@@ -182,7 +190,8 @@ class Run:
             evaluate: besides the held-out scenes, for runs on other data.
 
         Raises:
-            InputError: an unknown recipe, a folder that cannot be made, one with an unfinished run that is not to be continued.
+            InputError: an unknown recipe, a folder that cannot be made, one with an unfinished run that is not to be continued, a
+                segmentation set that is not there.
             CheckpointError: a checkpoint that cannot be continued, a tokenizer or model to start from that cannot be found.
         """
         recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
@@ -191,6 +200,7 @@ class Run:
             raise InputError(
                 f"schedule.batch_size must be a multiple of the number of processes, got {recipe.schedule.batch_size} for {world}"
             )
+        sets = open_evaluation(recipe.evaluation)
         directory = Path(out_dir)
         started = time.monotonic()
         try:
@@ -204,7 +214,7 @@ class Run:
         processor = start_processor(recipe, captions)
         majority = majority_mean_iou(recipe) if recipe.data is None else {}
         run = cls(recipe, directory, pictures, processor, backend, threads, log, started, majority)
-        run.rank, run.world, run.evaluate = rank, world, evaluate
+        run.rank, run.world, run.evaluate, run.sets = rank, world, evaluate, sets
         if path is not None:
             run._continue(path)
         if rank == 0:
@@ -367,8 +377,20 @@ class Run:
 
     # -- files ------------------------------------------------------------------------------------------------------------
 
-    def save(self, model: Model, segmenter: Segmenter) -> None:
-        """Measures a model through a segmenter that holds it, and writes it with its processor and its measures."""
+    @property
+    def measures_here(self) -> bool:
+        """Whether `save` is for this process too: each has its share of segmentation sets, the rest is the first one's."""
+        return self.rank == 0 or bool(self.sets)
+
+    def save(self, model: Model, segmenter: Segmenter, place: Place | None = None) -> None:
+        """Measures a model through a segmenter that holds it, and writes it with its processor and its measures.
+
+        Args:
+            place: of this process among those that measure the same model together; None: alone.
+        """
+        self._measure_sets(segmenter, place)
+        if self.rank:
+            return
         if self.recipe.data is None:
             self.measured = measure(segmenter, self.recipe)
             self.log(f"step {self.step}: {percentages(self.measured)}  {self.minutes:.1f} min")
@@ -388,13 +410,34 @@ class Run:
             "untrained_mean_iou": _rounded(self.untrained),
             "majority_mean_iou": _rounded(self.majority),
             "evaluated": self.evaluated,
+            "sets": {name: round(value, 1) for name, value in self.of_sets.items()},
         }
         text = json.dumps(record, indent=2) + "\n"
         write_files(self.directory, {MEASURES_NAME: lambda path: write_text(path, text)})
 
+    def _measure_sets(self, segmenter: Any, place: Place | None) -> None:
+        """Percent. Each process segments its share of the pictures, the first one sums, exactly."""
+        for name, data, settings in self.sets:
+            started = time.monotonic()
+            result = evaluate_segmentation(settings.segmenter(segmenter, _IMAGES_AT_ONCE), data, place=place)
+            if result is None:
+                continue
+            scores = {f"{measure}/{name}": 100 * value for measure, value in result.scores().items()}
+            self.of_sets |= {name: value for name, value in scores.items() if math.isfinite(value)}
+            seconds = time.monotonic() - started
+            self.log(
+                f"step {self.step}: {name} {scores[f'mean_iou/{name}']:.1f} (mean IoU, %; {result.images} images, {duration(seconds)})"
+            )
+
+    def measures(self) -> dict[str, float]:
+        """What was measured last, by the names of its records."""
+        of_scenes = {f"mean_iou/level_{level}": value for level, value in self.measured.items()}
+        return of_scenes | self.of_sets | self.evaluated
+
     def measure_of_now(self) -> float | None:
-        """How good the model was found at this very step: the mean of its measures."""
-        found = [*self.measured.values(), *self.evaluated.values()]
+        """How good the model was found at this very step: the mean of mean IoUs and of what `evaluate` said."""
+        of_sets = [value for name, value in self.of_sets.items() if name.startswith("mean_iou/")]
+        found = [*self.measured.values(), *of_sets, *self.evaluated.values()]
         return float(np.mean(found)) if found and self.evaluates_now() else None
 
     def save_checkpoint(
@@ -445,6 +488,25 @@ class Run:
             self.minutes,
             self.bad_steps,
         )
+
+
+def open_evaluation(settings: EvaluationSettings) -> list[tuple[str, SegmentationSet, Settings]]:
+    """The sets of a recipe, each with its name in records and how it is evaluated.
+
+    Raises:
+        InputError: no such set, or files that are missing.
+    """
+    opened = []
+    for spelled in settings.data:
+        kind = spelled.partition(":")[0]
+        protocol = default_protocol(kind) if settings.protocol == "usual" else settings.protocol
+        how = protocol_settings(protocol, kind)
+        for data in open_sets(spelled, split=settings.split or None, limit=settings.limit or None, names=how.names):
+            by_threshold = data.has_background and not data.background_labels
+            own = settings.background is not None and by_threshold
+            opened.append((spelled, data, replace(how, background=settings.background) if own else how))
+    kinds = [data.kind for _, data, _ in opened]
+    return [(spelled if kinds.count(data.kind) > 1 else data.kind, data, how) for spelled, data, how in opened]
 
 
 def _silent(line: str) -> None:

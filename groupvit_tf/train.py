@@ -742,8 +742,7 @@ class Progress(keras.callbacks.Callback):
     def measured(self) -> None:
         """Records what the run has just measured."""
         if self.records is not None:
-            measures = {f"mean_iou/level_{level}": value for level, value in self.run.measured.items()}
-            self.records.record(self.run.step, measures | self.run.evaluated)
+            self.records.record(self.run.step, self.run.measures())
             self.records.start(self.run.step)
 
     def resume(self) -> None:
@@ -791,8 +790,8 @@ class _Saving(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         run = self.run
-        if run.evaluates_now() and run.rank == 0:
-            run.save(self.best, self.best.segmenter(run.processor))
+        if run.evaluates_now() and run.measures_here:
+            run.save(self.best, self.best.segmenter(run.processor), self.place)
             self.progress.measured()
         stop, late = self._agree(run.stop_signal, (time.monotonic() - self.last) / 60)
         saved = self._save(self.model) if stop or run.saves_now(late) else False

@@ -597,7 +597,7 @@ class _Loop:
         model, scale = start_model(recipe, run.processor)
         self.module = TrainingModule(model, recipe, scale).to(place.device)
         # The weights that are measured and saved: their mean where there is one.
-        self.mean = copy.deepcopy(self.module) if recipe.optimizer.ema_decay and self.first else None
+        self.mean = copy.deepcopy(self.module) if recipe.optimizer.ema_decay and run.measures_here else None
         self.optimiser = make_optimiser(self.module)
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=recipe.run.precision == "float16")
         if place.rank:
@@ -708,13 +708,12 @@ class _Loop:
         return Segmenter(self._best.model, self.run.processor, batch_size=50)
 
     def _measure(self) -> None:
-        if not self.first:
+        if not self.run.measures_here:
             return
         with _uncompiled(self._best.model):
-            self.run.save(_Saving(self._best), self._segmenter())
+            self.run.save(_Saving(self._best), self._segmenter(), self.place)
         if self.log is not None:
-            measures = {f"mean_iou/level_{level}": value for level, value in self.run.measured.items()}
-            self.log.record(self.run.step, measures | self.run.evaluated)
+            self.log.record(self.run.step, self.run.measures())
             self.log.start(self.run.step)
 
     def _agree(self, stop: int, minutes: float) -> tuple[int, float]:

@@ -18,12 +18,15 @@ import torch.distributed
 import torch.multiprocessing
 
 from groupvit_common.data.captioned import CaptionedImages, SceneBatches
+from groupvit_common.data.segmentation_sets import open_sets
+from groupvit_common.evaluation import evaluate_segmentation
 from groupvit_common.recipe import Recipe
 from groupvit_common.run_state import Checkpoints
 from groupvit_common.training import Interrupted, make_processor
 from groupvit_torch import train as T
 from groupvit_torch.distributed import Place, batch_norm, gather, num_replicas, process_group, replica_sum
 from groupvit_torch.loss import contrastive_loss
+from groupvit_torch.predictor import Segmenter
 from tests.test_train_step import inputs_of, module_of
 from tests.training import PAPER, Captions, quiet, tiny, train
 
@@ -194,6 +197,8 @@ NOISY = {
     "ema_decay": 0.5,
     "log_every": 1,
     "peak_tflops": 1.0,
+    "evaluation.data": ("scenes:1",),
+    "evaluation.limit": 3,
 }
 
 
@@ -255,6 +260,12 @@ def test_a_run_of_two_ranks_stops_together_and_goes_on(two_ranks: Path) -> None:
     assert random[0] != random[1]
     records = [json.loads(line) for line in (two_ranks / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert all(0 < record["utilisation"] < 1 for record in records if "loss" in record)
+    # Two pictures of the first rank, one of the second: the set's measures are those of all three.
+    (data,) = open_sets("scenes:1", limit=3)
+    alone = evaluate_segmentation(Segmenter.from_pretrained(two_ranks / "whole", device="cpu"), data)
+    assert alone is not None
+    for name, value in alone.scores().items():
+        assert records[-1][f"{name}/scenes:1"] == pytest.approx(100 * value, abs=1e-9)
 
 
 def _arrays(path: Path) -> dict[str, Any]:

@@ -236,7 +236,8 @@ def test_two_workers_train_as_one_process_does(tmp_path):
 @pytest.mark.slow
 def test_two_workers_run_a_recipe_measure_save_and_go_on(tmp_path):
     """`groupvit train` on each; then once more from the checkpoint in the middle; against one process."""
-    recipe = tiny(gumbel=False, evaluate_every=3, save_every=3, log_every=1)
+    measured = {"evaluation.data": ("scenes:1",), "evaluation.limit": 3}
+    recipe = tiny(gumbel=False, evaluate_every=3, save_every=3, log_every=1, **measured)
     (tmp_path / "recipe.toml").write_text(to_toml(recipe), encoding="utf-8")
 
     def both() -> None:
@@ -271,6 +272,10 @@ def test_two_workers_run_a_recipe_measure_save_and_go_on(tmp_path):
     K.train(recipe, tmp_path / "one", log=quiet)
     whole = losses("two")
     assert len(whole) == 6
+    # The workers share the set's pictures. A pixel may change sides: the weights differ by rounding.
+    sets = [json.loads((tmp_path / name / "training.json").read_text())["sets"] for name in ("one", "two")]
+    assert sets[0].keys() == sets[1].keys() >= {"mean_iou/scenes:1"}
+    assert sets[0] == pytest.approx(sets[1], abs=1.0)
     np.testing.assert_allclose(whole, losses("one"), rtol=1e-3)  # float32 through AdamW
     paths = Checkpoints(tmp_path / "two").all()
     assert [path.name for path in paths] == ["step-00000003", "step-00000006"]
