@@ -87,22 +87,34 @@ class SceneSettings:
     `levels`, one a step, in the order of `turns`, which starts again; `scenes_per_level` scenes made from the run's seed. Held-out
     scenes are made from `held_out_seed`, `held_out_scenes` a level. `templates`: one is drawn each step for all prompts.
     `prompts`: words of each caption for the multi-label loss. `mixed_share` of each batch is mixed for the objective "groups": part
-    of one picture beside part of another, each patch answering to its own caption.
+    of one picture beside part of another (`mixed_quarters`: parts of four), each patch answering to its own caption.
+    `single_share` of the training scenes have one object, and in `close_up_share` one thing fills the picture (`make_scene`); held-out
+    scenes have two to four objects. `size`: side of a scene in pixels, which the model sees enlarged to `image_size` (0: as it is), so
+    that a patch of as many pixels shows less of it.
     """
 
     levels: tuple[int, ...] = (1, 2, 3)
     turns: tuple[int, ...] = (1, 2, 3, 2)
+    size: int = 0
     scenes_per_level: int = 15_000
     held_out_seed: int = 1_000_003
     held_out_scenes: int = 200
     templates: tuple[str, ...] = ("{}", "a {}", "a {} object", "a photo of a {}.", "a picture of {}.")
     prompts: int = 3
     mixed_share: float = 0.5
+    mixed_quarters: bool = False
+    single_share: float = 0.0
+    close_up_share: float = 0.0
 
     def __post_init__(self) -> None:
         _check_least("scenes", self, 1, "scenes_per_level", "held_out_scenes")
-        _check_least("scenes", self, 0, "held_out_seed", "prompts")
-        _check_share("scenes", self, "mixed_share")
+        _check_least("scenes", self, 0, "held_out_seed", "prompts", "size")
+        _check_share("scenes", self, "mixed_share", "single_share", "close_up_share")
+        if self.single_share + self.close_up_share > 1:
+            raise InputError(
+                "scenes.single_share and scenes.close_up_share must not exceed 1 together, "
+                f"got {self.single_share} and {self.close_up_share}"
+            )
         if not self.turns or set(self.turns) != set(self.levels):
             raise InputError(
                 f"scenes.turns must name every one of the levels {list(self.levels)} and no other, got {list(self.turns)}"
@@ -117,7 +129,8 @@ class ObjectiveSettings:
     the data's prompts of each caption, whose temperature is its own.
     `kind` "groups" (scenes only) trains groups against the batch's prompts (`loss.py` of a backend), beyond the paper:
     `naming_weight` patch naming, `claim_weight` prompt claims by `claim_patches` patches each; `ungrouped_weight` the same two for
-    the patches themselves, as they enter the grouping block.
+    the patches themselves, as they enter the grouping block; `paper_weight` the paper's losses too, on the pooled pictures that are
+    not mixed, both at the multi-label loss's temperature (the first one's is that of groups).
 
     Grouping: soft until the share `hard_from` of the steps, then hard with straight-through gradients; `gumbel` adds the paper's
     noise.
@@ -129,12 +142,18 @@ class ObjectiveSettings:
     claim_weight: float = 1.0
     claim_patches: int = 12
     ungrouped_weight: float = 1.0
+    paper_weight: float = 0.0
     hard_from: float = 0.0
     gumbel: bool = True
 
     def __post_init__(self) -> None:
-        _check_least("objective", self, 0, "multi_label_weight")
+        _check_least("objective", self, 0, "multi_label_weight", "paper_weight")
         _check_share("objective", self, "hard_from")
+
+    @property
+    def has_paper_losses(self) -> bool:
+        """Whether the paper's losses take part."""
+        return self.kind == "paper" or self.paper_weight > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,6 +315,13 @@ class Recipe:
                 f"the objective 'groups' trains one grouping block, got model.groups = {list(self.model.groups)}"
             )
 
+        if self.objective.kind == "groups" and self.objective.paper_weight:
+            whole = self.schedule.batch_size - self.mixed_images
+            if whole < 2:
+                raise InputError(
+                    "objective.paper_weight compares pictures that are not mixed: of schedule.batch_size "
+                    f"{self.schedule.batch_size} and scenes.mixed_share {self.scenes.mixed_share} remain {whole}, at least 2 are needed"
+                )
         if self.data is not None and self.objective.kind != "paper":
             raise InputError(
                 f"the objective {self.objective.kind!r} is for made scenes; for a run with data set kind=paper"
@@ -306,10 +332,20 @@ class Recipe:
             )
 
     @property
+    def scene_size(self) -> int:
+        """Side of a scene in pixels."""
+        return self.scenes.size or self.model.image_size
+
+    @property
+    def mixed_images(self) -> int:
+        """How many pictures of a batch are mixed for the objective "groups": its first ones."""
+        return int(self.schedule.batch_size * self.scenes.mixed_share)
+
+    @property
     def multi_label(self) -> bool:
         """Whether the multi-label loss takes part."""
         prompts = (self.scenes if self.data is None else self.data).prompts
-        return self.objective.kind == "paper" and prompts > 0 and self.objective.multi_label_weight > 0
+        return self.objective.has_paper_losses and prompts > 0 and self.objective.multi_label_weight > 0
 
 
 def _check_least(section: str, settings: Any, least: float, *names: str) -> None:

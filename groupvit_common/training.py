@@ -526,7 +526,14 @@ def _scenes(recipe: Recipe, log: Callable[[str], None]) -> dict[int, CaptionedIm
     scenes = recipe.scenes
     log(f"making {scenes.scenes_per_level} scenes for each of the levels {', '.join(map(str, scenes.levels))}")
     return {
-        level: CaptionedImages.scenes(recipe.run.seed, scenes.scenes_per_level, level, recipe.model.image_size)
+        level: CaptionedImages.scenes(
+            recipe.run.seed,
+            scenes.scenes_per_level,
+            level,
+            recipe.scene_size,
+            single_share=scenes.single_share,
+            close_up_share=scenes.close_up_share,
+        )
         for level in scenes.levels
     }
 
@@ -636,7 +643,7 @@ def measure(segmenter: Segmenter, recipe: Recipe) -> dict[int, float]:
 
 def held_out_scenes(recipe: Recipe, level: int) -> list[Scene]:
     """The scenes of a level that the recipe never trains on."""
-    size = (recipe.model.image_size, recipe.model.image_size)
+    size = (recipe.scene_size, recipe.scene_size)
     return [
         make_scene(recipe.scenes.held_out_seed, index, level, size) for index in range(recipe.scenes.held_out_scenes)
     ]

@@ -42,19 +42,12 @@ def inputs(batch: Batch[NDArray[Any]] | CaptionBatch, recipe: Recipe) -> Inputs:
         if recipe.multi_label and batch.prompt_ids is not None and batch.prompt_mask is not None:
             arrays["prompts"] = _trimmed(batch.prompt_ids, batch.prompt_mask)
         return arrays
-    if recipe.objective.kind == "paper":
-        return {
-            "pixel_values": batch.pixels,
-            "prompts": dict(batch.prompts),
-            "captions": dict(batch.captions or {}),
-            "of_caption": batch.of_caption,
-        }
-    return {
-        "pixel_values": batch.pixels,
-        "prompts": dict(batch.prompts),
-        "allowed": batch.allowed,
-        "named": batch.named,
-    }
+    arrays = {"pixel_values": batch.pixels, "prompts": dict(batch.prompts)}
+    if recipe.objective.has_paper_losses:
+        arrays |= {"captions": dict(batch.captions or {}), "of_caption": batch.of_caption}
+    if recipe.objective.kind == "groups":
+        arrays |= {"allowed": batch.allowed, "named": batch.named}
+    return arrays
 
 
 def _trimmed(input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> Inputs:
@@ -129,8 +122,10 @@ def _signature(recipe: Recipe, count: int) -> Inputs:
             signature["prompts"] = text(count, recipe.data.prompts, None)
         return signature
     signature["prompts"] = text(None, None)
+    if recipe.objective.has_paper_losses:
+        signature |= {"captions": text(count, None), "of_caption": tf.TensorSpec((count, None), tf.int64)}
     if recipe.objective.kind == "paper":
-        return signature | {"captions": text(count, None), "of_caption": tf.TensorSpec((count, None), tf.int64)}
+        return signature
     patches = (side // recipe.model.patch_size) ** 2
     return signature | {
         "allowed": tf.TensorSpec((count, patches, None), tf.bool),

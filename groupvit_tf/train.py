@@ -281,10 +281,18 @@ class Trainer(Model):
         The strategy adds the replicas' losses, and their gradients, up to those of the whole batch.
         """
         scale = ops.exp(self.model.logit_scale)
-        if self.recipe.objective.kind != "paper":
-            return groups_objective(y_pred, x, scale, self.recipe) / num_replicas()
         own = None if self.multi_label_logit_scale is None else ops.exp(self.multi_label_logit_scale)
-        return paper_objective(y_pred, scale, own, self.recipe) / num_replicas()
+        objective = self.recipe.objective
+        if objective.kind == "paper":
+            return paper_objective(y_pred, scale, own, self.recipe) / num_replicas()
+        loss = groups_objective(y_pred, x, scale, self.recipe)
+        if objective.paper_weight:
+            # A temperature of their own, since the model's is that of groups.
+            first = self.recipe.mixed_images
+            loss = loss + objective.paper_weight * paper_objective(
+                y_pred, scale if own is None else own, own, self.recipe, first=first
+            )
+        return loss / num_replicas()
 
     def train_step(self, *arguments: Any) -> Any:
         """A step that leaves no trace if it is not taken. Keras calls this."""
@@ -354,19 +362,28 @@ def _freeze(trainer: Trainer) -> None:
 def _groups_embeddings(
     model: GroupViTModel, inputs: dict[str, Any], recipe: Recipe, hard: bool, training: bool
 ) -> dict[str, Tensor]:
-    """Groups `[B, G, E]`, their soft assignment `[B, G, P]`, prompts `[W, E]` and, if wanted, ungrouped patches `[B, P, E]`."""
+    """Groups `[B, G, E]`, their soft assignment `[B, G, P]`, prompts `[W, E]`; if wanted, ungrouped patches `[B, P, E]`, and for the paper's
+    losses what `_paper_embeddings` has."""
     _, stages = model.vision_model.run_stages(
         inputs["pixel_values"], gumbel_noise=_noise(model, recipe), assign_hard=hard, training=training
     )
     norm = model.vision_model.layernorm
+    groups = norm(stages[-1].segments)
     embeddings = {
-        "groups": _projected(model, norm(stages[-1].segments), training),
+        "groups": _projected(model, groups, training),
         "assignment": stages[0].assignment,
         "prompts": model.text_projection(_texts(model, inputs["prompts"], training), training=training, together=False),
     }
+    # Batch norms keep nothing but groups and prompts, which is all that they meet in use.
     if recipe.objective.ungrouped_weight:
-        # Batch norm keeps nothing of them: in use it only meets groups.
         embeddings["patches"] = _projected(model, norm(stages[0].ungrouped), training, keep=False)
+    if recipe.objective.paper_weight:
+        captions = _texts(model, inputs["captions"], training)
+        embeddings |= {
+            "images": model.visual_projection(mean(groups, axis=1), training=training, keep=False),
+            "captions": model.text_projection(captions, training=training, keep=False),
+            "own_prompts": ops.take(embeddings["prompts"], inputs["of_caption"], axis=0),
+        }
     return embeddings
 
 
@@ -409,7 +426,7 @@ def groups_objective(
 def _paper_embeddings(
     model: GroupViTModel, inputs: dict[str, Any], recipe: Recipe, hard: bool, training: bool
 ) -> dict[str, Tensor]:
-    """Images and captions `[B, E]`, and M prompts of each caption `[B, M, E]`."""
+    """Images and captions `[B, E]`, and M prompts of each caption, "own_prompts" `[B, M, E]`."""
     _, stages = model.vision_model.run_stages(
         inputs["pixel_values"], gumbel_noise=_noise(model, recipe), assign_hard=hard, training=training
     )
@@ -423,7 +440,10 @@ def _paper_embeddings(
     if "of_caption" in inputs:
         # Words of scenes, each once, the same on every replica.
         prompts = project(_texts(model, inputs["prompts"], training), together=False)
-        return embeddings | {"captions": project(captions), "prompts": ops.take(prompts, inputs["of_caption"], axis=0)}
+        return embeddings | {
+            "captions": project(captions),
+            "own_prompts": ops.take(prompts, inputs["of_caption"], axis=0),
+        }
     if not recipe.multi_label:
         return embeddings | {"captions": project(captions)}
     # Captions and prompts are one batch of texts, as in the authors' code.
@@ -431,18 +451,28 @@ def _paper_embeddings(
     flat = {name: ops.reshape(value, (-1, length)) for name, value in inputs["prompts"].items()}
     texts = project(ops.concatenate([captions, _texts(model, flat, training)]))
     own = ops.reshape(texts[count:], (-1, each, texts.shape[-1]))
-    return embeddings | {"captions": texts[:count], "prompts": own}
+    return embeddings | {"captions": texts[:count], "own_prompts": own}
 
 
 def paper_objective(
-    embeddings: dict[str, Tensor], logit_scale: Tensor, multi_label_scale: Tensor | None, recipe: Recipe
+    embeddings: dict[str, Tensor],
+    logit_scale: Tensor,
+    multi_label_scale: Tensor | None,
+    recipe: Recipe,
+    *,
+    first: int = 0,
 ) -> Tensor:
-    """The paper's two losses on the pooled image, over all replicas; without the second one's temperature, the first alone."""
-    images, captions = _everywhere(embeddings["images"]), _everywhere(embeddings["captions"])
+    """The paper's two losses on the pooled image, over all replicas; without the second one's temperature, the first alone.
+
+    first: of the whole batch, how many images to leave out.
+    """
+    images, captions = _everywhere(embeddings["images"])[first:], _everywhere(embeddings["captions"])[first:]
     loss = contrastive_loss(images, captions, logit_scale)
     if multi_label_scale is None:
         return loss
-    multi_label = multi_label_contrastive_loss(images, _everywhere(embeddings["prompts"]), multi_label_scale)
+    multi_label = multi_label_contrastive_loss(
+        images, _everywhere(embeddings["own_prompts"])[first:], multi_label_scale
+    )
     return loss + recipe.objective.multi_label_weight * multi_label
 
 

@@ -283,10 +283,12 @@ class TrainingModule(nn.Module):
             _, stages = tower.run_stages(cast(Tensor, piece.inputs), gumbel_noise=noise, assign_hard=hard)
             groups = tower.layernorm(stages[-1].segments)
             assignments = tuple(stage.assignment for stage in stages if stage.assignment is not None)
-            if self.recipe.objective.kind == "paper":
-                return {"images": groups.mean(dim=1)}, assignments
-            features = {"groups": groups, "assignment": assignments[0]}
-            if self.recipe.objective.ungrouped_weight:
+            objective = self.recipe.objective
+            features = {"images": groups.mean(dim=1)} if objective.has_paper_losses else {}
+            if objective.kind == "paper":
+                return features, assignments
+            features |= {"groups": groups, "assignment": assignments[0]}
+            if objective.ungrouped_weight:
                 features["patches"] = tower.layernorm(stages[0].ungrouped)
             return features, assignments
 
@@ -331,7 +333,7 @@ def _freeze(module: TrainingModule) -> None:
 
 def _paper_loss(module: TrainingModule, features: Features, inputs: Inputs) -> Tensor:
     """The paper's two losses on the pooled image."""
-    model, recipe = module.model, module.recipe
+    model = module.model
     images = project(model.visual_projection, features["images"])
     prompts: Tensor | None = None
     if inputs.shared_prompts:
@@ -342,14 +344,28 @@ def _paper_loss(module: TrainingModule, features: Features, inputs: Inputs) -> T
         texts = [features[name] for name in ("captions", "prompts") if name in features]
         projected = project(model.text_projection, torch.cat(texts))
         captions, prompts = projected[: len(texts[0])], projected[len(texts[0]) :]
+    return _contrast(module, images, captions, prompts, inputs, model.logit_scale)
+
+
+def _contrast(
+    module: TrainingModule,
+    images: Tensor,
+    captions: Tensor,
+    prompts: Tensor | None,
+    inputs: Inputs,
+    log_scale: Tensor,
+    first: int = 0,
+) -> Tensor:
+    """The two losses from embeddings `[B, E]` and prompts `[W, E]`, over all ranks, without the whole batch's `first` images."""
     with torch.autocast(images.device.type, enabled=False):
-        images = gather(images)
-        loss = contrastive_loss(images, gather(captions), model.logit_scale.exp())
+        images = gather(images)[first:]
+        loss = contrastive_loss(images, gather(captions)[first:], log_scale.exp())
         if module.multi_label_logit_scale is not None:
+            assert prompts is not None
             assert inputs.of_caption is not None
-            own = gather(prompts[inputs.of_caption])  # [B, M, E]
+            own = gather(prompts[inputs.of_caption])[first:]  # [B, M, E]
             scale = module.multi_label_logit_scale.exp()
-            loss = loss + recipe.objective.multi_label_weight * multi_label_contrastive_loss(images, own, scale)
+            loss = loss + module.recipe.objective.multi_label_weight * multi_label_contrastive_loss(images, own, scale)
     return loss
 
 
@@ -378,7 +394,7 @@ def _groups_loss(module: TrainingModule, features: Features, inputs: Inputs) -> 
 
     patches = None
     if settings.ungrouped_weight:
-        # Its batch norm keeps nothing of them: in use it only meets groups.
+        # Its batch norm keeps nothing but groups, which is all that it meets in use.
         patches = features["patches"]
         patches = project(model.visual_projection, patches.flatten(0, 1), keep=False).unflatten(0, patches.shape[:2])
     with torch.autocast(groups.device.type, enabled=False):
@@ -386,7 +402,16 @@ def _groups_loss(module: TrainingModule, features: Features, inputs: Inputs) -> 
         total = loss(group_prompt_logits(groups, prompts, scale), features["assignment"])
         if patches is not None:
             total = total + settings.ungrouped_weight * loss(group_prompt_logits(patches, prompts, scale), None)
+    if not settings.paper_weight:
         return total
+    images = project(model.visual_projection, features["images"], keep=False)
+    captions = project(model.text_projection, features["captions"], keep=False)
+    # A temperature of their own, since the model's is that of groups.
+    own_scale = module.multi_label_logit_scale
+    log_scale = model.logit_scale if own_scale is None else own_scale
+    return total + settings.paper_weight * _contrast(
+        module, images, captions, prompts, inputs, log_scale, module.recipe.mixed_images
+    )
 
 
 def _share(count: Tensor) -> Tensor:

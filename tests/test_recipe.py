@@ -114,6 +114,11 @@ def test_a_file_is_based_on_another_and_settings_of_the_command_come_last(tmp_pa
         ("base = 'mine.toml'", "is based on itself"),
         ("base = 1", "base must be the name or path of a recipe, got 1"),
         ("", "schedule needs steps, or epochs and images_per_epoch"),
+        ("base = 'scenes-demo'\n[scenes]\nsingle_share = 0.8", "must not exceed 1 together, got 0.8 and"),
+        (
+            "base = 'scenes-demo'\n[scenes]\nmixed_share = 1.0",
+            "objective.paper_weight compares pictures .* remain 0, at least 2",
+        ),
     ],
 )
 def test_a_file_that_is_no_recipe_gets_one_sentence(tmp_path, text, message):

@@ -1,5 +1,7 @@
 """Scenes: the same for ever from a seed, true to their captions, learnable, and masks apart from what training sees."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -30,6 +32,35 @@ def test_the_caption_names_what_the_mask_holds_and_the_background(level, index):
     assert ground in BACKGROUNDS[scene.background]
     words = scene.caption.replace(",", "").split()
     assert all(noun in words for noun in scene.nouns)
+
+
+@pytest.mark.parametrize("level", list(LEVELS))
+def test_scenes_of_one_thing(level):
+    """Close-ups and single objects: as many as asked for, their captions name what is seen and nothing else."""
+    kinds = Counter()
+    for index in range(200):
+        scene = make_scene(12, index, level, single_share=0.3, close_up_share=0.4)
+        classes, shown = LEVELS[level], np.unique(scene.mask).tolist()
+        seen = {name for value in shown if value for name in classes[value - 1]}
+        if 0 in shown:
+            seen |= set(BACKGROUNDS[scene.background])
+        assert len(scene.nouns) == len(shown)
+        assert set(scene.nouns) <= seen
+        assert all(noun in scene.caption.replace(",", "").split() for noun in scene.nouns)
+        close_up = scene.caption.startswith("a close-up of ")
+        kinds["close-up" if close_up else "single" if len(shown) == 2 else "usual"] += 1
+        kinds["full"] += shown not in ([0], [0, *shown[1:]])
+        if close_up:
+            assert len(shown) == 1 or level == 3
+    # Binomial, 200 draws: within four standard deviations.
+    assert abs(kinds["close-up"] - 80) < 28
+    assert abs(kinds["single"] - 60) < 26
+    assert (kinds["full"] > 0) == (level != 3)
+
+
+def test_shares_leave_the_usual_row_as_it_is():
+    usual = make_scene(3, 5, 2)
+    assert make_scene(3, 5, 2, single_share=0.0, close_up_share=0.0).image.tobytes() == usual.image.tobytes()
 
 
 @pytest.mark.parametrize("size", [(64, 64), (48, 48), (96, 144), (120, 56)])
@@ -85,13 +116,15 @@ def test_names_are_unique_across_the_words_of_a_level_and_the_backgrounds():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "shares", "message"),
     [
-        ((0, 0, 4), "level 4 does not exist"),
-        ((-1, 0, 1), "must not be negative"),
-        ((0, 0, 1, (32, 64)), "at least 48 x 48"),
+        ((0, 0, 4), {}, "level 4 does not exist"),
+        ((-1, 0, 1), {}, "must not be negative"),
+        ((0, 0, 1, (32, 64)), {}, "at least 48 x 48"),
+        ((0, 0, 1), {"single_share": 0.6, "close_up_share": 0.5}, "nor exceed 1 together, got 0.6 and 0.5"),
+        ((0, 0, 1), {"single_share": -0.1}, "must not be negative"),
     ],
 )
-def test_what_cannot_be_made_is_refused(arguments, message):
+def test_what_cannot_be_made_is_refused(arguments, shares, message):
     with pytest.raises(InputError, match=message):
-        make_scene(*arguments)
+        make_scene(*arguments, **shares)

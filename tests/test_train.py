@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from groupvit_common import training
-from groupvit_common.data.captioned import Batch, CaptionedImages, batches, mix_halves, to_pixels
+from groupvit_common.data.captioned import Batch, CaptionedImages, batches, enlarged, mix_pictures, to_pixels
 from groupvit_common.data.scenes import LEVELS, Scene, make_scene
 from groupvit_common.errors import GroupViTError, InputError
 from groupvit_common.metrics import mean_iou
@@ -126,7 +126,9 @@ def test_both_backends_take_the_same_steps_and_lower_the_loss(variant, pictures,
         losses, _ = fit(GroupViTModel.from_pretrained(tmp_path, dtype="float64"), recipe, data)
     finally:
         keras.config.set_floatx(floatx)
-    np.testing.assert_allclose(losses, expected, rtol=1e-10)  # rounding at 1e-16 through 25 steps
+    np.testing.assert_allclose(
+        losses, expected, rtol=1e-9
+    )  # rounding at 1e-16, through 25 steps at a high learning rate
     # Four seeds came down to 4-7 % (demo) and 14-28 % (paper). Half leaves room, but an objective whose sign is wrong, or of
     # which one of several terms alone is learnt, stays above it.
     assert losses[21] < 0.5 * losses[0]
@@ -292,7 +294,7 @@ def test_both_backends_get_the_same_batches(pictures, processor):
     from groupvit_tf.data import dataset
     from groupvit_torch.data import tensor_batches
 
-    for recipe in (SMALL, small(**PAPER)):
+    for recipe in (SMALL, small(paper_weight=0.0), small(**PAPER)):
 
         def data(recipe: Recipe = recipe) -> Any:
             return batches(recipe, pictures, processor, np.random.default_rng(3))
@@ -301,11 +303,10 @@ def test_both_backends_get_the_same_batches(pictures, processor):
         for ours, theirs, again in zip(tensor_batches(data()), dataset(data, recipe), data(), strict=True):
             count += 1
             expected = {"pixel_values": ours.pixels, "prompts": ours.prompts}
-            expected |= (
-                {"captions": ours.captions, "of_caption": ours.of_caption}
-                if recipe.objective.kind == "paper"
-                else {"allowed": ours.allowed, "named": ours.named}
-            )
+            if recipe.objective.has_paper_losses:
+                expected |= {"captions": ours.captions, "of_caption": ours.of_caption}
+            if recipe.objective.kind == "groups":
+                expected |= {"allowed": ours.allowed, "named": ours.named}
             assert theirs.keys() == expected.keys()
             one, other = (
                 tf.nest.flatten({k: dict(v) if hasattr(v, "keys") else v for k, v in x.items()})
@@ -358,21 +359,27 @@ def test_captions_become_rows_of_named_words():
 def test_pixels_are_the_image_processors(pictures, processor):
     images = processor.image_processor
     expected = images(list(pictures[3].images), return_tensors="np")["pixel_values"]
-    ours = to_pixels(pictures[3].images, images.image_mean, images.image_std)
+    assert pictures[3].images.shape[1] < SMALL.model.image_size
+    ours = to_pixels(
+        enlarged(pictures[3].images, SMALL.model.image_size, images.resample), images.image_mean, images.image_std
+    )
     np.testing.assert_allclose(ours, expected, atol=1e-5)  # two orders of float32 arithmetic on values up to 3
 
 
-def test_mixed_patches_carry_the_words_of_their_own_picture():
+@pytest.mark.parametrize("quarters", [False, True])
+def test_mixed_patches_carry_the_words_of_their_own_picture(quarters):
     """Each picture is one colour of its own, so that every patch tells where it came from."""
     batch, side, patch = 6, 16, 4
     pixels = np.broadcast_to(np.arange(batch, dtype=np.float32)[:, None, None, None], (batch, 3, side, side))
     named = np.eye(batch, dtype=bool)
-    mixed, allowed = mix_halves(pixels, named, 0.5, patch, np.random.default_rng(0))
+    mixed, allowed = mix_pictures(pixels, named, 3, patch, np.random.default_rng(0), quarters=quarters)
     origin = mixed[:, 0, ::patch, ::patch].reshape(batch, -1).astype(int)
     assert (allowed == named[origin]).all()
     assert (origin[3:] == np.arange(3, 6)[:, None]).all()  # the second half of the batch is left alone
     for number in range(3):
-        assert len(set(origin[number].tolist())) == 2
+        assert len(set(origin[number].tolist())) == (
+            3 if quarters else 2
+        )  # of three pictures, a fourth quarter is one of them
     assert (mixed == mixed[:, :, ::patch, ::patch].repeat(patch, 2).repeat(patch, 3)).all()
 
 

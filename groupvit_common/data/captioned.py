@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from groupvit_common.data.scenes import Scene, make_scene
 from groupvit_common.processor import GroupViTProcessor
@@ -45,9 +46,21 @@ class CaptionedImages:
         return cls(np.stack(images), captions, words, named)
 
     @classmethod
-    def scenes(cls, seed: int, count: int, level: int, size: int) -> CaptionedImages:
-        """Scenes 0 .. count - 1 of a seed and level, square."""
-        return cls.of(make_scene(seed, index, level, (size, size)) for index in range(count))
+    def scenes(
+        cls,
+        seed: int,
+        count: int,
+        level: int,
+        size: int,
+        *,
+        single_share: float = 0.0,
+        close_up_share: float = 0.0,
+    ) -> CaptionedImages:
+        """Scenes 0 .. count - 1 of a seed and level, square; see `make_scene`."""
+        return cls.of(
+            make_scene(seed, index, level, (size, size), single_share=single_share, close_up_share=close_up_share)
+            for index in range(count)
+        )
 
     def draw(self, rng: np.random.Generator, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """`count` pictures at random, the batch mirrored at random along either axis, and their numbers."""
@@ -137,22 +150,26 @@ class SceneBatches:
         self.step += 1
         pictures = self.pictures[level]
         batch_images, numbers = pictures.draw(rng, count)
+        batch_images = enlarged(batch_images, recipe.model.image_size, images.resample)
         pixels = to_pixels(batch_images, images.image_mean, images.image_std)
         named = pictures.named[numbers]
         template = scenes.templates[int(rng.integers(len(scenes.templates)))]
         present = named.any(axis=0)
         named = named[:, present]
         words = {key: value[present] for key, value in self._prompts[level, template].items()}
-        if recipe.objective.kind == "paper":
+        captions, of_caption = None, None
+        if recipe.objective.has_paper_losses:
             captions = self._tokens([pictures.captions[number] for number in numbers])
-            # As many of each caption as the shortest one has.
-            prompts = min(scenes.prompts, int(named.sum(axis=1).min()))
-            chosen = [rng.choice(np.flatnonzero(row), prompts, replace=False) for row in named]
             captions = {key: value[mine] for key, value in captions.items()}
-            return Batch(pixels[mine], named[mine, None], named[mine], words, captions, np.stack(chosen)[mine])
-        pixels, allowed = mix_halves(pixels, named, scenes.mixed_share, recipe.model.patch_size, rng)
-        named[: int(count * scenes.mixed_share)] = False
-        return Batch(pixels[mine], allowed[mine], named[mine], words)
+            of_caption = np.stack([_chosen(np.flatnonzero(row), scenes.prompts, rng) for row in named])[mine]
+        if recipe.objective.kind == "paper":
+            return Batch(pixels[mine], named[mine, None], named[mine], words, captions, of_caption)
+        mixed = recipe.mixed_images
+        pixels, allowed = mix_pictures(
+            pixels, named, mixed, recipe.model.patch_size, rng, quarters=scenes.mixed_quarters
+        )
+        named[:mixed] = False
+        return Batch(pixels[mine], allowed[mine], named[mine], words, captions, of_caption)
 
     def state_dict(self) -> dict[str, Any]:
         """Where it stands: what is drawn next depends on nothing else."""
@@ -177,6 +194,14 @@ def batches(
     return islice(SceneBatches(recipe, pictures, processor, rng), recipe.schedule.total_steps)
 
 
+def enlarged(images: NDArray[np.uint8], side: int, resample: int) -> NDArray[np.uint8]:
+    """uint8 `[B, h, w, 3]` -> `[B, side, side, 3]`, by Pillow's filter as the image processor does."""
+    if images.shape[1:3] == (side, side):
+        return images
+    pictures = (Image.fromarray(np.ascontiguousarray(image)) for image in images)
+    return np.stack([np.asarray(picture.resize((side, side), Image.Resampling(resample))) for picture in pictures])
+
+
 def to_pixels(images: NDArray[np.uint8], mean: Iterable[float], std: Iterable[float]) -> NDArray[np.float32]:
     """uint8 `[B, H, W, 3]` -> float32 `[B, 3, H, W]`, normalised per channel as the image processor does."""
     centre, spread = (np.array(tuple(values), np.float32) for values in (mean, std))
@@ -184,12 +209,24 @@ def to_pixels(images: NDArray[np.uint8], mean: Iterable[float], std: Iterable[fl
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
 
 
-def mix_halves(
-    pixels: NDArray[np.float32], named: NDArray[np.bool_], share: float, patch: int, rng: np.random.Generator
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Puts part of one picture beside part of another in the first `share` of a batch.
+def _chosen(words: NDArray[np.intp], count: int, rng: np.random.Generator) -> NDArray[np.intp]:
+    """`count` of a caption's words: all of them before any of them twice."""
+    times = -(-count // len(words))
+    return np.concatenate([words[:0], *(rng.permutation(words) for _ in range(times))])[:count]
 
-    The cut is straight, across or down, on a patch border, between a quarter and three quarters of the way. (Yun et al. 2019,
+
+def mix_pictures(
+    pixels: NDArray[np.float32],
+    named: NDArray[np.bool_],
+    mixed: int,
+    patch: int,
+    rng: np.random.Generator,
+    *,
+    quarters: bool = False,
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Puts part of one picture beside part of another in the first `mixed` of a batch; with `quarters`, parts of four pictures.
+
+    Cuts are straight, across or down (or both), on a patch border, between a quarter and three quarters of the way. (Yun et al. 2019,
     "CutMix", mix rectangles and whole-image labels; here each patch keeps the words of the picture that it comes from.)
 
     Args:
@@ -200,15 +237,19 @@ def mix_halves(
     """
     batch, _, height, width = pixels.shape
     rows, columns = height // patch, width // patch
-    mixed = int(batch * share)
-    other = np.zeros((batch, rows, columns), bool)
+    source = np.broadcast_to(np.arange(batch)[:, None, None], (batch, rows, columns)).copy()
     for number in range(mixed):
-        if rng.random() < 0.5:
-            other[number, :, int(rng.integers(columns // 4, columns - columns // 4 + 1)) :] = True
+        across = int(rng.integers(columns // 4, columns - columns // 4 + 1))
+        down = int(rng.integers(rows // 4, rows - rows // 4 + 1))
+        if quarters:
+            source[number, :down, across:] = (number - 1) % mixed
+            source[number, down:, :across] = (number - 2) % mixed
+            source[number, down:, across:] = (number - 3) % mixed
+        elif rng.random() < 0.5:
+            source[number, :, across:] = (number - 1) % mixed
         else:
-            other[number, int(rng.integers(rows // 4, rows - rows // 4 + 1)) :] = True
-    partner = np.arange(batch)
-    partner[:mixed] = np.roll(partner[:mixed], 1)
-    from_other = other.repeat(patch, 1).repeat(patch, 2)[:, None]
-    pixels = np.where(from_other, pixels[partner], pixels)
-    return pixels, np.where(other.reshape(batch, -1, 1), named[partner][:, None], named[:, None])
+            source[number, down:] = (number - 1) % mixed
+    of_pixel = source.repeat(patch, 1).repeat(patch, 2)
+    y, x = np.arange(height)[:, None], np.arange(width)
+    pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)[of_pixel, y, x].transpose(0, 3, 1, 2))
+    return pixels, named[source.reshape(batch, -1)]

@@ -111,15 +111,31 @@ class Scene:
     background: int
 
 
-def make_scene(seed: int, index: int, level: int, size: tuple[int, int] = (64, 64)) -> Scene:
+def make_scene(
+    seed: int,
+    index: int,
+    level: int,
+    size: tuple[int, int] = (64, 64),
+    *,
+    single_share: float = 0.0,
+    close_up_share: float = 0.0,
+) -> Scene:
     """The scene number `index` of the endless row that `seed` and `level` define, `size` = (height, width) in pixels.
 
-    Raises `InputError` for a level that does not exist, a negative seed or index, or a size under 48 pixels.
+    `single_share` of the scenes have one object alone, and `close_up_share` show one thing alone: a colour or texture that fills the
+    picture (level 3: one shape as large as the picture), or a background without objects. Their captions leave nothing open.
+
+    Raises `InputError` for a level that does not exist, a negative seed or index, shares that exceed 1 together, or a size under 48
+    pixels.
     """
     if level not in LEVELS:
         raise InputError(f"level {level!r} does not exist; choose one of {', '.join(map(str, LEVELS))}")
     if seed < 0 or index < 0:
         raise InputError(f"seed and index must not be negative, got seed {seed} and index {index}")
+    if min(single_share, close_up_share) < 0 or single_share + close_up_share > 1:
+        raise InputError(
+            f"single_share and close_up_share must not be negative nor exceed 1 together, got {single_share} and {close_up_share}"
+        )
     height, width = size
     if min(height, width) < 48:
         raise InputError(f"a scene of {height} x {width} pixels has no room for four objects; use at least 48 x 48")
@@ -129,17 +145,29 @@ def make_scene(seed: int, index: int, level: int, size: tuple[int, int] = (64, 6
     image = _GROUNDS[background](rng, *_grid(height, width))
     mask = np.zeros((height, width), np.uint8)
 
-    count = int(rng.choice((2, 3, 4), p=COUNT_SHARES))
-    classes = rng.permutation(len(LEVELS[level]))[:count]
-    for number, (y, x, radius) in zip(classes, _places(rng, count, height, width), strict=True):
+    # Drawn only where it matters: the row of usual scenes stays as it is.
+    kind = rng.random() if single_share or close_up_share else 1.0
+    close_up = kind < close_up_share
+    if close_up:
+        thing = int(rng.integers(len(LEVELS[level]) + len(BACKGROUNDS)))
+        classes = np.arange(len(LEVELS[level]))[thing : thing + 1]  # none: the background alone
+    else:
+        count = 1 if kind < close_up_share + single_share else int(rng.choice((2, 3, 4), p=COUNT_SHARES))
+        classes = rng.permutation(len(LEVELS[level]))[:count]
+    fills = close_up and level != 3
+    if close_up:
+        places = [(height / 2, width / 2, rng.uniform(0.37, 0.48) * min(height, width))] * len(classes)
+    else:
+        places = _places(rng, len(classes), height, width)
+    for number, place in zip(classes, places, strict=True):
         colour = number if level == 1 else None
         texture = {1: 0, 2: number}.get(level, rng.integers(len(TEXTURES)))
-        shape = number if level == 3 else rng.integers(len(SHAPES))
-        _draw(rng, image, mask, int(number) + 1, (y, x, radius), int(shape), int(texture), colour)
+        shape = None if fills else int(number if level == 3 else rng.integers(len(SHAPES)))
+        _draw(rng, image, mask, int(number) + 1, place, shape, int(texture), colour)
     image += rng.normal(0.0, 0.012, image.shape[:2]).astype(np.float32)[..., None]
     pixels = (np.clip(image, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
 
-    caption, nouns = _caption(rng, level, classes, background)
+    caption, nouns = _caption(rng, level, classes, None if fills and len(classes) else background, close_up)
     return Scene(pixels, caption, nouns, mask, level, background)
 
 
@@ -147,18 +175,23 @@ def make_scene(seed: int, index: int, level: int, size: tuple[int, int] = (64, 6
 
 
 def _caption(
-    rng: np.random.Generator, level: int, classes: NDArray[np.int64], background: int
+    rng: np.random.Generator, level: int, classes: NDArray[np.int64], background: int | None, close_up: bool
 ) -> tuple[str, tuple[str, ...]]:
-    """A sentence that names each class and the background, and those names in the order in which they were drawn."""
+    """A sentence that names each class and the background that is seen, and those names in the order in which they were drawn."""
     names = [_name(rng, LEVELS[level][number]) for number in classes]
-    ground = _name(rng, BACKGROUNDS[background])
+    ground = None if background is None else _name(rng, BACKGROUNDS[background])
     things = _THINGS[level]
     phrases = []
     for name in names:
         phrase = f"{name} {things[rng.integers(len(things))]}" if things else name
         phrases.append(f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}")
-    listed = f"{', '.join(phrases[:-1])} and {phrases[-1]}"
-    return _JOINTS[rng.integers(len(_JOINTS))].format(things=listed, ground=ground), (*names, ground)
+    listed = " and ".join(part for part in (", ".join(phrases[:-1]), *phrases[-1:]) if part)
+    nouns = (*names, ground) if ground else tuple(names)
+    if listed and ground:
+        sentence = _JOINTS[rng.integers(len(_JOINTS))].format(things=listed, ground=ground)
+    else:
+        sentence = listed or str(ground)
+    return f"a close-up of {sentence}" if close_up else sentence, nouns
 
 
 def _name(rng: np.random.Generator, synonyms: tuple[str, ...]) -> str:
@@ -172,7 +205,7 @@ def _name(rng: np.random.Generator, synonyms: tuple[str, ...]) -> str:
 
 def _places(rng: np.random.Generator, count: int, height: int, width: int) -> list[tuple[float, float, float]]:
     """(y, x, radius) in pixels of `count` discs that do not overlap: fewer objects may be larger."""
-    radii = rng.uniform(*{2: (13.0, 17.0), 3: (12.0, 15.0), 4: (11.5, 13.5)}[count], size=count)
+    radii = rng.uniform(*{1: (13.0, 17.0), 2: (13.0, 17.0), 3: (12.0, 15.0), 4: (11.5, 13.5)}[count], size=count)
     while True:
         unit = rng.random((24, 2))
         places: list[tuple[float, float, float]] = []
@@ -193,21 +226,24 @@ def _draw(
     mask: Bytes,
     label: int,
     place: tuple[float, float, float],
-    shape: int,
+    shape: int | None,
     texture: int,
     colour: int | None,
 ) -> None:
-    """Paint one object into `image` `[H, W, 3]` in [0, 1] and its label into `mask`, inside its bounding square."""
+    """Paint one object into `image` `[H, W, 3]` in [0, 1] and its label into `mask`; without a shape it fills them."""
     y, x, radius = place
     reach = int(radius * 1.3) + 2
     top, left = max(int(y) - reach, 0), max(int(x) - reach, 0)
-    window = np.s_[top : int(y) + reach, left : int(x) + reach]
+    window = np.s_[:, :] if shape is None else np.s_[top : int(y) + reach, left : int(x) + reach]
     height, width = mask[window].shape
     down, right = _grid(height, width)
     down, right = down + np.float32(top - y), right + np.float32(left - x)
 
     tilt = rng.uniform(-0.35, 0.35)
-    inside = _INSIDE[shape](*_turn(down / np.float32(radius), right / np.float32(radius), tilt))
+    if shape is None:
+        inside = np.ones((height, width), bool)
+    else:
+        inside = _INSIDE[shape](*_turn(down / np.float32(radius), right / np.float32(radius), tilt))
     ink, paper = _colours(rng, colour)
     amount = _PATTERNS[texture](rng, *_turn(down, right, rng.uniform(0, np.pi)))[..., None]
     paint = paper + (ink - paper) * amount
