@@ -39,6 +39,7 @@ from groupvit_common.metrics import (
 from groupvit_common.postprocess import Assignment
 from groupvit_common.predictor import BaseSegmenter
 from groupvit_common.prompts import Label, parse_labels
+from groupvit_common.refinement import DILATIONS
 
 Counts = NDArray[np.int64]
 ProtocolName = Literal["paper", "tcl", "native"]
@@ -65,6 +66,11 @@ class Settings:
     shorter_side: int | None = None
     window: int | None = None
     stride: int | None = None
+    flip: bool = False
+    scales: tuple[float, ...] = (1.0,)
+    refine: int = 0
+    refine_dilations: tuple[int, ...] = DILATIONS
+    foreground: float | None = None
 
     def segmenter(self, base: BaseSegmenter, batch_size: int) -> BaseSegmenter:
         """A segmenter of the same model with these settings."""
@@ -444,6 +450,11 @@ def _settings_of(segmenter: BaseSegmenter) -> dict[str, Any]:
         "shorter_side": segmenter.shorter_side,
         "window": segmenter.window,
         "stride": segmenter.stride,
+        "flip": segmenter.flip,
+        "scales": list(segmenter.scales),
+        "refine": segmenter.refine,
+        "refine_dilations": list(segmenter.refine_dilations),
+        "foreground": segmenter.foreground,
     }
 
 

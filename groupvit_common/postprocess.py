@@ -16,6 +16,11 @@ The paper's inference (Xu et al. 2022, section 4.2, and the authors' evaluation)
 5. *Windows*: instead of the whole picture, the model may see overlapping windows of it, each an image of its own in points 1
    to 4. A pixel's scores are then the mean over the windows that hold it, a background by threshold being one label more
    (score 1 where a window says background, else 0); they are resized to the original size before the largest is taken.
+6. *Looks*: a picture may be looked at several times, in several sizes and mirrored, each look as in points 1 to 5. The scores of a
+   look are resized to the size of the first one (and mirrored back), and a pixel's are the mean over all looks.
+7. *Refinement*: those scores may be made to follow the picture's edges (`groupvit_common.refinement`), at the size of the first look.
+8. *Foreground*: of the scores of 6 and 7, resized to the original size, the largest counts. With a `foreground` share a pixel gets the
+   best label that is no background where such labels have at least this share of the sum of all scores, and is background elsewhere.
 
 Interpolation is bilinear with half-pixel centres and never holds more than a row or a strip of rows at full resolution.
 Letters: B images, L labels, C = L or L + 1 scores, G groups, N windows, E embedding, h w patches down and across, P = h*w,
@@ -36,6 +41,7 @@ from PIL import Image
 
 from groupvit_common import visualize
 from groupvit_common.errors import InputError
+from groupvit_common.refinement import DILATIONS, refine
 
 Assignment = Literal["hard", "soft"]
 Floats = npt.NDArray[np.floating[Any]]
@@ -391,6 +397,81 @@ def label_windows(
     return PixelLabels(label_map, group_windows(grouping, windows, size), group_values)
 
 
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What the model says of a picture that it saw in windows, one or several: affinity `[N, G, L]`, grouping maps `[N, G, h, w]`."""
+
+    affinity: Any
+    grouping: Any
+    windows: Windows
+    mirrored: bool
+
+
+def mean_scores(
+    looks: Sequence[Look], size: tuple[int, int], *, assignment: Assignment = "hard", threshold: float | None = None
+) -> Floats:
+    """Scores of one picture, the mean over looks (point 6 above): `[C, H, W]` at `size` = (H, W)."""
+    total: Floats | None = None
+    for look in looks:
+        parts = window_scores(
+            look.affinity, look.grouping, look.windows, size, assignment=assignment, threshold=threshold
+        )
+        scores = np.concatenate([part for _, part in parts], axis=1)
+        scores = scores[:, :, ::-1] if look.mirrored else scores
+        total = scores if total is None else total + scores
+    assert total is not None, "a picture is looked at once at least"
+    return total / len(looks)
+
+
+def label_looks(
+    looks: Sequence[Look],
+    pixels: Floats,
+    size: tuple[int, int],
+    *,
+    assignment: Assignment = "hard",
+    threshold: float | None = None,
+    is_background: Sequence[bool] | None = None,
+    foreground: float | None = None,
+    times: int = 0,
+    dilations: Sequence[int] = DILATIONS,
+) -> PixelLabels:
+    """One picture (points 6 to 8 above), `pixels` `[3, h, w]` as the first look saw it -> maps at `size` = (H, W).
+
+    Groups are those of the first look, numbered window by window. `times`: of refinement, 0 for none.
+    """
+    first, labels = looks[0], looks[0].affinity.shape[2]
+    hidden = np.asarray([False] * labels if is_background is None else is_background, dtype=bool)
+    values, _ = label_values(hidden.tolist(), threshold)
+    used = np.any([look.affinity.any(axis=(0, 1)) for look in looks], axis=0)
+    used[0] = True
+    if foreground is not None:
+        used |= ~hidden
+    some = [Look(look.affinity[..., used], look.grouping, look.windows, look.mirrored) for look in looks]
+    scores = mean_scores(some, pixels.shape[1:], assignment=assignment, threshold=threshold)
+    if times:
+        scores = refine(scores, pixels, times, dilations)
+
+    extra = threshold is not None
+    channel_values = np.concatenate([[0], values[used]]) if extra else values[used]
+    is_foreground = np.concatenate([[False], ~hidden[used]]) if extra else ~hidden[used]
+    label_map: Indices = np.empty(size, dtype=index_dtype(labels + 1))
+    for y, row in enumerate(interpolated_rows(scores, size)):
+        label_map[y] = _chosen(row, channel_values, is_foreground, foreground)
+    group_values = np.concatenate([_group_values(a, values, threshold, ~hidden, foreground) for a in first.affinity])
+    return PixelLabels(label_map, group_windows(first.grouping, first.windows, size), group_values)
+
+
+def _chosen(
+    scores: Floats, values: Integers, is_foreground: npt.NDArray[np.bool_] | None, foreground: float | None
+) -> Integers:
+    """The label map's value for each of n places, of scores `[C, n]` and the channels' values `[C]` (point 8 above)."""
+    if foreground is None or is_foreground is None:
+        return values[scores.argmax(axis=0)]
+    wanted = scores[is_foreground]
+    enough = wanted.sum(axis=0) >= foreground * scores.sum(axis=0)
+    return np.where(enough, values[is_foreground][wanted.argmax(axis=0)], 0)
+
+
 def group_windows(grouping: Floats, windows: Windows, size: tuple[int, int]) -> Indices:
     """The largest group of each pixel of a picture seen in windows: grouping maps `[N, G, h, w]` -> `[H, W]`, `size` = (H, W).
 
@@ -422,9 +503,15 @@ def label_similarity(
     return _interpolated(_interpolated(total, 2, across), 1, down)
 
 
-def _group_values(affinity: Floats, values: Integers, threshold: float | None) -> Integers:
+def _group_values(
+    affinity: Floats,
+    values: Integers,
+    threshold: float | None,
+    is_foreground: npt.NDArray[np.bool_] | None = None,
+    foreground: float | None = None,
+) -> Integers:
     """The label map's value of each group `[G]`, from its affinity `[G, L]` and the values of the labels `[L]`."""
-    of_groups = values[affinity.argmax(axis=1)]
+    of_groups = _chosen(affinity.T, values, is_foreground, foreground)
     if threshold is not None:
         of_groups[affinity.max(axis=1) < min(threshold, affinity.max())] = 0
     return of_groups

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from groupvit_common.postprocess import (
     Details,
     Floats,
     Indices,
+    Look,
     PixelLabels,
     Segmentation,
     Windows,
@@ -34,6 +36,7 @@ from groupvit_common.postprocess import (
 )
 from groupvit_common.processor import GroupViTProcessor
 from groupvit_common.prompts import Label, average_embedding, get_templates, parse_labels
+from groupvit_common.refinement import DILATIONS, check_refinement
 from groupvit_common.tokenizer import TOKENIZER_FILES
 
 DEFAULT_MODEL = "nvidia/groupvit-gcc-yfcc"
@@ -62,7 +65,7 @@ class _Picture:
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """What the model said of one picture: probabilities `[L]`, and what `_group` gave for each window."""
+    """What the model said of one look at a picture: probabilities `[L]`, and what `_group` gave for each window."""
 
     probabilities: Floats
     affinity: Sequence[Any]
@@ -101,6 +104,14 @@ class BaseSegmenter(ABC):
             False: of the embeddings as they are, as in the authors' evaluation.
         temperature: divides the similarities of groups and labels before they become scores: above 1 scores are less sure, below
             1 surer. It moves what a `background` threshold means, and with soft assignment the borders.
+        flip: the model also sees the picture mirrored, and a pixel's scores are the mean of both.
+        scales: the model sees the picture at each of these multiples of `shorter_side`, and a pixel's scores are the mean over them,
+            with `flip` over all of them and their mirror images. Groups are those of the scale nearest 1.
+        refine: so many times the scores of each pixel become a mean over pixels near it of its colour, so that labels end at the
+            picture's edges (`groupvit_common.refinement`; its authors do it 10 times). At the size at which the model sees the picture.
+        refine_dilations: how far away those pixels are, in pixels of that size.
+        foreground: a pixel is background unless the scores of labels that are none make up at least this share, 0 to 1, of the sum
+            of all scores; the best of them then counts. Needs a background in words, or a threshold. None: the largest score counts.
 
     Raises:
         InputError: an argument that cannot be used.
@@ -123,6 +134,11 @@ class BaseSegmenter(ABC):
         stride: int | None = None,
         normalize_prompts: bool = True,
         temperature: float = 1.0,
+        flip: bool = False,
+        scales: Sequence[float] = (1.0,),
+        refine: int = 0,
+        refine_dilations: Sequence[int] = DILATIONS,
+        foreground: float | None = None,
     ) -> None:
         if background is not None and not 0 <= background <= 1:
             raise InputError(f"background must be a score between 0 and 1, got {background}")
@@ -134,6 +150,11 @@ class BaseSegmenter(ABC):
                 raise InputError(f"{name} must be at least 1, got {count}")
         if not 0 < temperature < float("inf"):
             raise InputError(f"temperature must be a number above 0, got {temperature}")
+        if not scales or not all(0 < scale < float("inf") for scale in scales) or len(set(scales)) < len(scales):
+            raise InputError(f"scales must be different numbers above 0, such as 0.75, 1, 1.25, got {list(scales)}")
+        check_refinement(refine, refine_dilations)
+        if foreground is not None and not 0 <= foreground <= 1:
+            raise InputError(f"foreground must be a share of the scores between 0 and 1, got {foreground}")
         vision = model.config.vision_config
         if window is not None and (window < 1 or window % vision.patch_size):
             raise InputError(f"window must be a multiple of the patch size {vision.patch_size}, got {window}")
@@ -154,9 +175,19 @@ class BaseSegmenter(ABC):
         self.temperature = temperature
         side = shorter_side or (448 if vision.image_size == 224 else vision.image_size)
         self.shorter_side = side
-        self.image_processor = processor.image_processor.for_segmentation(
-            side, vision.patch_size, longer_side=_LONGEST * max(side, vision.patch_size)
-        )
+        self.flip = flip
+        # What is measured in pixels is measured in those of the first.
+        self.scales = tuple(sorted(scales, key=lambda scale: abs(math.log(scale))))
+        self.refine, self.refine_dilations = refine, tuple(refine_dilations)
+        self.foreground = foreground
+        sides = [max(1, round(side * scale)) for scale in self.scales]
+        self._image_processors = [
+            processor.image_processor.for_segmentation(
+                scaled, vision.patch_size, longer_side=_LONGEST * max(scaled, vision.patch_size)
+            )
+            for scaled in sides
+        ]
+        self.image_processor = self._image_processors[0]
         self.labels: tuple[Label, ...] = ()
         self._is_background: tuple[bool, ...] = ()
         self._known: dict[tuple[str, ...], Floats] = {}
@@ -226,8 +257,15 @@ class BaseSegmenter(ABC):
         wanted = (len(every), self.model.config.projection_dim)
         if embeddings.shape != wanted:
             raise InputError(f"embeddings of the labels must be {list(wanted)}, got {list(embeddings.shape)}")
+        is_background = tuple(label.name.casefold() in hidden for label in every)
+        if self.foreground is not None and (
+            all(is_background) or not (any(is_background) or self.background is not None)
+        ):
+            raise InputError(
+                "foreground weighs labels against a background: give labels and background_labels, or a background threshold"
+            )
         self.labels = every
-        self._is_background = tuple(label.name.casefold() in hidden for label in every)
+        self._is_background = is_background
         self._label_embeds = embeddings
 
     def __call__(self, images: Any) -> Any:
@@ -274,9 +312,10 @@ class BaseSegmenter(ABC):
     def threshold_maps(self, image: Any, thresholds: Iterable[float | None]) -> Iterator[Indices]:
         """The label map of one picture with each of these in the place of `background`. The model sees the picture once."""
         picture = self._open(image)
-        seen = self._see_pictures([self._pixels(picture)])[0]
+        looks = self._looks(picture)
+        seen = self._see_pictures(looks)
         size = (picture.image.height, picture.image.width)
-        return (self._labels(seen, size, threshold).label_map for threshold in thresholds)
+        return (self._labels(seen, looks[0], size, threshold).label_map for threshold in thresholds)
 
     def details(self, image: Any) -> Details:
         """The groups of every grouping block and the similarity to every label, of one picture, for pictures of them.
@@ -308,16 +347,16 @@ class BaseSegmenter(ABC):
         return self._pixels(self._open(image))
 
     def pixel_labels(self, pixels: Floats, size: tuple[int, int]) -> PixelLabels:
-        """The maps at `size` = (H, W), the original's, of one prepared picture `[3, h, w]`.
+        """The maps at `size` = (H, W), the original's, of one prepared picture `[3, h, w]`, looked at once as it is.
 
         InputError for sides that are neither a multiple of the patch size nor larger than the window.
         """
-        return self._labels(self._see_picture(pixels), size, self.background)
+        return self._labels([self._see_picture(pixels)], pixels, size, self.background)
 
     def pixel_scores(self, pixels: Floats, size: tuple[int, int] | None = None) -> Floats:
-        """Scores `[C, H, W]`, 0 to 1, of every label and pixel of one prepared picture `[3, h, w]`, whose largest make the map.
+        """Scores `[C, H, W]`, 0 to 1, of every label and pixel of one prepared picture `[3, h, w]`, looked at once as it is.
 
-        C is the number of `labels`, in their order; one more where there is a `background` threshold, which comes first.
+        Their largest make the map, unless they are still to be refined, or weighed as foreground and background. C is the number of `labels`, in their order; one more where there is a `background` threshold, which comes first.
         `size` = (H, W), by default the prepared picture's. InputError as for `pixel_labels`.
         """
         seen = self._see_picture(pixels)
@@ -374,6 +413,10 @@ class BaseSegmenter(ABC):
         self, affinity: Sequence[Any], grouping: Sequence[Any], windows: Windows, size: tuple[int, int], **options: Any
     ) -> PixelLabels:
         """`groupvit_common.postprocess.label_windows` for one picture, of what `_group` gave for each window."""
+
+    @abstractmethod
+    def _label_looks(self, looks: Sequence[Look], pixels: Floats, size: tuple[int, int], **options: Any) -> PixelLabels:
+        """`groupvit_common.postprocess.label_looks` for one picture, of what `_group` gave for each window of each look."""
 
     @abstractmethod
     def _window_scores(
@@ -442,20 +485,27 @@ class BaseSegmenter(ABC):
         size = self._size(image.height, image.width)
         return _Picture(image, name, size, self._windows(size).size)
 
-    def _size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width at which a picture of this height and width is seen."""
+    def _size(self, height: int, width: int, look: int = 0) -> tuple[int, int]:
+        """Height and width at which a picture of this height and width is seen, at the scale of that number."""
         if self.window is None:
-            return self.image_processor.resized_size(height, width)
+            return self._image_processors[look].resized_size(height, width)
         # Windows fit any side that is as long as they are. A shorter one is seen whole and must hold whole patches.
         patch, window = self.model.config.vision_config.patch_size, self.window
         short, long = min(height, width), max(height, width)
-        scale = min(self.shorter_side / short, _LONGEST_IN_WINDOWS * self.shorter_side / long)
+        shorter_side = self.shorter_side * self.scales[look]
+        scale = min(shorter_side / short, _LONGEST_IN_WINDOWS * shorter_side / long)
         nearest = (int(side * scale + 0.5) for side in (height, width))
         down, across = (side if side >= window else max(1, round(side / patch)) * patch for side in nearest)
         return down, across
 
-    def _pixels(self, picture: _Picture) -> npt.NDArray[np.float32]:
-        height, width = picture.size
+    def _looks(self, picture: _Picture) -> list[npt.NDArray[np.float32]]:
+        """What the model sees of a picture: at each scale, and mirrored if that is asked for."""
+        sizes = [self._size(picture.image.height, picture.image.width, look) for look in range(len(self.scales))]
+        looks = [self._pixels(picture, size) for size in sizes]
+        return [*looks, *(np.flip(pixels, 2) for pixels in looks)] if self.flip else looks
+
+    def _pixels(self, picture: _Picture, size: tuple[int, int] | None = None) -> npt.NDArray[np.float32]:
+        height, width = size or picture.size
         # The same normalisation for any size: `size` says it all.
         pixels = self.image_processor(
             picture.image, size={"height": height, "width": width}, size_divisor=1, return_tensors="np"
@@ -469,7 +519,7 @@ class BaseSegmenter(ABC):
         return Windows.over(size, self.window, self.stride)
 
     def _see_pictures(self, pictures: Sequence[Floats]) -> list[_Seen]:
-        """Prepared pictures `[3, h, w]`, which may differ in size but not in that of their windows, through the model."""
+        """Prepared pictures `[3, h, w]` through the model, windows of one size together."""
         label_embeds = self._labelled()
         of_pictures = [self._windows((pixels.shape[1], pixels.shape[2])) for pixels in pictures]
         parts = [
@@ -477,18 +527,19 @@ class BaseSegmenter(ABC):
             for pixels, windows in zip(pictures, of_pictures, strict=True)
             for rows, columns in windows
         ]
-        probabilities, affinity, grouping = [], [], []
-        for start in range(0, len(parts), self.batch_size):
-            some = parts[start : start + self.batch_size]
-            group = self._group(np.stack(some), label_embeds)
-            probabilities += [*group[0]]
-            affinity += [group[1][i] for i in range(len(some))]
-            grouping += [group[2][i] for i in range(len(some))]
+        said: list[Any] = [None] * len(parts)  # of each: probabilities, affinity, grouping map
+        for shape in dict.fromkeys(part.shape for part in parts):
+            alike = [i for i, part in enumerate(parts) if part.shape == shape]
+            for start in range(0, len(alike), self.batch_size):
+                some = alike[start : start + self.batch_size]
+                group = self._group(np.stack([parts[i] for i in some]), label_embeds)
+                for place, i in enumerate(some):
+                    said[i] = tuple(each[place] for each in group)
         seen, first = [], 0
         for windows in of_pictures:
-            own = slice(first, first + len(windows))
-            seen.append(_Seen(np.mean(probabilities[own], axis=0), affinity[own], grouping[own], windows))
-            first = own.stop
+            probabilities, affinity, grouping = zip(*said[first : first + len(windows)], strict=True)
+            seen.append(_Seen(np.mean(probabilities, axis=0), affinity, grouping, windows))
+            first += len(windows)
         return seen
 
     def _see_picture(self, pixels: Floats) -> _Seen:
@@ -501,27 +552,57 @@ class BaseSegmenter(ABC):
         check_pixel_values(shape, str(pixels.dtype), is_floating_point, self.model.config.vision_config)
         return self._see_pictures([pixels])[0]
 
-    def _labels(self, seen: _Seen, size: tuple[int, int], threshold: float | None) -> PixelLabels:
+    def _labels(
+        self, looks: Sequence[_Seen], pixels: Floats, size: tuple[int, int], threshold: float | None
+    ) -> PixelLabels:
+        """The maps of one picture from all looks at it; `pixels` are those of the first."""
         options: dict[str, Any] = {
             "assignment": self.assignment,
             "threshold": threshold,
             "is_background": self._is_background,
         }
+        if len(looks) > 1 or self.refine or self.foreground is not None:
+            side = (pixels.shape[1], pixels.shape[2])
+            # A picture that is seen as a whole is one window, of any size.
+            return self._label_looks(
+                [
+                    Look(
+                        seen.affinity,
+                        seen.grouping,
+                        Windows.whole(side) if self.window is None else seen.windows,
+                        mirrored=number >= len(self.scales),
+                    )
+                    for number, seen in enumerate(looks)
+                ],
+                pixels,
+                size,
+                foreground=self.foreground,
+                times=self.refine,
+                dilations=self.refine_dilations,
+                **options,
+            )
+        (seen,) = looks
         if self.window is None:
             return self._label_pixels(seen.affinity[0], seen.grouping[0], size, **options)
         return self._label_windows(seen.affinity, seen.grouping, seen.windows, size, **options)
 
     def _segment(self, pictures: Sequence[_Picture]) -> list[Segmentation]:
         """Pictures of one `part` through the model together."""
-        return [
-            segmentation(
-                picture.image,
-                self._labels(seen, (picture.image.height, picture.image.width), self.background),
-                [label.name for label in self.labels],
-                seen.probabilities.tolist(),
-                is_background=self._is_background,
-                threshold=self.background,
-                source=picture.source,
+        of_pictures = [self._looks(picture) for picture in pictures]
+        every = self._see_pictures([pixels for looks in of_pictures for pixels in looks])
+        results, count = [], len(of_pictures[0])
+        for number, (picture, looks) in enumerate(zip(pictures, of_pictures, strict=True)):
+            seen = every[number * count : (number + 1) * count]
+            size = (picture.image.height, picture.image.width)
+            results.append(
+                segmentation(
+                    picture.image,
+                    self._labels(seen, looks[0], size, self.background),
+                    [label.name for label in self.labels],
+                    np.mean([each.probabilities for each in seen], axis=0).tolist(),
+                    is_background=self._is_background,
+                    threshold=self.background,
+                    source=picture.source,
+                )
             )
-            for picture, seen in zip(pictures, self._see_pictures([self._pixels(p) for p in pictures]), strict=True)
-        ]
+        return results

@@ -11,7 +11,16 @@ import numpy.typing as npt
 from keras import ops
 
 from groupvit_common.errors import InputError
-from groupvit_common.postprocess import Floats, PixelLabels, Windows, label_pixels, label_windows, window_scores
+from groupvit_common.postprocess import (
+    Floats,
+    Look,
+    PixelLabels,
+    Windows,
+    label_looks,
+    label_pixels,
+    label_windows,
+    window_scores,
+)
 from groupvit_common.predictor import DEFAULT_MODEL, DEMO_MODEL, BaseSegmenter
 from groupvit_tf.layers import Tensor, wide_dtype
 from groupvit_tf.model import GroupViTModel
@@ -21,7 +30,7 @@ from groupvit_tf.vision import check_pixels
 __all__ = ["DEFAULT_MODEL", "DEMO_MODEL", "Segmenter"]
 
 # Pixels -> what `Segmenter._look` returns.
-Look = Callable[[Floats], tuple[Tensor, Tensor, list[Tensor]]]
+See = Callable[[Floats], tuple[Tensor, Tensor, list[Tensor]]]
 
 # Tracing the model takes as long as ten calls without: it is done for a size of pictures that keeps coming.
 _CALLS_BEFORE_TRACING = 4
@@ -54,7 +63,7 @@ class Segmenter(BaseSegmenter):
 
     def _ready(self, model: GroupViTModel) -> GroupViTModel:
         self._calls: Counter[tuple[int, int]] = Counter()
-        self._traced: dict[tuple[int, int], Look] = {}
+        self._traced: dict[tuple[int, int], See] = {}
         value = model.logit_scale.value
         # In JAX a distributed variable is on several devices.
         self._place = next(iter(value.devices())) if keras.backend.backend() == "jax" else value.device
@@ -97,6 +106,12 @@ class Segmenter(BaseSegmenter):
     ) -> PixelLabels:
         return label_windows(np.stack(affinity), np.stack(grouping), windows, size, **options)
 
+    def _label_looks(self, looks: Sequence[Look], pixels: Floats, size: tuple[int, int], **options: Any) -> PixelLabels:
+        stacked = [
+            Look(np.stack(look.affinity), np.stack(look.grouping), look.windows, look.mirrored) for look in looks
+        ]
+        return label_looks(stacked, pixels, size, **options)
+
     def _window_scores(
         self,
         affinity: Sequence[Floats],
@@ -121,13 +136,13 @@ class Segmenter(BaseSegmenter):
             self._traced[size] = self._jax_look() if keras.backend.backend() == "jax" else self._tf_look(pixels)
         return self._traced[size](pixels)
 
-    def _tf_look(self, pixels: Floats) -> Look:
+    def _tf_look(self, pixels: Floats) -> See:
         import tensorflow as tf
 
         any_number = tf.TensorSpec((None, *pixels.shape[1:]), pixels.dtype)
         return tf.function(self._look, input_signature=[any_number])
 
-    def _jax_look(self) -> Look:
+    def _jax_look(self) -> See:
         import jax
 
         variables = self.model.variables

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from groupvit_common.postprocess import Floats, PixelLabels, Windows
+from groupvit_common.postprocess import Floats, Look, PixelLabels, Windows
 from groupvit_common.predictor import DEFAULT_MODEL, DEMO_MODEL, BaseSegmenter
 from groupvit_torch.checkpoint import usable_device
 from groupvit_torch.model import GroupViTModel
@@ -17,6 +17,7 @@ from groupvit_torch.segmentation import (
     grouping_map,
     image_probabilities,
     label_affinity,
+    label_looks,
     label_pixels,
     label_windows,
     window_scores,
@@ -77,6 +78,14 @@ class Segmenter(BaseSegmenter):
         **options: Any,
     ) -> PixelLabels:
         return label_windows(torch.stack([*affinity]), torch.stack([*grouping]), windows, size, **options)
+
+    def _label_looks(self, looks: Sequence[Look], pixels: Floats, size: tuple[int, int], **options: Any) -> PixelLabels:
+        stacked = [
+            Look(torch.stack([*look.affinity]), torch.stack([*look.grouping]), look.windows, look.mirrored)
+            for look in looks
+        ]
+        # The dtype and device of the scores.
+        return label_looks(stacked, torch.from_numpy(pixels).to(stacked[0].affinity), size, **options)
 
     def _window_scores(
         self,

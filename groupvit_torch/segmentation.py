@@ -17,6 +17,7 @@ from groupvit_common.postprocess import (
     Assignment,
     Indices,
     Integers,
+    Look,
     PixelLabels,
     Taps,
     Windows,
@@ -173,7 +174,7 @@ def label_windows(
 
     Groups are numbered window by window; a pixel's is that of the window to whose centre it is nearest.
     """
-    count, groups, labels = affinity.shape
+    labels = affinity.shape[2]
     values_of, _ = label_values([False] * labels if is_background is None else is_background, threshold)
     values = torch.from_numpy(values_of).to(affinity.device)
     group_values = torch.cat([_group_values(a, values, threshold) for a in affinity])
@@ -187,12 +188,72 @@ def label_windows(
     for rows, scores in parts:
         label_map[rows] = channel_values[scores.max(0).indices].cpu().numpy()
 
+    return PixelLabels(label_map, _group_windows(grouping, windows, size), group_values.cpu().numpy())
+
+
+def _group_windows(grouping: Tensor, windows: Windows, size: tuple[int, int]) -> Indices:
+    count, groups, *grid = grouping.shape
     group_map: Indices = np.empty(size, dtype=index_dtype(count * groups))
-    grid = (grouping.shape[2], grouping.shape[3])
-    for index, rows, columns, down, across in windows.tiles(groups, grid, size):
+    for index, rows, columns, down, across in windows.tiles(groups, (grid[0], grid[1]), size):
         tile = _interpolated(_interpolated(grouping[index], 2, across), 1, down)
         group_map[rows, columns] = tile.max(0).indices.cpu().numpy() + index * groups
-    return PixelLabels(label_map, group_map, group_values.cpu().numpy())
+    return group_map
+
+
+def mean_scores(
+    looks: Sequence[Look], size: tuple[int, int], *, assignment: Assignment = "hard", threshold: float | None = None
+) -> Tensor:
+    """Scores of one picture, the mean over looks of tensors: `[C, H, W]` at `size` = (H, W)."""
+    total: Tensor | None = None
+    for look in looks:
+        parts = window_scores(
+            look.affinity, look.grouping, look.windows, size, assignment=assignment, threshold=threshold
+        )
+        scores = torch.cat([part for _, part in parts], dim=1)
+        scores = scores.flip(2) if look.mirrored else scores
+        total = scores if total is None else total.add_(scores)
+    assert total is not None, "a picture is looked at once at least"
+    return total / len(looks)
+
+
+def label_looks(
+    looks: Sequence[Look],
+    pixels: Tensor,
+    size: tuple[int, int],
+    *,
+    assignment: Assignment = "hard",
+    threshold: float | None = None,
+    is_background: Sequence[bool] | None = None,
+    foreground: float | None = None,
+    times: int = 0,
+    dilations: Sequence[int] = DILATIONS,
+) -> PixelLabels:
+    """One picture, `pixels` `[3, h, w]` as the first look saw it -> NumPy maps at `size` = (H, W).
+
+    Groups are those of the first look, numbered window by window. `times`: of refinement, 0 for none.
+    """
+    first, (_, _, labels) = looks[0], looks[0].affinity.shape
+    is_background = [False] * labels if is_background is None else is_background
+    hidden = torch.tensor(is_background, device=pixels.device)
+    values_of, _ = label_values(is_background, threshold)
+    values = torch.from_numpy(values_of).to(pixels.device)
+    used = torch.stack([(look.affinity != 0).flatten(0, 1).any(0) for look in looks]).any(0)
+    used[0] = True
+    if foreground is not None:
+        used |= ~hidden
+    some = [Look(look.affinity[..., used], look.grouping, look.windows, look.mirrored) for look in looks]
+    scores = mean_scores(some, (pixels.shape[1], pixels.shape[2]), assignment=assignment, threshold=threshold)
+    if times:
+        scores = refine(scores, pixels, times, dilations)
+
+    channel_values, is_foreground = values[used], ~hidden[used]
+    if threshold is not None:
+        channel_values, is_foreground = F.pad(channel_values, (1, 0)), F.pad(is_foreground, (1, 0))
+    label_map: Indices = np.empty(size, dtype=index_dtype(labels + 1))
+    for rows, strip in interpolated_strips(scores, size):
+        label_map[rows] = _chosen(strip, channel_values, is_foreground, foreground).cpu().numpy()
+    group_values = torch.cat([_group_values(a, values, threshold, ~hidden, foreground) for a in first.affinity])
+    return PixelLabels(label_map, _group_windows(first.grouping, first.windows, size), group_values.cpu().numpy())
 
 
 def refine(scores: Tensor, picture: Tensor, times: int = TIMES, dilations: Sequence[int] = DILATIONS) -> Tensor:
@@ -260,12 +321,27 @@ def _window_rows(
     return rows
 
 
-def _group_values(affinity: Tensor, values: Tensor, threshold: float | None) -> Tensor:
+def _chosen(scores: Tensor, values: Tensor, is_foreground: Tensor | None, foreground: float | None) -> Tensor:
+    """The label map's value for each of many places, of scores `[C, ...]` and the channels' values `[C]`."""
+    if foreground is None or is_foreground is None:
+        return values[scores.max(0).indices]
+    wanted = scores[is_foreground]
+    enough = wanted.sum(0) >= foreground * scores.sum(0)
+    return values[is_foreground][wanted.max(0).indices].masked_fill(~enough, 0)
+
+
+def _group_values(
+    affinity: Tensor,
+    values: Tensor,
+    threshold: float | None,
+    is_foreground: Tensor | None = None,
+    foreground: float | None = None,
+) -> Tensor:
     """The label map's value of each group `[G]`, from its affinity `[G, L]` and the values of the labels `[L]`."""
-    score, best = affinity.max(-1)
+    of_groups = _chosen(affinity.T, values, is_foreground, foreground)
     if threshold is None:
-        return values[best]
-    return values[best].masked_fill(score < min(threshold, float(affinity.max())), 0)
+        return of_groups
+    return of_groups.masked_fill(affinity.max(-1).values < min(threshold, float(affinity.max())), 0)
 
 
 def _interpolated(maps: Tensor, axis: int, taps: Taps) -> Tensor:

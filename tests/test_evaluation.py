@@ -136,7 +136,15 @@ def same(a, b):
 # ---- what is counted ----
 
 
-@pytest.mark.parametrize("changes", [{}, {"window": None, "stride": None, "assignment": "soft"}, {"top_k": 2}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"window": None, "stride": None, "assignment": "soft"},
+        {"top_k": 2},
+        {"flip": True, "scales": (1.0, 1.5), "refine": 2},
+    ],
+)
 def test_counts_are_those_of_the_pictures_one_by_one(base, folder, changes):
     (data,) = open_sets(f"folder:{folder}")
     segmenter = settings(**changes).segmenter(base, 3)
