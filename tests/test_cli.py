@@ -401,7 +401,7 @@ def test_train_shows_a_recipe_in_full(run):
     code, out, err = run("train", "scenes-demo", "--set", "learning_rate=0.5", "--show", model=None)
     assert (code, err) == (0, [])
     assert "learning_rate = 0.5" in out
-    assert "steps = 7500" in out
+    assert "steps = 4000" in out
 
 
 @pytest.mark.parametrize("backend", ["torch", "tf"])
