@@ -38,7 +38,7 @@ from groupvit_common.metrics import (
 )
 from groupvit_common.postprocess import Assignment
 from groupvit_common.predictor import BaseSegmenter
-from groupvit_common.prompts import Label, parse_labels
+from groupvit_common.prompts import Combination, Label, parse_labels
 from groupvit_common.refinement import DILATIONS
 
 Counts = NDArray[np.int64]
@@ -66,6 +66,7 @@ class Settings:
     shorter_side: int | None = None
     window: int | None = None
     stride: int | None = None
+    synonyms: Combination = "mean"
     flip: bool = False
     scales: tuple[float, ...] = (1.0,)
     refine: int = 0
@@ -440,7 +441,7 @@ def _line(record: Mapping[str, Any]) -> str:
 def _settings_of(segmenter: BaseSegmenter) -> dict[str, Any]:
     """All that changes what a segmenter says, but for its model."""
     return {
-        "labels": [list(label.words) for label in segmenter.labels],
+        "labels": [[*label.words, *(f'"{text}"' for text in label.definitions)] for label in segmenter.labels],
         "templates": list(segmenter.templates),
         "normalize_prompts": segmenter.normalize_prompts,
         "background": segmenter.background,
@@ -450,6 +451,7 @@ def _settings_of(segmenter: BaseSegmenter) -> dict[str, Any]:
         "shorter_side": segmenter.shorter_side,
         "window": segmenter.window,
         "stride": segmenter.stride,
+        "synonyms": segmenter.synonyms,
         "flip": segmenter.flip,
         "scales": list(segmenter.scales),
         "refine": segmenter.refine,

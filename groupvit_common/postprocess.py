@@ -2,7 +2,8 @@
 
 The paper's inference (Xu et al. 2022, section 4.2, and the authors' evaluation):
 
-1. *Affinity* of group g to label l: `softmax_l(s * cos(g, l))`, s the logit scale (at most 100). With `top_k`, only the labels
+1. *Affinity* of group g to label l: `softmax_l(s * cos(g, l))`, s the logit scale (at most 100). A label may have several embeddings
+   `[K, E]`, for words that mean it; its cosine is then the largest of theirs, here and for the image as a whole. With `top_k`, only the labels
    most similar to the whole image stay. Exactly as the authors evaluate, the affinity is the product of two softmaxes, one
    over the labels that stay and one over all, so that a threshold from the paper (0.95 for VOC and COCO, 0.35 for Context)
    means the same here. Without `top_k` both are equal, and the affinity is the squared probability.
@@ -70,6 +71,15 @@ def _unit(x: Floats) -> Floats:
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
+def similarity(embeds: Floats, label_embeds: Floats) -> Floats:
+    """Cosine similarity of embeddings `[..., E]` and labels `[L, E]`, or the most similar of a label's words `[L, K, E]`: `[..., L]`."""
+    if label_embeds.ndim == 2:
+        return _unit(embeds) @ _unit(label_embeds).T
+    labels, words, width = label_embeds.shape
+    of_words = similarity(embeds, label_embeds.reshape(-1, width))
+    return of_words.reshape(*embeds.shape[:-1], labels, words).max(axis=-1)
+
+
 def grouping_map(assignments: Sequence[Floats], grid: tuple[int, int]) -> Floats:
     """Stages' soft assignments `[B, G_out, G_in]`, first stage first (its G_in = P = h*w), -> `[B, G, h, w]`.
 
@@ -82,8 +92,8 @@ def grouping_map(assignments: Sequence[Floats], grid: tuple[int, int]) -> Floats
 
 
 def image_probabilities(image_embeds: Floats, label_embeds: Floats, logit_scale: float) -> Floats:
-    """`[B, E]`, `[L, E]` -> `[B, L]`: softmax over labels of the scaled cosine similarity."""
-    return softmax(min(logit_scale, MAX_LOGIT_SCALE) * (_unit(image_embeds) @ _unit(label_embeds).T))
+    """`[B, E]`, `[L, E]` or `[L, K, E]` -> `[B, L]`: softmax over labels of the scaled cosine similarity."""
+    return softmax(min(logit_scale, MAX_LOGIT_SCALE) * similarity(image_embeds, label_embeds))
 
 
 def label_affinity(
@@ -94,18 +104,18 @@ def label_affinity(
     top_k: int | None = None,
     temperature: float = 1.0,
 ) -> Floats:
-    """Affinity of groups to labels (point 1 above): `[B, G, E]`, `[L, E]` -> `[B, G, L]`, each in 0..1.
+    """Affinity of groups to labels (point 1 above): `[B, G, E]`, `[L, E]` or `[L, K, E]` -> `[B, G, L]`, each in 0..1.
 
     `top_k` needs `image_embeds` `[B, E]`; a number of labels or more keeps all. A higher `temperature` makes labels more alike.
     """
-    scaled = min(logit_scale, MAX_LOGIT_SCALE) / temperature * (_unit(group_embeds) @ _unit(label_embeds).T)
+    scaled = min(logit_scale, MAX_LOGIT_SCALE) / temperature * similarity(group_embeds, label_embeds)
     among_all = softmax(scaled)
     if top_k is None or top_k >= len(label_embeds):
         return among_all * among_all
     assert image_embeds is not None, "top_k ranks the labels by the image embedding"
-    similarity = _unit(image_embeds) @ _unit(label_embeds).T
-    best = np.argsort(-similarity, axis=-1, kind="stable")[:, :top_k]
-    kept = np.zeros(similarity.shape, dtype=bool)
+    of_images = similarity(image_embeds, label_embeds)
+    best = np.argsort(-of_images, axis=-1, kind="stable")[:, :top_k]
+    kept = np.zeros(of_images.shape, dtype=bool)
     np.put_along_axis(kept, best, True, axis=-1)
     return among_all * softmax(np.where(kept[:, None], scaled, -np.inf))
 
@@ -490,10 +500,10 @@ def label_similarity(
 ) -> Floats:
     """How alike each place of a picture and each label are, -1 to 1: the cosine similarities of the groups, by their shares in a patch.
 
-    Windows' group embeddings `[N, G, E]` and grouping maps `[N, G, h, w]`, labels `[L, E]` -> `[L, H, W]` at `size` = (H, W). A
+    Windows' group embeddings `[N, G, E]` and grouping maps `[N, G, h, w]`, labels `[L, E]` or `[L, K, E]` -> `[L, H, W]` at `size` = (H, W). A
     pixel's is the mean over the windows that hold it.
     """
-    maps = np.einsum("ngl,nghw->nlhw", _unit(group_embeds) @ _unit(label_embeds).T, grouping)
+    maps = np.einsum("ngl,nghw->nlhw", similarity(group_embeds, label_embeds), grouping)
     total = np.zeros((len(label_embeds), *windows.picture), maps.dtype)
     across, down = (linear_taps(n, side) for n, side in zip(maps.shape[:1:-1], windows.size[::-1], strict=True))
     for of_window, (rows, columns) in zip(maps, windows, strict=True):

@@ -35,7 +35,7 @@ from groupvit_common.postprocess import (
     segmentation,
 )
 from groupvit_common.processor import GroupViTProcessor
-from groupvit_common.prompts import Label, average_embedding, get_templates, parse_labels
+from groupvit_common.prompts import Combination, Label, get_templates, label_embedding, parse_labels
 from groupvit_common.refinement import DILATIONS, check_refinement
 from groupvit_common.tokenizer import TOKENIZER_FILES
 
@@ -82,11 +82,12 @@ class BaseSegmenter(ABC):
 
     Args:
         model, processor: see `from_pretrained`. The model is put into evaluation mode and stays on its device.
-        labels: what to look for, as `groupvit_common.prompts.parse_labels` takes it: "cat, couch", or
-            ["cat", "couch, sofa"] with synonyms, or `Label` records. May be set later with `set_labels`.
+        labels: what to look for, as `groupvit_common.prompts.parse_labels` takes it: "cat, couch | sofa" or
+            ["cat", "couch, sofa"] with synonyms, {"dog": ["puppy", '"an animal that barks"']} with a definition, or `Label`
+            records. May be set later with `set_labels`.
         background_labels: labels, among `labels` or besides them, whose pixels become background.
             A label that is called "background" is one by itself.
-        templates: sentences around each label: "one", "seven", "eighty", or your own (`prompts.get_templates`).
+        templates: sentences around each word: "one", "seven", "eighty", or your own (`prompts.get_templates`).
         background: pixels whose best label scores less become background, 0 to 1. Scores are the authors' (a squared
             probability unless `top_k` is given; with `top_k=5` their thresholds mean the same here: 0.95 for VOC and COCO,
             0.35 for Context). None: every pixel gets a label.
@@ -104,6 +105,8 @@ class BaseSegmenter(ABC):
             False: of the embeddings as they are, as in the authors' evaluation.
         temperature: divides the similarities of groups and labels before they become scores: above 1 scores are less sure, below
             1 surer. It moves what a `background` threshold means, and with soft assignment the borders.
+        synonyms: "mean": a label is the mean of its words and definitions. "max": it is as similar to anything as the most similar
+            of them. One word or definition is one voice in either.
         flip: the model also sees the picture mirrored, and a pixel's scores are the mean of both.
         scales: the model sees the picture at each of these multiples of `shorter_side`, and a pixel's scores are the mean over them,
             with `flip` over all of them and their mirror images. Groups are those of the scale nearest 1.
@@ -124,7 +127,7 @@ class BaseSegmenter(ABC):
         *,
         labels: str | Iterable[str | Label] | None = None,
         background_labels: str | Iterable[str | Label] = (),
-        templates: str | int | Sequence[str] = "one",
+        templates: str | int | Path | Sequence[str] = "one",
         background: float | None = None,
         assignment: Assignment | None = None,
         top_k: int | None = None,
@@ -134,6 +137,7 @@ class BaseSegmenter(ABC):
         stride: int | None = None,
         normalize_prompts: bool = True,
         temperature: float = 1.0,
+        synonyms: Combination = "mean",
         flip: bool = False,
         scales: Sequence[float] = (1.0,),
         refine: int = 0,
@@ -145,6 +149,8 @@ class BaseSegmenter(ABC):
         assignment = assignment or model.config.extra.get("segmentation_assignment", "hard")
         if assignment not in ("hard", "soft"):
             raise InputError(f'assignment must be "hard" or "soft", got {assignment!r}')
+        if synonyms not in ("mean", "max"):
+            raise InputError(f'synonyms must be "mean" or "max", got {synonyms!r}')
         for name, count in (("top_k", top_k), ("shorter_side", shorter_side), ("batch_size", batch_size)):
             if count is not None and count < 1:
                 raise InputError(f"{name} must be at least 1, got {count}")
@@ -173,6 +179,7 @@ class BaseSegmenter(ABC):
         self.batch_size = batch_size
         self.normalize_prompts = normalize_prompts
         self.temperature = temperature
+        self.synonyms = synonyms
         side = shorter_side or (448 if vision.image_size == 224 else vision.image_size)
         self.shorter_side = side
         self.flip = flip
@@ -190,7 +197,7 @@ class BaseSegmenter(ABC):
         self.image_processor = self._image_processors[0]
         self.labels: tuple[Label, ...] = ()
         self._is_background: tuple[bool, ...] = ()
-        self._known: dict[tuple[str, ...], Floats] = {}
+        self._known: dict[Label, Floats] = {}
         self._label_embeds: Floats | None = None
         if labels is not None:
             self.set_labels(labels, background_labels)
@@ -244,7 +251,8 @@ class BaseSegmenter(ABC):
     ) -> None:
         """Look for these labels from now on. Only labels never seen before are encoded.
 
-        `embeddings` `[L, E]` of the labels, `background_labels` that are not among `labels` last, take the place of the model's.
+        `embeddings` of the labels, `[L, E]` or several for each `[L, K, E]`, of which the most similar counts, take the place of the
+        model's; `background_labels` that are not among `labels` come last.
         """
         parsed = parse_labels(labels)
         extra = parse_labels(background_labels) if background_labels else ()
@@ -252,10 +260,20 @@ class BaseSegmenter(ABC):
         known = {label.name.casefold() for label in parsed}
         every = parse_labels([*parsed, *(label for label in extra if label.name.casefold() not in known)])
         if embeddings is None:
-            self._encode([label for label in every if label.words not in self._known])
-            embeddings = np.stack([self._known[label.words] for label in every])
+            self._encode([label for label in every if label not in self._known])
+            known_embeds = [self._known[label] for label in every]
+            words = max(map(len, known_embeds))
+            # Of a label with fewer words one stands for those it lacks: it cannot be more similar than itself.
+            embeddings = np.stack(
+                [embeds[[*range(len(embeds)), *[0] * (words - len(embeds))]] for embeds in known_embeds]
+            )
+            embeddings = embeddings[:, 0] if words == 1 else embeddings
         wanted = (len(every), self.model.config.projection_dim)
-        if embeddings.shape != wanted:
+        if (
+            embeddings.ndim not in (2, 3)
+            or not embeddings.size
+            or (embeddings.shape[0], embeddings.shape[-1]) != wanted
+        ):
             raise InputError(f"embeddings of the labels must be {list(wanted)}, got {list(embeddings.shape)}")
         is_background = tuple(label.name.casefold() in hidden for label in every)
         if self.foreground is not None and (
@@ -433,7 +451,7 @@ class BaseSegmenter(ABC):
 
     def _encode(self, labels: Sequence[Label]) -> None:
         prompts = [label.prompts(self.templates) for label in labels]
-        texts = [text for group in prompts for text in group]
+        texts = [text for of_label in prompts for of_word in of_label for text in of_word]
         parts = []
         for start in range(0, len(texts), _PROMPTS_AT_ONCE):
             some = texts[start : start + _PROMPTS_AT_ONCE]
@@ -441,11 +459,11 @@ class BaseSegmenter(ABC):
                 self._embed_texts(self.processor.tokenizer(some, padding=True, truncation=True, return_tensors="np"))
             )
         if parts:
-            per_label = np.split(np.concatenate(parts), np.cumsum([len(group) for group in prompts])[:-1])
-            self._known |= {
-                label.words: average_embedding(embeds, self.normalize_prompts)
-                for label, embeds in zip(labels, per_label, strict=True)
-            }
+            counts = [len(of_word) for of_label in prompts for of_word in of_label]
+            of_words = iter(np.split(np.concatenate(parts), np.cumsum(counts)[:-1]))
+            for label, of_label in zip(labels, prompts, strict=True):
+                embeds = [next(of_words) for _ in of_label]
+                self._known[label] = label_embedding(embeds, self.synonyms, self.normalize_prompts)
 
     def _iter(self, sources: Iterable[Any]) -> Iterator[Segmentation]:
         waiting: dict[int, _Picture] = {}

@@ -1,20 +1,29 @@
-"""Words to prompts: label lists with synonyms, and the sentence templates of CLIP practice.
+"""Words to prompts: label lists with synonyms and definitions, and the sentence templates of CLIP practice.
 
 A text encoder that learnt from captions scores "a photo of a cat." better than the bare word "cat", and the mean over
-many such sentences better than one. One label is therefore the mean of the normalised embeddings of all its prompts
-(every template times every synonym), normalised again.
+many such sentences better than one. A word is therefore the mean of the normalised embeddings of its prompts (every
+template with it); a definition, a text of its own such as "an animal that barks", is used as it is. A label with several of these is
+their mean, normalised again, or (`Combination` "max") is as similar to anything as the most similar of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from groupvit_common.errors import InputError
+
+# A definition in quotes, or a word in which quotes are letters as any other (a 12" record); and what separates it from the next.
+_PIECE = re.compile(r'\s*(?:"([^"]*)"\s*(?=[|,]|$)|([^|,]*))([|,]|$)')
+
+Combination = Literal["mean", "max"]
+Floats = npt.NDArray[np.floating[Any]]
 
 # The eighty sentences with which CLIP's ImageNet figures are made (Radford et al. 2021, published in the notebook
 # "Prompt Engineering for ImageNet"): 38 that come once with "a" and once with "the", and four that stand alone.
@@ -80,22 +89,25 @@ TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
 _BY_NUMBER = {"1": "one", "7": "seven", "80": "eighty"}
 
 
-def get_templates(choice: str | int | Sequence[str]) -> tuple[str, ...]:
-    """Template set by name ("one", "seven", "eighty") or size (1, 7, 80); one sentence with `{}`; or a list of such.
+def get_templates(choice: str | int | Path | Sequence[str]) -> tuple[str, ...]:
+    """Template set by name ("one", "seven", "eighty") or size (1, 7, 80); one sentence with `{}`; a text file; or a list of such.
 
+    A file has one sentence a line; blank lines and lines with `#` first are ignored.
     InputError for an unknown name, an empty list, or a sentence in which `{}` does not occur exactly once.
     """
-    if isinstance(choice, (str, int)):
+    if isinstance(choice, (str, int, Path)):
         name = str(choice).strip()
         name = _BY_NUMBER.get(name, name)
         if name in TEMPLATE_SETS:
             return TEMPLATE_SETS[name]
-        if "{}" not in name:
-            raise InputError(
-                f"unknown template set {choice!r}: use one, seven or eighty (or 1, 7, 80), or a sentence with {{}} "
-                'where the label goes, such as "a photo of a {}."'
-            )
         chosen: tuple[str, ...] = (name,)
+        if "{}" not in name:
+            if not Path(name).is_file():
+                raise InputError(
+                    f"unknown template set {str(choice)!r}: use one, seven or eighty (or 1, 7, 80), a sentence with {{}} "
+                    'where the label goes, such as "a photo of a {}.", or a text file with one such sentence a line'
+                )
+            chosen = tuple(line.strip() for line in _lines(name, "template"))
     else:
         chosen = tuple(choice)
     if not chosen:
@@ -108,38 +120,52 @@ def get_templates(choice: str | int | Sequence[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Label:
-    """A class to look for: the name to show and other words that mean the same."""
+    """A class to look for: the name to show, other words that mean the same, and texts that say what it is."""
 
     name: str
     synonyms: tuple[str, ...] = ()
+    definitions: tuple[str, ...] = ()
 
     @property
     def words(self) -> tuple[str, ...]:
         """The name and its synonyms."""
         return (self.name, *self.synonyms)
 
-    def prompts(self, templates: Iterable[str]) -> tuple[str, ...]:
-        """Every word in every template."""
-        return tuple(template.replace("{}", word) for word in self.words for template in templates)
+    def prompts(self, templates: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+        """For each word every template with it, and each definition alone."""
+        templates = tuple(templates)
+        of_words = (tuple(template.replace("{}", word) for template in templates) for word in self.words)
+        return (*of_words, *((definition,) for definition in self.definitions))
 
 
 def parse_label(line: str) -> Label | None:
-    """One label from `"couch, sofa"`: the first word is the name, the others are synonyms. None if nothing is there."""
-    words = tuple(w for w in (_tidy(part) for part in line.split(",")) if w)
-    return Label(words[0], words[1:]) if words else None
+    """One label from `couch | sofa | "a seat for two"`: the name, synonyms, and in quotes definitions. None if nothing is there.
+
+    Between them may be commas as well.
+    """
+    return _label((text, is_definition) for text, is_definition, _ in _pieces(line))
 
 
-def parse_labels(labels: str | Iterable[str | Label]) -> tuple[Label, ...]:
-    """Labels from one comma-separated string, or from a sequence.
+def parse_labels(labels: str | Iterable[str | Label] | Mapping[str, str | Iterable[str]]) -> tuple[Label, ...]:
+    """Labels from one comma-separated string, from a sequence, or from a mapping.
 
-    `"cat, couch, remote control"` is three labels. In a sequence each entry is one label, and commas separate synonyms
-    as in a label file: `["cat", "couch, sofa"]`; `Label` records are taken as they are.
+    `"cat, couch | sofa, remote control"` is three labels; `|` separates synonyms, and a text in double quotes is a definition, which
+    is used as it is, without the templates: `dog | puppy | "an animal that barks"`. In a sequence each entry is one label, and commas
+    separate synonyms too, as in a label file: `["cat", "couch, sofa"]`; `Label` records are taken as they are. A mapping has for each
+    name what else it is called: `{"dog": ["puppy", '"an animal that barks"'], "cat": []}`.
     InputError for an empty list and for a word that occurs twice (upper and lower case do not count as different).
     """
     if isinstance(labels, str):
-        return _checked([parse_label(part) for part in labels.split(",")])
+        of_labels: list[list[tuple[str, bool]]] = [[]]
+        for text, is_definition, separator in _pieces(labels):
+            of_labels[-1].append((text, is_definition))
+            if separator == ",":
+                of_labels.append([])
+        return _checked([_label(pieces) for pieces in of_labels])
     if isinstance(labels, Label):
         return _checked([labels])
+    if isinstance(labels, Mapping):
+        return parse_labels([_mapped(name, others) for name, others in labels.items()])
     parsed: list[Label | None] = []
     for entry in labels:
         if not isinstance(entry, (str, Label)):
@@ -149,22 +175,29 @@ def parse_labels(labels: str | Iterable[str | Label]) -> tuple[Label, ...]:
 
 
 def read_labels(path: str | Path) -> tuple[Label, ...]:
-    """Labels from a UTF-8 text file: one a line, synonyms after commas; blank lines and lines with `#` first ignored.
+    """Labels from a UTF-8 text file: one a line as `parse_label` takes it; blank lines and lines with `#` first ignored.
 
     InputError if the file cannot be read, holds no label, or repeats a word.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else (error.strerror or str(error))
-        raise InputError(f"cannot read the label file {path}: {reason}") from error
-    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
-    return _checked([parse_label(line) for line in lines], f" in {path}")
+    return _checked([parse_label(line) for line in _lines(path, "label")], f" in {path}")
 
 
-def average_embedding(
-    prompt_embeds: npt.NDArray[np.float32] | npt.NDArray[np.float64], normalize_prompts: bool = True
-) -> npt.NDArray[np.float32] | npt.NDArray[np.float64]:
+def label_embedding(
+    of_words: Sequence[Floats], combination: Combination = "mean", normalize_prompts: bool = True
+) -> Floats:
+    """Embeddings of a label's prompts, for each word or definition `[prompts, E]` -> `[K, E]`, each of length 1.
+
+    "mean": K is 1, the mean over words and definitions of the mean over their prompts. "max": one for each word and definition, of
+    which the most similar counts. `normalize_prompts`: see `average_embedding`.
+    """
+    if combination == "max":
+        return np.stack([average_embedding(embeds, normalize_prompts) for embeds in of_words])
+    if normalize_prompts:
+        of_words = [embeds / np.linalg.norm(embeds, axis=-1, keepdims=True) for embeds in of_words]
+    return average_embedding(np.stack([embeds.mean(axis=0) for embeds in of_words]), False)[None]
+
+
+def average_embedding(prompt_embeds: Floats, normalize_prompts: bool = True) -> Floats:
     """`[prompts, E]`, any length -> `[E]` of length 1: the mean of the normalised prompts, normalised.
 
     Without `normalize_prompts` the prompts are averaged as they are, so that longer ones weigh more: the authors' evaluation.
@@ -173,6 +206,48 @@ def average_embedding(
         prompt_embeds = prompt_embeds / np.linalg.norm(prompt_embeds, axis=-1, keepdims=True)
     mean = prompt_embeds.mean(axis=0)
     return np.asarray(mean / np.linalg.norm(mean))
+
+
+def _lines(path: str | Path, kind: str) -> list[str]:
+    """Those of a UTF-8 text file that are neither blank nor begin with `#`."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else (error.strerror or str(error))
+        raise InputError(f"cannot read the {kind} file {path}: {reason}") from error
+    return [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+
+
+def _pieces(text: str) -> Iterator[tuple[str, bool, str]]:
+    """Words and definitions of a text, each with whether it is a definition and the separator after it, "" at the end."""
+    for piece in _PIECE.finditer(text):
+        definition, word, separator = piece.groups()
+        if definition is None and word.startswith('"'):
+            raise InputError(f"a definition stands between double quotes, got {word.strip()}")
+        yield _tidy(word if definition is None else definition), definition is not None, separator
+        if not separator:
+            return
+
+
+def _label(pieces: Iterable[tuple[str, bool]]) -> Label | None:
+    """The label of these words and definitions."""
+    there = [(text, is_definition) for text, is_definition in pieces if text or is_definition]
+    if not there:
+        return None
+    if there[0][1]:
+        raise InputError(f'a definition needs a name before it, such as dog | "{there[0][0]}"')
+    words = [text for text, is_definition in there if not is_definition]
+    return Label(words[0], tuple(words[1:]), tuple(text for text, is_definition in there if is_definition))
+
+
+def _mapped(name: str, others: str | Iterable[str]) -> str | Label:
+    if not isinstance(name, str):
+        raise InputError(f"a label must be text, got {type(name).__name__}: {name!r}")
+    label = parse_label(" | ".join([name, *([others] if isinstance(others, str) else others)]))
+    if label is None:
+        return ""
+    # The name may be repeated among its words.
+    return Label(label.name, tuple(word for word in label.synonyms if word != label.name), label.definitions)
 
 
 def _tidy(word: str) -> str:
@@ -184,7 +259,7 @@ def _checked(parsed: list[Label | None], where: str = "") -> tuple[Label, ...]:
     if not labels:
         raise InputError(f'no labels{where}: give at least one, such as "cat, couch, remote control"')
     seen: set[str] = set()
-    for word in (word for label in labels for word in label.words):
+    for word in (word for label in labels for word in (*label.words, *label.definitions)):
         key = _tidy(word).casefold()
         if not key:
             raise InputError(f"an empty word among the labels{where}")

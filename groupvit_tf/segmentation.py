@@ -34,10 +34,18 @@ def unit(x: Tensor) -> Tensor:
     return x / ops.sqrt(ops.maximum(square, ops.cast(1e-24, x.dtype)))
 
 
+def similarity(embeds: Tensor, label_embeds: Tensor) -> Tensor:
+    """Cosine similarity of embeddings `[..., E]` and labels `[L, E]`, or the most similar of a label's words `[L, K, E]`: `[..., L]`."""
+    if len(label_embeds.shape) == 2:
+        return ops.matmul(unit(embeds), ops.transpose(unit(label_embeds)))
+    labels, words, width = label_embeds.shape
+    of_words = similarity(embeds, ops.reshape(label_embeds, (-1, width)))
+    return ops.max(ops.reshape(of_words, (*embeds.shape[:-1], labels, words)), axis=-1)
+
+
 def image_probabilities(image_embeds: Tensor, label_embeds: Tensor, logit_scale: Tensor) -> Tensor:
-    """`[B, E]`, `[L, E]` -> `[B, L]`: softmax over labels of the scaled cosine similarity."""
-    similarity = ops.matmul(unit(image_embeds), ops.transpose(unit(label_embeds)))
-    return softmax(ops.minimum(logit_scale, MAX_LOGIT_SCALE) * similarity, axis=-1)
+    """`[B, E]`, `[L, E]` or `[L, K, E]` -> `[B, L]`: softmax over labels of the scaled cosine similarity."""
+    return softmax(ops.minimum(logit_scale, MAX_LOGIT_SCALE) * similarity(image_embeds, label_embeds), axis=-1)
 
 
 def label_affinity(
@@ -48,19 +56,18 @@ def label_affinity(
     top_k: int | None = None,
     temperature: float = 1.0,
 ) -> Tensor:
-    """Affinity of groups to labels: `[B, G, E]`, `[L, E]` -> `[B, G, L]`, each in 0..1.
+    """Affinity of groups to labels: `[B, G, E]`, `[L, E]` or `[L, K, E]` -> `[B, G, L]`, each in 0..1.
 
     `top_k` needs `image_embeds` `[B, E]`; a number of labels or more keeps all. A higher `temperature` makes labels more alike.
     """
-    labels = ops.transpose(unit(label_embeds))
-    scaled = ops.minimum(logit_scale, MAX_LOGIT_SCALE) / temperature * ops.matmul(unit(group_embeds), labels)
+    scaled = ops.minimum(logit_scale, MAX_LOGIT_SCALE) / temperature * similarity(group_embeds, label_embeds)
     among_all = softmax(scaled, axis=-1)
     count = label_embeds.shape[0]
     if top_k is None or top_k >= count:
         return among_all * among_all
     assert image_embeds is not None, "top_k ranks the labels by the image embedding"
     # Of labels that are equally similar the first ones stay, as in PyTorch.
-    best = ops.top_k(ops.matmul(unit(image_embeds), labels), top_k)[1]
+    best = ops.top_k(similarity(image_embeds, label_embeds), top_k)[1]
     kept = ops.any(ops.one_hot(best, count, dtype="bool"), axis=1)
     return among_all * softmax(ops.where(kept[:, None], scaled, -float("inf")), axis=-1)
 

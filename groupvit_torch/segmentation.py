@@ -40,10 +40,16 @@ def grouping_map(assignments: Sequence[Tensor], grid: tuple[int, int]) -> Tensor
     return product.unflatten(-1, grid)
 
 
+def similarity(embeds: Tensor, label_embeds: Tensor) -> Tensor:
+    """Cosine similarity of embeddings `[..., E]` and labels `[L, E]`, or the most similar of a label's words `[L, K, E]`: `[..., L]`."""
+    if label_embeds.ndim == 2:
+        return F.normalize(embeds, dim=-1) @ F.normalize(label_embeds, dim=-1).T
+    return similarity(embeds, label_embeds.flatten(0, 1)).unflatten(-1, label_embeds.shape[:2]).amax(-1)
+
+
 def image_probabilities(image_embeds: Tensor, label_embeds: Tensor, logit_scale: Tensor) -> Tensor:
-    """`[B, E]`, `[L, E]` -> `[B, L]`: softmax over labels of the scaled cosine similarity."""
-    similarity = F.normalize(image_embeds, dim=-1) @ F.normalize(label_embeds, dim=-1).T
-    return (logit_scale.clamp(max=MAX_LOGIT_SCALE) * similarity).softmax(-1)
+    """`[B, E]`, `[L, E]` or `[L, K, E]` -> `[B, L]`: softmax over labels of the scaled cosine similarity."""
+    return (logit_scale.clamp(max=MAX_LOGIT_SCALE) * similarity(image_embeds, label_embeds)).softmax(-1)
 
 
 def label_affinity(
@@ -54,19 +60,18 @@ def label_affinity(
     top_k: int | None = None,
     temperature: float = 1.0,
 ) -> Tensor:
-    """Affinity of groups to labels: `[B, G, E]`, `[L, E]` -> `[B, G, L]`, each in 0..1.
+    """Affinity of groups to labels: `[B, G, E]`, `[L, E]` or `[L, K, E]` -> `[B, G, L]`, each in 0..1.
 
     `top_k` needs `image_embeds` `[B, E]`; a number of labels or more keeps all. A higher `temperature` makes labels more alike.
     """
-    labels = F.normalize(label_embeds, dim=-1)
-    scaled = logit_scale.clamp(max=MAX_LOGIT_SCALE) / temperature * (F.normalize(group_embeds, dim=-1) @ labels.T)
+    scaled = logit_scale.clamp(max=MAX_LOGIT_SCALE) / temperature * similarity(group_embeds, label_embeds)
     among_all = scaled.softmax(-1)
     if top_k is None or top_k >= len(label_embeds):
         return among_all * among_all
     assert image_embeds is not None, "top_k ranks the labels by the image embedding"
-    similarity = F.normalize(image_embeds, dim=-1) @ labels.T
-    best = similarity.argsort(dim=-1, descending=True, stable=True)[:, :top_k]
-    left_out = torch.ones_like(similarity, dtype=torch.bool).scatter(-1, best, False)
+    of_images = similarity(image_embeds, label_embeds)
+    best = of_images.argsort(dim=-1, descending=True, stable=True)[:, :top_k]
+    left_out = torch.ones_like(of_images, dtype=torch.bool).scatter(-1, best, False)
     return among_all * scaled.masked_fill(left_out[:, None], -torch.inf).softmax(-1)
 
 

@@ -208,6 +208,42 @@ def test_pictures_together_are_the_pictures_one_by_one(make, options):
             assert one.probability == pytest.approx(other.probability, abs=TIE)
 
 
+WORDS = ["cat", 'couch, sofa, "a couch and a sofa of the photo"', "dog"]
+
+
+def test_the_most_similar_word_of_a_label_counts(make):
+    segmenter = make(labels=WORDS, background_labels=(), synonyms="max", templates="seven")
+    every = make(labels="cat, couch, sofa, dog", background_labels=(), templates="seven")
+    alone = make(labels=["a couch and a sofa of the photo"], background_labels=(), templates="{}")
+    embeds = np.concatenate([every._label_embeds, alone._label_embeds])
+    assert segmenter._label_embeds.shape == (3, 3, 16)
+    np.testing.assert_allclose(segmenter._label_embeds[1], embeds[[1, 2, 4]], rtol=0, atol=TIE)
+    for word in range(3):
+        np.testing.assert_allclose(segmenter._label_embeds[[0, 2], word], embeds[[0, 3]], rtol=0, atol=TIE)
+
+    # Asked one by one, a word is as similar to the picture as its label says at most.
+    every.set_labels("a, b, c, d, e", embeddings=embeds)
+    each = np.log([*every.classify(picture()).values()])
+    whole = np.log([*segmenter.classify(picture()).values()])
+    largest = np.array([each[0], max(each[1], each[2], each[4]), each[3]])
+    np.testing.assert_allclose(whole - whole[0], largest - largest[0], rtol=0, atol=10 * TIE)
+
+    result, details = segmenter(picture()), segmenter.details(picture())
+    assert result.labels == ("cat", "couch", "dog")
+    assert details.similarity.shape == (3, 32, 48)
+    given = make(labels=None, background_labels=())
+    given.set_labels(["cat", "couch", "dog"], embeddings=segmenter._label_embeds)
+    np.testing.assert_array_equal(given(picture()).label_map, result.label_map)
+    segmenter.set_labels("dog, cat")
+    assert segmenter._label_embeds.shape == (2, 16)
+
+
+def test_a_definition_has_the_voice_of_a_word(make):
+    parts = make(labels=WORDS, background_labels=(), templates="{}", synonyms="max")._label_embeds[1]
+    mean = make(labels=WORDS, background_labels=(), templates="{}")._label_embeds[1]
+    np.testing.assert_allclose(mean, parts.sum(axis=0) / np.linalg.norm(parts.sum(axis=0)), rtol=0, atol=TIE)
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
@@ -215,6 +251,7 @@ def test_pictures_together_are_the_pictures_one_by_one(make, options):
         ({"scales": (1.0, 0.0)}, "scales must be different numbers above 0"),
         ({"scales": (1.0, 1.0)}, "scales must be different numbers above 0"),
         ({"scales": (float("nan"),)}, "scales must be different numbers above 0"),
+        ({"synonyms": "least"}, "synonyms must be"),
         ({"refine": -1}, "refine says how many times"),
         ({"refine_dilations": (0,)}, "refine_dilations must be different distances"),
         ({"foreground": 1.5}, "foreground must be a share"),

@@ -376,3 +376,35 @@ def test_label_map_of_sixteen_bits_is_saved_exactly(tmp_path):
     )
     with Image.open(result.save(tmp_path)["labels"]) as labels:
         np.testing.assert_array_equal(np.asarray(labels), result.label_map)
+
+
+# Labels of several words
+
+
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_a_label_of_several_words_is_as_similar_as_the_most_similar_of_them(ops, top_k):
+    rng = np.random.default_rng(8)
+    groups, images, words = rng.normal(size=(2, 4, 8)), rng.normal(size=(2, 8)), rng.normal(size=(5, 3, 8))
+
+    def unit(x):
+        return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+    def largest(x):
+        return np.einsum("...e,lke->...lk", unit(x), unit(words)).max(axis=-1)
+
+    of_groups, of_images = largest(groups), largest(images)
+    among_all = postprocess.softmax(20 * of_groups)
+    kept = np.argsort(np.argsort(-of_images, axis=-1), axis=-1) < (top_k or 5)
+    among_kept = postprocess.softmax(np.where(kept[:, None], 20 * of_groups, -np.inf))
+    np.testing.assert_allclose(
+        ops.label_affinity(groups, words, 20.0, images, top_k), among_all * among_kept, rtol=0, atol=FLOAT64
+    )
+    np.testing.assert_allclose(
+        ops.image_probabilities(images, words, 20.0), postprocess.softmax(20 * of_images), rtol=0, atol=FLOAT64
+    )
+    # Words that repeat another change nothing.
+    np.testing.assert_allclose(
+        ops.image_probabilities(images, words[:, [0, 1, 2, 1]], 20.0),
+        ops.image_probabilities(images, words, 20.0),
+        rtol=FLOAT64,
+    )

@@ -11,6 +11,7 @@ from groupvit_common.prompts import (
     Label,
     average_embedding,
     get_templates,
+    label_embedding,
     parse_labels,
     read_labels,
 )
@@ -54,7 +55,13 @@ def test_bad_templates(bad):
 
 def test_prompts_are_all_words_in_all_templates_and_braces_in_a_word_stay():
     label = Label("couch", ("sofa {}",))
-    assert label.prompts(("a {}.", "the {}.")) == ("a couch.", "the couch.", "a sofa {}.", "the sofa {}.")
+    assert label.prompts(("a {}.", "the {}.")) == (("a couch.", "the couch."), ("a sofa {}.", "the sofa {}."))
+
+
+def test_a_definition_is_used_as_it_is():
+    label = Label("dog", ("puppy",), ("an animal that barks, mostly",))
+    assert label.words == ("dog", "puppy")
+    assert label.prompts(("a {}.",)) == (("a dog.",), ("a puppy.",), ("an animal that barks, mostly",))
 
 
 def test_labels_from_a_string():
@@ -74,6 +81,75 @@ def test_labels_from_a_file(tmp_path):
     path = tmp_path / "étiquettes.txt"
     path.write_bytes("\ufeff# what to look for\r\ncat\r\n\r\n  couch, sofa,\r\n   # more\r\nélan\r\n".encode())
     assert read_labels(path) == (Label("cat"), Label("couch", ("sofa",)), Label("élan"))
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("couch|sofa, cat", (Label("couch", ("sofa",)), Label("cat"))),
+        (' dog | puppy |"an animal,  that | barks" , cat', (Label("dog", ("puppy",), ("an animal, that | barks",)), Label("cat"))),
+        ('dog | "it barks" | hound, "no, ", ""', None),
+        ('12" record, a "b", 5"', (Label('12" record'), Label('a "b"'), Label('5"'))),
+        ("|cat||, ,dog|", (Label("cat"), Label("dog"))),
+    ],
+)  # fmt: skip
+def test_synonyms_and_definitions_in_a_string(text, labels):
+    if labels is None:
+        with pytest.raises(InputError, match="a definition needs a name before it"):
+            parse_labels(text)
+    else:
+        assert parse_labels(text) == labels
+
+
+def test_synonyms_and_definitions_in_a_line_and_in_a_mapping(tmp_path):
+    dog = Label("dog", ("puppy", "hound"), ("an animal, that barks",))
+    assert parse_labels(['dog, puppy | hound, "an animal, that barks"', "cat"]) == (dog, Label("cat"))
+    mapping = {"dog": ["dog", "puppy", '"an animal, that barks"', "hound"], "cat": ()}
+    assert parse_labels(mapping) == (dog, Label("cat"))
+    assert parse_labels({"couch": "sofa"}) == (Label("couch", ("sofa",)),)
+    (tmp_path / "words.txt").write_text('dog, puppy, "an animal, that barks", hound\n')
+    assert read_labels(tmp_path / "words.txt") == (dog,)
+
+
+@pytest.mark.parametrize("bad", ['dog | "it barks', 'dog | "it" barks', 'dog | "it barks", "', {"dog": ['"it']}])
+def test_quotes_that_do_not_end(bad):
+    with pytest.raises(InputError, match="a definition stands between double quotes"):
+        parse_labels(bad)
+
+
+@pytest.mark.parametrize("bad", ['dog | ""', {"dog": ['" "']}])
+def test_an_empty_definition(bad):
+    with pytest.raises(InputError, match="an empty word"):
+        parse_labels(bad)
+
+
+def test_templates_from_a_file(tmp_path):
+    path = tmp_path / "sentences.txt"
+    path.write_text("# mine\na photo of a {}.\n\n  the {} in the snow \n")
+    assert get_templates(path) == get_templates(str(path)) == ("a photo of a {}.", "the {} in the snow")
+    path.write_text("a photo\n")
+    with pytest.raises(InputError, match="exactly once"):
+        get_templates(path)
+    path.write_text("# nothing\n")
+    with pytest.raises(InputError, match="no templates"):
+        get_templates(path)
+    with pytest.raises(InputError, match="text file"):
+        get_templates(tmp_path / "missing.txt")
+
+
+def test_a_labels_words_have_the_same_say_whatever_the_number_of_prompts():
+    rng = np.random.default_rng(1)
+    words = [rng.normal(size=(count, 8)) for count in (3, 3, 1)]
+    unit = [embeds / np.linalg.norm(embeds, axis=1, keepdims=True) for embeds in words]
+    mean = sum(embeds.mean(axis=0) for embeds in unit)
+    np.testing.assert_allclose(label_embedding(words), mean[None] / np.linalg.norm(mean), rtol=1e-12)
+    np.testing.assert_allclose(
+        label_embedding(words, "max"), [average_embedding(embeds) for embeds in words], rtol=1e-12
+    )
+    raw = sum(embeds.mean(axis=0) for embeds in words)
+    np.testing.assert_allclose(label_embedding(words, "mean", False), raw[None] / np.linalg.norm(raw), rtol=1e-12)
+    # Without definitions it is the mean over all prompts.
+    np.testing.assert_allclose(label_embedding(words[:2])[0], average_embedding(np.concatenate(words[:2])), rtol=1e-12)
 
 
 @pytest.mark.parametrize("empty", ["", " , ,", [], ["", " "]])
