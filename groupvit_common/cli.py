@@ -122,22 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         "segment", help="label every pixel", description=_SEGMENT, epilog=_EXIT_CODES, **shape
     )
     _add_what(segment)
-    segment.add_argument(
-        "--background", type=_score, metavar="SCORE",
-        help="pixels whose best label scores less (0 to 1) become background; without it every pixel gets a label",
-    )  # fmt: skip
-    segment.add_argument(
-        "--background-labels", default="", metavar="WORDS",
-        help="labels whose pixels become background, among --labels or besides them, such as \"sky, wall\"",
-    )  # fmt: skip
-    segment.add_argument(
-        "--assignment", choices=("hard", "soft"),
-        help="hard: a pixel takes the label of its largest group; soft: labels are weighted by the groups in a pixel "
-        "(default: as the model was trained, else hard)",
-    )  # fmt: skip
-    segment.add_argument(
-        "--top-k", type=_count, metavar="K", help="only the K labels that are most like the whole picture may appear"
-    )
+    _add_how(segment)
     segment.add_argument(
         "--out", metavar="DIR", help=f"folder to write into (default: {_DEFAULT_OUT}; with --json: none)"
     )
@@ -152,13 +137,6 @@ def _parser() -> argparse.ArgumentParser:
     segment.add_argument(
         "--sheet", action="store_true", help=f"also write {_SHEET}: all pictures in colours at one glance"
     )
-    segment.add_argument(
-        "--batch-size", type=_count, default=8, metavar="N", help="pictures of one size at once (default: %(default)s)"
-    )
-    segment.add_argument(
-        "--shorter-side", type=_count, metavar="PIXELS",
-        help="resize pictures to this shorter side for the model (default: 448 for a model trained at 224, else its own)",
-    )  # fmt: skip
     segment.set_defaults(run=_segment)
 
     compare = commands.add_parser(
@@ -171,13 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--other-backend", choices=tuple(_BACKENDS), help="what computes the second result (default: what computes the first)"
     )  # fmt: skip
-    compare.add_argument(
-        "--background", type=_score, metavar="SCORE", help="pixels whose best label scores less become background"
-    )
-    compare.add_argument(
-        "--background-labels", default="", metavar="WORDS", help="labels whose pixels become background"
-    )
-    compare.add_argument("--shorter-side", type=_count, metavar="PIXELS", help="of a picture as both models see it")
+    _add_how(compare)
     compare.add_argument(
         "--out", default=_DEFAULT_OUT, metavar="DIR", help="folder to write into (default: %(default)s)"
     )
@@ -270,7 +242,12 @@ def _add_evaluate(commands: Any, shape: dict[str, Any]) -> None:
     knobs.add_argument(
         "--names", choices=("authors", "set"), help="the authors' words for the classes, or the set's own"
     )
-    knobs.add_argument("--templates", metavar="SET", help="one, seven, eighty, or a sentence with {} in it")
+    knobs.add_argument(
+        "--templates", metavar="SET", help="one, seven, eighty, a sentence with {} in it, or a file of such lines"
+    )
+    knobs.add_argument(
+        "--synonyms", choices=("mean", "max"), help="words of a class: their mean, or the most similar of them"
+    )
     knobs.add_argument(
         "--normalize-prompts", action=argparse.BooleanOptionalAction,
         help="bring each sentence's embedding to length 1 before a label's are averaged",
@@ -289,6 +266,7 @@ def _add_evaluate(commands: Any, shape: dict[str, Any]) -> None:
     knobs.add_argument(
         "--stride", type=_count, metavar="PIXELS", help="from one window to the next (default: half a window)"
     )
+    _add_masks(knobs)
 
     results = parser.add_argument_group("results")
     results.add_argument(
@@ -324,14 +302,17 @@ def _add_evaluate(commands: Any, shape: dict[str, Any]) -> None:
 
 
 def _add_what(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `segment` and `classify` alike."""
+    """The arguments of `segment`, `compare` and `classify` alike."""
     parser.add_argument(
         "photos", nargs="+", metavar="PHOTO", help='picture files, folders of them, or quoted patterns such as "*.jpg"'
     )
-    parser.add_argument("--labels", metavar="WORDS", help='what to look for: "cat, couch, remote control"')
+    parser.add_argument(
+        "--labels", metavar="WORDS",
+        help='what to look for: "cat, couch, remote control"; with synonyms "couch|sofa", definitions in double quotes',
+    )  # fmt: skip
     parser.add_argument(
         "--labels-file", metavar="FILE",
-        help="labels from a text file: one a line, synonyms after commas (couch, sofa), lines with # first ignored",
+        help='labels from a text file: one a line, other words after commas (couch, sofa, "a seat"), lines with # first ignored',
     )  # fmt: skip
     parser.add_argument(
         "--model", default="nvidia/groupvit-gcc-yfcc", metavar="MODEL",
@@ -339,7 +320,11 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--templates", default="one", metavar="SET",
-        help='sentences around each label: one, seven, eighty, or your own with {} in it (default: "a photo of a {}.")',
+        help='sentences around each word: one, seven, eighty, your own with {} in it, or a file of such lines (default: "a photo of a {}.")',
+    )  # fmt: skip
+    parser.add_argument(
+        "--synonyms", default="mean", choices=("mean", "max"),
+        help="a label with several words is their mean, or as similar as the most similar of them (default: %(default)s)",
     )  # fmt: skip
     _add_backend(parser)
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
@@ -347,6 +332,76 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object per picture, a line each, and nothing else"
     )
+
+
+def _add_how(parser: argparse.ArgumentParser) -> None:
+    """How pixels get their labels, for `segment` and `compare` alike; but for the words, what is given is the `Segmenter`'s."""
+    how = parser.add_argument_group("how pixels get labels")
+
+    def add(name: str, **options: Any) -> None:
+        how.add_argument(name, default=argparse.SUPPRESS, **options)
+
+    add(
+        "--background", type=_score, metavar="SCORE",
+        help="pixels whose best label scores less (0 to 1) become background; without it every pixel gets a label",
+    )  # fmt: skip
+    how.add_argument(
+        "--background-labels", default="", metavar="WORDS",
+        help="labels whose pixels become background, among --labels or besides them, such as \"sky, wall\"",
+    )  # fmt: skip
+    add(
+        "--assignment", choices=("hard", "soft"),
+        help="hard: a pixel takes the label of its largest group; soft: labels are weighted by the groups in a pixel "
+        "(default: as the model was trained, else hard)",
+    )  # fmt: skip
+    add("--top-k", type=_count, metavar="K", help="only the K labels that are most like the whole picture may appear")
+    add("--temperature", type=_positive, metavar="T", help="above 1 scores are less sure, below surer (default: 1)")
+    add("--batch-size", type=_count, metavar="N", help="pictures or windows of one size at once (default: 8)")
+    add(
+        "--shorter-side", type=_count, metavar="PIXELS",
+        help="resize pictures to this shorter side for the model (default: 448 for a model trained at 224, else its own)",
+    )  # fmt: skip
+    add(
+        "--window",
+        type=_count,
+        metavar="PIXELS",
+        help="the model sees windows of the resized picture (default: all of it)",
+    )
+    add("--stride", type=_count, metavar="PIXELS", help="from one window to the next (default: half a window)")
+    _add_masks(how)
+
+
+# What `_add_how` and `_add_what` know of the `Segmenter`'s options.
+_HOW = ("background", "assignment", "top_k", "temperature", "batch_size", "shorter_side", "window", "stride", "flip", "scales",
+        "refine", "foreground", "templates", "synonyms")  # fmt: skip
+
+
+def _how(options: argparse.Namespace) -> dict[str, Any]:
+    """What was said of the `Segmenter`'s options; it knows the others' defaults."""
+    return {name: vars(options)[name] for name in _HOW if name in options}
+
+
+def _add_masks(group: Any) -> None:
+    """Better masks for more time, for `segment`, `compare` and `evaluate` alike."""
+
+    def add(name: str, **options: Any) -> None:
+        group.add_argument(name, default=argparse.SUPPRESS, **options)
+
+    add("--flip", action="store_true", help="average the scores with those of the mirrored picture")
+    add(
+        "--scales", type=_scales, metavar="A,B,...",
+        help="average the scores over these multiples of the shorter side, such as 0.75,1,1.25",
+    )  # fmt: skip
+    add(
+        "--refine",
+        type=_count,
+        metavar="TIMES",
+        help="let labels follow the picture's edges (PAMR), so many times, such as 10",
+    )
+    add(
+        "--foreground", type=_score, metavar="SHARE",
+        help="a pixel is background unless labels that are none have this share (0 to 1) of all scores, such as 0.8",
+    )  # fmt: skip
 
 
 def _add_backend(parser: argparse.ArgumentParser) -> None:
@@ -400,6 +455,14 @@ def _positive(text: str) -> float:
 def _numbers(text: str) -> tuple[float, ...]:
     """Numbers with commas between, for argparse."""
     return tuple(_positive(part) for part in text.split(","))
+
+
+def _scales(text: str) -> tuple[float, ...]:
+    """Different numbers above 0 with commas between, for argparse."""
+    scales = _numbers(text)
+    if len(set(scales)) < len(scales):
+        raise argparse.ArgumentTypeError(f"{text!r} has a number twice")
+    return scales
 
 
 def _or_none(convert: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -471,12 +534,7 @@ def _segment(options: argparse.Namespace) -> int:
         dtype=options.dtype,
         labels=labels,
         background_labels=background_labels,
-        templates=options.templates,
-        background=options.background,
-        assignment=options.assignment,
-        top_k=options.top_k,
-        shorter_side=options.shorter_side,
-        batch_size=options.batch_size,
+        **_how(options),
     )
     pictures_of = _Pictures(segmenter, shown, out if options.sheet else None)
     opened: list[Path] = []
@@ -580,9 +638,7 @@ def _compare(options: argparse.Namespace) -> int:
             dtype=options.dtype,
             labels=labels,
             background_labels=background_labels,
-            templates=options.templates,
-            background=options.background,
-            shorter_side=options.shorter_side,
+            **_how(options),
         )
         for model, backend in chosen
     ]
@@ -615,7 +671,7 @@ def _classify(options: argparse.Namespace) -> int:
         return run.code()
 
     segmenter: BaseSegmenter = _module(options.backend, "predictor").Segmenter.from_pretrained(
-        options.model, device=options.device, dtype=options.dtype, labels=labels, templates=options.templates
+        options.model, device=options.device, dtype=options.dtype, labels=labels, **_how(options)
     )
     with run:
         for path in run.paths:

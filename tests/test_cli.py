@@ -113,6 +113,43 @@ def test_segment_options_reach_the_segmenter(run, here):
     assert record["labels"][0]["probability"] > 0  # that of "wall"
 
 
+def test_options_for_better_masks_reach_the_segmenter(run, here, monkeypatch):
+    make_picture(here / "a.png")
+    (here / "sentences.txt").write_text("a {}.\nthe {}.\n")
+    made = []
+    load = Segmenter.from_pretrained
+
+    def noted(*arguments, **options):
+        made.append(load(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(Segmenter, "from_pretrained", noted)
+    arguments = [
+        "a.png",
+        "--labels",
+        'cat|kitten, dog|"an animal, that barks"',
+        "--background-labels",
+        "wall",
+        "--backend",
+        "torch",
+    ]
+    options = [
+        "--flip", "--scales", "0.5,1", "--refine", 2, "--foreground", 0.3, "--synonyms", "max", "--templates", "sentences.txt",
+        "--window", 16, "--stride", 8, "--temperature", 2, "--batch-size", 3, "--top-k", 2, "--assignment", "soft",
+    ]  # fmt: skip
+    assert run("segment", *arguments, *options)[0] == 0
+    assert run("compare", *arguments, *options, "--other", "demo")[0] == 0
+    assert len(made) == 3
+    for segmenter in made:
+        assert [(label.words, label.definitions) for label in segmenter.labels] == [
+            (("cat", "kitten"), ()), (("dog",), ("an animal, that barks",)), (("wall",), ())
+        ]  # fmt: skip
+        assert segmenter.templates == ("a {}.", "the {}.")
+        assert (segmenter.flip, segmenter.scales, segmenter.refine, segmenter.foreground) == (True, (1.0, 0.5), 2, 0.3)
+        assert (segmenter.synonyms, segmenter.window, segmenter.stride, segmenter.temperature) == ("max", 16, 8, 2.0)
+        assert (segmenter.batch_size, segmenter.top_k, segmenter.assignment) == (3, 2, "soft")
+
+
 def test_json_is_all_there_is_on_stdout_and_writes_no_files_unasked(run, here):
     for i in range(3):
         make_picture(here / "in" / f"{i}.png", i)
@@ -266,6 +303,12 @@ def only(installed, monkeypatch):
         (["--labels", "cat", "no*match"], "no*match"),
         (["--labels", "cat", "empty"], "empty"),
         (["--labels", "cat", "--nonsense"], "--nonsense"),
+        (["--labels", 'cat|"it'], "between double quotes"),
+        (["--labels", "cat", "--scales", "1,1"], "twice"),
+        (["--labels", "cat", "--scales", "0"], "above 0"),
+        (["--labels", "cat", "--refine", "0"], "at least 1"),
+        (["--labels", "cat", "--foreground", "2"], "from 0 to 1"),
+        (["--labels", "cat", "--synonyms", "min"], "min"),
     ],
 )
 def test_bad_input(run, here, arguments, message):

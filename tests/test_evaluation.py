@@ -577,6 +577,20 @@ def test_the_background_by_words(capsys, checkpoint, folder):
     assert record["mean_iou"] == expected.mean_iou
 
 
+def test_options_for_better_masks(capsys):
+    options = ["--data", "scenes:1", "--limit", 2, "--model", "demo", "--backend", "torch", "--device", "cpu", "--json"]
+    masks = ["--flip", "--scales", "1,1.5", "--refine", 2, "--foreground", 0.7, "--synonyms", "max"]
+    code, out, _ = run_cli(capsys, *options, *masks)
+    assert code == 0
+    record = json.loads(out)
+    chosen = {"flip": True, "scales": (1.0, 1.5), "refine": 2, "foreground": 0.7, "synonyms": "max"}
+    assert {name: record["settings"][name] for name in chosen} == {**chosen, "scales": [1.0, 1.5]}
+    (data,) = open_sets("scenes:1", limit=2)
+    base = TorchSegmenter.from_pretrained("demo", device="cpu")
+    expected = evaluate_segmentation(replace(protocol_settings("native", data.kind), **chosen).segmenter(base, 8), data)
+    assert record["mean_iou"] == expected.mean_iou
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
