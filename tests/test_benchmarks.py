@@ -1,0 +1,224 @@
+"""What the benchmarks say is computed as it should be; how fast anything is, no test asks."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from argparse import Namespace
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import ablation, training
+from groupvit_common.errors import InputError
+from groupvit_common.recipe import Recipe, get_recipe
+from groupvit_torch.predictor import Segmenter
+
+# A model of some thousand parameters, for the paper's objective on pictures with captions.
+SMALL = [
+    "model.image_size=48", "data.image_size=48", "width=8", "heads=1", "depths=[1, 1]", "groups=[4]", "text_width=8", "text_heads=1",
+    "text_layers=1", "embedding=8", "projection_width=8", "text_length=16",
+]  # fmt: skip
+FEW = ["scenes_per_level=70", "held_out_scenes=2", "width=16"]
+
+
+# benchmarks.training
+
+
+def by_hand(recipe: Recipe, tokens: int) -> int:
+    """Operations of a step for one image and its texts, from the settings, product by product: the layers of both towers, the grouping
+    blocks, the patches. Two a product; backward twice as many as forward, but for the patches, since pixels need no gradient."""
+    model = recipe.model
+
+    def layer(length: int, width: int, ratio: int) -> int:
+        return length * (4 + 2 * ratio) * width**2 + 2 * length**2 * width
+
+    width, half = model.width, model.width // 2
+    patches = (model.image_size // model.patch_size) ** 2
+    products, segments, before = 0, patches, 0
+    for depth, groups in zip(model.depths, (*model.groups, 0), strict=True):
+        products += depth * layer(segments + groups, width, model.mlp_ratio)
+        if groups:
+            if before:
+                products += width * half * (before + groups)  # the last stage's group tokens for this one's
+            products += width * half * (groups + groups)  # tokens are mixed
+            attention = 2 * width**2 * (groups + segments) + 2 * groups * segments * width
+            products += attention + 2 * groups * width**2 * model.mlp_ratio  # they look at the segments
+            products += attention + 2 * groups * width**2 * model.mlp_ratio  # and gather them
+            segments, before = groups, groups
+    assert recipe.data is not None
+    texts = 1 + recipe.data.prompts
+    products += texts * model.text_layers * layer(tokens, model.text_width, model.text_mlp_ratio)
+    return 2 * (3 * products + 2 * patches * 3 * model.patch_size**2 * width)
+
+
+@pytest.mark.parametrize("changes", [[], SMALL, [*SMALL, "depths=[1, 1, 1]", "groups=[6, 4]", "prompts=0"]])
+def test_operations_of_an_image_are_those_counted_by_hand(changes):
+    recipe = get_recipe("gcc-yfcc-30e", [change.replace("prompts", "data.prompts") for change in changes])
+    tokens = recipe.model.text_length
+    assert training.flops_per_image(recipe, tokens, batch=2) == by_hand(recipe, tokens)
+
+
+def test_a_plan():
+    """Every figure from the others: operations = images x of each, time = operations / speed."""
+    recipe = get_recipe("gcc-yfcc-30e", [*SMALL, "steps=1000", "warmup_steps=1", "batch_size=64"])
+    options = {"tokens": 16, "gpus": 4, "peak": 2.0, "days": (0.5,), "price": 3.0, "per_core": 100.0}
+    said = training.plan(recipe, **options)
+    operations = 64_000 * by_hand(recipe, 16)
+    assert said[0].startswith("0.1 million images (1000 steps of 64), ")
+    rows = [
+        [float(cell.strip("% ")) for cell in line.strip("|").split("|")]
+        for line in said
+        if line[:3].strip("| ").isdigit()
+    ]
+    share, speed, cores, hours, of_gpus, cost = map(list, zip(*rows[:5], strict=True))
+    assert share == [10, 20, 30, 40, 50]
+    for index, percent in enumerate(share):
+        seconds = operations / (4 * 2e12 * percent / 100)
+        assert speed[index] == pytest.approx(64_000 / seconds, abs=0.5)
+        assert cores[index] == pytest.approx(speed[index] / 100, abs=0.51)
+        assert hours[index] == pytest.approx(seconds / 3600, abs=0.05)
+        assert training.gpu_hours(64_000, by_hand(recipe, 16), 2e12, percent / 100) == pytest.approx(seconds * 4 / 3600)
+        assert of_gpus[index] == pytest.approx(4 * seconds / 3600, abs=0.5)
+        assert cost[index] == pytest.approx(12 * seconds / 3600, abs=0.5)
+    needed = 64_000 / (0.5 * 86400)
+    row = [cell.strip() for cell in said[-1].strip("|").split("|")]
+    assert row[:3] == ["0.5", f"{needed:.0f}", f"{needed / 4:.0f}"]
+    assert row[4] == f"{needed * by_hand(recipe, 16) / 8e12:.1%}"
+    assert not any("cost" in line for line in training.plan(recipe, **{**options, "price": 0.0}))
+
+
+def asked(**changes: object) -> Namespace:
+    options = {
+        "recipe": "gcc-yfcc-30e", "set": SMALL, "batch": [4], "precision": ["float32"], "compile": ["no"], "checkpointing": ["no"],
+        "chunk": [0], "transformers": False, "tokens": 16, "warmup": 1, "steps": 2, "device": "cpu", "peak": 1.0, "limit": 0.0,
+    }  # fmt: skip
+    return Namespace(**{**options, **changes})
+
+
+def test_steps_are_measured_in_every_way():
+    """Each in this process: a step was taken, and its share of the peak is its operations by its seconds."""
+    cases = list(training.cases(asked(precision=["float32", "bfloat16"], checkpointing=["no", "yes"], chunk=[0, 2])))
+    assert len(set(cases)) == len(cases) == 8
+    for case in cases:
+        found = training.measure(case)
+        assert found["share"] * found["seconds"] * 1e12 == pytest.approx(4 * by_hand(training.recipe_of(case), 16))
+        assert found["memory"] > 0
+        assert found["cpu"] > 0
+    # transformers' model computes no chunks.
+    both = list(training.cases(asked(transformers=True, chunk=[0, 2])))
+    assert [(case.transformers, case.chunk) for case in both] == [(False, 0), (False, 2), (True, 0)]
+
+
+def test_too_little_memory_and_other_failures_are_rows():
+    case = next(iter(training.cases(asked(set=["width=8", "heads=1"], batch=[40_000], limit=12.0))))
+    assert (
+        training.row(case, training.in_a_process(case))
+        == "| groupvit | 40000 | float32 |  |  |  | out of memory |  |  |  |"
+    )
+    case = next(iter(training.cases(asked(set=[*SMALL, "chunk_size=-1"], chunk=[-1]))))
+    assert "run.chunk_size must be at least 0" in training.row(case, training.in_a_process(case))
+    assert training.row(case, {"seconds": 2.0, "cpu": 1.0, "memory": 0.5, "share": math.nan}).endswith(
+        "| 2 | 0.25 | 0.50 |  |"
+    )
+
+
+def test_the_paper_alone_is_measured():
+    with pytest.raises(InputError, match="of 'groups'"):
+        training.made_batch(get_recipe("scenes-demo"), 4, 16)
+
+
+def test_transformers_model_takes_the_same_step():
+    """From the same weights the losses are equal, and its steps are measured like ours."""
+    pytest.importorskip("transformers")
+    cases = list(training.cases(asked(set=[*SMALL, "gumbel=false", "drop_path=0.0"], transformers=True)))
+    recipe = training.recipe_of(cases[1])
+    ours, theirs = training.new_module(recipe), training.TransformersModule(recipe)
+    ours.model.load_state_dict(theirs.model.state_dict(), strict=False)
+    inputs = training.made_batch(recipe, 4, 16)
+    with torch.no_grad():
+        losses = [module.eval()(inputs, True)[0].item() for module in (ours, theirs)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # float32
+    assert training.measure(cases[1])["seconds"] > 0
+
+
+# benchmarks.ablation
+
+
+def test_k_means_comes_to_rest():
+    """Far clusters are found; elsewhere each point is nearest to the mean of its own cluster, which is what k-means stops at."""
+    rng = np.random.default_rng(0)
+    far = rng.standard_normal((40, 3)) + 100 * np.repeat(np.eye(3), [10, 20, 10], axis=0)
+    found = ablation.k_means(far, 3)
+    assert [len(set(found[part])) for part in (slice(0, 10), slice(10, 30), slice(30, 40))] == [1, 1, 1]
+    assert len(set(found)) == 3
+    points = rng.standard_normal((60, 4)).astype(np.float32)
+    found = ablation.k_means(points, 5)
+    means = np.stack([points[found == number].mean(axis=0) for number in range(5)])
+    assert (np.linalg.norm(points[:, None] - means, axis=2).argmin(axis=1) == found).all()
+    assert set(ablation.k_means(np.ones((6, 2)), 3)) == {0}  # equal points
+
+
+def test_every_variant_is_trained_and_measured(tmp_path, monkeypatch, capsys):
+    """Two steps each; again, nothing is left to do; a line that was cut off is done again."""
+    out = tmp_path / "results.jsonl"
+    command = ["ablation", "--out", str(out), "--seeds", "3", "--steps", "2", *(f"--set={change}" for change in FEW)]
+    monkeypatch.setattr(sys, "argv", command)
+    ablation.main()
+    rows = [row["row"] for line in out.read_text().splitlines() for row in json.loads(line)["rows"]]
+    assert rows == list(ablation.ROWS)
+    said = capsys.readouterr().out
+    assert all(name in said for name in ablation.ROWS.values())
+
+    whole = out.read_text()
+    out.write_text(whole[:-20])
+    done = []
+    train = ablation.records
+    monkeypatch.setattr(ablation, "records", lambda variant, recipe: done.append(variant) or train(variant, recipe))
+    ablation.main()
+    assert done == ["vit"]
+    assert len(out.read_text().splitlines()) == len(ablation.VARIANTS)
+
+
+def test_variants_differ_in_what_they_are_called_after():
+    recipes = {name: ablation.recipe_of(name, 0, 10) for name in ablation.VARIANTS}
+    assert {name for name, recipe in recipes.items() if recipe.objective.hard_from == 0} == set(recipes) - {
+        "soft",
+        "soft-captions",
+    }
+    assert {name for name, recipe in recipes.items() if not recipe.multi_label} == {"hard-captions", "soft-captions"}
+    assert {name: len(recipe.model.groups) for name, recipe in recipes.items()} == dict.fromkeys(recipes, 1) | {
+        "two-stages": 2,
+        "vit": 0,
+    }
+    assert {sum(recipe.model.depths) for recipe in recipes.values()} == {3}
+    assert {recipe.data for recipe in recipes.values()} == {None}
+    assert len({recipe.scenes for recipe in recipes.values()}) == 1
+
+
+def test_patches_take_the_place_of_groups(tmp_path):
+    """Alone, each patch has its own label; one cluster is the picture as a whole, but for the projection's order."""
+    recipe = ablation.recipe_of("vit", 0, 2, FEW)
+    module, run, _ = ablation.trained(recipe)
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    segmenter = ablation.PatchSegmenter(module.model, run.processor)
+    segmenter.set_labels("red, green, blue")
+    pixels = torch.from_numpy(segmenter.prepare(image)[None])
+    with torch.no_grad():
+        vision = module.model.vision_model(pixels)
+        embeds = module.model.visual_projection(vision.last_hidden_state[0])
+        labels = torch.from_numpy(segmenter._labelled())
+        similarity = torch.nn.functional.normalize(embeds, dim=1) @ torch.nn.functional.normalize(labels, dim=1).T
+    groups, _, (maps,) = segmenter._look(pixels.numpy())
+    torch.testing.assert_close(groups[0], embeds)
+    assert (maps[0].flatten(1) == torch.eye(64)).all()
+    found = segmenter(image)
+    nearest = similarity.argmax(dim=1).reshape(8, 8).numpy()
+    # In the middle of a patch nothing of its neighbours is seen.
+    names = found.label_map[4::8, 4::8]
+    assert (names == nearest).all()
+    assert isinstance(segmenter, Segmenter)
+    segmenter.clusters = 1
+    assert len(np.unique(segmenter(image).label_map)) == 1
