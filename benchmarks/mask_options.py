@@ -108,8 +108,8 @@ def measure(base: BaseSegmenter, options: Sequence[Option], data: Mapping[str, S
         counts: list[NDArray[np.int64]] = [np.zeros((len(scenes.classes),) * 2, np.int64) for _ in options]
         pictures = [(sample.image(), sample.mask()) for sample in scenes]
         for segmenter in segmenters:
-            for _ in range(5):  # what is compiled with the fifth batch is compiled
-                segmenter([image for image, _ in pictures[:TURN]])
+            for _ in range(5):  # Keras compiles a size with the fifth batch
+                segmenter(pictures[0][0])
         for start in range(0, len(pictures), TURN):
             some = pictures[start : start + TURN]
             for number, segmenter in enumerate(segmenters):
