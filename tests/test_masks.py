@@ -1,6 +1,7 @@
 """Options for better masks: looks in several sizes and mirrored, refinement, foreground against background; in both backends."""
 
 import importlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,10 +9,12 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from benchmarks import mask_options
 from groupvit_common import refinement
 from groupvit_common.config import GroupViTConfig
 from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, make_scene
 from groupvit_common.errors import InputError
+from groupvit_common.evaluation import evaluate_segmentation, protocol_settings
 from groupvit_common.image_processor import GroupViTImageProcessor
 from groupvit_common.processor import GroupViTProcessor
 from groupvit_common.prompts import Label
@@ -287,3 +290,23 @@ def test_both_backends_give_the_same_maps(options):
         np.testing.assert_array_equal(first.label_map, other.label_map)
         np.testing.assert_array_equal(first.group_map, other.group_map)
         assert first.group_labels == other.group_labels
+
+
+def test_the_benchmark_measures_as_an_evaluation_does():
+    base = importlib.import_module("groupvit_torch.predictor").Segmenter.from_pretrained("demo", device="cpu")
+    default, *others = mask_options.options_for(base)
+    by_name = {option.name: option for option in others}
+    foreground, flip = by_name["foreground 0.8"], by_name["flip"]
+    assert foreground.joined(by_name["foreground 0.7"]) is None
+    both = default.joined(foreground).joined(flip)
+    assert (both.name, both.changes) == ("foreground 0.8; flip", {"foreground": 0.8, "flip": True})
+
+    scenes = mask_options.scenes_of(["1"], 3, mask_options.CHOOSING_SEED)
+    measured = mask_options.measure(base, [default, both], scenes)
+    for found, changes in zip(measured, ({}, both.changes), strict=True):
+        settings = replace(protocol_settings("native", "scenes:1"), **changes)
+        expected = evaluate_segmentation(settings.segmenter(base, 8), scenes["1"]).mean_iou
+        assert found.levels["1"] == pytest.approx(100 * expected)
+        assert found.seconds > 0
+    chosen = mask_options.best_combination(base, [default, flip], scenes)
+    assert chosen.name in ("default", "flip")
