@@ -193,7 +193,7 @@ def test_variants_differ_in_what_they_are_called_after():
         "two-stages": 2,
         "vit": 0,
     }
-    assert {sum(recipe.model.depths) for recipe in recipes.values()} == {3}
+    assert {sum(recipe.model.depths) for recipe in recipes.values()} == {2}
     assert {recipe.data for recipe in recipes.values()} == {None}
     assert len({recipe.scenes for recipe in recipes.values()}) == 1
 
