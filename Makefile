@@ -37,8 +37,9 @@ format: $(VENV)/dev.stamp ## Rewrite the sources in the project's style.
 	@$(BIN)/ruff check --fix $(SOURCES)
 	@$(BIN)/ruff format $(SOURCES)
 
-train-demo: $(VENV)/torch.stamp ## Train the bundled model again (under an hour on 2 cores) into runs/scenes-demo.
-	@$(BIN)/groupvit train scenes-demo --out runs/scenes-demo
+train-demo: $(VENV)/torch.stamp ## Train the bundled model again (under an hour on 2 cores) into runs/scenes-demo-fine.
+	@$(BIN)/groupvit train scenes-demo --out runs/scenes-demo --resume auto
+	@$(BIN)/groupvit train scenes-demo-fine --out runs/scenes-demo-fine --resume auto
 
 parity: $(VENV)/dev.stamp ## Compare PyTorch and Keras on random models and write docs/parity.md (some 10 minutes).
 	@$(BIN)/python -m tests.parity

@@ -793,7 +793,8 @@ def _demo(options: argparse.Namespace) -> int:
     out = Path(options.out)
     if options.seed < 0:
         raise InputError(f"--seed must not be negative, got {options.seed}")
-    if options.seed == get_recipe("scenes-demo").run.seed:
+    recipe = get_recipe("scenes-demo-fine")
+    if options.seed == recipe.run.seed:
         raise InputError(f"the model was trained on pictures of seed {options.seed}; choose another --seed")
     _make_writable(out)
 
@@ -806,8 +807,9 @@ def _demo(options: argparse.Namespace) -> int:
     rows: list[list[Image.Image]] = []
     agreement = _Agreement()
     for size in _DEMO_SIZES:
-        # Objects of a larger scene are not larger: the picture goes into the model as it is.
-        segmenters = [Segmenter.from_pretrained("demo", shorter_side=min(size)) for Segmenter in classes]
+        # Objects of a larger scene are not larger: it is enlarged as much as those of the training.
+        side = min(size) * recipe.model.image_size // recipe.scene_size
+        segmenters = [Segmenter.from_pretrained("demo", shorter_side=side) for Segmenter in classes]
         if not rows:
             millions = segmenters[0].model.num_parameters() / 1e6
             by = " and ".join(_BACKENDS[backend][1] for backend in backends)
