@@ -49,6 +49,7 @@ from groupvit_common.training import (
     learnt,
 )
 from groupvit_tf.checkpoint import canonical_variables, from_canonical, is_parameter, kind, to_canonical
+from groupvit_tf.chunks import carried_back, encoded
 from groupvit_tf.data import Feed, dataset, inputs
 from groupvit_tf.distributed import Model, Place, Seeds, as_logs, gather, here, num_replicas, place_of, replica_sum
 from groupvit_tf.init import without_initial_values
@@ -152,15 +153,9 @@ def train(
 def _check(recipe: Recipe, place: Place) -> None:
     """InputError for what this backend has no way to do."""
     settings = recipe.run
-    share = recipe.schedule.batch_size // place.world
     if recipe.schedule.batch_size % place.replicas:
         raise InputError(
             f"schedule.batch_size must be a multiple of the number of devices, got {recipe.schedule.batch_size} for {place.replicas}"
-        )
-    if 0 < settings.chunk_size < share:
-        raise InputError(
-            f"run.chunk_size {settings.chunk_size} asks for cached features, which only the PyTorch loop has: set it to 0, with "
-            "gradient_checkpointing=true for memory, or use --backend torch"
         )
     if settings.compile and place.replicas > 1:
         raise InputError(
@@ -214,14 +209,23 @@ def at_size(model: GroupViTModel, image_size: int) -> GroupViTModel:
     return resized
 
 
+Features = dict[str, Tensor]
+
+
 class Trainer(Model):
     """A model and a recipe's objective, for `fit` on batches of `groupvit_tf.data.dataset`: `compile` it without a loss.
 
     It trains `model` itself, which is used and saved as ever. A step reports, beside `loss`, `gradient_norm` before clipping and
     `skipped`: 1 if the loss or the gradient was no number, in which case nothing has changed, batch norm's statistics included.
 
+    In two halves: `encode` looks at images and texts one by one, `embed` and the loss at a whole batch. With the recipe's
+    `run.chunk_size`, the towers have so many images of a replica in memory at a time (TensorFlow only).
+
     Args:
         multi_label_scale: logarithm of the multi-label loss's own temperature factor at the start; None: that of the model.
+
+    Raises:
+        InputError: a `run.chunk_size` on another backend of Keras.
     """
 
     assign_hard: bool
@@ -229,6 +233,11 @@ class Trainer(Model):
 
     def __init__(self, model: GroupViTModel, recipe: Recipe, multi_label_scale: float | None = None) -> None:
         super().__init__(name="trainer", dtype=model.dtype_policy)
+        if 0 < recipe.run.chunk_size < recipe.schedule.batch_size and keras.backend.backend() != "tensorflow":
+            raise InputError(
+                f"run.chunk_size {recipe.run.chunk_size} asks for cached features, which Keras has on TensorFlow alone, not on "
+                f"{keras.backend.backend()}: set it to 0, with gradient_checkpointing=true for memory, or use KERAS_BACKEND=tensorflow"
+            )
         self.model = model
         self.recipe = recipe
         self.assign_hard = assigns_hard(recipe, 0)
@@ -265,8 +274,52 @@ class Trainer(Model):
 
     def call(self, inputs: dict[str, Any], training: bool = False) -> dict[str, Tensor]:
         """The embeddings that `compute_loss` compares."""
-        forward = _paper_embeddings if self.recipe.objective.kind == "paper" else _groups_embeddings
-        return forward(self.model, inputs, self.recipe, self.assign_hard, training)
+        features: Features = {}
+        for which, rows in self.rows(inputs).items():
+            features |= self.encode(which, rows, training)
+        return self.embed(features, inputs, training)
+
+    def rows(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """What goes through the towers: "images" `[B, 3, H, W]`, tokens `[N, T]` of "captions" and "prompts" if the objective looks at any.
+
+        Prompts of their own `[B, M, T]` are B * M texts.
+        """
+        objective, rows = self.recipe.objective, {"images": inputs["pixel_values"]}
+        if objective.has_paper_losses:
+            rows["captions"] = inputs["captions"]
+        if _shares_prompts(inputs):
+            rows["prompts"] = inputs["prompts"]
+        elif self.recipe.multi_label:
+            count, each, length = ops.shape(inputs["prompts"]["input_ids"])
+            rows["prompts"] = {
+                name: ops.reshape(ids, (count * each, length)) for name, ids in inputs["prompts"].items()
+            }
+        return rows
+
+    def encode(self, which: str, rows: Any, training: bool = False) -> Features:
+        """What a tower makes of some `rows`, before the projections.
+
+        Images: `images` `[B, D]`, or for the objective "groups": `groups` `[B, G, D]`, `assignment` `[B, G, P]`, `patches` `[B, P, D]`, and
+        `images` for the paper's losses. Texts: `captions` or `prompts` `[N, D]`.
+        """
+        if which != "images":
+            return {which: self.model.text_model(**rows, training=training).pooler_output}
+        tower, objective = self.model.vision_model, self.recipe.objective
+        noise = _noise(self.model, self.recipe)
+        _, stages = tower.run_stages(rows, gumbel_noise=noise, assign_hard=self.assign_hard, training=training)
+        groups = tower.layernorm(stages[-1].segments)
+        features = {"images": mean(groups, axis=1)} if objective.has_paper_losses else {}
+        if objective.kind == "paper":
+            return features
+        features |= {"groups": groups, "assignment": stages[0].assignment}
+        if objective.ungrouped_weight:
+            features["patches"] = tower.layernorm(stages[0].ungrouped)
+        return features
+
+    def embed(self, features: Features, inputs: dict[str, Any], training: bool = False) -> dict[str, Tensor]:
+        """The embeddings of a whole batch from the features of all its rows."""
+        project = _paper_embeddings if self.recipe.objective.kind == "paper" else _groups_embeddings
+        return project(self.model, features, inputs, self.recipe, training)
 
     def compute_loss(
         self,
@@ -300,14 +353,72 @@ class Trainer(Model):
             return self._pure_step(*arguments)
         adamw = _adamw(self)
         if adamw is None:
-            return super().train_step(*arguments)
+            return self._step(*arguments)
         statistics = [(variable, ops.copy(variable)) for variable in self._statistics()]
         before = ops.copy(adamw.taken)
-        logs = super().train_step(*arguments)
+        logs = self._step(*arguments)
         taken = ops.greater(adamw.taken, before)
         for variable, value in statistics:
             variable.assign(ops.where(taken, variable, value))
         return logs | as_logs(_verdict(taken, adamw.gradient_norm))
+
+    def _step(self, data: Any) -> dict[str, Any]:
+        """The step of TensorFlow: Keras's own, or one with cached features."""
+        inputs, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        chunk, images = self.recipe.run.chunk_size, inputs["pixel_values"]
+        # A strategy's data sets leave sizes open.
+        count = images.shape[0] or self.recipe.schedule.batch_size // num_replicas()
+        if not 0 < chunk < count:
+            logs: dict[str, Any] = super().train_step(data)
+            return logs
+        embeddings, loss, gradients = self._cached_gradients(inputs, chunk)
+        self._loss_tracker.update_state(loss * num_replicas(), sample_weight=ops.shape(images)[0])
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        return self.compute_metrics(inputs, y, embeddings, sample_weight)
+
+    def _cached_gradients(self, inputs: dict[str, Any], chunk: int) -> tuple[dict[str, Tensor], Tensor, list[Tensor]]:
+        """Embeddings, loss, and what Keras's step would have as gradients (of the scaled loss), with the towers' activations of `chunk`
+        images in memory at a time, or of as many texts as there are to so many images.
+
+        Three passes (Gao et al. 2021, "GradCache"): the features of all rows, without a tape; the loss of all of them and its gradient with
+        respect to each; every piece once more, from the seeds that it had, to carry that gradient on. Batch norm is in the projections,
+        which come after the features and see all of them, in the second pass only. So nothing is approximate.
+        """
+        import tensorflow as tf
+
+        variables, seeds = self.trainable_variables, _seeds(self)
+        rows, sizes = self.rows(inputs), _sizes(inputs, chunk)
+        first_seeds = [ops.copy(seed) for seed in seeds]
+        features: Features = {}
+        names: dict[str, list[str]] = {}
+        for which, part in rows.items():
+            found = encoded(partial(self.encode, which, training=True), part, sizes[which], features)
+            features |= found
+            names[which] = list(found)
+        last_seeds = [ops.copy(seed) for seed in seeds]
+        with tf.GradientTape() as tape:
+            tape.watch(features)
+            embeddings = self.embed(features, inputs, training=True)
+            loss = self.compute_loss(inputs, None, embeddings, training=True)
+            scaled = self.optimizer.scale_loss(loss)
+        of_features, of_variables = tape.gradient(scaled, (features, variables))
+        gradients = {
+            id(v): gradient for v, gradient in zip(variables, of_variables, strict=True) if gradient is not None
+        }
+        for seed, value in zip(seeds, first_seeds, strict=True):
+            seed.assign(value)
+        for which, part in rows.items():
+            tower = self.model.vision_model if which == "images" else self.model.text_model
+            learnt = tower.trainable_variables
+            own = {name: of_features[name] for name in names[which] if of_features[name] is not None}
+            again = partial(self.encode, which, training=True)
+            sums = carried_back(again, part, sizes[which], own, learnt, list(gradients.values()))
+            for variable, gradient in zip(learnt, sums, strict=True):
+                if gradient is not None:
+                    gradients[id(variable)] = gradients.get(id(variable), 0) + gradient
+        for seed, value in zip(seeds, last_seeds, strict=True):
+            seed.assign(value)
+        return embeddings, loss, [gradients.get(id(variable)) for variable in variables]
 
     def _pure_step(self, state: Any, data: Any) -> Any:
         """The step of JAX, which is given all variables' values and returns the new ones."""
@@ -359,29 +470,36 @@ def _freeze(trainer: Trainer) -> None:
             variable.trainable = False
 
 
+def _shares_prompts(inputs: Mapping[str, Any]) -> bool:
+    """Whether the prompts are a scene batch's words `[W, T]`, each once, the same on every replica; else each caption has its own."""
+    return "prompts" in inputs and len(inputs["prompts"]["input_ids"].shape) == 2
+
+
+def _sizes(inputs: Mapping[str, Any], chunk: int) -> dict[str, Any]:
+    """How many rows go through a tower with so many images; None: all at once."""
+    sizes: dict[str, Any] = {"images": chunk, "captions": chunk, "prompts": None}
+    if "prompts" in inputs and not _shares_prompts(inputs):
+        sizes["prompts"] = chunk * ops.shape(inputs["prompts"]["input_ids"])[1]
+    return sizes
+
+
 def _groups_embeddings(
-    model: GroupViTModel, inputs: dict[str, Any], recipe: Recipe, hard: bool, training: bool
+    model: GroupViTModel, features: Features, inputs: dict[str, Any], recipe: Recipe, training: bool
 ) -> dict[str, Tensor]:
     """Groups `[B, G, E]`, their soft assignment `[B, G, P]`, prompts `[W, E]`; if wanted, ungrouped patches `[B, P, E]`, and for the paper's
     losses what `_paper_embeddings` has."""
-    _, stages = model.vision_model.run_stages(
-        inputs["pixel_values"], gumbel_noise=_noise(model, recipe), assign_hard=hard, training=training
-    )
-    norm = model.vision_model.layernorm
-    groups = norm(stages[-1].segments)
     embeddings = {
-        "groups": _projected(model, groups, training),
-        "assignment": stages[0].assignment,
-        "prompts": model.text_projection(_texts(model, inputs["prompts"], training), training=training, together=False),
+        "groups": _projected(model, features["groups"], training),
+        "assignment": features["assignment"],
+        "prompts": model.text_projection(features["prompts"], training=training, together=False),
     }
     # Batch norms keep nothing but groups and prompts, which is all that they meet in use.
     if recipe.objective.ungrouped_weight:
-        embeddings["patches"] = _projected(model, norm(stages[0].ungrouped), training, keep=False)
+        embeddings["patches"] = _projected(model, features["patches"], training, keep=False)
     if recipe.objective.paper_weight:
-        captions = _texts(model, inputs["captions"], training)
         embeddings |= {
-            "images": model.visual_projection(mean(groups, axis=1), training=training, keep=False),
-            "captions": model.text_projection(captions, training=training, keep=False),
+            "images": model.visual_projection(features["images"], training=training, keep=False),
+            "captions": model.text_projection(features["captions"], training=training, keep=False),
             "own_prompts": ops.take(embeddings["prompts"], inputs["of_caption"], axis=0),
         }
     return embeddings
@@ -424,32 +542,20 @@ def groups_objective(
 
 
 def _paper_embeddings(
-    model: GroupViTModel, inputs: dict[str, Any], recipe: Recipe, hard: bool, training: bool
+    model: GroupViTModel, features: Features, inputs: dict[str, Any], recipe: Recipe, training: bool
 ) -> dict[str, Tensor]:
     """Images and captions `[B, E]`, and M prompts of each caption, "own_prompts" `[B, M, E]`."""
-    _, stages = model.vision_model.run_stages(
-        inputs["pixel_values"], gumbel_noise=_noise(model, recipe), assign_hard=hard, training=training
-    )
-    pooled = mean(model.vision_model.layernorm(stages[-1].segments), axis=1)
-    embeddings = {"images": model.visual_projection(pooled, training=training)}
-
-    def project(pooled: Tensor, together: bool = True) -> Tensor:
-        return model.text_projection(pooled, training=training, together=together)
-
-    captions = _texts(model, inputs["captions"], training)
-    if "of_caption" in inputs:
-        # Words of scenes, each once, the same on every replica.
-        prompts = project(_texts(model, inputs["prompts"], training), together=False)
-        return embeddings | {
-            "captions": project(captions),
-            "own_prompts": ops.take(prompts, inputs["of_caption"], axis=0),
-        }
+    captions = features["captions"]
+    embeddings = {"images": model.visual_projection(features["images"], training=training)}
+    if _shares_prompts(inputs):
+        embeddings["captions"] = model.text_projection(captions, training=training)
+        prompts = model.text_projection(features["prompts"], training=training, together=False)
+        return embeddings | {"own_prompts": ops.take(prompts, inputs["of_caption"], axis=0)}
     if not recipe.multi_label:
-        return embeddings | {"captions": project(captions)}
+        return embeddings | {"captions": model.text_projection(captions, training=training)}
     # Captions and prompts are one batch of texts, as in the authors' code.
-    count, each, length = ops.shape(inputs["prompts"]["input_ids"])
-    flat = {name: ops.reshape(value, (-1, length)) for name, value in inputs["prompts"].items()}
-    texts = project(ops.concatenate([captions, _texts(model, flat, training)]))
+    count, each, _ = ops.shape(inputs["prompts"]["input_ids"])
+    texts = model.text_projection(ops.concatenate([captions, features["prompts"]]), training=training)
     own = ops.reshape(texts[count:], (-1, each, texts.shape[-1]))
     return embeddings | {"captions": texts[:count], "own_prompts": own}
 
@@ -479,11 +585,6 @@ def paper_objective(
 def _everywhere(x: Tensor) -> Tensor:
     """The rows of all replicas, float32 at least."""
     return gather(ops.cast(x, wide_dtype(x.dtype)))
-
-
-def _texts(model: GroupViTModel, tokens: dict[str, Tensor], training: bool) -> Tensor:
-    """Tokens `[N, T]` -> pooled texts `[N, D]`."""
-    return model.text_model(**tokens, training=training).pooler_output
 
 
 def _noise(model: GroupViTModel, recipe: Recipe) -> list[Tensor] | None:

@@ -72,6 +72,12 @@ def captions(place: Place) -> tuple[Recipe, Any]:
     return captions_recipe(), Captions(BATCH, rank=place.rank, world=place.world)
 
 
+def chunks(place: Place) -> tuple[Recipe, Any]:
+    """Those captions with cached features on several replicas: the same numbers as one device's plain batch."""
+    recipe, stream = captions(place)
+    return changed(recipe, {"chunk_size": 3 if place.replicas > 1 else 0}), stream
+
+
 def groups(place: Place) -> tuple[Recipe, Any]:
     """Scenes, whose prompts all replicas share."""
     recipe = tiny(**SETTINGS)
@@ -121,6 +127,7 @@ def first_seeds(place: Place) -> list[int]:
 TASKS: dict[str, Callable[[Place], tuple[list[float], Any]]] = {
     "plain": plain,
     "captions": lambda place: by_recipe(captions, place),
+    "chunks": lambda place: by_recipe(chunks, place),
     "groups": lambda place: by_recipe(groups, place),
 }
 

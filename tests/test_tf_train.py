@@ -207,9 +207,10 @@ def same_as_one(directory: Path, task: str, others: list[str]) -> None:
         assert furthest(two, {name: value for name, value in one.items() if name != "losses"}) < FLOAT64
 
 
-@pytest.mark.parametrize("task", ["captions", pytest.param("groups", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("task", ["captions", *(pytest.param(t, marks=pytest.mark.slow) for t in ("groups", "chunks"))])
 def test_two_replicas_train_by_a_recipe_as_one_device_does(task, tmp_path):
-    """Two logical CPUs under MirroredStrategy, with multi-label prompts, or with claims of which one replica has more."""
+    """Two logical CPUs under MirroredStrategy, with multi-label prompts, or with claims of which one replica has more, or with cached
+    features of three of each replica's four images at a time."""
     finish(start([str(tmp_path), task, "one", "mirrored"]))
     same_as_one(tmp_path, task, ["mirrored-0"])
 
@@ -217,7 +218,7 @@ def test_two_replicas_train_by_a_recipe_as_one_device_does(task, tmp_path):
 @pytest.mark.slow
 def test_two_workers_train_as_one_process_does(tmp_path):
     """MultiWorkerMirroredStrategy: two processes that find each other over localhost."""
-    tasks = "plain,captions,groups"
+    tasks = "plain,captions,groups,chunks"
     workers = [f"localhost:{port}" for port in free_ports(2)]
     processes = [
         start(
@@ -462,11 +463,6 @@ def test_a_checkpoint_of_another_model_is_refused(eagerly, tmp_path):
     K.train(tiny(steps=2), tmp_path, log=quiet)
     with pytest.raises(CheckpointError, match=r"of another model than the recipe's: .* has another shape"):
         K.train(tiny(width=16), tmp_path, resume="auto", log=quiet)
-
-
-def test_what_keras_has_no_way_to_do_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"run.chunk_size 3 asks for cached features, which only the PyTorch loop has"):
-        K.train(tiny(chunk_size=3), tmp_path, log=quiet)
 
 
 # Parts for scripts of one's own
