@@ -35,11 +35,12 @@ from groupvit_torch.train import TrainingModule, make_optimiser, new_model, trai
 
 # Scenes of colours: a model learns them within a minute of a core. Close-ups and scenes of one object, since the mean of all patches
 # is otherwise enough to tell captions apart; initial values as large as so narrow a model needs for groups to differ from the start.
+# These settings were chosen on other scenes than those that are measured here.
 SETTINGS: Mapping[str, Any] = {
     "levels": (1,), "turns": (1,), "size": 0, "scenes_per_level": 4000, "single_share": 0.3, "close_up_share": 0.4,
     "image_size": 64, "patch_size": 8, "width": 32, "heads": 2, "mlp_ratio": 2, "initializer_range": 0.17,
     "projection_width": 64, "batch_size": 64, "warmup_steps": 50, "learning_rate": 3e-3, "ema_decay": 0.0,
-    "precision": "float32", "run.workers": 0,
+    "precision": "float32", "run.workers": 0, "held_out_seed": 4_000_007,
 }  # fmt: skip
 SOFT: Mapping[str, Any] = {"hard_from": 1.0, "gumbel": False}
 ONE_STAGE: Mapping[str, Any] = {"depths": (1, 1), "groups": (8,)}
@@ -147,7 +148,8 @@ def scores(model: GroupViTModel, run: Run, clusters: int | None = None) -> dict[
         segmenter = PatchSegmenter(model, run.processor, batch_size=50)
         segmenter.clusters = clusters
     level = run.recipe.scenes.levels[0]
-    (data,) = open_sets(f"scenes:{level}", limit=run.recipe.scenes.held_out_scenes)
+    scenes = run.recipe.scenes
+    (data,) = open_sets(f"scenes:{level}", split=str(scenes.held_out_seed), limit=scenes.held_out_scenes)
     result = evaluate_segmentation(segmenter, data)
     assert result is not None
     return {name: round(100 * value, 2) for name, value in result.scores().items()}
