@@ -147,7 +147,14 @@ class ObjectiveSettings:
     gumbel: bool = True
 
     def __post_init__(self) -> None:
-        _check_least("objective", self, 0, "multi_label_weight", "paper_weight")
+        weights = ("naming_weight", "claim_weight", "ungrouped_weight", "multi_label_weight", "paper_weight")
+        _check_least("objective", self, 0, *weights)
+        _check_least("objective", self, 1, "claim_patches")
+        if self.kind == "paper" and self.paper_weight:
+            raise InputError(
+                f"objective.paper_weight is the share of the paper's losses beside kind=groups, got {self.paper_weight} with kind=paper; "
+                "set it to 0"
+            )
         _check_share("objective", self, "hard_from")
 
     @property
@@ -346,6 +353,11 @@ class Recipe:
         """Whether the multi-label loss takes part."""
         prompts = (self.scenes if self.data is None else self.data).prompts
         return self.objective.has_paper_losses and prompts > 0 and self.objective.multi_label_weight > 0
+
+    @property
+    def needs_prompts(self) -> bool:
+        """Whether any loss looks at prompts; else they stay out of the text tower, and of its projection's statistics."""
+        return self.objective.kind == "groups" or self.multi_label
 
 
 def _check_least(section: str, settings: Any, least: float, *names: str) -> None:

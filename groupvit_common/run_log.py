@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
@@ -75,7 +76,8 @@ class RunLog:
     def record(self, step: int, values: Mapping[str, float]) -> None:
         """Numbers of a step, to the file and to whoever else listens."""
         text = json.dumps({"step": step, **{name: _plain(value) for name, value in values.items()}})
-        with self.path.open("a", encoding="utf-8") as file:
+        # A full disk is told where a checkpoint is saved, and is no reason to end a run.
+        with contextlib.suppress(OSError), self.path.open("a", encoding="utf-8") as file:
             file.write(text + "\n")
         for writer in self.writers:
             writer.write(step, values)

@@ -286,7 +286,8 @@ class Run:
         """`parameters`: how many numbers the model learns."""
         if self.recipe.data is None:
             self.measured = self.untrained = measure(segmenter, self.recipe)
-        found = f"; untrained: {percentages(self.untrained)}" if self.untrained else ""
+        start = "at the start" if self.recipe.model.init_from else "untrained"
+        found = f"; {start}: {percentages(self.untrained)}" if self.untrained else ""
         self.log(f"{parameters / 1e6:.2f} million parameters{found}")
 
     # -- steps ------------------------------------------------------------------------------------------------------------
@@ -397,8 +398,6 @@ class Run:
         if self.evaluate is not None:
             self.evaluated = dict(self.evaluate(segmenter))
             self.log(f"step {self.step}: {', '.join(f'{name} {value:.4g}' for name, value in self.evaluated.items())}")
-        model.save_pretrained(self.directory)
-        self.processor.save_pretrained(self.directory)
         record = {
             "recipe": to_table(self.recipe),
             "steps": self.step,
@@ -413,7 +412,14 @@ class Run:
             "sets": {name: round(value, 1) for name, value in self.of_sets.items()},
         }
         text = json.dumps(record, indent=2) + "\n"
-        write_files(self.directory, {MEASURES_NAME: lambda path: write_text(path, text)})
+        try:
+            model.save_pretrained(self.directory)
+            self.processor.save_pretrained(self.directory)
+            write_files(self.directory, {MEASURES_NAME: lambda path: write_text(path, text)})
+        except CheckpointError as error:
+            if self.finished:
+                raise
+            self.log(f"step {self.step}: the model is not saved, the run goes on: {error}")
 
     def _measure_sets(self, segmenter: Any, place: Place | None) -> None:
         """Percent. Each process segments its share of the pictures, the first one sums, exactly."""
@@ -502,9 +508,12 @@ def open_evaluation(settings: EvaluationSettings) -> list[tuple[str, Segmentatio
         protocol = default_protocol(kind) if settings.protocol == "usual" else settings.protocol
         how = protocol_settings(protocol, kind)
         for data in open_sets(spelled, split=settings.split or None, limit=settings.limit or None, names=how.names):
+            # As `groupvit evaluate` has it: a threshold where there is a background, and no words for it.
+            threshold = how.background if settings.background is None else settings.background
             by_threshold = data.has_background and not data.background_labels
-            own = settings.background is not None and by_threshold
-            opened.append((spelled, data, replace(how, background=settings.background) if own else how))
+            if by_threshold and threshold is None:
+                raise InputError(f"{spelled} has a background class: give evaluation.background, a threshold for it")
+            opened.append((spelled, data, replace(how, background=threshold if by_threshold else None)))
     kinds = [data.kind for _, data, _ in opened]
     return [(spelled if kinds.count(data.kind) > 1 else data.kind, data, how) for spelled, data, how in opened]
 

@@ -287,9 +287,11 @@ class Trainer(Model):
         objective, rows = self.recipe.objective, {"images": inputs["pixel_values"]}
         if objective.has_paper_losses:
             rows["captions"] = inputs["captions"]
+        if not self.recipe.needs_prompts:
+            return rows
         if _shares_prompts(inputs):
             rows["prompts"] = inputs["prompts"]
-        elif self.recipe.multi_label:
+        else:
             count, each, length = ops.shape(inputs["prompts"]["input_ids"])
             rows["prompts"] = {
                 name: ops.reshape(ids, (count * each, length)) for name, ids in inputs["prompts"].items()
@@ -547,12 +549,12 @@ def _paper_embeddings(
     """Images and captions `[B, E]`, and M prompts of each caption, "own_prompts" `[B, M, E]`."""
     captions = features["captions"]
     embeddings = {"images": model.visual_projection(features["images"], training=training)}
+    if not recipe.needs_prompts:
+        return embeddings | {"captions": model.text_projection(captions, training=training)}
     if _shares_prompts(inputs):
         embeddings["captions"] = model.text_projection(captions, training=training)
         prompts = model.text_projection(features["prompts"], training=training, together=False)
         return embeddings | {"own_prompts": ops.take(prompts, inputs["of_caption"], axis=0)}
-    if not recipe.multi_label:
-        return embeddings | {"captions": model.text_projection(captions, training=training)}
     # Captions and prompts are one batch of texts, as in the authors' code.
     count, each, _ = ops.shape(inputs["prompts"]["input_ids"])
     texts = model.text_projection(ops.concatenate([captions, features["prompts"]]), training=training)

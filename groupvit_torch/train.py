@@ -250,7 +250,7 @@ class TrainingModule(nn.Module):
         pieces = [Piece("image", part) for part in inputs.pixels.split(chunk)]
         for kind in ("captions", "prompts"):
             tokens = getattr(inputs, kind)
-            if tokens is not None and (kind == "captions" or inputs.shared_prompts or self.recipe.multi_label):
+            if tokens is not None and (kind == "captions" or self.recipe.needs_prompts):
                 texts = len(tokens["input_ids"])
                 size = texts if inputs.shared_prompts and kind == "prompts" else chunk * texts // len(inputs.pixels)
                 cut = {name: tensor.split(max(size, 1)) for name, tensor in tokens.items()}
@@ -336,7 +336,7 @@ def _paper_loss(module: TrainingModule, features: Features, inputs: Inputs) -> T
     model = module.model
     images = project(model.visual_projection, features["images"])
     prompts: Tensor | None = None
-    if inputs.shared_prompts:
+    if inputs.shared_prompts and "prompts" in features:
         captions = project(model.text_projection, features["captions"])
         prompts = project(model.text_projection, features["prompts"], together=False)
     else:

@@ -25,7 +25,7 @@ SMALL = changed(
         "depths": (1, 0), "groups": (4,), "text_width": 32, "text_heads": 1, "embedding": 16, "projection_width": 32, "vocab_size": 530,
     },
 )  # fmt: skip
-PAPER = {"kind": "paper", "gumbel": True, "hard_from": 0.0, "position_amplitude": 0.0}
+PAPER = {"kind": "paper", "paper_weight": 0.0, "gumbel": True, "hard_from": 0.0, "position_amplitude": 0.0}
 
 
 def small(**changes: Any) -> Recipe:
@@ -212,7 +212,7 @@ def test_the_schedule_gives_the_very_rates_of_the_recipe():
 
     recipe = get_recipe("scenes-demo")
     schedule = Schedule.from_config(Schedule.of(recipe).get_config())
-    for step in (0, 1, 199, 200, 4000, recipe.schedule.total_steps - 1):
+    for step in (0, 1, 199, 200, 2000, recipe.schedule.total_steps - 1):
         assert np.float32(schedule(keras.ops.convert_to_tensor(step))) == np.float32(learning_rate_at(recipe, step))
     assert np.float32(schedule(recipe.schedule.total_steps + 5)) == np.float32(
         learning_rate_at(recipe, recipe.schedule.total_steps - 1)
@@ -364,6 +364,14 @@ def test_pixels_are_the_image_processors(pictures, processor):
         enlarged(pictures[3].images, SMALL.model.image_size, images.resample), images.image_mean, images.image_std
     )
     np.testing.assert_allclose(ours, expected, atol=1e-5)  # two orders of float32 arithmetic on values up to 3
+
+
+def test_scenes_are_made_at_their_own_size_and_seen_at_the_models(pictures, processor):
+    recipe = small(size=48, image_size=80)
+    assert training.held_out_scenes(recipe, 1)[0].image.shape == (48, 48, 3)
+    batch = next(batches(recipe, pictures, processor, np.random.default_rng(0)))
+    assert batch.pixels.shape == (4, 3, 80, 80)
+    assert small(size=0, image_size=80).scene_size == 80
 
 
 @pytest.mark.parametrize("quarters", [False, True])

@@ -19,8 +19,8 @@ from groupvit_common.errors import InputError
 from groupvit_common.evaluation import evaluate_segmentation, protocol_settings
 from groupvit_common.recipe import get_recipe
 from groupvit_common.run_state import Checkpoints, load
-from groupvit_common.settings import to_toml
-from groupvit_common.training import Run
+from groupvit_common.settings import changed, to_toml
+from groupvit_common.training import Run, open_evaluation
 from tests.backends import Backend
 from tests.training import quiet, tiny
 
@@ -145,3 +145,15 @@ def test_names_and_thresholds(folder):
     assert [how.window for _, _, how in opened] == [448, 448, None, None, None]
     assert all(len(data) == 2 for _, data, _ in opened)
     assert len(opened[2][1].background_labels) == len(BACKGROUNDS)
+
+
+def test_a_threshold_is_for_sets_with_a_background(folder, tmp_path):
+    """One that has none, and scenes, whose background has words, are opened without."""
+    for part in ("images", "masks"):
+        (tmp_path / part).symlink_to(folder / part)
+    (tmp_path / "classes.txt").write_text("\n".join(names[0] for names in (("ground",), *LEVELS[1])), encoding="utf-8")
+    recipe = changed(tiny(), {"evaluation.data": (f"folder:{folder}", f"folder:{tmp_path}", "scenes:1")})
+    thresholds = [how.background for _, _, how in open_evaluation(recipe.evaluation)]
+    assert thresholds == [0.95, None, None]
+    recipe = changed(recipe, {"evaluation.background": 0.4, "evaluation.protocol": "native"})
+    assert [how.background for _, _, how in open_evaluation(recipe.evaluation)] == [0.4, None, None]

@@ -23,6 +23,7 @@ from groupvit_common.training import Run, make_processor  # noqa: E402
 from groupvit_torch import train as T  # noqa: E402
 from groupvit_torch.data import Inputs  # noqa: E402
 from groupvit_torch.layers import drop_path  # noqa: E402
+from groupvit_torch.loss import contrastive_loss, multi_label_contrastive_loss  # noqa: E402
 from groupvit_torch.model import GroupViTModel  # noqa: E402
 from tests.conftest import smallest_config  # noqa: E402
 from tests.training import END, PAPER, Captions, quiet, tiny, train  # noqa: E402
@@ -131,6 +132,37 @@ def test_more_images_are_more_negatives(task):
         (module(replace(inputs, **part), True)[0] / 2).backward()
     with pytest.raises(AssertionError):
         compare(gradients(module), whole, 1e-3)
+
+
+def test_the_papers_losses_beside_groups(scenes, processor):
+    """They are what is added: of the pictures that are not mixed, at their own temperature, times the weight; written out here."""
+    recipe = tiny(gumbel=False, paper_weight=0.3, multi_label_weight=0.5)
+    inputs = inputs_of(next(SceneBatches(recipe, scenes, processor)))
+    module = module_of(recipe)
+    with torch.no_grad():
+        module.multi_label_logit_scale.fill_(1.5)
+    together = module(inputs, True)[0].item()
+    module.recipe = changed(recipe, {"paper_weight": 0.0})
+    groups = module(inputs, True)[0].item()
+    module.recipe = recipe
+    features, _ = module.encode_all(module.pieces(inputs), True)
+    images, captions, prompts = (
+        getattr(module.model, f"{tower}_projection")(features[name])
+        for tower, name in (("visual", "images"), ("text", "captions"), ("text", "prompts"))
+    )
+    whole = inputs.named.any(dim=1)
+    assert whole.tolist() == [False] * recipe.mixed_images + [True] * (BATCH - recipe.mixed_images)
+    scale = math.exp(1.5)
+    expected = contrastive_loss(images[whole], captions[whole], scale)
+    expected += 0.5 * multi_label_contrastive_loss(images[whole], prompts[inputs.of_caption[whole]], scale)
+    assert together == pytest.approx(groups + 0.3 * expected.item(), rel=EXACT)
+
+
+def test_prompts_that_no_loss_looks_at_stay_out(scenes, processor):
+    recipe = tiny(**PAPER, gumbel=False, multi_label_weight=0.0)
+    module = module_of(recipe)
+    module(inputs_of(next(SceneBatches(recipe, scenes, processor))), True)
+    assert int(module.model.text_projection[1].num_batches_tracked) == 1
 
 
 def test_cached_features_see_the_same_noise_twice(task):

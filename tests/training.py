@@ -22,7 +22,7 @@ TINY: Mapping[str, Any] = {
     "size": 0, "image_size": 48, "patch_size": 16, "width": 8, "heads": 1, "depths": (1, 0), "groups": (4,), "text_width": 8, "text_heads": 1,
     "embedding": 8, "projection_width": 8, "vocab_size": 530, "precision": "float32", "evaluate_every": 0, "save_every": 0,
 }  # fmt: skip
-PAPER: Mapping[str, Any] = {"kind": "paper", "position_amplitude": 0.0, "hard_from": 0.0}
+PAPER: Mapping[str, Any] = {"kind": "paper", "paper_weight": 0.0, "position_amplitude": 0.0, "hard_from": 0.0}
 
 
 END = 529  # the token that ends a text, of `tiny` recipes too
