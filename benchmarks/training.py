@@ -285,7 +285,7 @@ def main() -> None:
     parser.add_argument(
         "--per-core",
         type=float,
-        default=350.0,
+        default=260.0,
         help="images/s of the data pipeline on a core, for the plan (default: %(default)s, in docs/benchmarks.md)",
     )
     parser.add_argument("--price", type=float, default=0.0, help="of a GPU's hour, for the plan")
