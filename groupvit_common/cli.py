@@ -7,6 +7,7 @@ runs. Results go to stdout, everything else to stderr.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -1007,7 +1008,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             "model": options.model,
             "backend": backend,
             "dtype": options.dtype or "float32",
-            **_weights_of(options.model),
+            **_weights_of(base.directory),
         }
         folders = _evaluation_folders(options.out, [data.kind for data, _, _ in work])
         for (data, settings, protocol), folder in zip(work, folders, strict=True):
@@ -1028,10 +1029,12 @@ def _evaluation_folders(out: str | None, kinds: Sequence[str]) -> list[Path | No
     return [Path(out) / (name if names.count(name) == 1 else f"{name}-{i + 1}") for i, name in enumerate(names)]
 
 
-def _weights_of(model: str) -> dict[str, int]:
-    """What tells the weights in a folder from other weights that take their place: a run must not go on with those."""
-    path = Path(model) / "model.safetensors"
-    return {"weights": path.stat().st_mtime_ns} if path.is_file() else {}
+def _weights_of(directory: Path | None) -> dict[str, str]:
+    """What tells weights from others that take their place, in a folder, on the hub or in this package: a run must not go on with those."""
+    if directory is None:
+        return {}
+    with (directory / "model.safetensors").open("rb") as file:
+        return {"weights": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 class _Evaluation:

@@ -116,6 +116,8 @@ class BaseSegmenter(ABC):
         foreground: a pixel is background unless the scores of labels that are none make up at least this share, 0 to 1, of the sum
             of all scores; the best of them then counts. Needs a background in words, or a threshold. None: the largest score counts.
 
+    `directory` is where `from_pretrained` found the checkpoint, None for a model that came otherwise.
+
     Raises:
         InputError: an argument that cannot be used.
     """
@@ -172,6 +174,7 @@ class BaseSegmenter(ABC):
         self._windows((vision.image_size, vision.image_size))
         self.model = self._ready(model)
         self.processor = processor
+        self.directory: Path | None = None
         self.templates = get_templates(templates)
         self.background = background
         self.assignment: Assignment = assignment
@@ -240,7 +243,9 @@ class BaseSegmenter(ABC):
         )
         # The processor first: it is small, and a checkpoint without one is no use here.
         processor = GroupViTProcessor.from_pretrained(directory)
-        return cls(cls._load(directory, dtype, chosen), processor, **options)
+        segmenter = cls(cls._load(directory, dtype, chosen), processor, **options)
+        segmenter.directory = directory
+        return segmenter
 
     def set_labels(
         self,

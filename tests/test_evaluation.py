@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from groupvit_common import cli
 from groupvit_common.config import GroupViTConfig
@@ -531,6 +533,24 @@ def test_the_command_measures_writes_and_continues(capsys, checkpoint, folder, t
     code, _, err = run_cli(capsys, *options)
     assert code == cli.BAD_INPUT
     assert "holds another evaluation" in err
+
+
+def test_other_weights_under_the_same_name_are_noticed(capsys, monkeypatch, checkpoint, tmp_path):
+    for name in ("a", "b"):
+        shutil.copytree(checkpoint, tmp_path / name)
+    tensors = load_file(tmp_path / "b" / "model.safetensors")
+    changed = {name: tensor * 1.5 if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    save_file(changed, tmp_path / "b" / "model.safetensors", metadata={"format": "pt"})
+    options = ["--data", "scenes:1", "--limit", 1, "--model", "demo", "--backend", "torch", "--out", tmp_path / "out"]
+    monkeypatch.setattr("groupvit_common.predictor.DEMO_MODEL", tmp_path / "a")
+    assert run_cli(capsys, *options)[0] == 0
+    # The same weights in a newer file go on.
+    (tmp_path / "a" / "model.safetensors").touch()
+    assert run_cli(capsys, *options)[0] == 0
+    monkeypatch.setattr("groupvit_common.predictor.DEMO_MODEL", tmp_path / "b")
+    code, _, err = run_cli(capsys, *options)
+    assert code == cli.BAD_INPUT
+    assert "holds another evaluation (weights was" in err
 
 
 def test_the_command_measures_several_sets_and_calibrates(capsys, tmp_path):
