@@ -30,6 +30,7 @@ from groupvit_common.prompts import Label
 CHOOSING_SEED = "555"
 # Scenes between turns.
 TURN = 10
+MARGIN = 0.5  # points of mean IoU: what chance adds is not chosen
 
 
 @dataclass(frozen=True)
@@ -134,14 +135,15 @@ def prepared(base: BaseSegmenter, option: Option, scenes: SegmentationSet) -> Ba
 
 
 def best_combination(base: BaseSegmenter, options: Sequence[Option], data: Mapping[str, SegmentationSet]) -> Option:
-    """Of the default and what betters it, by gain, whatever makes the mean over levels higher still."""
+    """Of the default and what betters it, by gain, whatever makes the mean over levels higher still, by more than `MARGIN`."""
     default, *alone = measure(base, options, data)
     chosen, best = options[0], default.mean
-    for _, option in sorted(zip(alone, options[1:], strict=True), key=lambda pair: -pair[0].mean):
+    helpful = [pair for pair in zip(alone, options[1:], strict=True) if pair[0].mean > default.mean + MARGIN]
+    for _, option in sorted(helpful, key=lambda pair: -pair[0].mean):
         joined = chosen.joined(option)
         if joined is not None:
             mean = measure(base, [joined], data)[0].mean
-            if mean > best:
+            if mean > best + MARGIN:
                 chosen, best = joined, mean
     return chosen
 
