@@ -20,7 +20,7 @@ from groupvit_common.recipe import (
     recipe_names,
     wave_positions,
 )
-from groupvit_common.settings import changed, parse_change, read_settings, to_table, to_toml
+from groupvit_common.settings import changed, parse_change, read_settings, to_toml
 
 DEMO = get_recipe("scenes-demo")
 
@@ -49,11 +49,15 @@ def test_a_recipe_survives_its_toml(name, tmp_path):
     assert get_recipe(path) == recipe
 
 
-def test_the_demo_recipe_is_what_made_the_bundled_model():
-    """Of the second part of `make train-demo`; the first part's folder has the name that it had then."""
-    record = json.loads((Path(__file__).parent.parent / "groupvit_common/demo_model/training.json").read_text())
-    made = read_settings(Recipe, record["recipe"])
-    assert changed(made, {"model.init_from": "runs/scenes-demo"}) == get_recipe("scenes-demo-fine")
+def test_the_demo_recipes_are_what_made_the_bundled_model():
+    """The two parts of `make train-demo`; the first part's folder has the name that it had then."""
+    records = Path(__file__).parent.parent / "groupvit_common/demo_model"
+    first, second = (
+        read_settings(Recipe, json.loads((records / name).read_text())["recipe"])
+        for name in ("training-first.json", "training.json")
+    )
+    assert first == DEMO
+    assert changed(second, {"model.init_from": "runs/scenes-demo"}) == get_recipe("scenes-demo-fine")
 
 
 @pytest.mark.parametrize("name", ["gcc-yfcc-30e", "gcc-redcaps-30e"])
@@ -108,6 +112,15 @@ def test_a_file_is_based_on_another_and_settings_of_the_command_come_last(tmp_pa
         ("base = 'mine.toml'", "is based on itself"),
         ("base = 1", "base must be the name or path of a recipe, got 1"),
         ("", "schedule needs steps, or epochs and images_per_epoch"),
+        ("base = 'scenes-demo'\n[objective]\nclaim_patches = 0", "objective.claim_patches must be at least 1, got 0"),
+        (
+            "base = 'scenes-demo'\n[objective]\nnaming_weight = -1.0",
+            "objective.naming_weight must be at least 0, got -1.0",
+        ),
+        (
+            "base = 'scenes-demo'\n[objective]\nkind = 'paper'",
+            "beside kind=groups, got 0.1 with kind=paper; set it to 0",
+        ),
         ("base = 'scenes-demo'\n[scenes]\nsingle_share = 0.8", "must not exceed 1 together, got 0.8 and"),
         (
             "base = 'scenes-demo'\n[scenes]\nmixed_share = 1.0",
@@ -137,7 +150,9 @@ def test_a_change_that_cannot_be_made_gets_one_sentence(change, message):
 
 
 def test_an_unknown_run_is_named_with_those_that_exist():
-    with pytest.raises(InputError, match=r"no recipe called .scenes.; there are .*scenes-demo, scenes-demo-fine, scenes-paper"):
+    with pytest.raises(
+        InputError, match=r"no recipe called .scenes.; there are .*scenes-demo, scenes-demo-fine, scenes-paper"
+    ):
         get_recipe("scenes")
 
 
