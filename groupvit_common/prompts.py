@@ -22,6 +22,9 @@ from groupvit_common.errors import InputError
 # A definition in quotes, or a word in which quotes are letters as any other (a 12" record); and what separates it from the next.
 _PIECE = re.compile(r'\s*(?:"([^"]*)"\s*(?=[|,]|$)|([^|,]*))([|,]|$)')
 
+# In a word, a quote that looks as if a definition began: after a space, or with another one at the end. After a digit it is inches.
+_OPENS = re.compile(r'(?<=\s)"|(?<!\d)"(?=[^"]*"\s*$)')
+
 Combination = Literal["mean", "max"]
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -90,11 +93,12 @@ _BY_NUMBER = {"1": "one", "7": "seven", "80": "eighty"}
 
 
 def get_templates(choice: str | int | Path | Sequence[str]) -> tuple[str, ...]:
-    """Template set by name ("one", "seven", "eighty") or size (1, 7, 80); one sentence with `{}`; a text file; or a list of such.
+    """Template set by name ("one", "seven", "eighty") or size (1, 7, 80); one sentence with `{}`; a text file; or a list of sentences.
 
     A file has one sentence a line; blank lines and lines with `#` first are ignored.
-    InputError for an unknown name, an empty list, or a sentence in which `{}` does not occur exactly once.
+    InputError for an unknown name, a file or list without sentences, or a sentence in which `{}` does not occur exactly once.
     """
+    where = ""
     if isinstance(choice, (str, int, Path)):
         name = str(choice).strip()
         name = _BY_NUMBER.get(name, name)
@@ -108,13 +112,18 @@ def get_templates(choice: str | int | Path | Sequence[str]) -> tuple[str, ...]:
                     'where the label goes, such as "a photo of a {}.", or a text file with one such sentence a line'
                 )
             chosen = tuple(line.strip() for line in _lines(name, "template"))
-    else:
+            where = f" in {name}"
+    elif isinstance(choice, Iterable):
         chosen = tuple(choice)
+    else:
+        raise InputError(
+            f"templates must be one, seven, eighty, a sentence, a text file or a list of sentences, got {choice!r}"
+        )
     if not chosen:
-        raise InputError('no templates: give at least one, such as "a photo of a {}."')
+        raise InputError(f'no templates{where}: give at least one, such as "a photo of a {{}}."')
     for template in chosen:
         if not isinstance(template, str) or template.count("{}") != 1:
-            raise InputError(f"a template needs {{}} exactly once, where the label goes, got {template!r}")
+            raise InputError(f"a template needs {{}} exactly once, where the label goes, got {template!r}{where}")
     return chosen
 
 
@@ -166,6 +175,8 @@ def parse_labels(labels: str | Iterable[str | Label] | Mapping[str, str | Iterab
         return _checked([labels])
     if isinstance(labels, Mapping):
         return parse_labels([_mapped(name, others) for name, others in labels.items()])
+    if not isinstance(labels, Iterable):
+        raise InputError(f'labels must be text such as "cat, couch | sofa", a list or a mapping, got {labels!r}')
     parsed: list[Label | None] = []
     for entry in labels:
         if not isinstance(entry, (str, Label)):
@@ -224,6 +235,10 @@ def _pieces(text: str) -> Iterator[tuple[str, bool, str]]:
         definition, word, separator = piece.groups()
         if definition is None and word.startswith('"'):
             raise InputError(f"a definition stands between double quotes, got {word.strip()}")
+        opens = _OPENS.search(word) if definition is None else None
+        if opens is not None and '"' in (rest := text[piece.start(2) + opens.end() :]):
+            name, quoted = _tidy(word[: opens.start()]), rest[: rest.index('"')]
+            raise InputError(f'put | before a definition: {name} | "{quoted}" instead of {name} "{quoted}"')
         yield _tidy(word if definition is None else definition), definition is not None, separator
         if not separator:
             return
@@ -243,7 +258,12 @@ def _label(pieces: Iterable[tuple[str, bool]]) -> Label | None:
 def _mapped(name: str, others: str | Iterable[str]) -> str | Label:
     if not isinstance(name, str):
         raise InputError(f"a label must be text, got {type(name).__name__}: {name!r}")
-    label = parse_label(" | ".join([name, *([others] if isinstance(others, str) else others)]))
+    listed = [others] if isinstance(others, str) else list(others) if isinstance(others, Iterable) else [others]
+    if not all(isinstance(other, str) for other in listed):
+        raise InputError(
+            f"what else {name!r} is called must be text or a list of texts, [] for nothing, got {others!r}"
+        )
+    label = parse_label(" | ".join([name, *listed]))
     if label is None:
         return ""
     # The name may be repeated among its words.

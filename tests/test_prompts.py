@@ -47,7 +47,7 @@ def test_own_templates():
     assert get_templates(["{}", "my {}"]) == ("{}", "my {}")
 
 
-@pytest.mark.parametrize("bad", ["nine", 9, "", [], ["no place"], ["{} and {}"], [3]])
+@pytest.mark.parametrize("bad", ["nine", 9, "", [], ["no place"], ["{} and {}"], [3], None, 1.5])
 def test_bad_templates(bad):
     with pytest.raises(InputError):
         get_templates(bad)
@@ -89,7 +89,7 @@ def test_labels_from_a_file(tmp_path):
         ("couch|sofa, cat", (Label("couch", ("sofa",)), Label("cat"))),
         (' dog | puppy |"an animal,  that | barks" , cat', (Label("dog", ("puppy",), ("an animal, that | barks",)), Label("cat"))),
         ('dog | "it barks" | hound, "no, ", ""', None),
-        ('12" record, a "b", 5"', (Label('12" record'), Label('a "b"'), Label('5"'))),
+        ('12" record, 5" and 7" tape, O"Brien, 5"', (Label('12" record'), Label('5" and 7" tape'), Label('O"Brien'), Label('5"'))),
         ("|cat||, ,dog|", (Label("cat"), Label("dog"))),
     ],
 )  # fmt: skip
@@ -117,6 +117,32 @@ def test_quotes_that_do_not_end(bad):
         parse_labels(bad)
 
 
+@pytest.mark.parametrize(
+    "bad",
+    ['dog "an animal"', 'cat, dog "an animal, that barks"', ['dog"an animal"'], {"dog": 'puppy "an animal" | hound'}],
+)
+def test_a_definition_without_a_separator_before_it(bad):
+    with pytest.raises(
+        InputError, match=r'put \| before a definition: (dog|puppy) \| "an animal(, that barks)?" instead'
+    ):
+        parse_labels(bad)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (None, "labels must be text .*, got None"),
+        (5, "labels must be text .*, got 5"),
+        ({"cat": None}, "what else 'cat' is called must be text or a list of texts, .* got None"),
+        ({"cat": 5}, "what else 'cat' is called .* got 5"),
+        ({"cat": ["tom", 5]}, r"what else 'cat' is called .* got \['tom', 5\]"),
+    ],
+)
+def test_labels_of_another_type(bad, message):
+    with pytest.raises(InputError, match=message):
+        parse_labels(bad)
+
+
 @pytest.mark.parametrize("bad", ['dog | ""', {"dog": ['" "']}])
 def test_an_empty_definition(bad):
     with pytest.raises(InputError, match="an empty word"):
@@ -128,10 +154,10 @@ def test_templates_from_a_file(tmp_path):
     path.write_text("# mine\na photo of a {}.\n\n  the {} in the snow \n")
     assert get_templates(path) == get_templates(str(path)) == ("a photo of a {}.", "the {} in the snow")
     path.write_text("a photo\n")
-    with pytest.raises(InputError, match="exactly once"):
+    with pytest.raises(InputError, match=r"exactly once.* in .*sentences\.txt"):
         get_templates(path)
     path.write_text("# nothing\n")
-    with pytest.raises(InputError, match="no templates"):
+    with pytest.raises(InputError, match=r"no templates in .*sentences\.txt"):
         get_templates(path)
     with pytest.raises(InputError, match="text file"):
         get_templates(tmp_path / "missing.txt")
