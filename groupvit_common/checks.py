@@ -4,12 +4,34 @@ Shapes may have unknown sides (None) while a backend traces a graph; what is unk
 """
 
 from collections.abc import Sequence
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, TypeGuard
 
 from groupvit_common.config import GroupViTTextConfig, GroupViTVisionConfig
 from groupvit_common.errors import InputError
 
 Shape = Sequence[int | None]
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether it is a number, of Python or NumPy; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_whole_number(value: Any) -> TypeGuard[int]:
+    """The same for whole numbers, by type: 2.0 is none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def numbers_in(values: Any) -> list[Any] | None:
+    """What a list, a tuple or an array of one axis holds, if all of it is numbers; else None."""
+    if getattr(values, "ndim", 1) != 1 or isinstance(values, str | bytes):
+        return None
+    try:
+        listed = list(values.tolist() if hasattr(values, "tolist") else values)
+    except TypeError:
+        return None
+    return listed if all(map(is_number, listed)) else None
 
 
 def given(value: Any, name: str) -> Any:

@@ -518,12 +518,14 @@ def calibrate(
         raise InputError(f"thresholds must lie between 0 and 1, got {list(thresholds)}")
     if not temperatures or not all(0 < temperature < math.inf for temperature in temperatures):
         raise InputError(f"temperatures must be numbers above 0, got {list(temperatures)}")
-    segmenter.set_labels(data.labels, data.background_labels)
     classes = len(data.classes)
     counts = np.zeros((len(temperatures), len(thresholds), classes, classes), np.int64)
-    own = segmenter.temperature
+    own = segmenter.background, segmenter.temperature
     samples = [data[index] for index in range(place.rank, len(data), place.world)]
     try:
+        # Labels are weighed against a background that any of the thresholds is.
+        segmenter.background = thresholds[0]
+        segmenter.set_labels(data.labels, data.background_labels)
         for _, image, mask in _ahead(samples, _read, 2):
             for i, temperature in enumerate(temperatures):
                 segmenter.temperature = temperature
@@ -531,7 +533,7 @@ def calibrate(
                     counts[i, j] += confusion_matrix(mask, label_map, classes)
             progress(1)
     finally:
-        segmenter.temperature = own
+        segmenter.background, segmenter.temperature = own
     every = place.all(counts)
     if place.rank:
         return None

@@ -16,7 +16,7 @@ from PIL import Image
 import groupvit_common
 from groupvit_common import hub
 from groupvit_common.checkpoint import CONFIG_NAME, WEIGHTS_NAME
-from groupvit_common.checks import check_pixel_values
+from groupvit_common.checks import check_pixel_values, is_number, is_whole_number, numbers_in
 from groupvit_common.errors import InputError
 from groupvit_common.image_files import images_in
 from groupvit_common.image_processor import IMAGE_PROCESSOR_FILE, PROCESSOR_FILE, load_image
@@ -94,7 +94,8 @@ class BaseSegmenter(ABC):
         assignment: "hard": a pixel takes the label of its largest group. "soft": labels are weighted by how much of each
             group is in the pixel. None: what the checkpoint's configuration says under `segmentation_assignment` (our own
             key: the bundled model was trained softly), else hard, as the authors do.
-        top_k: only so many labels, those most like the whole picture, may appear. None: all. The authors use 5.
+        top_k: only so many labels, those most like the whole picture, may appear. Each window, mirrored picture and scale ranks its own,
+            so that together they may bring more. None: all. The authors use 5.
         shorter_side: pictures are resized to this shorter side, in pixels. None: 448 for a model trained at 224 (the
             authors' evaluation), else the size at which the model was trained.
         batch_size: pictures (or windows) of one size in the model at once.
@@ -146,26 +147,34 @@ class BaseSegmenter(ABC):
         refine_dilations: Sequence[int] = DILATIONS,
         foreground: float | None = None,
     ) -> None:
-        if background is not None and not 0 <= background <= 1:
-            raise InputError(f"background must be a score between 0 and 1, got {background}")
+        if background is not None and not (is_number(background) and 0 <= background <= 1):
+            raise InputError(f"background must be a score between 0 and 1, got {background!r}")
         assignment = assignment or model.config.extra.get("segmentation_assignment", "hard")
         if assignment not in ("hard", "soft"):
             raise InputError(f'assignment must be "hard" or "soft", got {assignment!r}')
         if synonyms not in ("mean", "max"):
             raise InputError(f'synonyms must be "mean" or "max", got {synonyms!r}')
-        for name, count in (("top_k", top_k), ("shorter_side", shorter_side), ("batch_size", batch_size)):
-            if count is not None and count < 1:
-                raise InputError(f"{name} must be at least 1, got {count}")
-        if not 0 < temperature < float("inf"):
-            raise InputError(f"temperature must be a number above 0, got {temperature}")
-        if not scales or not all(0 < scale < float("inf") for scale in scales) or len(set(scales)) < len(scales):
-            raise InputError(f"scales must be different numbers above 0, such as 0.75, 1, 1.25, got {list(scales)}")
+        counts = (("top_k", top_k), ("shorter_side", shorter_side), ("batch_size", batch_size))
+        for name, count in counts:
+            optional = count is None and name != "batch_size"
+            if not optional and (not is_whole_number(count) or count < 1):
+                raise InputError(f"{name} must be a whole number of at least 1, got {count!r}")
+        if not is_number(temperature) or not 0 < temperature < float("inf"):
+            raise InputError(f"temperature must be a number above 0, got {temperature!r}")
+        for name, choice in (("normalize_prompts", normalize_prompts), ("flip", flip)):
+            if not isinstance(choice, bool | np.bool_):
+                raise InputError(f"{name} must be True or False, got {choice!r}")
+        listed = numbers_in(scales)
+        if not listed or not all(0 < scale < float("inf") for scale in listed) or len(set(listed)) < len(listed):
+            raise InputError(f"scales must be different numbers above 0, such as 0.75, 1, 1.25, got {scales!r}")
         check_refinement(refine, refine_dilations)
-        if foreground is not None and not 0 <= foreground <= 1:
-            raise InputError(f"foreground must be a share of the scores between 0 and 1, got {foreground}")
+        if foreground is not None and not (is_number(foreground) and 0 <= foreground <= 1):
+            raise InputError(f"foreground must be a share of the scores between 0 and 1, got {foreground!r}")
         vision = model.config.vision_config
-        if window is not None and (window < 1 or window % vision.patch_size):
-            raise InputError(f"window must be a multiple of the patch size {vision.patch_size}, got {window}")
+        if window is not None and (not is_whole_number(window) or window < 1 or window % vision.patch_size):
+            raise InputError(f"window must be a multiple of the patch size {vision.patch_size}, got {window!r}")
+        if stride is not None and not is_whole_number(stride):
+            raise InputError(f"stride must be a whole number of pixels, got {stride!r}")
         if window is None and stride is not None:
             raise InputError(f"a stride of {stride} needs windows: give window as well")
         self.window = window
@@ -185,10 +194,10 @@ class BaseSegmenter(ABC):
         self.synonyms = synonyms
         side = shorter_side or (448 if vision.image_size == 224 else vision.image_size)
         self.shorter_side = side
-        self.flip = flip
+        self.flip = bool(flip)
         # What is measured in pixels is measured in those of the first.
-        self.scales = tuple(sorted(scales, key=lambda scale: abs(math.log(scale))))
-        self.refine, self.refine_dilations = refine, tuple(refine_dilations)
+        self.scales = tuple(sorted(map(float, listed), key=lambda scale: abs(math.log(scale))))
+        self.refine, self.refine_dilations = int(refine), tuple(int(distance) for distance in refine_dilations)
         self.foreground = foreground
         sides = [max(1, round(side * scale)) for scale in self.scales]
         self._image_processors = [
@@ -281,12 +290,7 @@ class BaseSegmenter(ABC):
         ):
             raise InputError(f"embeddings of the labels must be {list(wanted)}, got {list(embeddings.shape)}")
         is_background = tuple(label.name.casefold() in hidden for label in every)
-        if self.foreground is not None and (
-            all(is_background) or not (any(is_background) or self.background is not None)
-        ):
-            raise InputError(
-                "foreground weighs labels against a background: give labels and background_labels, or a background threshold"
-            )
+        self._check_foreground(is_background, self.background)
         self.labels = every
         self._is_background = is_background
         self._label_embeds = embeddings
@@ -449,6 +453,12 @@ class BaseSegmenter(ABC):
 
     # The rest.
 
+    def _check_foreground(self, is_background: Sequence[bool], threshold: float | None) -> None:
+        if self.foreground is not None and (all(is_background) or not (any(is_background) or threshold is not None)):
+            raise InputError(
+                "foreground weighs labels against a background: give labels and background_labels, or a background threshold"
+            )
+
     def _labelled(self) -> Floats:
         if self._label_embeds is None:
             raise InputError('there are no labels to look for: call set_labels("cat, couch, remote control") first')
@@ -579,6 +589,7 @@ class BaseSegmenter(ABC):
         self, looks: Sequence[_Seen], pixels: Floats, size: tuple[int, int], threshold: float | None
     ) -> PixelLabels:
         """The maps of one picture from all looks at it; `pixels` are those of the first."""
+        self._check_foreground(self._is_background, threshold)
         options: dict[str, Any] = {
             "assignment": self.assignment,
             "threshold": threshold,

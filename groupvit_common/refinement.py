@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from groupvit_common.checks import is_whole_number, numbers_in
 from groupvit_common.errors import InputError
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -43,11 +44,12 @@ _STRIP_VALUES = 1 << 18
 
 def check_refinement(times: int, dilations: Sequence[int]) -> None:
     """InputError for what cannot be computed; 0 times is none."""
-    if times < 0:
-        raise InputError(f"refine says how many times, 0 or more, got {times}")
-    if not dilations or any(d < 1 for d in dilations) or len(set(dilations)) < len(dilations):
+    if not is_whole_number(times) or times < 0:
+        raise InputError(f"refine says how many times, a whole number of 0 or more, got {times!r}")
+    listed = numbers_in(dilations)
+    if not listed or not all(is_whole_number(d) and d >= 1 for d in listed) or len(set(listed)) < len(listed):
         raise InputError(
-            f"refine_dilations must be different distances of at least 1 pixel, such as 1, 2, 4, got {list(dilations)}"
+            f"refine_dilations must be different distances in whole pixels, at least 1, such as 1, 2, 4, got {dilations!r}"
         )
 
 

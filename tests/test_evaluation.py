@@ -366,6 +366,19 @@ def test_the_curve_is_that_of_evaluations(base, folder):
     assert best_point(curve).mean_iou == max(point.mean_iou for point in curve)
 
 
+def test_a_threshold_is_background_enough_for_a_foreground(torch_base, folder):
+    (data,) = open_sets(f"folder:{folder}", limit=2)
+    options = {"foreground": 0.4, "window": None, "stride": None}
+    segmenter = settings(background=None, **options).segmenter(torch_base, 2)
+    curve = calibrate(segmenter, data, [0.05, 0.3])
+    for point in curve:
+        chosen = settings(background=point.threshold, **options).segmenter(torch_base, 2)
+        assert point.mean_iou == evaluate_segmentation(chosen, data).mean_iou
+    assert segmenter.background is None
+    with pytest.raises(InputError, match="foreground weighs labels against a background"):
+        segmenter(data[0].image())
+
+
 def test_the_best_of_a_curve_with_gaps():
     points = [Point(1, 0.1, math.nan), Point(1, 0.2, 0.5), Point(1, 0.3, 0.5)]
     assert best_point(points).threshold == 0.2

@@ -258,11 +258,41 @@ def test_a_definition_has_the_voice_of_a_word(make):
         ({"refine": -1}, "refine says how many times"),
         ({"refine_dilations": (0,)}, "refine_dilations must be different distances"),
         ({"foreground": 1.5}, "foreground must be a share"),
+        # Other types.
+        ({"scales": 1.5}, "scales must be .* got 1.5"),
+        ({"scales": "0.75,1"}, "scales must be .* got '0.75,1'"),
+        ({"scales": [1, None]}, r"scales must be .* got \[1, None\]"),
+        ({"scales": np.ones((1, 1))}, "scales must be"),
+        ({"refine": 2.5}, "refine says .* got 2.5"),
+        ({"refine": "3"}, "refine says .* got '3'"),
+        ({"refine": None}, "refine says .* got None"),
+        ({"refine_dilations": 4}, "refine_dilations must be .* got 4"),
+        ({"refine_dilations": (1.5,)}, r"refine_dilations must be .* got \(1.5,\)"),
+        ({"foreground": "0.8"}, "foreground must be .* got '0.8'"),
+        ({"flip": "no"}, "flip must be True or False, got 'no'"),
+        ({"normalize_prompts": None}, "normalize_prompts must be True or False, got None"),
+        ({"templates": None}, "templates must be .* got None"),
+        ({"labels": {"cat": None}}, "what else 'cat' is called"),
+        ({"labels": 5}, "labels must be text"),
+        ({"background": "0.9"}, "background must be a score .* got '0.9'"),
+        ({"temperature": None}, "temperature must be a number above 0, got None"),
+        ({"top_k": 2.5}, "top_k must be a whole number of at least 1, got 2.5"),
+        ({"batch_size": None}, "batch_size must be a whole number"),
+        ({"window": "16"}, "window must be a multiple .* got '16'"),
+        ({"window": 16, "stride": 4.0}, "stride must be a whole number of pixels, got 4.0"),
     ],
 )
 def test_arguments_that_cannot_be_used(make, bad, message):
     with pytest.raises(InputError, match=message):
         make(**bad)
+
+
+def test_numbers_from_numpy(make):
+    options = {"scales": np.array([1, 1.5], np.float32), "refine": np.int64(2), "refine_dilations": np.array([1, 2])}
+    segmenter = make(**options, flip=np.True_, foreground=np.float32(0.3))
+    assert (segmenter.scales, segmenter.refine, segmenter.refine_dilations) == ((1.0, 1.5), 2, (1, 2))
+    plain = make(scales=(1.0, 1.5), refine=2, refine_dilations=(1, 2), flip=True, foreground=float(np.float32(0.3)))
+    np.testing.assert_array_equal(segmenter(picture()).label_map, plain(picture()).label_map)
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def test_memory_of_a_photo():
     assert peak < 170 * 2**20
 
 
-@pytest.mark.parametrize(("times", "dilations"), [(-1, (1,)), (1, ()), (1, (0, 1)), (1, (2, 2))])
+@pytest.mark.parametrize(("times", "dilations"), [(-1, (1,)), (2.5, (1,)), (1, ()), (1, (0, 1)), (1, (2, 2)), (1, 4)])
 def test_what_cannot_be_refined(times, dilations):
     with pytest.raises(InputError, match="refine"):
         refinement.check_refinement(times, dilations)
