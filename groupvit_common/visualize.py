@@ -267,8 +267,8 @@ _SYSTEM_FONTS = (
 )
 
 
-def _fit(entry: Entry, size: int, width: int | None = None) -> tuple[str, Font]:
-    """The name, cut to a bearable length or to `width` pixels, and a font that has its letters."""
+def _fit(entry: Entry, size: int, width: int | None = None, end: str = "") -> tuple[str, Font]:
+    """The name, cut to a bearable length or to `width` pixels, with `end`, which is never cut, and a font that has its letters."""
     width = _MAX_TEXT_EMS * size if width is None else width
     printable = "".join(c if c.isprintable() else " " for c in entry.name)
     without_accents = "".join(c for c in unicodedata.normalize("NFKD", printable) if not unicodedata.combining(c))
@@ -278,11 +278,11 @@ def _fit(entry: Entry, size: int, width: int | None = None) -> tuple[str, Font]:
         if found is not None:
             text, font = spelling, found
             break
-    if font.getlength(text) > width:
-        while text and font.getlength(text + "…") > width:
+    if font.getlength(text + end) > width:
+        while text and font.getlength(text + "…" + end) > width:
             text = text[:-1]
         text = text.rstrip() + "…"
-    return text, font
+    return text + end, font
 
 
 @lru_cache(maxsize=32)
@@ -342,13 +342,18 @@ _NARROWEST_CELL = 120
 
 
 def contact_sheet(
-    pictures: Iterable[tuple[str, Image.Image]], *, side: int = 256, columns: int | None = None
+    pictures: Iterable[tuple[str, Image.Image]],
+    *,
+    side: int = 256,
+    columns: int | None = None,
+    ends: Sequence[str] | None = None,
 ) -> Image.Image:
     """Many pictures at one glance on white, each made to fit `side` x `side` pixels if it is larger, its name under it.
 
     Args:
         pictures: names and pictures, in order. They are taken one by one and only kept small.
         columns: as many in a row. None: about as many as rows.
+        ends: for each picture what stands behind its name and is not cut where the name is.
 
     Raises:
         InputError: there are no pictures, or `side` or `columns` are below 1.
@@ -374,12 +379,14 @@ def contact_sheet(
         _PAPER,
     )
     draw = ImageDraw.Draw(canvas)
+    endings = iter([""] * len(cells) if ends is None else ends)
     y = _CELL_GAP
     for row, height in zip(rows, heights, strict=True):
         for column, (name, small) in enumerate(row):
+            end = next(endings)
             x = _CELL_GAP + column * (width + _CELL_GAP)
             canvas.paste(small, (x, y + height - small.height))
-            text, font = _fit(Entry(None, name, "?"), size, width)
+            text, font = _fit(Entry(None, name, "?"), size, width, end)
             draw.text((x, y + height + _CELL_GAP // 2), text, fill=_INK, font=font)
         y += height + line + _CELL_GAP
     return canvas
@@ -542,10 +549,11 @@ def similarity_sheet(image: Image.Image, details: Details) -> Image.Image:
     small = image.copy()
     small.thumbnail((_HEAT_SIDE, _HEAT_SIDE))
     panels = [
-        (f"{name} (at most {values.max():.2f})", heat_map(small, values, low, high))
+        (name, heat_map(small, values, low, high))
         for name, values in zip(details.labels, details.similarity, strict=True)
     ]
-    drawn = contact_sheet(panels, side=_HEAT_SIDE)
+    highest = [f" (at most {values.max():.2f})" for values in details.similarity]
+    drawn = contact_sheet(panels, side=_HEAT_SIDE, ends=highest)
     font, line = _default_font(14), 14
     canvas = Image.new("RGB", (drawn.width, drawn.height + 3 * line), _PAPER)
     canvas.paste(drawn, (0, 0))

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from groupvit_common import cli, visualize
 from groupvit_common.config import GroupViTConfig
@@ -311,6 +311,19 @@ def test_contact_sheet_holds_every_picture_small():
         assert np.abs(np.ptp(at, axis=0) + 1 - [50, 100]).max() <= 1
     one_row = visualize.contact_sheet(pictures, side=100, columns=9)
     assert one_row.width > 7 * 100 > one_row.height
+
+
+def test_a_narrow_sheet_of_similarities_cuts_names_and_no_number(monkeypatch):
+    written = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda draw, at, text, **options: written.append((text, options)))
+    similarity = np.stack([np.full((6, 2), value, np.float32) for value in (0.25, 0.5)])
+    names = ("green armchair in the garden", "cat")
+    visualize.similarity_sheet(Image.new("RGB", (20, 60)), Details((), names, similarity))
+    (long, options), (short, _) = written[:2]
+    assert long.startswith("g")
+    assert long.endswith("… (at most 0.25)")
+    assert options["font"].getlength(long) <= visualize._NARROWEST_CELL
+    assert short == "cat (at most 0.50)"
 
 
 # ---- what the models see ----
