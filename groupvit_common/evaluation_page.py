@@ -127,6 +127,23 @@ def _pictures(folder: Path) -> dict[str, dict[str, Any]]:
 # ---- segmentation ----
 
 
+def _about_classes(settings: Mapping[str, Any]) -> str:
+    """What the table of classes shows. The oracle names hard groups of one look: a bound only for masks made of these alone."""
+    is_bound = (
+        settings.get("assignment") == "hard"
+        and settings.get("window") is None
+        and not settings.get("flip")
+        and len(settings.get("scales") or [1]) == 1
+        and not settings.get("refine")
+        and settings.get("foreground") is None
+    )
+    return "Over all pictures. The oracle gives each group its best label: " + (
+        "what is lost beyond it is lost by naming groups."
+        if is_bound
+        else "it is about the groups, and no bound for these masks, which are made of more than one group a pixel."
+    )
+
+
 def _segmentation(
     record: Mapping[str, Any],
     journal: Mapping[str, Mapping[str, Any]],
@@ -150,7 +167,7 @@ def _segmentation(
     return [
         _Section(
             "Classes",
-            "Over all pictures. The oracle gives each group its best label: what is lost beyond it is lost by naming groups.",
+            _about_classes(record.get("settings", {})),
             columns=[
                 _Column("class", [each["name"] for each in classes]),
                 _Column("IoU", [each["iou"] for each in classes], True),

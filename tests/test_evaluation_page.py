@@ -15,7 +15,7 @@ from groupvit_common.data.classification_sets import open_classification_set
 from groupvit_common.data.segmentation_sets import open_sets
 from groupvit_common.errors import InputError
 from groupvit_common.evaluation import Options, Settings, evaluate_classification, evaluate_segmentation
-from groupvit_common.evaluation_page import PAGE, _by_turns, write_page
+from groupvit_common.evaluation_page import PAGE, _about_classes, _by_turns, write_page
 from groupvit_common.evaluation_report import record_of, write_results
 from groupvit_common.metrics import confusion_matrix, mean_iou
 from groupvit_common.visualize import label_colours
@@ -261,3 +261,22 @@ def test_the_command_writes_a_page(tmp_path, capsys):
     assert f"{record['mean_iou']:.1%}" in page.text
     assert sorted(page.order) == ["000000", "000001", "000002"]
     assert {alt.split(":")[0] for alt in page.pictures} == {"picture", "truth", "found", "wrong"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_bound"),
+    [
+        ({}, True),
+        ({"assignment": "soft"}, False),
+        ({"window": 32}, False),
+        ({"flip": True}, False),
+        ({"scales": [1.0, 1.5]}, False),
+        ({"refine": 2}, False),
+        ({"foreground": 0.8}, False),
+    ],
+)
+def test_the_oracle_is_called_a_bound_only_for_masks_of_hard_groups(changes, is_bound):
+    settings = {"assignment": "hard", "window": None, "flip": False, "scales": [1.0], "refine": 0, "foreground": None}
+    assert ("lost by naming" in _about_classes({**settings, **changes})) == is_bound
+    # Settings that nobody noted promise nothing.
+    assert "lost by naming" not in _about_classes({})
