@@ -355,7 +355,12 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
         help="hard: a pixel takes the label of its largest group; soft: labels are weighted by the groups in a pixel "
         "(default: as the model was trained, else hard)",
     )  # fmt: skip
-    add("--top-k", type=_count, metavar="K", help="only the K labels that are most like the whole picture may appear")
+    add(
+        "--top-k",
+        type=_count,
+        metavar="K",
+        help="only the K labels most like the whole picture may appear; each window, scale and mirrored picture ranks its own",
+    )
     add("--temperature", type=_positive, metavar="T", help="above 1 scores are less sure, below surer (default: 1)")
     add("--batch-size", type=_count, metavar="N", help="pictures or windows of one size at once (default: 8)")
     add(
@@ -374,7 +379,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
 
 # What `_add_how` and `_add_what` know of the `Segmenter`'s options.
 _HOW = ("background", "assignment", "top_k", "temperature", "batch_size", "shorter_side", "window", "stride", "flip", "scales",
-        "refine", "foreground", "templates", "synonyms")  # fmt: skip
+        "refine", "refine_dilations", "foreground", "templates", "synonyms")  # fmt: skip
 
 
 def _how(options: argparse.Namespace) -> dict[str, Any]:
@@ -399,6 +404,10 @@ def _add_masks(group: Any) -> None:
         metavar="TIMES",
         help="let labels follow the picture's edges (PAMR), so many times, such as 10",
     )
+    add(
+        "--refine-dilations", type=_distances, metavar="A,B,...",
+        help="for --refine: how far from a pixel it looks, in pixels, such as 1,2,4 (default: 1,2,4,8,12,24)",
+    )  # fmt: skip
     add(
         "--foreground", type=_score, metavar="SHARE",
         help="a pixel is background unless labels that are none have this share (0 to 1) of all scores, such as 0.8",
@@ -464,6 +473,14 @@ def _scales(text: str) -> tuple[float, ...]:
     if len(set(scales)) < len(scales):
         raise argparse.ArgumentTypeError(f"{text!r} has a number twice")
     return scales
+
+
+def _distances(text: str) -> tuple[int, ...]:
+    """Different whole numbers of at least 1 with commas between, for argparse."""
+    distances = tuple(_count(part) for part in text.split(","))
+    if len(set(distances)) < len(distances):
+        raise argparse.ArgumentTypeError(f"{text!r} has a number twice")
+    return distances
 
 
 def _or_none(convert: Callable[[str], Any]) -> Callable[[str], Any]:

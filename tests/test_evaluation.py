@@ -612,12 +612,16 @@ def test_the_background_by_words(capsys, checkpoint, folder):
 
 def test_options_for_better_masks(capsys):
     options = ["--data", "scenes:1", "--limit", 2, "--model", "demo", "--backend", "torch", "--device", "cpu", "--json"]
-    masks = ["--flip", "--scales", "1,1.5", "--refine", 2, "--foreground", 0.7, "--synonyms", "max"]
+    masks = ["--flip", "--scales", "1,1.5", "--refine", 2, "--refine-dilations", "1,3"]
+    masks += ["--foreground", 0.7, "--synonyms", "max"]
     code, out, _ = run_cli(capsys, *options, *masks)
     assert code == 0
     record = json.loads(out)
-    chosen = {"flip": True, "scales": (1.0, 1.5), "refine": 2, "foreground": 0.7, "synonyms": "max"}
-    assert {name: record["settings"][name] for name in chosen} == {**chosen, "scales": [1.0, 1.5]}
+    chosen = {"flip": True, "scales": (1.0, 1.5), "refine": 2, "refine_dilations": (1, 3)}
+    chosen |= {"foreground": 0.7, "synonyms": "max"}
+    assert {name: record["settings"][name] for name in chosen} == {
+        **chosen, "scales": [1.0, 1.5], "refine_dilations": [1, 3],
+    }  # fmt: skip
     (data,) = open_sets("scenes:1", limit=2)
     base = TorchSegmenter.from_pretrained("demo", device="cpu")
     expected = evaluate_segmentation(replace(protocol_settings("native", data.kind), **chosen).segmenter(base, 8), data)
@@ -640,6 +644,13 @@ def test_bad_requests_are_told_in_one_line(capsys, arguments, message):
     assert (code, out) == (cli.BAD_INPUT, "")
     assert message in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("bad", ["1,0", "2,2", "1.5", ""])
+def test_bad_dilations(capsys, bad):
+    with pytest.raises(SystemExit):
+        run_cli(capsys, "--data", "scenes", "--refine-dilations", bad)
+    assert "argument --refine-dilations" in capsys.readouterr().err
 
 
 def test_keras_does_not_run_in_several_processes(capsys, monkeypatch):
