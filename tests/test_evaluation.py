@@ -18,12 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from groupvit_common import cli
-from groupvit_common.config import GroupViTConfig
 from groupvit_common.data.classification_sets import open_classification_set
 from groupvit_common.data.segmentation_sets import open_sets, voc_palette
 from groupvit_common.errors import InputError
@@ -39,7 +37,6 @@ from groupvit_common.evaluation import (
     protocol_settings,
 )
 from groupvit_common.evaluation_report import confusion_csv, confusion_picture, curve_picture, record_of, table
-from groupvit_common.image_processor import GroupViTImageProcessor
 from groupvit_common.metrics import (
     best_overlaps,
     confusion_matrix,
@@ -48,12 +45,10 @@ from groupvit_common.metrics import (
     oracle_confusion,
 )
 from groupvit_common.predictor import DEMO_MODEL
-from groupvit_common.processor import GroupViTProcessor
 from groupvit_common.prompts import parse_labels
-from groupvit_common.tokenizer import CLIPTokenizer
-from groupvit_torch.model import GroupViTModel
 from groupvit_torch.predictor import Segmenter as TorchSegmenter
 from tests.backends import BACKENDS
+from tests.checkpoints import random_checkpoint
 
 WORDS = ["background", "cat", "couch", "dog", "sofa"]
 SIZES = [(40, 56), (48, 40), (36, 36), (40, 56), (64, 40), (44, 44)]
@@ -63,35 +58,7 @@ EXACT = 1e-15
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A small random model whose groups differ, with a processor."""
-    torch.manual_seed(1)
-    tokenizer = CLIPTokenizer.train(
-        ["a photo of a cat, a couch, a sofa, a remote control and a dog."] * 9, 560, model_max_length=24
-    )
-    size = len(tokenizer)
-    model = GroupViTModel(
-        GroupViTConfig(
-            text_config={
-                "vocab_size": size, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
-                "num_attention_heads": 2, "max_position_embeddings": 24, "eos_token_id": size - 1,
-            },
-            vision_config={
-                "hidden_size": 32, "intermediate_size": 64, "depths": [1, 1], "num_hidden_layers": 2,
-                "num_group_tokens": [8, 0], "num_output_groups": [8, 8], "num_attention_heads": 2,
-                "image_size": 32, "patch_size": 4,
-            },
-            projection_dim=16, projection_intermediate_dim=32,
-        )
-    )  # fmt: skip
-    # Initial weights are so small that all groups are alike.
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.copy_(0.2 * torch.randn_like(parameter))
-    directory = tmp_path_factory.mktemp("evaluation") / "model"
-    model.save_pretrained(directory)
-    GroupViTProcessor(GroupViTImageProcessor(size=32, crop_size=32), tokenizer).save_pretrained(directory)
-    return directory
+    return random_checkpoint(tmp_path_factory.mktemp("evaluation") / "model", seed=1)
 
 
 @pytest.fixture(scope="module", params=sorted(BACKENDS))

@@ -11,16 +11,12 @@ from torch.nn import functional as F
 
 from benchmarks import mask_options
 from groupvit_common import refinement
-from groupvit_common.config import GroupViTConfig
 from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, make_scene
 from groupvit_common.errors import InputError
 from groupvit_common.evaluation import evaluate_segmentation, protocol_settings
-from groupvit_common.image_processor import GroupViTImageProcessor
-from groupvit_common.processor import GroupViTProcessor
 from groupvit_common.prompts import Label
-from groupvit_common.tokenizer import CLIPTokenizer
-from groupvit_torch.model import GroupViTModel
 from tests.backends import BACKENDS
+from tests.checkpoints import random_checkpoint
 
 LABELS, GROUNDS = ["cat", "couch, sofa", "dog"], ["remote control", "photo"]
 # Batches of other sizes multiply their matrices in another order, in float32; scores lie in 0..1. What is nearer than this is a tie.
@@ -31,35 +27,7 @@ MIRRORED = 0.99
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A small random model whose groups differ, with a processor."""
-    torch.manual_seed(3)
-    tokenizer = CLIPTokenizer.train(
-        ["a photo of a cat, a couch, a sofa, a remote control and a dog."] * 9, 560, model_max_length=24
-    )
-    size = len(tokenizer)
-    model = GroupViTModel(
-        GroupViTConfig(
-            text_config={
-                "vocab_size": size, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
-                "num_attention_heads": 2, "max_position_embeddings": 24, "eos_token_id": size - 1,
-            },
-            vision_config={
-                "hidden_size": 32, "intermediate_size": 64, "depths": [1, 1], "num_hidden_layers": 2,
-                "num_group_tokens": [8, 0], "num_output_groups": [8, 8], "num_attention_heads": 2,
-                "image_size": 32, "patch_size": 4,
-            },
-            projection_dim=16, projection_intermediate_dim=32,
-        )
-    )  # fmt: skip
-    # Initial weights are so small that all groups are alike.
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.copy_(0.2 * torch.randn_like(parameter))
-    directory = tmp_path_factory.mktemp("masks") / "model"
-    model.save_pretrained(directory)
-    GroupViTProcessor(GroupViTImageProcessor(size=32, crop_size=32), tokenizer).save_pretrained(directory)
-    return directory
+    return random_checkpoint(tmp_path_factory.mktemp("masks") / "model", seed=3)
 
 
 @pytest.fixture(scope="module", params=sorted(BACKENDS))
