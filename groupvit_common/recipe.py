@@ -147,8 +147,10 @@ class ObjectiveSettings:
     gumbel: bool = True
 
     def __post_init__(self) -> None:
-        weights = ("naming_weight", "claim_weight", "ungrouped_weight", "multi_label_weight", "paper_weight")
-        _check_least("objective", self, 0, *weights)
+        _check_least("objective", self, 0, "multi_label_weight", "paper_weight")
+        for name in ("naming_weight", "claim_weight", "ungrouped_weight"):
+            if getattr(self, name) < 0:
+                raise InputError(f"objective.{name} must be at least 0, got {getattr(self, name)}")
         _check_least("objective", self, 1, "claim_patches")
         if self.kind == "paper" and self.paper_weight:
             raise InputError(
