@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol, TypeVar
@@ -241,7 +242,7 @@ def evaluate_segmentation(
 
     Raises:
         InputError: a set with a background needs a threshold or words for it, one without must have neither; a file that cannot be
-            read; a folder with the journal of a run with other settings.
+            read, by whichever process; a folder with the journal of a run with other settings.
     """
     options, place = options or Options(), place or Alone()
     _look_for(segmenter, data, background_labels)
@@ -262,14 +263,15 @@ def evaluate_segmentation(
         todo = [index for index, name in enumerate(names) if name not in done][place.rank :: place.world]
         options.begin(len(done), len(names))
         started = time.perf_counter()
-        for sample, mask, found in _segmented(segmenter, data, todo):
-            if predictions is not None:
-                _save(data.prediction_image(found.label_map), _prediction_path(predictions, sample.name))
-            record = _record(sample.name, mask, found, data)
-            journal.add(record)
-            result.add(record)
-            result.timed += 1
-            options.progress(1)
+        with _told_to_all(place):
+            for sample, mask, found in _segmented(segmenter, data, todo):
+                if predictions is not None:
+                    _save(data.prediction_image(found.label_map), _prediction_path(predictions, sample.name))
+                record = _record(sample.name, mask, found, data)
+                journal.add(record)
+                result.add(record)
+                result.timed += 1
+                options.progress(1)
         result.seconds = time.perf_counter() - started
     every = place.all(result.numbers())
     if place.rank:
@@ -277,6 +279,19 @@ def evaluate_segmentation(
     for numbers in every[1:]:
         result.merge(numbers)
     return result
+
+
+@contextmanager
+def _told_to_all(place: Place) -> Iterator[None]:
+    """What one process cannot do, none can: all end with its error, where the others would wait for it."""
+    own: InputError | None = None
+    try:
+        yield
+    except InputError as error:
+        own = error
+    failures = [text for text in place.all("" if own is None else str(own)) if text]
+    if failures:
+        raise own or InputError(failures[0])
 
 
 def _look_for(segmenter: BaseSegmenter, data: SegmentationSet, background_labels: Sequence[Label]) -> None:
@@ -526,12 +541,13 @@ def calibrate(
         # Labels are weighed against a background that any of the thresholds is.
         segmenter.background = thresholds[0]
         segmenter.set_labels(data.labels, data.background_labels)
-        for _, image, mask in _ahead(samples, _read, 2):
-            for i, temperature in enumerate(temperatures):
-                segmenter.temperature = temperature
-                for j, label_map in enumerate(segmenter.threshold_maps(image, thresholds)):
-                    counts[i, j] += confusion_matrix(mask, label_map, classes)
-            progress(1)
+        with _told_to_all(place):
+            for _, image, mask in _ahead(samples, _read, 2):
+                for i, temperature in enumerate(temperatures):
+                    segmenter.temperature = temperature
+                    for j, label_map in enumerate(segmenter.threshold_maps(image, thresholds)):
+                        counts[i, j] += confusion_matrix(mask, label_map, classes)
+                progress(1)
     finally:
         segmenter.background, segmenter.temperature = own
     every = place.all(counts)
@@ -639,16 +655,17 @@ def evaluate_classification(
         options.begin(len(done), len(names))
         started = time.perf_counter()
         images = _ahead(todo, lambda picture: picture.image(), 2 * segmenter.batch_size)
-        for start in range(0, len(todo), segmenter.batch_size):
-            some = todo[start : start + segmenter.batch_size]
-            likely = segmenter.probabilities([next(images) for _ in some])[:, place_of]
-            best = np.argsort(-likely, axis=1, kind="stable")[:, :BEST]
-            for picture, ranked in zip(some, best.tolist(), strict=True):
-                record = {"name": picture.name, "truth": picture.truth, "best": ranked}
-                journal.add(record)
-                result.add(record)
-            result.timed += len(some)
-            options.progress(len(some))
+        with _told_to_all(place):
+            for start in range(0, len(todo), segmenter.batch_size):
+                some = todo[start : start + segmenter.batch_size]
+                likely = segmenter.probabilities([next(images) for _ in some])[:, place_of]
+                best = np.argsort(-likely, axis=1, kind="stable")[:, :BEST]
+                for picture, ranked in zip(some, best.tolist(), strict=True):
+                    record = {"name": picture.name, "truth": picture.truth, "best": ranked}
+                    journal.add(record)
+                    result.add(record)
+                result.timed += len(some)
+                options.progress(len(some))
         result.seconds = time.perf_counter() - started
     every = place.all(result.numbers())
     if place.rank:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from groupvit_common.config import GroupViTConfig
 from groupvit_common.data.settings import DataSettings
 from groupvit_common.errors import InputError
-from groupvit_common.settings import parse_change, read_settings, with_changes
+from groupvit_common.settings import changed, parse_change, read_settings, with_changes
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -38,7 +38,8 @@ class ModelSettings:
     `text_length`: tokens of the longest text.
 
     `init_from`: a checkpoint to start from (directory or name on the hub). Its configuration and tokenizer then hold, and of the
-    settings above only `image_size` (positions are interpolated), `drop_path` and the training ones count. `freeze`: parts that stay
+    settings above only `image_size` (positions are interpolated), `drop_path` and the training ones count; a run's saved recipe has its
+    `patch_size`, `depths` and `groups`. `freeze`: parts that stay
     as they are; `train_only`: the only parts that do not. Both name runs of components of the tensors' names: "text_model",
     "group_token", "vision_model.encoder.stages.0".
     """
@@ -475,6 +476,17 @@ def model_config(recipe: Recipe, vocab_size: int) -> GroupViTConfig:
         projection_intermediate_dim=settings.projection_width,
         logit_scale_init_value=math.log(settings.logit_scale),
         segmentation_assignment=segmentation_assignment(recipe),
+    )
+
+
+def of_checkpoint(recipe: Recipe, config: GroupViTConfig) -> Recipe:
+    """A recipe that starts from a checkpoint of this configuration, with what its batches and its objective must know of the model:
+    `patch_size`, `depths` and `groups` are the checkpoint's, whatever the recipe says."""
+    vision = config.vision_config
+    groups = [after for before, after in zip(vision.num_group_tokens, vision.num_output_groups, strict=True) if before]
+    return changed(
+        recipe,
+        {"model.patch_size": vision.patch_size, "model.depths": list(vision.depths), "model.groups": groups},
     )
 
 

@@ -21,26 +21,29 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from groupvit_common import run_state
-from groupvit_common.checkpoint import write_files, write_text
+from groupvit_common.checkpoint import CONFIG_NAME, WEIGHTS_NAME, find_weights, read_arrays, write_files, write_text
+from groupvit_common.config import GroupViTConfig
 from groupvit_common.data.captioned import Batch, CaptionedImages, SceneBatches, batches
 from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, Scene, make_scene
 from groupvit_common.data.segmentation_sets import SegmentationSet, open_sets
 from groupvit_common.errors import CheckpointError, GroupViTError, InputError
 from groupvit_common.evaluation import Place, Settings, default_protocol, evaluate_segmentation, protocol_settings
+from groupvit_common.hub import resolve
 from groupvit_common.image_processor import GroupViTImageProcessor
 from groupvit_common.metrics import confusion_matrix, mean_iou
 from groupvit_common.predictor import DEMO_MODEL
 from groupvit_common.processor import GroupViTProcessor
 from groupvit_common.prompts import Label
-from groupvit_common.recipe import EvaluationSettings, ModelSettings, Recipe, get_recipe
+from groupvit_common.recipe import EvaluationSettings, ModelSettings, Recipe, get_recipe, of_checkpoint
 from groupvit_common.run_log import duration
 from groupvit_common.run_state import Checkpoints, RunState
-from groupvit_common.settings import changed, to_table, to_toml
+from groupvit_common.settings import changed, read_settings, to_table, to_toml
 from groupvit_common.tokenizer import CLIPTokenizer
 
 MEASURES_NAME = "training.json"
 RECIPE_NAME = "recipe.toml"
 BAD_BATCH_NAME = "bad_batch.npz"
+MULTI_LABEL_SCALE = "multi_label_logit_scale"
 
 # A grouping that tells nothing: (nearly) one group for all patches, or the same map for every image.
 FEW_GROUPS = 1.5
@@ -200,6 +203,8 @@ class Run:
             raise InputError(
                 f"schedule.batch_size must be a multiple of the number of processes, got {recipe.schedule.batch_size} for {world}"
             )
+        if recipe.model.init_from:
+            recipe = of_checkpoint(recipe, GroupViTConfig.from_pretrained(checkpoint_to_start_from(recipe)))
         sets = open_evaluation(recipe.evaluation)
         directory = Path(out_dir)
         started = time.monotonic()
@@ -233,7 +238,7 @@ class Run:
             {int(level): value for level, value in values[name].items()} for name in ("untrained", "measured")
         )
         self.log(f"continuing from {path} at step {self.step}")
-        for name, old, new in _differences(values["recipe"], to_table(self.recipe)):
+        for name, old, new in _differences(_as_read_now(values["recipe"]), to_table(self.recipe)):
             self.log(f"{name} was {old!r} before, now {new!r}")
 
     @property
@@ -425,11 +430,17 @@ class Run:
         """Percent. Each process segments its share of the pictures, the first one sums, exactly."""
         for name, data, settings in self.sets:
             started = time.monotonic()
-            result = evaluate_segmentation(settings.segmenter(segmenter, _IMAGES_AT_ONCE), data, place=place)
+            self.of_sets = {key: value for key, value in self.of_sets.items() if key.partition("/")[2] != name}
+            try:
+                result = evaluate_segmentation(settings.segmenter(segmenter, _IMAGES_AT_ONCE), data, place=place)
+            except InputError as error:
+                # On every process alike. Days of training are worth more than one measurement.
+                self.log(f"step {self.step}: {name} is not measured, the run goes on: {error}")
+                continue
             if result is None:
                 continue
             scores = {f"{measure}/{name}": 100 * value for measure, value in result.scores().items()}
-            self.of_sets |= {name: value for name, value in scores.items() if math.isfinite(value)}
+            self.of_sets |= {key: value for key, value in scores.items() if math.isfinite(value)}
             seconds = time.monotonic() - started
             self.log(
                 f"step {self.step}: {name} {scores[f'mean_iou/{name}']:.1f} (mean IoU, %; {result.images} images, {duration(seconds)})"
@@ -522,6 +533,14 @@ def _silent(line: str) -> None:
     """The log of all processes but the first."""
 
 
+def _as_read_now(table: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The recipe of a checkpoint with the defaults of settings that are newer than it; as it is if it has others that are gone."""
+    try:
+        return to_table(read_settings(Recipe, table))
+    except InputError:
+        return table
+
+
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any, Any]]:
     for key in {**old, **new}:
         one, other = old.get(key), new.get(key)
@@ -576,6 +595,15 @@ def learnt(names: Collection[str], settings: ModelSettings) -> set[str]:
 def checkpoint_to_start_from(recipe: Recipe) -> str:
     """`model.init_from`, "demo" meaning the bundled checkpoint."""
     return str(DEMO_MODEL) if recipe.model.init_from == "demo" else recipe.model.init_from
+
+
+def multi_label_scale(source: str) -> float | None:
+    """The multi-label loss's temperature, as the logarithm of its factor, of a checkpoint that a run of this package wrote."""
+    files = (CONFIG_NAME, WEIGHTS_NAME)
+    for path, names in find_weights(resolve(source, patterns=files, required=files)).files.items():
+        if MULTI_LABEL_SCALE in names:
+            return float(dict(read_arrays(path, [MULTI_LABEL_SCALE]))[MULTI_LABEL_SCALE])
+    return None
 
 
 def start_processor(recipe: Recipe, captions: Sequence[str]) -> GroupViTProcessor:

@@ -21,10 +21,9 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from groupvit_common.checkpoint import CONFIG_NAME, WEIGHTS_NAME, find_weights, read_arrays
+from groupvit_common.checkpoint import find_weights, read_arrays
 from groupvit_common.config import GroupViTConfig
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.hub import resolve
 from groupvit_common.postprocess import MAX_LOGIT_SCALE
 from groupvit_common.processor import GroupViTProcessor
 from groupvit_common.recipe import (
@@ -32,14 +31,17 @@ from groupvit_common.recipe import (
     assigns_hard,
     decays,
     drop_path_rates,
+    get_recipe,
     learning_rate_at,
     mean_decay_at,
     model_config,
+    segmentation_assignment,
     wave_positions,
 )
 from groupvit_common.run_log import RunLog
 from groupvit_common.run_state import MODEL, Checkpoints, RunState, load
 from groupvit_common.training import (
+    MULTI_LABEL_SCALE,
     Evaluate,
     Run,
     TrainResult,
@@ -47,6 +49,7 @@ from groupvit_common.training import (
     collapse,
     grouping_measures,
     learnt,
+    multi_label_scale,
 )
 from groupvit_tf.checkpoint import canonical_variables, from_canonical, is_parameter, kind, to_canonical
 from groupvit_tf.chunks import carried_back, encoded
@@ -64,9 +67,6 @@ from groupvit_tf.loss import (
 )
 from groupvit_tf.model import GroupViTModel
 from groupvit_tf.predictor import Segmenter
-
-_FILES = (CONFIG_NAME, WEIGHTS_NAME)
-MULTI_LABEL_SCALE = "multi_label_logit_scale"
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -102,6 +102,8 @@ def train(
         GroupViTError: losses or gradients stopped being numbers.
     """
     place = here()
+    recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    _check(recipe, place)
     version = f"Keras {keras.__version__} on {keras.backend.backend()}"
     run = Run.begin(
         recipe,
@@ -116,7 +118,6 @@ def train(
         evaluate=evaluate,
     )
     recipe = run.recipe
-    _check(recipe, place)
     keras.utils.set_random_seed(recipe.run.seed)
     with place.scope():
         model, scale = start_model(recipe, run.processor)
@@ -161,6 +162,16 @@ def _check(recipe: Recipe, place: Place) -> None:
         raise InputError(
             "run.compile needs a single device with Keras: XLA does not compile a strategy's collectives; set it to false"
         )
+    _check_chunks(recipe)
+
+
+def _check_chunks(recipe: Recipe) -> None:
+    backend = keras.backend.backend()
+    if 0 < recipe.run.chunk_size < recipe.schedule.batch_size and backend != "tensorflow":
+        raise InputError(
+            f"run.chunk_size {recipe.run.chunk_size} asks for cached features, which Keras has on TensorFlow alone, not on "
+            f"{backend}: set it to 0, with gradient_checkpointing=true for memory, or use KERAS_BACKEND=tensorflow"
+        )
 
 
 # The model and what it learns
@@ -186,11 +197,8 @@ def start_model(recipe: Recipe, processor: GroupViTProcessor) -> tuple[GroupViTM
     if not source:
         return new_model(recipe, processor), None
     model = GroupViTModel.from_pretrained(source, dtype=_policy(recipe))
-    scale = None
-    for path, names in find_weights(resolve(source, patterns=_FILES, required=_FILES)).files.items():
-        if MULTI_LABEL_SCALE in names:
-            scale = float(dict(read_arrays(path, [MULTI_LABEL_SCALE]))[MULTI_LABEL_SCALE])
-    return at_size(model, recipe.model.image_size), scale
+    model.config.update({"segmentation_assignment": segmentation_assignment(recipe)})
+    return at_size(model, recipe.model.image_size), multi_label_scale(source)
 
 
 def at_size(model: GroupViTModel, image_size: int) -> GroupViTModel:
@@ -233,11 +241,7 @@ class Trainer(Model):
 
     def __init__(self, model: GroupViTModel, recipe: Recipe, multi_label_scale: float | None = None) -> None:
         super().__init__(name="trainer", dtype=model.dtype_policy)
-        if 0 < recipe.run.chunk_size < recipe.schedule.batch_size and keras.backend.backend() != "tensorflow":
-            raise InputError(
-                f"run.chunk_size {recipe.run.chunk_size} asks for cached features, which Keras has on TensorFlow alone, not on "
-                f"{keras.backend.backend()}: set it to 0, with gradient_checkpointing=true for memory, or use KERAS_BACKEND=tensorflow"
-            )
+        _check_chunks(recipe)
         self.model = model
         self.recipe = recipe
         self.assign_hard = assigns_hard(recipe, 0)

@@ -28,10 +28,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
-from groupvit_common.checkpoint import CONFIG_NAME, WEIGHTS_NAME, find_weights, read_arrays
+from groupvit_common.checkpoint import find_weights, read_arrays
 from groupvit_common.config import GroupViTConfig
 from groupvit_common.errors import CheckpointError
-from groupvit_common.hub import resolve
 from groupvit_common.postprocess import MAX_LOGIT_SCALE
 from groupvit_common.processor import GroupViTProcessor
 from groupvit_common.recipe import (
@@ -49,6 +48,7 @@ from groupvit_common.run_log import RunLog
 from groupvit_common.run_state import MODEL, find
 from groupvit_common.settings import changed
 from groupvit_common.training import (
+    MULTI_LABEL_SCALE,
     Evaluate,
     Feed,
     Run,
@@ -57,7 +57,9 @@ from groupvit_common.training import (
     collapse,
     grouping_measures,
     learnt,
+    multi_label_scale,
 )
+from groupvit_torch.chunks import Features, carried_back, encoded, random_state, set_random_state
 from groupvit_torch.data import Inputs, Tokens
 from groupvit_torch.distributed import Place, gather, num_replicas, process_group, project, replica_sum
 from groupvit_torch.layers import EncoderLayer
@@ -71,9 +73,6 @@ from groupvit_torch.loss import (
 )
 from groupvit_torch.model import GroupViTModel
 from groupvit_torch.predictor import Segmenter
-
-_FILES = (CONFIG_NAME, WEIGHTS_NAME)
-MULTI_LABEL_SCALE = "multi_label_logit_scale"
 
 # Dense bfloat16 and float16 operations a second by the makers' data sheets.
 _PEAK_TFLOPS = {
@@ -149,11 +148,7 @@ def start_model(recipe: Recipe, processor: GroupViTProcessor) -> tuple[GroupViTM
         return new_model(recipe, processor), None
     model = GroupViTModel.from_pretrained(source)
     model.config.update({"segmentation_assignment": segmentation_assignment(recipe)})
-    scale = None
-    for path, names in find_weights(resolve(source, patterns=_FILES, required=_FILES)).files.items():
-        if MULTI_LABEL_SCALE in names:
-            scale = float(dict(read_arrays(path, [MULTI_LABEL_SCALE]))[MULTI_LABEL_SCALE])
-    return at_size(model, recipe.model.image_size), scale
+    return at_size(model, recipe.model.image_size), multi_label_scale(source)
 
 
 @torch.no_grad()
@@ -168,9 +163,6 @@ def at_size(model: GroupViTModel, image_size: int) -> GroupViTModel:
     state["vision_model.embeddings.position_embeddings"] = model.vision_model.embeddings.positions(side, side)
     resized.load_state_dict(state)
     return resized.eval()
-
-
-Features = dict[str, Tensor]
 
 
 class Piece(NamedTuple):
@@ -526,53 +518,28 @@ def cached_backward(
     with respect to each; every piece once more, with the random state it had before, to carry that gradient on. Batch norm is in
     the projections, which come after the features and see all of them, in the second pass only. So nothing is approximate.
     """
-    pieces = module.pieces(inputs, chunk)
-    device = inputs.pixels.device
-    states: list[list[Tensor]] = []
-    encoded: list[Features] = []
+    pieces, device = module.pieces(inputs, chunk), inputs.pixels.device
     assignments: tuple[Tensor, ...] = ()
-    with torch.no_grad():
-        for piece in pieces:
-            states.append(_random_state(device))
-            features, seen = module.encode(piece, hard)
-            encoded.append(features)
-            assignments = assignments or seen
-    after = _random_state(device)
-    names = list(dict.fromkeys(name for features in encoded for name in features))
-    leaves = {name: torch.cat([f[name] for f in encoded if name in f]).requires_grad_() for name in names}
-    loss = module.compare(leaves, inputs)
-    scale: Callable[[Tensor], Tensor] = (lambda x: x) if scaler is None else scaler.scale
-    scale(loss).backward()
-    used = dict.fromkeys(names, 0)
-    for number, (piece, features) in enumerate(zip(pieces, encoded, strict=True)):
-        gradients = {}
-        for name, feature in features.items():
-            gradient = leaves[name].grad
-            if gradient is not None:
-                gradients[name] = gradient[used[name] : used[name] + len(feature)]
-            used[name] += len(feature)
-        last = number + 1 == len(pieces)
-        _set_random_state(states[number], device)
-        if last and wrapped is not None:
+
+    def encode(piece: Piece) -> Features:
+        nonlocal assignments
+        features, seen = module.encode(piece, hard)
+        assignments = assignments or seen
+        return features
+
+    def again(number: int, gradients: Features) -> Tensor:
+        replay = (pieces[number], gradients)
+        if wrapped is not None and number + 1 == len(pieces):
             # It waits for the gradient of every parameter, also of those that are complete.
-            surrogate, _ = wrapped(None, hard, (piece, gradients), touch=True)
-        else:
-            surrogate, _ = module(None, hard, (piece, gradients))
-        if surrogate.requires_grad:
-            surrogate.backward()
-    _set_random_state(after, device)
+            return cast(Tensor, wrapped(None, hard, replay, touch=True)[0])
+        return cast(Tensor, module(None, hard, replay)[0])
+
+    passed = encoded(encode, pieces, device)
+    leaves = passed.together()
+    loss = module.compare(leaves, inputs)
+    (loss if scaler is None else scaler.scale(loss)).backward()
+    carried_back(again, passed, {name: leaf.grad for name, leaf in leaves.items()}, device)
     return loss.detach(), assignments
-
-
-def _random_state(device: torch.device) -> list[Tensor]:
-    states = [torch.get_rng_state()]
-    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
-
-
-def _set_random_state(states: Sequence[Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states[0])
-    if device.type == "cuda" and len(states) > 1:
-        torch.cuda.set_rng_state(states[1], device)
 
 
 def step_flops(module: TrainingModule, inputs: Inputs) -> float:
@@ -749,7 +716,7 @@ class _Loop:
         return (stop or 15) if answers[0] else 0, answers[1] * self.place.world
 
     def _save(self) -> bool:
-        own = {"data": self.feed.state_dict(), "random": [_text(s) for s in _random_state(self.place.device)]}
+        own = {"data": self.feed.state_dict(), "random": [_text(s) for s in random_state(self.place.device)]}
         ranks = self.place.all(own)
         saved = self.place.all(self._write(ranks) if self.first else False)[0]
         self.saved = time.monotonic()
@@ -795,7 +762,7 @@ class _Loop:
         ranks = state.values["ranks"]
         # A run of Keras has none that PyTorch knows.
         if len(ranks) == self.place.world and "random" in ranks[self.place.rank]:
-            _set_random_state([_tensor(text) for text in ranks[self.place.rank]["random"]], self.place.device)
+            set_random_state([_tensor(text) for text in ranks[self.place.rank]["random"]], self.place.device)
 
 
 class _Saving:

@@ -90,7 +90,6 @@ with tensorflow_start_up():
 
 def test_the_two_backends_have_the_same_files_and_public_names() -> None:
     torch_files, tf_files = ({path.name for path in (ROOT / name).iterdir() if path.is_file()} for name in TWINS)
-    # What a graph needs besides to compute a tower in pieces (docs/architecture.md).
-    assert torch_files == tf_files - {"chunks.py"}
+    assert torch_files == tf_files
     code = "import groupvit_torch as a, groupvit_tf as b; print(sorted(set(a.__all__) ^ set(b.__all__)))"
     assert all(name.startswith("TF") for name in ast.literal_eval(run(code)))

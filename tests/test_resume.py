@@ -74,6 +74,24 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path):
     assert "schedule.steps was 6 before, now 8" in lines
 
 
+def test_settings_that_are_newer_than_a_checkpoint_had_their_defaults(tmp_path, monkeypatch):
+    train(tiny(weight_decay=0.1), tmp_path, log=quiet)
+    read = run_state.load
+
+    def older(path: Path) -> run_state.RunState:
+        state = read(path)
+        del state.values["recipe"]["objective"]["ungrouped_weight"], state.values["recipe"]["evaluation"]
+        return state
+
+    monkeypatch.setattr(run_state, "load", older)
+    lines: list[str] = []
+    train(tiny(weight_decay=0.2, steps=8), tmp_path, resume="auto", log=lines.append)
+    assert [line for line in lines if " before, now " in line] == [
+        "optimizer.weight_decay was 0.1 before, now 0.2",
+        "schedule.steps was 6 before, now 8",
+    ]
+
+
 def test_an_unfinished_run_is_not_overwritten_by_accident(tmp_path):
     recipe = tiny(log_every=1)
     with pytest.raises(Interrupted):

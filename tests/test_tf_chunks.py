@@ -234,9 +234,13 @@ def test_a_gradient_that_float16_cannot_hold_lowers_its_scale_and_leaves_no_trac
     assert all((state(trainer)[name] == value).all() for name, value in before.items())
 
 
-def test_other_backends_of_keras_refuse(monkeypatch):
+def test_other_backends_of_keras_refuse(monkeypatch, tmp_path):
     recipe = captions_recipe(chunk_size=3)
     model = GroupViTModel(small_config())
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
-    with pytest.raises(InputError, match=r"run.chunk_size 3 asks .* TensorFlow alone, not on jax: set it to 0"):
+    refused = r"run.chunk_size 3 asks .* TensorFlow alone, not on jax: set it to 0"
+    with pytest.raises(InputError, match=refused):
         K.Trainer(model, recipe)
+    with pytest.raises(InputError, match=refused):
+        K.train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

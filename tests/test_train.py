@@ -86,6 +86,24 @@ def test_a_run_repeats_itself_and_turns_hard_when_told(backend, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["segmentation_assignment"] == "hard"
 
 
+def test_what_a_checkpoint_says_of_the_model_holds_for_batches_too(backend, tmp_path):
+    """A recipe that starts from one need not repeat its patches and groups, and is saved with those that there are."""
+    run(backend, changed(SMALL, {"patch_size": 8, "hard_from": 1.0}), tmp_path / "first")
+    again = changed(
+        SMALL,
+        {
+            "init_from": str(tmp_path / "first"), "patch_size": 16, "groups": (64,), "depths": (6, 3), "hard_from": 0.0,
+            "mixed_quarters": True,
+        },
+    )  # fmt: skip
+    run(backend, again, tmp_path / "second")
+    saved = get_recipe(tmp_path / "second" / training.RECIPE_NAME).model
+    assert (saved.patch_size, saved.groups, saved.depths) == (8, SMALL.model.groups, SMALL.model.depths)
+    configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("first", "second")]
+    assert configs[0]["vision_config"] == configs[1]["vision_config"]
+    assert [config["segmentation_assignment"] for config in configs] == ["soft", "hard"]
+
+
 def test_a_folder_that_cannot_be_made_is_one_clear_error(backend, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot make the folder"):

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,11 +21,12 @@ from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, make_scene
 from groupvit_common.data.segmentation_sets import open_sets
 from groupvit_common.errors import InputError
 from groupvit_common.evaluation import evaluate_segmentation, protocol_settings
+from groupvit_common.predictor import DEMO_MODEL
 from groupvit_common.recipe import get_recipe
 from groupvit_common.run_state import Checkpoints, load
 from groupvit_common.settings import changed, to_toml
 from groupvit_common.training import Run, open_evaluation
-from tests.backends import Backend
+from tests.backends import BACKENDS, Backend
 from tests.training import quiet, tiny
 
 PICTURES = 5
@@ -106,9 +111,58 @@ def test_processes_share_the_pictures(backend, folder, tmp_path):
 
     second = run(1, send)
     assert second.of_sets == {}
-    first = run(0, lambda value: [value, *sent])
-    assert [value[3] for value in sent] == [2]  # pictures
+    failure, numbers = sent
+    assert (failure, numbers[3]) == ("", 2)  # pictures
+    first = run(0, lambda value: [value, sent.pop(0)])
     assert first.of_sets == pytest.approx(measured(model, folder, backend), abs=1e-9)
+
+
+def test_a_picture_that_cannot_be_read_costs_a_measurement_and_no_run(backend, folder, tmp_path):
+    """What was measured before is not told again as if it were of now."""
+    mine = tmp_path / "set"
+    shutil.copytree(folder, mine)
+    recipe = tiny(**{"evaluation.data": (f"folder:{mine}",), "evaluation.protocol": "native", "evaluate_every": 3})
+    lines: list[str] = []
+
+    def log(line: str) -> None:
+        lines.append(line)
+        if "mean IoU, %; 5 images" in line:
+            (mine / "images" / "2.png").write_bytes(b"no picture")
+
+    result = train(backend)(recipe, tmp_path / "run", log=log)
+    assert len(result.losses) == 6
+    (told,) = [line for line in lines if "not measured" in line]
+    assert re.match(r"step 6: folder is not measured, the run goes on: .*2\.png", told)
+    assert json.loads((tmp_path / "run" / "training.json").read_text())["sets"] == {}
+
+
+def test_what_one_process_cannot_read_ends_all(folder, tmp_path):
+    """In the same words, where the others would wait for its numbers."""
+    mine = tmp_path / "set"
+    shutil.copytree(folder, mine)
+    (mine / "masks" / "1.png").write_bytes(b"no picture")
+    (data,) = open_sets(f"folder:{mine}")
+    group, gathered = threading.Barrier(2), [["", ""] for _ in range(9)]
+
+    def evaluate(rank: int) -> str:
+        calls = iter(gathered)
+
+        def every(value: Any) -> list[Any]:
+            values = next(calls)
+            values[rank] = value
+            group.wait(timeout=60)
+            return values
+
+        segmenter = segmenter_of(DEMO_MODEL, BACKENDS["torch"]())
+        place = SimpleNamespace(rank=rank, world=2, all=every)
+        with pytest.raises(InputError) as failure:
+            evaluate_segmentation(protocol_settings("native", "folder").segmenter(segmenter, 8), data, place=place)
+        return str(failure.value)
+
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(evaluate, range(2))
+    assert first == second
+    assert "1.png" in first
 
 
 def test_a_set_that_is_not_there_is_told_before_anything_is_made(backend, tmp_path):
