@@ -421,16 +421,16 @@ def mean_scores(
     looks: Sequence[Look], size: tuple[int, int], *, assignment: Assignment = "hard", threshold: float | None = None
 ) -> Floats:
     """Scores of one picture, the mean over looks (point 6 above): `[C, H, W]` at `size` = (H, W)."""
-    total: Floats | None = None
+    labels, dtype = looks[0].affinity.shape[2], looks[0].affinity.dtype
+    total = np.zeros((labels + (threshold is not None), *size), dtype)
     for look in looks:
         parts = window_scores(
             look.affinity, look.grouping, look.windows, size, assignment=assignment, threshold=threshold
         )
-        scores = np.concatenate([part for _, part in parts], axis=1)
-        scores = scores[:, :, ::-1] if look.mirrored else scores
-        total = scores if total is None else total + scores
-    assert total is not None, "a picture is looked at once at least"
-    return total / len(looks)
+        for rows, scores in parts:
+            total[:, rows] += scores[:, :, ::-1] if look.mirrored else scores
+    total /= len(looks)
+    return total
 
 
 def label_looks(
@@ -463,23 +463,28 @@ def label_looks(
 
     extra = threshold is not None
     channel_values = np.concatenate([[0], values[used]]) if extra else values[used]
-    is_foreground = np.concatenate([[False], ~hidden[used]]) if extra else ~hidden[used]
+    wanted = of_groups = None
+    if foreground is not None:
+        of_groups = (~hidden, foreground)
+        wanted = (np.concatenate([[False], ~hidden[used]]) if extra else ~hidden[used], foreground)
     label_map: Indices = np.empty(size, dtype=index_dtype(labels + 1))
     for y, row in enumerate(interpolated_rows(scores, size)):
-        label_map[y] = _chosen(row, channel_values, is_foreground, foreground)
-    group_values = np.concatenate([_group_values(a, values, threshold, ~hidden, foreground) for a in first.affinity])
+        label_map[y] = _chosen(row, channel_values, wanted)
+    group_values = np.concatenate([_group_values(a, values, threshold, of_groups) for a in first.affinity])
     return PixelLabels(label_map, group_windows(first.grouping, first.windows, size), group_values)
 
 
-def _chosen(
-    scores: Floats, values: Integers, is_foreground: npt.NDArray[np.bool_] | None, foreground: float | None
-) -> Integers:
+Foreground = tuple[npt.NDArray[np.bool_], float]  # which channels `[C]`, and the share of the scores that they need
+
+
+def _chosen(scores: Floats, values: Integers, foreground: Foreground | None = None) -> Integers:
     """The label map's value for each of n places, of scores `[C, n]` and the channels' values `[C]` (point 8 above)."""
-    if foreground is None or is_foreground is None:
+    if foreground is None:
         return values[scores.argmax(axis=0)]
-    wanted = scores[is_foreground]
-    enough = wanted.sum(axis=0) >= foreground * scores.sum(axis=0)
-    return np.where(enough, values[is_foreground][wanted.argmax(axis=0)], 0)
+    channels, share = foreground
+    wanted = scores[channels]
+    enough = wanted.sum(axis=0) >= share * scores.sum(axis=0)
+    return np.where(enough, values[channels][wanted.argmax(axis=0)], 0)
 
 
 def group_windows(grouping: Floats, windows: Windows, size: tuple[int, int]) -> Indices:
@@ -514,14 +519,10 @@ def label_similarity(
 
 
 def _group_values(
-    affinity: Floats,
-    values: Integers,
-    threshold: float | None,
-    is_foreground: npt.NDArray[np.bool_] | None = None,
-    foreground: float | None = None,
+    affinity: Floats, values: Integers, threshold: float | None, foreground: Foreground | None = None
 ) -> Integers:
     """The label map's value of each group `[G]`, from its affinity `[G, L]` and the values of the labels `[L]`."""
-    of_groups = _chosen(affinity.T, values, is_foreground, foreground)
+    of_groups = _chosen(affinity.T, values, foreground)
     if threshold is not None:
         of_groups[affinity.max(axis=1) < min(threshold, affinity.max())] = 0
     return of_groups

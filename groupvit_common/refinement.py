@@ -38,6 +38,9 @@ WIDTH = 0.1
 SMALLEST = 1e-8
 """Where all neighbours are alike their standard deviation is zero."""
 
+LABELS_AT_ONCE = 32
+"""Labels are refined one by one, so many of them in memory besides the scores."""
+
 # Scores computed at once (1 MiB in float32): with the kernel's rows they stay in a core's cache.
 _STRIP_VALUES = 1 << 18
 
@@ -53,22 +56,32 @@ def check_refinement(times: int, dilations: Sequence[int]) -> None:
         )
 
 
-def places(dilations: Sequence[int]) -> list[tuple[int, int]]:
-    """Rows and columns from a pixel to its neighbours, K of them."""
+def refinement_reach(dilations: Sequence[int], size: tuple[int, int]) -> tuple[int, list[tuple[int, int]]]:
+    """How far the neighbours of a picture's pixels are at most, and the rows and columns to each of them, K in number."""
     around = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
-    return [(d * y, d * x) for d in dilations for y, x in around]
+    # From a side's length on, all neighbours are the border's pixels.
+    near = [min(d, max(size)) for d in dilations]
+    return max(near), [(d * y, d * x) for d in near for y, x in around]
 
 
 def refine(scores: Floats, picture: Floats, times: int = TIMES, dilations: Sequence[int] = DILATIONS) -> Floats:
     """Scores `[L, h, w]` of the labels, refined by the picture `[C, h, w]`, in the scores' dtype."""
-    kernel = pixel_affinity(picture.astype(scores.dtype, copy=False), dilations)
-    reach, width = max(dilations), scores.shape[2]
+    kernel, result = pixel_affinity(picture.astype(scores.dtype, copy=False), dilations), np.empty_like(scores)
+    for start in range(0, len(scores), LABELS_AT_ONCE):
+        some = slice(start, start + LABELS_AT_ONCE)
+        result[some] = _refined(scores[some], kernel, times, dilations)
+    return result
+
+
+def _refined(scores: Floats, kernel: Floats, times: int, dilations: Sequence[int]) -> Floats:
+    height, width = scores.shape[1:]
+    reach, neighbours = refinement_reach(dilations, (height, width))
     for _ in range(times):
         padded, refined = _padded(scores, reach), np.zeros_like(scores)
-        for top, bottom in refinement_strips(len(scores), scores.shape[1:]):
+        for top, bottom in refinement_strips(len(scores), (height, width)):
             total = refined[:, top:bottom]
             product = np.empty_like(total)
-            for k, (y, x) in zip(kernel[:, top:bottom], places(dilations), strict=True):
+            for k, (y, x) in zip(kernel[:, top:bottom], neighbours, strict=True):
                 neighbour = padded[:, reach + y + top : reach + y + bottom, reach + x : reach + x + width]
                 total += np.multiply(k, neighbour, out=product)
         scores = refined
@@ -77,17 +90,17 @@ def refine(scores: Floats, picture: Floats, times: int = TIMES, dilations: Seque
 
 def pixel_affinity(picture: Floats, dilations: Sequence[int] = DILATIONS) -> Floats:
     """The a_ij of a picture `[C, h, w]`: `[K, h, w]`, for each pixel a sum of 1."""
-    padded, count = _padded(picture, max(dilations)), 9 * len(dilations)
+    neighbours, count = _neighbours(picture, dilations), 9 * len(dilations)
     # The pixel itself counts once for each dilation.
     mean = len(dilations) * picture
-    for neighbour in _neighbours(padded, dilations):
+    for neighbour in neighbours:
         mean += neighbour
     mean /= count
     square = len(dilations) * np.square(picture - mean)
-    for neighbour in _neighbours(padded, dilations):
+    for neighbour in neighbours:
         square += np.square(neighbour - mean)
     scale = SMALLEST + WIDTH * np.sqrt(square / (count - 1))
-    kernel = np.stack([(np.abs(picture - j) / -scale).mean(axis=0) for j in _neighbours(padded, dilations)])
+    kernel = np.stack([(np.abs(picture - neighbour) / -scale).mean(axis=0) for neighbour in neighbours])
     np.exp(kernel - kernel.max(axis=0), out=kernel)
     kernel /= kernel.sum(axis=0)
     return kernel
@@ -97,12 +110,12 @@ def _padded(maps: Floats, reach: int) -> Floats:
     return np.pad(maps, ((0, 0), (reach, reach), (reach, reach)), mode="edge")
 
 
-def _neighbours(padded: Floats, dilations: Sequence[int]) -> Iterator[Floats]:
-    """The picture as each of its neighbours has it."""
-    reach = max(dilations)
-    height, width = (side - 2 * reach for side in padded.shape[1:])
-    for y, x in places(dilations):
-        yield padded[:, reach + y : reach + y + height, reach + x : reach + x + width]
+def _neighbours(picture: Floats, dilations: Sequence[int]) -> list[Floats]:
+    """The picture `[C, h, w]` as each of its pixels' K neighbours has it."""
+    height, width = picture.shape[1:]
+    reach, neighbours = refinement_reach(dilations, (height, width))
+    padded = _padded(picture, reach)
+    return [padded[:, reach + y : reach + y + height, reach + x : reach + x + width] for y, x in neighbours]
 
 
 def refinement_strips(labels: int, size: tuple[int, int]) -> Iterator[tuple[int, int]]:

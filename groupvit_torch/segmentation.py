@@ -26,7 +26,15 @@ from groupvit_common.postprocess import (
     linear_taps,
     strips,
 )
-from groupvit_common.refinement import DILATIONS, SMALLEST, TIMES, WIDTH, places, refinement_strips
+from groupvit_common.refinement import (
+    DILATIONS,
+    LABELS_AT_ONCE,
+    SMALLEST,
+    TIMES,
+    WIDTH,
+    refinement_reach,
+    refinement_strips,
+)
 
 
 def grouping_map(assignments: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
@@ -209,16 +217,15 @@ def mean_scores(
     looks: Sequence[Look], size: tuple[int, int], *, assignment: Assignment = "hard", threshold: float | None = None
 ) -> Tensor:
     """Scores of one picture, the mean over looks of tensors: `[C, H, W]` at `size` = (H, W)."""
-    total: Tensor | None = None
+    affinity: Tensor = looks[0].affinity
+    total = affinity.new_zeros(affinity.shape[2] + (threshold is not None), *size)
     for look in looks:
         parts = window_scores(
             look.affinity, look.grouping, look.windows, size, assignment=assignment, threshold=threshold
         )
-        scores = torch.cat([part for _, part in parts], dim=1)
-        scores = scores.flip(2) if look.mirrored else scores
-        total = scores if total is None else total.add_(scores)
-    assert total is not None, "a picture is looked at once at least"
-    return total / len(looks)
+        for rows, scores in parts:
+            total[:, rows] += scores.flip(2) if look.mirrored else scores
+    return total.div_(len(looks))
 
 
 def label_looks(
@@ -251,25 +258,35 @@ def label_looks(
     if times:
         scores = refine(scores, pixels, times, dilations)
 
-    channel_values, is_foreground = values[used], ~hidden[used]
-    if threshold is not None:
-        channel_values, is_foreground = F.pad(channel_values, (1, 0)), F.pad(is_foreground, (1, 0))
+    channel_values = values[used] if threshold is None else F.pad(values[used], (1, 0))
+    wanted = of_groups = None
+    if foreground is not None:
+        of_groups = (~hidden, foreground)
+        wanted = (~hidden[used] if threshold is None else F.pad(~hidden[used], (1, 0)), foreground)
     label_map: Indices = np.empty(size, dtype=index_dtype(labels + 1))
     for rows, strip in interpolated_strips(scores, size):
-        label_map[rows] = _chosen(strip, channel_values, is_foreground, foreground).cpu().numpy()
-    group_values = torch.cat([_group_values(a, values, threshold, ~hidden, foreground) for a in first.affinity])
+        label_map[rows] = _chosen(strip, channel_values, wanted).cpu().numpy()
+    group_values = torch.cat([_group_values(a, values, threshold, of_groups) for a in first.affinity])
     return PixelLabels(label_map, _group_windows(first.grouping, first.windows, size), group_values.cpu().numpy())
 
 
 def refine(scores: Tensor, picture: Tensor, times: int = TIMES, dilations: Sequence[int] = DILATIONS) -> Tensor:
     """Scores `[L, h, w]` of the labels, refined by the picture `[C, h, w]` (`groupvit_common.refinement`), in the scores' dtype."""
-    kernel = pixel_affinity(picture.to(scores.dtype), dilations)
-    reach, (height, width) = max(dilations), scores.shape[1:]
+    kernel, result = pixel_affinity(picture.to(scores.dtype), dilations), torch.empty_like(scores)
+    for start in range(0, len(scores), LABELS_AT_ONCE):
+        some = slice(start, start + LABELS_AT_ONCE)
+        result[some] = _refined(scores[some], kernel, times, dilations)
+    return result
+
+
+def _refined(scores: Tensor, kernel: Tensor, times: int, dilations: Sequence[int]) -> Tensor:
+    height, width = scores.shape[1:]
+    reach, neighbours = refinement_reach(dilations, (height, width))
     whole = scores.device.type != "cpu"
     for _ in range(times):
         padded, refined = _padded(scores, reach), torch.zeros_like(scores)
         for top, bottom in [(0, height)] if whole else refinement_strips(len(scores), (height, width)):
-            for k, (y, x) in zip(kernel[:, top:bottom], places(dilations), strict=True):
+            for k, (y, x) in zip(kernel[:, top:bottom], neighbours, strict=True):
                 neighbour = padded[:, reach + y + top : reach + y + bottom, reach + x : reach + x + width]
                 refined[:, top:bottom].addcmul_(k, neighbour)
         scores = refined
@@ -278,28 +295,27 @@ def refine(scores: Tensor, picture: Tensor, times: int = TIMES, dilations: Seque
 
 def pixel_affinity(picture: Tensor, dilations: Sequence[int] = DILATIONS) -> Tensor:
     """How alike each pixel of a picture `[C, h, w]` and its neighbours are: `[K, h, w]`, for each pixel a sum of 1."""
-    padded, count = _padded(picture, max(dilations)), 9 * len(dilations)
+    neighbours, count = _neighbours(picture, dilations), 9 * len(dilations)
     mean = len(dilations) * picture
-    for neighbour in _neighbours(padded, dilations):
+    for neighbour in neighbours:
         mean += neighbour
     mean /= count
     square = len(dilations) * (picture - mean).square()
-    for neighbour in _neighbours(padded, dilations):
+    for neighbour in neighbours:
         square += (neighbour - mean).square()
     scale = SMALLEST + WIDTH * (square / (count - 1)).sqrt()
-    kernel = [((picture - neighbour).abs() / -scale).mean(0) for neighbour in _neighbours(padded, dilations)]
-    return torch.stack(kernel).softmax(0)
+    return torch.stack([((picture - neighbour).abs() / -scale).mean(0) for neighbour in neighbours]).softmax(0)
 
 
 def _padded(maps: Tensor, reach: int) -> Tensor:
     return F.pad(maps[None], (reach, reach, reach, reach), mode="replicate")[0]
 
 
-def _neighbours(padded: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:
-    reach = max(dilations)
-    height, width = (side - 2 * reach for side in padded.shape[1:])
-    for y, x in places(dilations):
-        yield padded[:, reach + y : reach + y + height, reach + x : reach + x + width]
+def _neighbours(picture: Tensor, dilations: Sequence[int]) -> list[Tensor]:
+    height, width = picture.shape[1:]
+    reach, neighbours = refinement_reach(dilations, (height, width))
+    padded = _padded(picture, reach)
+    return [padded[:, reach + y : reach + y + height, reach + x : reach + x + width] for y, x in neighbours]
 
 
 def _window_rows(
@@ -326,24 +342,24 @@ def _window_rows(
     return rows
 
 
-def _chosen(scores: Tensor, values: Tensor, is_foreground: Tensor | None, foreground: float | None) -> Tensor:
+Foreground = tuple[Tensor, float]  # which channels `[C]`, and the share of the scores that they need
+
+
+def _chosen(scores: Tensor, values: Tensor, foreground: Foreground | None = None) -> Tensor:
     """The label map's value for each of many places, of scores `[C, ...]` and the channels' values `[C]`."""
-    if foreground is None or is_foreground is None:
+    if foreground is None:
         return values[scores.max(0).indices]
-    wanted = scores[is_foreground]
-    enough = wanted.sum(0) >= foreground * scores.sum(0)
-    return values[is_foreground][wanted.max(0).indices].masked_fill(~enough, 0)
+    channels, share = foreground
+    wanted = scores[channels]
+    enough = wanted.sum(0) >= share * scores.sum(0)
+    return values[channels][wanted.max(0).indices].masked_fill(~enough, 0)
 
 
 def _group_values(
-    affinity: Tensor,
-    values: Tensor,
-    threshold: float | None,
-    is_foreground: Tensor | None = None,
-    foreground: float | None = None,
+    affinity: Tensor, values: Tensor, threshold: float | None, foreground: Foreground | None = None
 ) -> Tensor:
     """The label map's value of each group `[G]`, from its affinity `[G, L]` and the values of the labels `[L]`."""
-    of_groups = _chosen(affinity.T, values, is_foreground, foreground)
+    of_groups = _chosen(affinity.T, values, foreground)
     if threshold is None:
         return of_groups
     return of_groups.masked_fill(affinity.max(-1).values < min(threshold, float(affinity.max())), 0)

@@ -69,7 +69,7 @@ def blocks(rng, size):
     return coarse[:, : size[0], : size[1]] + 0.01 * rng.standard_normal((3, *size))
 
 
-@pytest.mark.parametrize("dilations", [(1,), (1, 2, 4), (3, 12)])
+@pytest.mark.parametrize("dilations", [(1,), (1, 2, 4), (3, 12), (2, 1000)])
 @pytest.mark.parametrize("size", [(9, 13), (1, 5), (12, 8)])
 def test_against_a_loop_over_pixels(ops, monkeypatch, size, dilations):
     rng = np.random.default_rng(size[0])
@@ -84,9 +84,14 @@ def test_against_a_loop_over_pixels(ops, monkeypatch, size, dilations):
 
 
 def test_numpy_and_torch_agree_on_a_larger_picture():
+    """And labels are refined one by one, however many there are."""
     rng = np.random.default_rng(4)
-    scores, picture = rng.random((5, 70, 90)), blocks(rng, (70, 90))
-    np.testing.assert_allclose(Torch.refine(scores, picture), refinement.refine(scores, picture), rtol=0, atol=FLOAT64)
+    scores, picture = rng.random((refinement.LABELS_AT_ONCE + 3, 70, 90)), blocks(rng, (70, 90))
+    refined = refinement.refine(scores, picture)
+    np.testing.assert_allclose(Torch.refine(scores, picture), refined, rtol=0, atol=FLOAT64)
+    for label in (0, refinement.LABELS_AT_ONCE, len(scores) - 1):
+        some = slice(label, label + 1)
+        np.testing.assert_allclose(refinement.refine(scores[some], picture), refined[some], rtol=0, atol=FLOAT64)
 
 
 def test_on_a_picture_of_one_colour_it_is_the_mean_of_the_neighbours(ops):
@@ -133,15 +138,18 @@ def test_normalised_pixels_serve_as_well_as_colours(ops):
     np.testing.assert_allclose(one, other, rtol=1e-3)
 
 
-def test_memory_of_a_photo():
-    """500 x 500 and 21 labels: the kernel is 46 MiB in float32, scores are 20 MiB, once more each while they change."""
+@pytest.mark.parametrize("labels", [21, 171])
+def test_memory_of_a_photo(labels):
+    """500 x 500: the kernel is 46 MiB in float32, once more while it is made; the result is as large as the scores, and those of some
+    labels are there twice more."""
     rng = np.random.default_rng(0)
-    scores, picture = rng.random((21, 500, 500), dtype=np.float32), rng.random((3, 500, 500), dtype=np.float32)
+    scores, picture = rng.random((labels, 500, 500), dtype=np.float32), rng.random((3, 500, 500), dtype=np.float32)
     tracemalloc.start()
     refinement.refine(scores, picture, 1)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 170 * 2**20
+    kernel = 8 * len(refinement.DILATIONS) * 500 * 500 * 4
+    assert peak < scores.nbytes + 2 * kernel + 3 * min(labels, refinement.LABELS_AT_ONCE) * 500 * 500 * 4
 
 
 @pytest.mark.parametrize(("times", "dilations"), [(-1, (1,)), (2.5, (1,)), (1, ()), (1, (0, 1)), (1, (2, 2)), (1, 4)])
