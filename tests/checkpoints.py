@@ -10,8 +10,8 @@ from groupvit_common.processor import GroupViTProcessor
 from groupvit_common.tokenizer import CLIPTokenizer
 
 
-def random_checkpoint(directory: Path, seed: int) -> Path:
-    """A small random model whose groups differ, with a processor, in `directory`."""
+def random_checkpoint(directory: Path, seed: int, groups: tuple[int, ...] = (8,)) -> Path:
+    """A small random model whose groups differ, with a processor, in `directory`; its grouping blocks leave `groups`."""
     torch = pytest.importorskip("torch")
     from groupvit_torch.model import GroupViTModel
 
@@ -19,7 +19,7 @@ def random_checkpoint(directory: Path, seed: int) -> Path:
     tokenizer = CLIPTokenizer.train(
         ["a photo of a cat, a couch, a sofa, a remote control and a dog."] * 9, 560, model_max_length=24
     )
-    size = len(tokenizer)
+    size, stages = len(tokenizer), len(groups) + 1
     model = GroupViTModel(
         GroupViTConfig(
             text_config={
@@ -27,8 +27,8 @@ def random_checkpoint(directory: Path, seed: int) -> Path:
                 "num_attention_heads": 2, "max_position_embeddings": 24, "eos_token_id": size - 1,
             },
             vision_config={
-                "hidden_size": 32, "intermediate_size": 64, "depths": [1, 1], "num_hidden_layers": 2,
-                "num_group_tokens": [8, 0], "num_output_groups": [8, 8], "num_attention_heads": 2,
+                "hidden_size": 32, "intermediate_size": 64, "depths": [1] * stages, "num_hidden_layers": stages,
+                "num_group_tokens": [*groups, 0], "num_output_groups": [*groups, groups[-1]], "num_attention_heads": 2,
                 "image_size": 32, "patch_size": 4,
             },
             projection_dim=16, projection_intermediate_dim=32,

@@ -11,16 +11,14 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from groupvit_common import cli, visualize
-from groupvit_common.config import GroupViTConfig
 from groupvit_common.errors import InputError
-from groupvit_common.image_processor import GroupViTImageProcessor
 from groupvit_common.postprocess import Details, LabelScore, Segmentation
 from groupvit_common.predictor import BaseSegmenter
 from groupvit_common.processor import GroupViTProcessor
-from groupvit_common.tokenizer import CLIPTokenizer
 from groupvit_torch.model import GroupViTModel
 from groupvit_torch.predictor import Segmenter
 from tests.backends import BACKENDS
+from tests.checkpoints import random_checkpoint
 
 # Rounding of float32 through three stages, in a cosine.
 FLOAT32 = 1e-5
@@ -332,32 +330,7 @@ def test_a_narrow_sheet_of_similarities_cuts_names_and_no_number(monkeypatch):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """Two grouping blocks with different numbers of groups."""
-    tokenizer = CLIPTokenizer.train(["a photo of a cat, a couch and a dog."] * 9, 540, model_max_length=24)
-    size = len(tokenizer)
-    torch.manual_seed(0)
-    model = GroupViTModel(
-        GroupViTConfig(
-            text_config={
-                "vocab_size": size, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
-                "num_attention_heads": 2, "max_position_embeddings": 24, "eos_token_id": size - 1,
-            },
-            vision_config={
-                "hidden_size": 32, "intermediate_size": 64, "depths": [1, 1, 1], "num_hidden_layers": 3,
-                "num_group_tokens": [12, 6, 0], "num_output_groups": [12, 6, 6], "num_attention_heads": 2,
-                "image_size": 32, "patch_size": 4,
-            },
-            projection_dim=16, projection_intermediate_dim=32,
-        )
-    )  # fmt: skip
-    # Initial weights are so small that all groups are alike.
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim > 1 and "text_model" not in name:
-                parameter.mul_(5)
-    directory = tmp_path_factory.mktemp("visualize") / "model"
-    model.save_pretrained(directory)
-    GroupViTProcessor(GroupViTImageProcessor(size=32, crop_size=32), tokenizer).save_pretrained(directory)
-    return directory
+    return random_checkpoint(tmp_path_factory.mktemp("visualize") / "model", 1, groups=(12, 6))
 
 
 def segmenter_of(name, checkpoint, **options) -> BaseSegmenter:
