@@ -37,7 +37,7 @@ format: $(VENV)/dev.stamp ## Rewrite the sources in the project's style.
 	@$(BIN)/ruff check --fix $(SOURCES)
 	@$(BIN)/ruff format $(SOURCES)
 
-train-demo: $(VENV)/torch.stamp ## Train the bundled model again (under an hour on 2 cores) into runs/scenes-demo-fine.
+train-demo: $(VENV)/torch.stamp ## Train the bundled model again (some 40 minutes on 2 cores) into runs/scenes-demo-fine.
 	@$(BIN)/groupvit train scenes-demo --out runs/scenes-demo --resume auto
 	@$(BIN)/groupvit train scenes-demo-fine --out runs/scenes-demo-fine --resume auto
 
