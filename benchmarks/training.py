@@ -2,6 +2,7 @@
 
     python -m benchmarks.training --batch 256 1024 4096 --compile no yes --chunk 0 512
     python -m benchmarks.training --transformers                    # the same loop around transformers' model too
+    python -m benchmarks.training --count --batch 256 1024          # memory on shapes alone, for a machine that is not at hand
     python -m benchmarks.training --plan --days 2 5 --price 2.50    # nothing is run: operations are counted on shapes
 
 Every case is a process of its own, on pictures and texts made in memory: what a data pipeline costs is not in it (that is
@@ -19,22 +20,30 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, fields
 from typing import Any, cast
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from groupvit_common.data.stream import CaptionBatch
 from groupvit_common.errors import InputError
+from groupvit_common.postprocess import MAX_LOGIT_SCALE
 from groupvit_common.recipe import Recipe, get_recipe, model_config
 from groupvit_common.settings import changed
+from groupvit_torch import train
 from groupvit_torch.data import Inputs
 from groupvit_torch.loss import contrastive_loss, multi_label_contrastive_loss
 from groupvit_torch.model import GroupViTModel
-from groupvit_torch.train import TrainingModule, make_optimiser, peak_flops, step_flops, train_step
+from groupvit_torch.train import TrainingModule, cached_backward, make_optimiser, peak_flops, step_flops, train_step
 
 VOCABULARY = 49408  # CLIP's
 UTILISATIONS = (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -133,7 +142,7 @@ class TransformersModule(nn.Module):
     def limit_scales(self) -> None:
         with torch.no_grad():
             for scale in (self.model.logit_scale, self.multi_label_logit_scale):
-                scale.clamp_(max=math.log(100.0))
+                scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
 
 
 def measure(case: Case) -> dict[str, float]:
@@ -184,6 +193,74 @@ def measure(case: Case) -> dict[str, float]:
     )
     share = flops / middle / peak if peak else math.nan
     return {"seconds": middle, "cpu": statistics.median(cpu), "memory": memory, "share": share}
+
+
+# Memory on shapes alone
+
+
+class Held(TorchDispatchMode):
+    """The bytes of all tensors that are made within: `bytes` now, `peak` at their most. For fake tensors, which have none.
+
+    What a device's allocator adds, and what its kernels use inside of them, is not in it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self.peak = 0
+        self.known: set[int] = set()
+
+    def hold(self, tensor: Tensor) -> None:
+        """Counts a tensor's memory until nothing has it any more; views share theirs."""
+        storage = tensor.untyped_storage()
+        if storage._cdata in self.known:
+            return
+        size = storage.nbytes()
+        self.known.add(storage._cdata)
+        self.bytes += size
+        self.peak = max(self.peak, self.bytes)
+        weakref.finalize(storage, self._gone, storage._cdata, size)
+
+    def _gone(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.bytes -= size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self.hold, result)
+        return result
+
+
+def count(case: Case) -> dict[str, float]:
+    """What a step of our model needs on a GPU at its most, in GiB: weights, gradients, the optimizer's two moments, and all tensors of the
+    way there and back. Nothing is computed."""
+    recipe, shapes = recipe_of(case), made_batch(recipe_of(case), 4, case.tokens)
+    module = new_module(recipe).to("meta")
+    # Fake tensors of a GPU would need a PyTorch that knows GPUs. Those of a CPU do, with attention that is fused as it is there.
+    with FakeTensorMode(), mock.patch.object(train, "_plain_attention", return_value=nullcontext()):
+
+        def fake(tensor: Tensor, rows: int | None = None) -> Tensor:
+            shape = tensor.shape if rows is None else (rows, *tensor.shape[1:])
+            return torch.empty(shape, dtype=tensor.dtype)
+
+        module = module._apply(fake).train()
+
+        def whole(value: Any) -> Any:
+            value = dict(value) if isinstance(value, Mapping) else value
+            return tree_map_only(Tensor, lambda tensor: fake(tensor, len(tensor) // 4 * case.batch), value)
+
+        inputs = Inputs(**{field.name: whole(getattr(shapes, field.name)) for field in fields(shapes)})
+        # On a CPU it looks at the ids, which fake ones do not have.
+        cast(Any, module.model.text_model).check = lambda *_: None
+        held = Held()
+        tree_map_only(Tensor, held.hold, [*module.parameters(), *module.buffers(), vars(inputs)])
+        held.bytes += 2 * sum(p.nbytes for p in module.parameters() if p.requires_grad)
+        with held:
+            if 0 < case.chunk < case.batch:
+                cached_backward(module, inputs, case.chunk, hard=True)
+            else:
+                loss, _ = module(inputs, True)
+                loss.backward()
+    return {"memory": held.peak / 2**30, **dict.fromkeys(("seconds", "cpu", "share"), math.nan)}
 
 
 def in_a_process(case: Case) -> dict[str, Any]:
@@ -279,6 +356,9 @@ def main() -> None:
     parser.add_argument(
         "--peak", type=float, default=0.0, metavar="TFLOPS", help="of the device, where it is not known"
     )
+    parser.add_argument(
+        "--count", action="store_true", help="only memory, counted on shapes: weights, gradients, moments, activations"
+    )
     parser.add_argument("--plan", action="store_true", help="what the recipe's whole run would take; runs nothing")
     parser.add_argument("--gpus", type=int, default=8, help="of the plan (default: %(default)s)")
     parser.add_argument("--days", type=float, nargs="*", default=[1, 2, 4, 7], help="of the plan, wished for")
@@ -310,7 +390,11 @@ def main() -> None:
         )
         print("\n".join(lines))
         return
-    name = torch.cuda.get_device_name() if options.device.startswith("cuda") else f"{torch.get_num_threads()} threads"
+    if options.count and ("yes" in options.compile or options.transformers):
+        parser.error("--count knows our model as it is: neither --compile yes nor --transformers")
+    name = "counted on shapes" if options.count else f"{torch.get_num_threads()} threads"
+    if options.device.startswith("cuda") and not options.count:
+        name = torch.cuda.get_device_name()
     print(
         f"{options.recipe}, PyTorch {torch.__version__}, {options.device} ({name}), texts of {options.tokens} tokens\n"
     )
@@ -319,7 +403,7 @@ def main() -> None:
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
     for case in cases(options):
-        print(row(case, in_a_process(case)), flush=True)
+        print(row(case, count(case) if options.count else in_a_process(case)), flush=True)
 
 
 def cases(options: argparse.Namespace) -> Iterable[Case]:
@@ -362,12 +446,15 @@ def row(case: Case, found: dict[str, Any]) -> str:
     if "failed" in found:
         words += [found["failed"], "", "", ""]
     else:
-        share = found["share"]
+
+        def known(value: float, form: str) -> str:
+            return "" if math.isnan(value) else format(value, form)
+
         words += [
-            f"{case.batch / found['seconds']:.3g}",
-            f"{found['cpu'] / case.batch:.2g}",
-            f"{found['memory']:.2f}",
-            "" if math.isnan(share) else f"{share:.0%}",
+            known(case.batch / found["seconds"], ".3g"),
+            known(found["cpu"] / case.batch, ".2g"),
+            known(found["memory"], ".2f"),
+            known(found["share"], ".0%"),
         ]
     return f"| {' | '.join(words)} |"
 

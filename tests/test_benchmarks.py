@@ -6,15 +6,20 @@ import json
 import math
 import sys
 from argparse import Namespace
+from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks import ablation, training
 from groupvit_common.errors import InputError
 from groupvit_common.recipe import Recipe, get_recipe
+from groupvit_torch import train
 from groupvit_torch.predictor import Segmenter
+from groupvit_torch.train import cached_backward
 
 # A model of some thousand parameters, for the paper's objective on pictures with captions.
 SMALL = [
@@ -59,6 +64,55 @@ def test_operations_of_an_image_are_those_counted_by_hand(changes):
     recipe = get_recipe("gcc-yfcc-30e", [change.replace("prompts", "data.prompts") for change in changes])
     tokens = recipe.model.text_length
     assert training.flops_per_image(recipe, tokens, batch=2) == by_hand(recipe, tokens)
+
+
+def case_of(**changes: Any) -> training.Case:
+    settings: dict[str, Any] = {
+        "recipe": "gcc-yfcc-30e", "changes": tuple(SMALL), "batch": 8, "precision": "float32", "compiled": False, "checkpointing": False,
+        "chunk": 0, "transformers": False, "tokens": 16, "warmup": 0, "steps": 1, "device": "cpu", "peak": 0.0, "limit": 0.0,
+    }  # fmt: skip
+    return training.Case(**{**settings, **changes})
+
+
+def test_memory_is_counted_for_as_long_as_it_is_held():
+    with FakeTensorMode(), training.Held() as held:
+        x = torch.empty(1000, requires_grad=True)
+        assert held.bytes == 4000
+        y = x.exp().sin()  # its slope needs x.exp()
+        y.detach().view(10, 100).t().mul_(2.0)  # the same memory
+        assert held.bytes == held.peak == 3 * 4000
+        y = y.sum()
+        assert held.bytes == 2 * 4000 + 4
+        y.backward()
+        del y
+    assert held.bytes == 2 * 4000  # x and its gradient
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"batch": 32}, {"batch": 32, "chunk": 8}, {"batch": 32, "checkpointing": True}, {"precision": "bfloat16"}], ids=str
+)  # fmt: skip
+def test_memory_on_shapes_is_what_the_allocator_is_asked_for(changes, monkeypatch):
+    """PyTorch's profiler takes down every allocation of a real step. With few words: fake gradients are not added in place, so that those
+    of captions and prompts, as large as the table of words, are there once more."""
+    monkeypatch.setattr(training, "VOCABULARY", 600)
+    monkeypatch.setattr(train, "_plain_attention", lambda on: nullcontext())  # which is for CPUs
+    case = case_of(changes=(*SMALL, "width=64", "text_width=32", "depths=[2, 1]"), **changes)
+    recipe = training.recipe_of(case)
+    torch.manual_seed(0)
+    module = training.new_module(recipe).train()
+    inputs = training.made_batch(recipe, case.batch, case.tokens)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        if case.chunk:
+            cached_backward(module, inputs, case.chunk, hard=True)
+        else:
+            module(inputs, True)[0].backward()
+    changes_of = [e.nbytes() for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    there = [p.nbytes for p in (*module.parameters(), *module.buffers())]
+    tokens = [t for tokens in (inputs.captions, inputs.prompts) for t in tokens.values()]
+    there += [t.nbytes for t in (inputs.pixels, inputs.of_caption, *tokens)]
+    moments = 2 * sum(p.nbytes for p in module.parameters())
+    expected = sum(there) + moments + np.cumsum(changes_of).max()
+    assert training.count(case)["memory"] * 2**30 == pytest.approx(expected, rel=0.05)
 
 
 def test_a_plan():
