@@ -334,37 +334,53 @@ def plan(
 # The command
 
 
+def _number(kind: Callable[[str], float], least: float) -> Callable[[str], Any]:
+    """A type for argparse: a number above `least`."""
+
+    def read(text: str) -> float:
+        value = kind(text)
+        if not least < value < math.inf:
+            raise argparse.ArgumentTypeError(f"must be a number above {least:g}, got {text}")
+        return value
+
+    return read
+
+
+_whole, _positive = _number(int, 0), _number(float, 0.0)
+
+
 def main() -> None:
     """Prints a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="gcc-yfcc-30e", help="a named run or a TOML file (default: %(default)s)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="replace a setting")
-    parser.add_argument("--batch", type=int, nargs="+", default=[256], help="batch sizes (default: 256)")
+    parser.add_argument("--batch", type=_whole, nargs="+", default=[256], help="batch sizes (default: 256)")
     parser.add_argument("--precision", nargs="+", default=["bfloat16"], help="bfloat16, float32, float16")
     switch = {"nargs": "+", "choices": ("no", "yes"), "default": ["no"]}
     parser.add_argument("--compile", **switch, help="torch.compile (default: no)")
     parser.add_argument("--checkpointing", **switch, help="gradient checkpointing (default: no)")
     parser.add_argument("--chunk", type=int, nargs="+", default=[0], help="run.chunk_size (default: 0, all at once)")
     parser.add_argument("--transformers", action="store_true", help="transformers' model too, where it is not chunked")
-    parser.add_argument("--tokens", type=int, help="of the longest text (default: as long as the model takes)")
+    parser.add_argument("--tokens", type=_whole, help="of the longest text (default: as long as the model takes)")
     parser.add_argument(
-        "--warmup", type=int, default=3, help="steps before those that are timed (default: %(default)s)"
+        "--warmup", type=_number(int, -1), default=3, help="steps before those that are timed (default: %(default)s)"
     )
-    parser.add_argument("--steps", type=int, default=10, help="steps that are timed (default: %(default)s)")
+    parser.add_argument("--steps", type=_whole, default=10, help="steps that are timed (default: %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--limit", type=float, default=0.0, metavar="GIB", help="of a process's address space (CPU)")
     parser.add_argument(
-        "--peak", type=float, default=0.0, metavar="TFLOPS", help="of the device, where it is not known"
+        "--peak", type=_positive, default=0.0, metavar="TFLOPS", help="of the device, where it is not known"
     )
-    parser.add_argument(
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument(
         "--count", action="store_true", help="only memory, counted on shapes: weights, gradients, moments, activations"
     )
-    parser.add_argument("--plan", action="store_true", help="what the recipe's whole run would take; runs nothing")
-    parser.add_argument("--gpus", type=int, default=8, help="of the plan (default: %(default)s)")
-    parser.add_argument("--days", type=float, nargs="*", default=[1, 2, 4, 7], help="of the plan, wished for")
+    only.add_argument("--plan", action="store_true", help="what the recipe's whole run would take; runs nothing")
+    parser.add_argument("--gpus", type=_whole, default=8, help="of the plan (default: %(default)s)")
+    parser.add_argument("--days", type=_positive, nargs="*", default=[1, 2, 4, 7], help="of the plan, wished for")
     parser.add_argument(
         "--per-core",
-        type=float,
+        type=_positive,
         default=260.0,
         help="images/s of the data pipeline on a core, for the plan (default: %(default)s, in docs/benchmarks.md)",
     )
@@ -375,8 +391,17 @@ def main() -> None:
         values = json.loads(options.case)
         print(json.dumps(measure(Case(**{**values, "changes": tuple(values["changes"])}))))
         return
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error(f"--device {options.device}: PyTorch finds no GPU here")
+    try:
+        _print(parser, options)
+    except InputError as error:
+        parser.error(str(error))
+
+
+def _print(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     recipe = get_recipe(options.recipe, options.set)
-    options.tokens = options.tokens or recipe.model.text_length
+    options.tokens = min(options.tokens or recipe.model.text_length, recipe.model.text_length)
     if options.plan:
         peak = options.peak or 989.0  # an H100's in bfloat16, dense, by the maker's data sheet
         lines = plan(
@@ -402,7 +427,10 @@ def main() -> None:
         "| model | batch | precision | compiled | checkpointing | chunk | images/s | CPU s an image | peak GiB | of peak |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
-    for case in cases(options):
+    every = list(cases(options))
+    for case in every:
+        recipe_of(case)  # settings that cannot be are refused before anything runs
+    for case in every:
         print(row(case, count(case) if options.count else in_a_process(case)), flush=True)
 
 

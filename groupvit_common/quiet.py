@@ -1,5 +1,6 @@
-"""Keeps a library's start-up chatter off the terminal, without hiding what matters."""
+"""Keeps a library's chatter off the terminal, without hiding what matters."""
 
+import logging
 import os
 import re
 import sys
@@ -14,6 +15,18 @@ _TENSORFLOW_NOISE = re.compile(
     rb"|To enable the following instructions|\s*$)",
     re.IGNORECASE,
 )
+
+
+@contextmanager
+def tensorflow_advice() -> Iterator[None]:
+    """Around a small collective outside of any graph: TensorFlow's warnings of how slow such things are stay away, errors do not."""
+    logger = logging.getLogger("tensorflow")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager

@@ -38,9 +38,9 @@ class ModelSettings:
     `text_length`: tokens of the longest text.
 
     `init_from`: a checkpoint to start from (directory or name on the hub). Its configuration and tokenizer then hold, and of the
-    settings above only `image_size` (positions are interpolated), `drop_path` and the training ones count; a run's saved recipe has its
-    `patch_size`, `depths` and `groups`. `freeze`: parts that stay
-    as they are; `train_only`: the only parts that do not. Both name runs of components of the tensors' names: "text_model",
+    settings above only `image_size` (positions are interpolated), `drop_path` and the training ones count; the recipe that is saved
+    with a run says what the model is. `freeze`: parts that stay as they are; `train_only`: the only parts that do not. Both name
+    runs of components of the tensors' names: "text_model",
     "group_token", "vision_model.encoder.stages.0".
     """
 
@@ -76,6 +76,10 @@ class ModelSettings:
             )
         if self.freeze and self.train_only:
             raise InputError("model.freeze and model.train_only exclude each other: give one of them")
+        if self.image_size % self.patch_size and not self.init_from:
+            raise InputError(
+                f"model.image_size must be a multiple of model.patch_size, got {self.image_size} and {self.patch_size}"
+            )
         if self.logit_scale <= 0:
             raise InputError(f"model.logit_scale must be positive, got {self.logit_scale}")
         _check_share("model", self, "drop_path")
@@ -320,7 +324,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.run.seed == self.scenes.held_out_seed:
             raise InputError(f"run.seed {self.run.seed} is the seed of the held-out scenes; choose another")
-        if self.objective.kind == "groups" and len(self.model.groups) != 1:
+        # Of a checkpoint's model, see `of_checkpoint`.
+        if self.objective.kind == "groups" and len(self.model.groups) != 1 and not self.model.init_from:
             raise InputError(
                 f"the objective 'groups' trains one grouping block, got model.groups = {list(self.model.groups)}"
             )
@@ -480,14 +485,42 @@ def model_config(recipe: Recipe, vocab_size: int) -> GroupViTConfig:
 
 
 def of_checkpoint(recipe: Recipe, config: GroupViTConfig) -> Recipe:
-    """A recipe that starts from a checkpoint of this configuration, with what its batches and its objective must know of the model:
-    `patch_size`, `depths` and `groups` are the checkpoint's, whatever the recipe says."""
-    vision = config.vision_config
+    """A recipe that starts from a checkpoint of this configuration: its model is the checkpoint's, whatever the recipe says of it.
+
+    Raises:
+        InputError: an image size or an objective that is not for this model.
+    """
+    vision, text = config.vision_config, config.text_config
     groups = [after for before, after in zip(vision.num_group_tokens, vision.num_output_groups, strict=True) if before]
-    return changed(
-        recipe,
-        {"model.patch_size": vision.patch_size, "model.depths": list(vision.depths), "model.groups": groups},
-    )
+    found: dict[str, Any] = {
+        "patch_size": vision.patch_size,
+        "width": vision.hidden_size,
+        "heads": vision.num_attention_heads,
+        "mlp_ratio": vision.intermediate_size / vision.hidden_size,
+        "depths": list(vision.depths),
+        "groups": groups,
+        "text_width": text.hidden_size,
+        "text_heads": text.num_attention_heads,
+        "text_layers": text.num_hidden_layers,
+        "text_mlp_ratio": text.intermediate_size / text.hidden_size,
+        "text_length": text.max_position_embeddings,
+        "embedding": config.projection_dim,
+        "projection_width": config.projection_intermediate_dim,
+        "vocab_size": text.vocab_size,
+    }
+    # A ratio that is not whole, which no recipe makes, is left as it is.
+    known = {f"model.{name}": value for name, value in found.items() if isinstance(value, list) or value == int(value)}
+    size, source = recipe.model.image_size, recipe.model.init_from
+    if size % vision.patch_size:
+        raise InputError(
+            f"model.image_size must be a multiple of the {vision.patch_size} pixels of a patch of {source}, got {size}"
+        )
+    if recipe.objective.kind == "groups" and len(groups) != 1:
+        raise InputError(
+            f"the objective 'groups' trains one grouping block, and {source} has {len(groups)} ({', '.join(map(str, groups))} groups): "
+            "use kind=paper"
+        )
+    return changed(recipe, known)
 
 
 def segmentation_assignment(recipe: Recipe) -> str:

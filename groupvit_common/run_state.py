@@ -193,6 +193,8 @@ def find(directory: Path, resume: str | Path, *, log: Callable[[str], None] = pr
     if str(resume) == "auto":
         return checkpoints.newest()
     if str(resume) != "never":
+        if not Path(resume).is_dir():
+            raise CheckpointError(f"there is no checkpoint {resume} to continue: give never, auto or the folder of one")
         check(Path(resume))
         return Path(resume)
     newest = checkpoints.newest()

@@ -206,6 +206,9 @@ class Run:
         if recipe.model.init_from:
             recipe = of_checkpoint(recipe, GroupViTConfig.from_pretrained(checkpoint_to_start_from(recipe)))
         sets = open_evaluation(recipe.evaluation)
+        if recipe.data is None:
+            for level in recipe.scenes.levels:  # as large as they are to be: refused before there are thousands of them
+                make_scene(recipe.run.seed, 0, level, (recipe.scene_size, recipe.scene_size))
         directory = Path(out_dir)
         started = time.monotonic()
         try:
@@ -431,8 +434,9 @@ class Run:
         for name, data, settings in self.sets:
             started = time.monotonic()
             self.of_sets = {key: value for key, value in self.of_sets.items() if key.partition("/")[2] != name}
+            like_it = settings.segmenter(segmenter, _IMAGES_AT_ONCE)
             try:
-                result = evaluate_segmentation(settings.segmenter(segmenter, _IMAGES_AT_ONCE), data, place=place)
+                result = evaluate_segmentation(like_it, data, place=place)
             except InputError as error:
                 # On every process alike. Days of training are worth more than one measurement.
                 self.log(f"step {self.step}: {name} is not measured, the run goes on: {error}")
@@ -452,8 +456,12 @@ class Run:
         return of_scenes | self.of_sets | self.evaluated
 
     def measure_of_now(self) -> float | None:
-        """How good the model was found at this very step: the mean of mean IoUs and of what `evaluate` said."""
-        of_sets = [value for name, value in self.of_sets.items() if name.startswith("mean_iou/")]
+        """How good the model was found at this very step: the mean of mean IoUs and of what `evaluate` said. None without one of the
+        sets: a mean of others would be no measure to compare by."""
+        names = [f"mean_iou/{name}" for name, _, _ in self.sets]
+        if not all(name in self.of_sets for name in names):
+            return None
+        of_sets = [self.of_sets[name] for name in names]
         found = [*self.measured.values(), *of_sets, *self.evaluated.values()]
         return float(np.mean(found)) if found and self.evaluates_now() else None
 

@@ -17,6 +17,7 @@ import numpy as np
 from keras import ops
 
 from groupvit_common.errors import InputError
+from groupvit_common.quiet import tensorflow_advice
 
 Tensor = Any
 
@@ -109,10 +110,11 @@ class Place:
 
         text = np.frombuffer(json.dumps(value).encode(), np.uint8)
         # As integers that collectives know. Every replica of a process has the same ones; one of each counts.
-        lengths, numbers = (
-            self.strategy.gather(self.strategy.run(lambda a=array: tf.constant(a, tf.int32)), axis=0).numpy()
-            for array in (np.array([len(text)]), text)
-        )
+        with tensorflow_advice():
+            lengths, numbers = (
+                self.strategy.gather(self.strategy.run(lambda a=array: tf.constant(a, tf.int32)), axis=0).numpy()
+                for array in (np.array([len(text)]), text)
+            )
         pieces = np.split(numbers.astype(np.uint8), np.cumsum(lengths)[:-1])
         return [json.loads(piece.tobytes()) for piece in pieces[:: self.replicas // self.world]]
 

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from torch.distributed import nn as collectives
 from torch.nn import functional as F
 
 from groupvit_common.errors import InputError
@@ -36,14 +35,48 @@ def gather(x: Tensor) -> Tensor:
     """`[B, ...]` of every rank, one after the other: `[ranks * B, ...]`, the same on each of them."""
     if num_replicas() == 1:
         return x
-    return torch.cat(collectives.functional.all_gather(x.contiguous()))
+    gathered: Tensor = _Gathered.apply(x)
+    return gathered
 
 
 def replica_sum(x: Tensor) -> Tensor:
     """The sum over the ranks, the same on each of them."""
     if num_replicas() == 1:
         return x
-    return collectives.functional.all_reduce(x)
+    total: Tensor = _Summed.apply(x)
+    return total
+
+
+# PyTorch's own collectives with gradients are deprecated in favour of private ones.
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(num_replicas())]
+        torch.distributed.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """What is this rank's, of the gradients of all ranks' losses."""
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total)
+        return total.chunk(num_replicas())[torch.distributed.get_rank()]
+
+
+class _Summed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total)
+        return total
 
 
 def batch_norm(norm: nn.BatchNorm1d, x: Tensor, *, together: bool = True, keep: bool = True) -> Tensor:

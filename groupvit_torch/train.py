@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -608,7 +609,10 @@ class _Loop:
         self.wrapped: nn.Module | None = None
         if place.world > 1:
             devices = [place.device] if place.device.type == "cuda" else None
-            self.wrapped = DistributedDataParallel(self.module, device_ids=devices, broadcast_buffers=False)
+            # Batch norms see all ranks' images: their statistics are alike. PyTorch 2.13 has another name for leaving them alone.
+            new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+            alone: Any = {"forward_sync_buffers" if new else "broadcast_buffers": False}
+            self.wrapped = DistributedDataParallel(self.module, device_ids=devices, **alone)
         self.log = RunLog(recipe, run.directory, step=run.step, log=run.log) if self.first else None
         self.feed = Feed(run.stream(), partial(Inputs.of, device=place.device))
         self.saved = time.monotonic()

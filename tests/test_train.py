@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from groupvit_common import training
+from groupvit_common.config import GroupViTConfig
 from groupvit_common.data.captioned import Batch, CaptionedImages, batches, enlarged, mix_pictures, to_pixels
 from groupvit_common.data.scenes import LEVELS, Scene, make_scene
 from groupvit_common.errors import GroupViTError, InputError
 from groupvit_common.metrics import mean_iou
 from groupvit_common.processor import GroupViTProcessor
-from groupvit_common.recipe import Recipe, get_recipe, learning_rate_at
+from groupvit_common.recipe import Recipe, get_recipe, learning_rate_at, of_checkpoint
 from groupvit_common.settings import changed
 from tests.backends import Backend
 
@@ -88,20 +89,48 @@ def test_a_run_repeats_itself_and_turns_hard_when_told(backend, tmp_path):
 
 def test_what_a_checkpoint_says_of_the_model_holds_for_batches_too(backend, tmp_path):
     """A recipe that starts from one need not repeat its patches and groups, and is saved with those that there are."""
-    run(backend, changed(SMALL, {"patch_size": 8, "hard_from": 1.0}), tmp_path / "first")
+    short = {"steps": 2, "held_out_scenes": 1, "levels": (1,), "turns": (1,), "mixed_quarters": True}
+    start = changed(SMALL, {**short, "patch_size": 8, "hard_from": 1.0})
+    run(backend, start, tmp_path / "first")
     again = changed(
         SMALL,
         {
-            "init_from": str(tmp_path / "first"), "patch_size": 16, "groups": (64,), "depths": (6, 3), "hard_from": 0.0,
-            "mixed_quarters": True,
+            **short, "init_from": str(tmp_path / "first"), "patch_size": 12, "groups": (64, 8), "depths": (6, 3, 3), "hard_from": 0.0,
+            "width": 64, "text_layers": 3, "text_length": 9, "projection_width": 11,
         },
     )  # fmt: skip
     run(backend, again, tmp_path / "second")
     saved = get_recipe(tmp_path / "second" / training.RECIPE_NAME).model
-    assert (saved.patch_size, saved.groups, saved.depths) == (8, SMALL.model.groups, SMALL.model.depths)
+    tokens = len(GroupViTProcessor.from_pretrained(tmp_path / "first").tokenizer)
+    assert saved == replace(start.model, init_from=str(tmp_path / "first"), vocab_size=tokens)
     configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("first", "second")]
     assert configs[0]["vision_config"] == configs[1]["vision_config"]
     assert [config["segmentation_assignment"] for config in configs] == ["soft", "hard"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init_from": "demo", "image_size": 100}, r"a multiple of the 8 pixels of a patch of demo, got 100"),
+        ({"size": 32}, r"a scene of 32 x 32 pixels has no room"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused_before_anything_is_made(backend, changes, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        run(backend, changed(SMALL, changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_objective_for_another_model_than_the_checkpoints():
+    config = GroupViTConfig.from_dict(
+        {"vision_config": {"num_group_tokens": [12, 6, 0], "num_output_groups": [12, 6, 6]}}
+    )
+    with pytest.raises(
+        InputError, match=r"'groups' trains one grouping block, and some/where has 2 \(12, 6 groups\): use kind=paper"
+    ):
+        of_checkpoint(changed(SMALL, {"init_from": "some/where"}), config)
+    with pytest.raises(InputError, match=r"model.image_size must be a multiple of model.patch_size, got 50 and 8"):
+        changed(SMALL, {"image_size": 50})
 
 
 def test_a_folder_that_cannot_be_made_is_one_clear_error(backend, tmp_path):

@@ -20,7 +20,7 @@ from PIL import Image
 from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, make_scene
 from groupvit_common.data.segmentation_sets import open_sets
 from groupvit_common.errors import InputError
-from groupvit_common.evaluation import evaluate_segmentation, protocol_settings
+from groupvit_common.evaluation import calibrate, evaluate_segmentation, protocol_settings
 from groupvit_common.predictor import DEMO_MODEL
 from groupvit_common.recipe import get_recipe
 from groupvit_common.run_state import Checkpoints, load
@@ -118,10 +118,13 @@ def test_processes_share_the_pictures(backend, folder, tmp_path):
 
 
 def test_a_picture_that_cannot_be_read_costs_a_measurement_and_no_run(backend, folder, tmp_path):
-    """What was measured before is not told again as if it were of now."""
+    """What was measured before is not told again as if it were of now, and what is measured without it is no measure of the best."""
     mine = tmp_path / "set"
     shutil.copytree(folder, mine)
-    recipe = tiny(**{"evaluation.data": (f"folder:{mine}",), "evaluation.protocol": "native", "evaluate_every": 3})
+    names = [f"folder:{mine}", f"folder:{folder}"]
+    recipe = tiny(
+        **{"evaluation.data": tuple(names), "evaluation.protocol": "native", "evaluate_every": 3, "save_every": 3}
+    )
     lines: list[str] = []
 
     def log(line: str) -> None:
@@ -132,11 +135,15 @@ def test_a_picture_that_cannot_be_read_costs_a_measurement_and_no_run(backend, f
     result = train(backend)(recipe, tmp_path / "run", log=log)
     assert len(result.losses) == 6
     (told,) = [line for line in lines if "not measured" in line]
-    assert re.match(r"step 6: folder is not measured, the run goes on: .*2\.png", told)
-    assert json.loads((tmp_path / "run" / "training.json").read_text())["sets"] == {}
+    assert re.match(r"step 6: folder:.*/set is not measured, the run goes on: .*2\.png", told)
+    sets = json.loads((tmp_path / "run" / "training.json").read_text())["sets"]
+    assert {name.partition("/")[2] for name in sets} == {names[1]}
+    checkpoints = Checkpoints(tmp_path / "run")
+    assert [load(path).measure is None for path in checkpoints.all()] == [False, True]
 
 
-def test_what_one_process_cannot_read_ends_all(folder, tmp_path):
+@pytest.mark.parametrize("what", [evaluate_segmentation, calibrate])
+def test_what_one_process_cannot_read_ends_all(what, folder, tmp_path):
     """In the same words, where the others would wait for its numbers."""
     mine = tmp_path / "set"
     shutil.copytree(folder, mine)
@@ -156,7 +163,7 @@ def test_what_one_process_cannot_read_ends_all(folder, tmp_path):
         segmenter = segmenter_of(DEMO_MODEL, BACKENDS["torch"]())
         place = SimpleNamespace(rank=rank, world=2, all=every)
         with pytest.raises(InputError) as failure:
-            evaluate_segmentation(protocol_settings("native", "folder").segmenter(segmenter, 8), data, place=place)
+            what(protocol_settings("native", "folder").segmenter(segmenter, 8), data, place=place)
         return str(failure.value)
 
     with ThreadPoolExecutor(2) as threads:
