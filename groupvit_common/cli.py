@@ -953,17 +953,16 @@ def _train(options: argparse.Namespace) -> int:
         raise InputError("train needs --out DIR, the folder for the checkpoint")
     _make_writable(Path(options.out))
 
-    first = int(os.environ.get("RANK", "0")) == 0  # of the processes that torchrun started
     train, log = _module(options.backend, "train").train, partial(print, flush=True)
     from groupvit_common.training import Interrupted
 
     try:
         result = train(recipe, options.out, resume=options.resume, log=log)
     except Interrupted as stop:
-        if first:
+        if not stop.rank:
             _error(stop)
         return SIGNALLED + stop.signal
-    if not first:
+    if result.rank:
         return OK
     print(
         f"The model is in {result.directory.resolve()}. Use it: groupvit segment PHOTO --model {result.directory} ..."

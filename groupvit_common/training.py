@@ -53,11 +53,11 @@ _IMAGES_AT_ONCE = 8  # pictures or windows of a segmentation set
 
 
 class Interrupted(GroupViTError):
-    """A signal asked a run to stop. It has saved where it stands."""
+    """A signal asked a run to stop. It has saved where it stands. `rank`: of the process, the first one being 0."""
 
-    def __init__(self, message: str, number: int) -> None:
+    def __init__(self, message: str, number: int, rank: int = 0) -> None:
         super().__init__(message)
-        self.signal = number
+        self.signal, self.rank = number, rank
 
 
 class Segmenter(Protocol):
@@ -92,7 +92,7 @@ Evaluate = Callable[[Any], Mapping[str, float]]
 class TrainResult:
     """What a run came to. `mean_iou`: level -> mean IoU of the held-out scenes, in percent, beside that of the untrained model and of
     the most frequent class everywhere; `losses`: one a step, of this process; `bad_steps`: how many were left out because a loss
-    or gradient was no number."""
+    or gradient was no number; `rank`: of this process, the first one being 0."""
 
     directory: Path
     mean_iou: dict[int, float]
@@ -101,6 +101,7 @@ class TrainResult:
     losses: tuple[float, ...]
     minutes: float
     bad_steps: int = 0
+    rank: int = 0
 
 
 class Feed:
@@ -382,7 +383,7 @@ class Run:
         """What a run ends with that a signal stopped."""
         name = signal.Signals(number).name
         how = "saved; continue with --resume auto" if saved else "not saved"
-        return Interrupted(f"stopped by {name} at step {self.step}, {how}", number)
+        return Interrupted(f"stopped by {name} at step {self.step}, {how}", number, self.rank)
 
     # -- files ------------------------------------------------------------------------------------------------------------
 
@@ -512,6 +513,7 @@ class Run:
             tuple(self.losses),
             self.minutes,
             self.bad_steps,
+            self.rank,
         )
 
 

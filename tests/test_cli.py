@@ -450,14 +450,14 @@ def test_train_shows_a_recipe_in_full(run):
 @pytest.mark.parametrize("backend", ["torch", "tf"])
 def test_train_hands_over_to_the_loop(run, here, monkeypatch, backend):
     train = importlib.import_module(f"groupvit_{backend}.train")
-    seen = []
+    seen, rank = [], 0
 
     def pretend(recipe, out_dir, *, resume, log):
         seen.append((recipe, out_dir, resume))
         if resume == "auto":
-            raise Interrupted("stopped by SIGTERM", 15)
+            raise Interrupted("stopped by SIGTERM", 15, rank)
         log("one step")
-        return TrainResult(here / out_dir, {1: 50.0}, {1: 2.0}, {1: 0.5}, (1.0,), 0.1)
+        return TrainResult(here / out_dir, {1: 50.0}, {1: 2.0}, {1: 0.5}, (1.0,), 0.1, rank=rank)
 
     monkeypatch.setattr(train, "train", pretend)
     code, out, err = run("train", "scenes-demo", "--out", "runs", "--seed", "3", "--backend", backend, model=None)
@@ -467,6 +467,10 @@ def test_train_hands_over_to_the_loop(run, here, monkeypatch, backend):
     assert "groupvit segment" in out[-1]
     code, _, err = run("train", "scenes-demo", "--out", "runs", "--resume", "auto", "--backend", backend, model=None)
     assert (code, err) == (143, ["groupvit: error: stopped by SIGTERM"])
+    rank = 1  # the first process tells
+    assert run("train", "scenes-demo", "--out", "runs", "--backend", backend, model=None) == (0, ["one step"], [])
+    resumed = run("train", "scenes-demo", "--out", "runs", "--resume", "auto", "--backend", backend, model=None)
+    assert resumed == (143, [], [])
 
 
 def test_demo(run, here):
