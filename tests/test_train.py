@@ -14,8 +14,9 @@ from groupvit_common.data.captioned import Batch, CaptionedImages, batches, enla
 from groupvit_common.data.scenes import LEVELS, Scene, make_scene
 from groupvit_common.errors import GroupViTError, InputError
 from groupvit_common.metrics import mean_iou
+from groupvit_common.predictor import DEMO_MODEL
 from groupvit_common.processor import GroupViTProcessor
-from groupvit_common.recipe import Recipe, get_recipe, learning_rate_at, of_checkpoint
+from groupvit_common.recipe import Recipe, get_recipe, learning_rate_at, model_config, of_checkpoint
 from groupvit_common.settings import changed
 from tests.backends import Backend
 
@@ -87,25 +88,28 @@ def test_a_run_repeats_itself_and_turns_hard_when_told(backend, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["segmentation_assignment"] == "hard"
 
 
-def test_what_a_checkpoint_says_of_the_model_holds_for_batches_too(backend, tmp_path):
-    """A recipe that starts from one need not repeat its patches and groups, and is saved with those that there are."""
-    short = {"steps": 2, "held_out_scenes": 1, "levels": (1,), "turns": (1,), "mixed_quarters": True}
-    start = changed(SMALL, {**short, "patch_size": 8, "hard_from": 1.0})
-    run(backend, start, tmp_path / "first")
-    again = changed(
-        SMALL,
-        {
-            **short, "init_from": str(tmp_path / "first"), "patch_size": 12, "groups": (64, 8), "depths": (6, 3, 3), "hard_from": 0.0,
-            "width": 64, "text_layers": 3, "text_length": 9, "projection_width": 11,
-        },
-    )  # fmt: skip
-    run(backend, again, tmp_path / "second")
-    saved = get_recipe(tmp_path / "second" / training.RECIPE_NAME).model
-    tokens = len(GroupViTProcessor.from_pretrained(tmp_path / "first").tokenizer)
-    assert saved == replace(start.model, init_from=str(tmp_path / "first"), vocab_size=tokens)
-    configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("first", "second")]
-    assert configs[0]["vision_config"] == configs[1]["vision_config"]
-    assert [config["segmentation_assignment"] for config in configs] == ["soft", "hard"]
+def test_what_a_checkpoint_says_of_the_model_holds(backend, tmp_path):
+    """A recipe that starts from one need not repeat its sizes, by which batches are mixed and grouped, and is saved with those that there are."""
+    other = {
+        "init_from": "demo", "image_size": 64, "patch_size": 12, "groups": (64, 8), "depths": (6, 3, 3), "width": 64, "text_layers": 3,
+        "text_length": 9, "projection_width": 11, "hard_from": 0.0,
+    }  # fmt: skip
+    begun = training.Run.begin(changed(SMALL, other), tmp_path, log=quiet)
+    model, _ = package(backend).start_model(begun.recipe, begun.processor)
+    made = model_config(begun.recipe, len(begun.processor.tokenizer)).to_dict()
+    for part in ("vision_config", "text_config"):
+        sizes = {
+            name: value for name, value in made[part].items() if name not in ("initializer_range", "num_hidden_layers")
+        }
+        found = model.config.to_dict()[part]
+        assert {name: found[name] for name in sizes} == sizes
+    assert get_recipe(tmp_path / training.RECIPE_NAME) == begun.recipe
+    assert begun.recipe.model.groups == (16,)
+    assert (
+        GroupViTConfig.from_pretrained(DEMO_MODEL).extra["segmentation_assignment"],
+        made["segmentation_assignment"],
+    ) == ("soft", "hard")
+    assert model.config.to_dict()["segmentation_assignment"] == "hard"
 
 
 @pytest.mark.parametrize(
