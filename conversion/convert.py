@@ -34,15 +34,14 @@ from groupvit_common.checkpoint import (
     WEIGHTS_NAME,
     array_info,
     index_text,
-    list_files,
     parse_size,
     plan_shards,
     stored_bytes,
     write_arrays,
-    write_text,
 )
 from groupvit_common.config import GroupViTConfig
 from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.files import list_files, write_text
 from groupvit_common.processor import GroupViTProcessor
 
 

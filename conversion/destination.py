@@ -11,8 +11,9 @@ from pathlib import Path
 
 from conversion.checkpoint import COMPANIONS
 from conversion.report import REPORT_NAME
-from groupvit_common.checkpoint import CONFIG_NAME, flush
+from groupvit_common.checkpoint import CONFIG_NAME
 from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.files import flush
 
 # What a directory may hold to be replaced: what `convert` writes into one, nothing else that somebody may miss.
 _OWN = re.compile(

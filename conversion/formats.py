@@ -11,7 +11,6 @@ Neither torch nor TensorFlow is needed for any of them; HDF5 takes h5py.
 """
 
 import io
-import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -39,6 +38,7 @@ from conversion.pickles import (
 from groupvit_common.checkpoint import CONFIG_NAME, read_header
 from groupvit_common.config import GroupViTConfig
 from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.files import parse_json, read_json
 
 Format = Literal[
     "safetensors", "pytorch", "transformers-tf", "transformers-tf-safetensors", "nvlabs", "keras", "keras-weights"
@@ -194,7 +194,7 @@ def _weights_of(directory: Path) -> Path:
 
 def index_shards(index: Path, there: bool = True) -> tuple[Path, ...]:
     """The files that an index names, sorted; `there`: which must be beside it."""
-    content = _json(index.name, _read_text(index), index)
+    content = read_json(index)
     suffix = Path(index.name.removesuffix(".index.json")).suffix
     weight_map = content.get("weight_map")
     names = set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
@@ -207,23 +207,6 @@ def index_shards(index: Path, there: bool = True) -> tuple[Path, ...]:
             f"{index.parent} lacks {len(missing)} of the shards that {index.name} names: {', '.join(missing)}"
         )
     return shards
-
-
-def _read_text(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-
-
-def _json(name: str, text: bytes, path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: {name} is no JSON text") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: {name} is a JSON {type(content).__name__}, expected an object")
-    return content
 
 
 # -- safetensors ----------------------------------------------------------------------------------------------------------
@@ -489,7 +472,7 @@ def _open_hdf5(path: Path, opener: Callable[[], Any]) -> tuple[_Piece, Format, G
     config = None
     if isinstance(written, str | bytes):
         text = written.encode("utf-8", "surrogateescape") if isinstance(written, str) else written
-        config = _config_from(_json(CONFIG_ATTRIBUTE, text, path), path)
+        config = _config_from(parse_json(text, f"{CONFIG_ATTRIBUTE} of {path}"), path)
     return _Piece(infos, value, tuple(others)), "transformers-tf" if tensorflow else "keras-weights", config
 
 
@@ -500,7 +483,7 @@ def _open_keras(path: Path) -> tuple[_Piece, GroupViTConfig]:
     begin, length = members["config.json"]
     with path.open("rb") as file:
         file.seek(begin)
-        content = _json("config.json", file.read(min(length, _MAX_CONFIG)), path)
+        content = parse_json(file.read(min(length, _MAX_CONFIG)), f"config.json of {path}")
     name, settings = content.get("class_name"), content.get("config")
     if name not in ("GroupViTModel", "TFGroupViTModel"):
         raise CheckpointError(f"{path} holds a {name}; the GroupViTModel of groupvit_tf can be converted")

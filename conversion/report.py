@@ -12,7 +12,8 @@ from typing import Any
 
 from conversion.checkpoint import Checkpoint
 from conversion.verify import Verification
-from groupvit_common.checkpoint import list_files
+from groupvit_common.errors import CheckpointError
+from groupvit_common.files import list_files, read_json
 
 REPORT_NAME = "conversion_report.json"
 _PACKAGES = ("groupvit", "numpy", "h5py", "ml_dtypes", "safetensors", "torch", "tensorflow", "keras")
@@ -23,11 +24,11 @@ def report_path(file: Path) -> Path:
     taken by the report about another file.
     """
     path = file.parent / REPORT_NAME
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))["result"]["path"]
-    except FileNotFoundError:
+    if not path.exists():
         return path
-    except (OSError, ValueError, KeyError, TypeError):
+    try:
+        about = read_json(path)["result"]["path"]
+    except (CheckpointError, KeyError, TypeError):
         about = None
     return path if about == file.name else file.with_name(f"{file.name}.{REPORT_NAME}")
 

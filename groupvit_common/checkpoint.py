@@ -9,7 +9,6 @@ import json
 import math
 import os
 import re
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.files import list_files, parse_json, read_json
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -150,12 +150,7 @@ def _parse_header(path: Path, text: bytes, size: int) -> Header:
     data_start = 8 + len(text)
     data_bytes = size - data_start
     damaged = f"{path} is damaged or not a safetensors file"
-    try:
-        content = json.loads(text.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{damaged}: its header is no JSON text") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{damaged}: its header is a JSON {type(content).__name__}, expected an object")
+    content = parse_json(text, f"the header of {path}")
     metadata = content.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{damaged}: its metadata is no table of texts")
@@ -237,13 +232,8 @@ def read_index(path: Path) -> dict[str, str]:
     Raises:
         CheckpointError: the index cannot be read, or names a shard outside its own directory.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no JSON text: {error}") from error
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    content = read_json(path)
+    weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path} is no index of shards: it has no weight_map")
     for name, shard in weight_map.items():
@@ -301,15 +291,6 @@ def _read_pytorch_header(path: Path) -> Header:
             f"it needs conversion: groupvit convert {path.parent} DIRECTORY"
         )
     return header
-
-
-def list_files(directory: Path, folders: bool = False) -> list[str]:
-    """The names of the files in `directory`, sorted, `folders`: and in its folders; none if it cannot be listed."""
-    try:
-        paths = directory.rglob("*") if folders else directory.iterdir()
-        return sorted(path.relative_to(directory).as_posix() for path in paths if path.is_file())
-    except OSError:
-        return []
 
 
 def missing_files(where: object, wanted: Sequence[str], present: Iterable[str]) -> CheckpointError:
@@ -497,63 +478,6 @@ def write_arrays(
             file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
-def write_text(path: Path, text: str) -> None:
-    """A writer for `write_files`."""
-    path.write_text(text, encoding="utf-8")
-
-
-def write_files(directory: Path, writers: Mapping[str, Callable[[Path], None]]) -> None:
-    """Puts files into a checkpoint directory, all or none, and clears weights of an earlier save away.
-
-    Each writer gets a temporary path beside its final one. When all have succeeded and the bytes are on the disk, the
-    files are renamed, in the order of `writers`; until then the old checkpoint is untouched. If weights are among
-    them, shards and the index of an earlier save are then removed, so that the directory holds one model.
-
-    Raises:
-        CheckpointError: the directory or a file cannot be written.
-        InputError: `directory` is a file.
-    """
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"{directory} is a file; a checkpoint needs the path of a directory")
-    temporary: dict[str, Path] = {}
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, write in writers.items():
-            # A hidden name that no reader takes for a part of the checkpoint.
-            temporary[name] = directory / f".{name}.{secrets.token_hex(4)}.tmp"
-            # Made here for the usual permissions: some writers, safetensors among them, make files that nobody else may read.
-            temporary[name].touch(exist_ok=False)
-            mode = temporary[name].stat().st_mode
-            write(temporary[name])
-            temporary[name].chmod(mode)
-            flush(temporary[name])
-        for name, path in temporary.items():
-            path.replace(directory / name)
-        if any(name.endswith(".safetensors") for name in writers):
-            for name in list_files(directory):
-                if name not in writers and is_weights_file(name):
-                    (directory / name).unlink()
-        flush(directory)
-    except CheckpointError:
-        raise
-    except OSError as error:
-        raise CheckpointError(f"{directory} cannot be written: {error.strerror or error}") from error
-    finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
-
-
 def is_weights_file(name: str) -> bool:
     """Whether a file of this name is part of a checkpoint's weights."""
     return name in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME) or _SHARD.fullmatch(name) is not None
-
-
-def flush(path: Path) -> None:
-    """Makes sure that a file's bytes, or a directory's entries, survive a power failure, where the system can tell."""
-    if path.is_dir() and os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

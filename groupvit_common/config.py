@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, dataclass_transform, get_origin
 
 from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.files import read_json
 
 CONFIG_NAME = "config.json"
 ACTIVATIONS = ("gelu", "quick_gelu", "gelu_new", "relu", "selu", "silu")
@@ -138,14 +139,9 @@ class _Config:
     def from_json_file(cls, json_file: str | Path, **overrides: Any) -> Self:
         """The configuration in one JSON file. Raises as `from_pretrained`, naming the file."""
         path = Path(json_file)
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise CheckpointError(f"{path} does not exist; a checkpoint directory holds a {CONFIG_NAME}") from error
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise CheckpointError(f"{path} is not a readable JSON file: {error}") from error
-        if not isinstance(content, dict):
-            raise CheckpointError(f"{path} holds a JSON {type(content).__name__}; a configuration is an object")
+        if not path.exists():
+            raise CheckpointError(f"{path} does not exist; a checkpoint directory holds a {CONFIG_NAME}")
+        content = read_json(path)
         try:
             return cls.from_dict(content, **overrides)
         except InputError as error:

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from groupvit_common import visualize
-from groupvit_common.checkpoint import write_files, write_text
 from groupvit_common.data.classification_sets import ClassificationSet
 from groupvit_common.data.segmentation_sets import IGNORE, SegmentationSet
 from groupvit_common.errors import InputError
 from groupvit_common.evaluation import JOURNAL, SegmentationResult
 from groupvit_common.evaluation_report import RESULTS
+from groupvit_common.files import write_files, write_text
 from groupvit_common.metrics import class_iou, mean_iou, pixel_accuracy
 from groupvit_common.postprocess import Indices
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from groupvit_common.checkpoint import write_files, write_text
 from groupvit_common.evaluation import ClassificationResult, Counts, Point, SegmentationResult, best_point
+from groupvit_common.files import write_files, write_text
 
 RESULTS = "results.json"
 CONFUSION_CSV = "confusion.csv"

@@ -19,11 +19,11 @@ from groupvit_common.checkpoint import (
     WEIGHTS_INDEX_NAME,
     WEIGHTS_NAME,
     is_weights_file,
-    list_files,
     missing_files,
     read_index,
 )
 from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.files import list_files
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError

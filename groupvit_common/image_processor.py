@@ -21,6 +21,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.files import json_text, read_json, write_text
 from groupvit_common.hub import resolve
 from groupvit_common.tokenizer import (
     HARMLESS_KEYWORDS,
@@ -29,9 +30,7 @@ from groupvit_common.tokenizer import (
     BatchEncoding,
     check_keywords,
     check_return_tensors,
-    read_json,
     to_tensors,
-    write_json,
 )
 
 IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
@@ -195,10 +194,10 @@ class GroupViTImageProcessor:
         path, combined = directory / IMAGE_PROCESSOR_FILE, directory / PROCESSOR_FILE
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            write_json(path, self.to_dict())
+            write_text(path, json_text(self.to_dict()))
             if combined.is_file() and "image_processor" in (content := read_json(combined)):
                 # It would go first when the directory is read.
-                write_json(combined, content | {"image_processor": self.to_dict()})
+                write_text(combined, json_text(content | {"image_processor": self.to_dict()}))
         except FileExistsError as error:
             raise InputError(f"{directory} is a file; save_pretrained needs the path of a directory") from error
         return [path]

@@ -164,13 +164,20 @@ def interpolated_rows(maps: Floats, size: tuple[int, int]) -> Iterator[Floats]:
     height, width = size
     left, right, fraction = linear_taps(maps.shape[2], width)
     across = fraction.astype(maps.dtype)
-    wide = maps[:, :, left] * (1 - across) + maps[:, :, right] * across
-    # A row's values together: twice as fast as working across the maps.
-    wide = np.ascontiguousarray(wide.transpose(1, 0, 2))
-    steps = wide[1:] - wide[:-1]
+
+    def wide(row: int) -> Floats:
+        values = maps[:, row]
+        return values[:, left] * (1 - across) + values[:, right] * across
+
+    # Two rows of the maps at a time: of many labels at full size, the whole would be there four times.
+    between, start, end = (-1, -1), maps[:, 0], maps[:, 0]
     first, second, fraction = linear_taps(maps.shape[1], height)
-    for above, below, down in zip(first, second, fraction.astype(maps.dtype), strict=True):
-        yield wide[above] if above == below else wide[above] + down * steps[above]
+    for above, below, down in zip(first.tolist(), second.tolist(), fraction.astype(maps.dtype), strict=True):
+        if (above, below) != between:
+            start = end if above == between[1] else wide(above)
+            end = start if below == above else wide(below)
+            between, step = (above, below), end - start
+        yield start if above == below else start + down * step
 
 
 @dataclass(frozen=True)

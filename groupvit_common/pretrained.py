@@ -23,11 +23,11 @@ from groupvit_common.checkpoint import (
     compare_tensors,
     find_weights,
     index_text,
+    is_weights_file,
     plan_shards,
-    write_files,
-    write_text,
 )
 from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.files import write_files, write_text
 
 # Tensors of a full model that a tower's model does not have are the other parts'; a tower's own start with one of these.
 _TOWER_PREFIXES = ("text_model.", "vision_model.")
@@ -214,7 +214,7 @@ class Pretrained:
         if len(shards) > 1:
             writers[WEIGHTS_INDEX_NAME] = partial(write_text, text=index_text(shards, sum(sizes.values())))
         writers[CONFIG_NAME] = partial(write_text, text=self._config_text(dtype))
-        write_files(Path(directory), writers)
+        write_files(Path(directory), writers, obsolete=is_weights_file)
 
     def _config_text(self, dtype: str) -> str:
         """`config.json` with what transformers wants to know besides: the class and the dtype."""

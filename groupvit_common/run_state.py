@@ -26,8 +26,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from groupvit_common.checkpoint import array_info, flush, read_arrays, read_header, write_arrays
+from groupvit_common.checkpoint import array_info, read_arrays, read_header, write_arrays
 from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.files import flush
 
 FOLDER = "checkpoints"
 MODEL = "model"

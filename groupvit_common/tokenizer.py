@@ -20,6 +20,7 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
 from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.files import json_text, read_json, write_text
 from groupvit_common.hub import resolve
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -131,22 +132,6 @@ def to_tensors(array: np.ndarray[Any, Any], return_tensors: str) -> Any:
     if name == "torch":
         return framework.from_numpy(array)
     return framework.constant(array.astype(np.int32) if array.dtype == np.int64 else array)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises `CheckpointError` naming the file when it is not one."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}); fetch or save it again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, found a {type(content).__name__}")
-    return content
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON object with sorted keys, as transformers does."""
-    path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def check_keywords(
@@ -329,8 +314,8 @@ class CLIPTokenizer:
         for name, content in text.items():
             (directory / name).write_text(content, encoding="utf-8")
         (directory / MERGES_FILE).write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
-        write_json(directory / TOKENIZER_CONFIG_FILE, config)
-        write_json(directory / SPECIAL_TOKENS_FILE, special_map)
+        write_text(directory / TOKENIZER_CONFIG_FILE, json_text(config))
+        write_text(directory / SPECIAL_TOKENS_FILE, json_text(special_map))
         return [directory / name for name in TOKENIZER_FILES]
 
     @classmethod

@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from groupvit_common import run_state
-from groupvit_common.checkpoint import CONFIG_NAME, WEIGHTS_NAME, find_weights, read_arrays, write_files, write_text
+from groupvit_common.checkpoint import CONFIG_NAME, WEIGHTS_NAME, find_weights, read_arrays
 from groupvit_common.config import GroupViTConfig
 from groupvit_common.data.captioned import Batch, CaptionedImages, SceneBatches, batches
 from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, Scene, make_scene
 from groupvit_common.data.segmentation_sets import SegmentationSet, open_sets
 from groupvit_common.errors import CheckpointError, GroupViTError, InputError
 from groupvit_common.evaluation import Place, Settings, default_protocol, evaluate_segmentation, protocol_settings
+from groupvit_common.files import write_files, write_text
 from groupvit_common.hub import resolve
 from groupvit_common.image_processor import GroupViTImageProcessor
 from groupvit_common.metrics import confusion_matrix, mean_iou

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file, save_file
 
-from groupvit_common import checkpoint
+from groupvit_common import files
 from groupvit_common.checkpoint import (
     array_info,
     compare_tensors,
@@ -128,11 +128,11 @@ def test_a_header_says_what_the_file_holds(tmp_path):
         (b"\xff" * 100, "header would be"),
         (raw(b"{}", length=2**40), "header would be"),
         (raw(b"{}", length=3000), "truncated"),
-        (raw(b"not json"), "no JSON text"),
-        (raw(b"\xff\xfe{}"), "no JSON text"),
-        (raw(b"[" * 100_000), "no JSON text"),
-        (raw(b'{"a": ' + b"1" * 5000 + b"}"), "no JSON text"),
-        (raw([]), "JSON list"),
+        (raw(b"not json"), "cannot be read as JSON"),
+        (raw(b"\xff\xfe{}"), "cannot be read as JSON"),
+        (raw(b"[" * 100_000), "nested too deeply"),
+        (raw(b'{"a": ' + b"1" * 5000 + b"}"), "digits"),
+        (raw([]), "found an array"),
         (raw({"__metadata__": {"format": 1}}), "metadata"),
         (raw({"a": 1}), "makes no sense"),
         (raw({"a": {"dtype": "F32"}}), "makes no sense"),
@@ -551,14 +551,14 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(lib, directory, monkeypatch
     before = {path.name: path.read_bytes() for path in directory.iterdir()}
     model = lib.GroupViTModel.from_pretrained(directory)
     change_scale(model)
-    flush = checkpoint.flush
+    flush = files.flush
 
     def full_disk(path: Path) -> None:
         if failing in path.name:
             raise OSError(28, "No space left on device")
         flush(path)
 
-    monkeypatch.setattr(checkpoint, "flush", full_disk)
+    monkeypatch.setattr(files, "flush", full_disk)
     with pytest.raises(CheckpointError, match="cannot be written: No space left"):
         model.save_pretrained(directory, max_shard_size="200KB")
     assert {path.name: path.read_bytes() for path in directory.iterdir()} == before

@@ -176,9 +176,9 @@ def test_another_model_is_refused() -> None:
 def test_broken_files_are_named(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     for content, message in (
-        (b"{", "not a readable JSON"),
-        (b"[]", "holds a JSON list"),
-        (b"\xff\xfe", "not a readable"),
+        (b"{", "cannot be read as JSON"),
+        (b"[]", "must hold a JSON object"),
+        (b"\xff\xfe", "cannot be read as JSON"),
     ):
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match=message) as caught:

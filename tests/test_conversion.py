@@ -834,7 +834,7 @@ def test_a_shape_that_lies(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ({"config.json": "{"}, "config.json is no JSON text"),
+        ({"config.json": "{"}, "config.json of .* cannot be read as JSON"),
         ({"config.json": '{"class_name": "Sequential"}'}, "holds a Sequential"),
         ({"config.json": '{"class_name": "GroupViTModel"}'}, "has no configuration"),
         ({}, "has no config.json"),
