@@ -1,10 +1,12 @@
 """Shards, tables and folders: which samples are found, and what is said of broken ones."""
 
 import io
+import json
 import sys
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -188,12 +190,89 @@ def test_a_damaged_header_is_noticed(tmp_path: Path) -> None:
     assert unit.fault == "the shard is damaged"
 
 
-@pytest.mark.parametrize("content", [b"", b"not a tar", b"\x1f\x8b\x08" + bytes(5000)])
-def test_what_is_no_tar_is_a_fault(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"", "the shard is truncated or not a tar file"),
+        (b"not a tar", "the shard is truncated or not a tar file"),
+        (bytes(10240), "the shard has no members"),
+        (b"\x1f\x8b\x08" + bytes(5000), "the shard is compressed (gzip); unpack it"),
+        (b"\x28\xb5\x2f\xfd" + bytes(5000), "the shard is compressed (zstd); unpack it"),
+        (b"BZh91AY" + bytes(5000), "the shard is compressed (bzip2); unpack it"),
+    ],
+)
+def test_what_is_no_tar_is_a_fault(tmp_path: Path, content: bytes, fault: str) -> None:
     (tmp_path / "a.tar").write_bytes(content)
     unit = source("webdataset", tmp_path / "a.tar").unit(0)
     assert unit.entries == []
-    assert unit.fault == "the shard is truncated or not a tar file"
+    assert unit.fault is not None
+    assert unit.fault.startswith(fault)
+
+
+def listed(
+    path: Path, names: Iterable[str | tuple[str, bytes, str]]
+) -> list[tuple[str, bytes | None, bytes | None, str | None]]:
+    """What is found in a shard of members whose content is their number, or of a type with the name it links to."""
+    with tarfile.open(path, "w") as tar:
+        for number, name in enumerate(names):
+            member = tarfile.TarInfo(name if isinstance(name, str) else name[0])
+            if isinstance(name, tuple):
+                _, member.type, member.linkname = name
+                tar.addfile(member)
+            else:
+                member.size = 1
+                tar.addfile(member, io.BytesIO(b"%d" % number))
+    entries = all_entries(source("webdataset", path))
+    return [(entry.key, content(entry.image), content(entry.caption), entry.fault) for entry in entries]
+
+
+TWICE = "two members of the shard have one name"
+APART = "its parts are not together in the shard, which has more than one of its key"
+LINK = "a member is a link to what the shard does not hold before it"
+DOTS = "neither an image nor a caption under its key, which ends at the first dot of a member's name"
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        # Hidden files and those without a suffix part no sample, wherever they stand.
+        (["./._0.jpg", "./0.jpg", "./._0.txt", "LICENSE", ".DS_Store", "./0.txt"], [("0", b"1", b"5", None)]),
+        (["__MACOSX/0.jpg", ".git/1.jpg", "a/0.jpg", "a/Thumbs.db", "a/0.txt"], [("a/0", b"2", b"4", None)]),
+        # A key twice: nobody knows which is meant.
+        (["0.jpg", "0.txt", "0.jpg", "0.txt"], [("0", b"0", b"3", TWICE)]),
+        (["0.jpg", "0.JPG", "0.txt"], [("0", b"0", b"2", TWICE)]),
+        # Whole samples of two shards that were put together stay samples.
+        (["0.jpg", "0.txt", "1.jpg", "1.txt", "0.jpg", "0.txt"], [("0", b"0", b"1", None), ("1", b"2", b"3", None), ("0", b"4", b"5", None)]),
+        # Members out of order are put together, where there is one way to.
+        (["0.jpg", "1.jpg", "1.txt", "0.txt"], [("0", b"0", b"3", None), ("1", b"1", b"2", None)]),
+        (["0.jpg", "0.txt", "1.jpg", "0.txt", "1.txt"], [("0", b"0", b"1", APART), ("1", b"2", b"4", None)]),
+        # Of several images the first.
+        (["0.jpg", "0.png", "0.txt"], [("0", b"0", b"2", None)]),
+        # Names as tar programs write them.
+        (["/abs/0.jpg", "/abs/0.txt"], [("abs/0", b"0", b"1", None)]),
+        (["../0.jpg", "../0.txt"], [("../0", b"0", b"1", None)]),
+        (["a.b.jpg", "a.b.txt"], [("a", None, None, DOTS)]),
+        (["v1.5/0.jpg", "v1.5/0.txt"], [("v1.5/0", b"0", b"1", None)]),
+        # Links within the shard are what they lead to; others, and devices, are told.
+        (["0.jpg", ("0.txt", tarfile.LNKTYPE, "0.jpg")], [("0", b"0", b"0", None)]),
+        (["a/0.jpg", ("a/0.txt", tarfile.SYMTYPE, "./0.jpg")], [("a/0", b"0", b"0", None)]),
+        (["0.jpg", ("0.txt", tarfile.SYMTYPE, "/etc/passwd")], [("0", b"0", None, LINK)]),
+        ([("0.jpg", tarfile.CHRTYPE, ""), "0.txt"], [("0", None, b"1", "a member is no regular file")]),
+    ],
+)  # fmt: skip
+def test_members_as_they_are_found(tmp_path: Path, names: list[Any], found: list[Any]) -> None:
+    assert listed(tmp_path / "a.tar", names) == found
+    assert count_samples(DataSettings(sources=(SourceSettings(kind="webdataset", path=f"{tmp_path}/*.tar"),))) == sum(
+        fault is None and image is not None for _, image, _, fault in found
+    )
+
+
+def test_what_follows_the_end_of_a_shard_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(2 * made_shard(tmp_path))
+    unit = source("webdataset", tmp_path / "a.tar").unit(0)
+    assert len(unit.entries) == 5
+    assert unit.fault is not None
+    assert unit.fault.startswith("more follows the end of the shard")
 
 
 def test_a_shard_that_went_away_is_a_fault(tmp_path: Path) -> None:
@@ -215,18 +294,25 @@ def write_table(path: Path, rows: list[tuple[str, str]], names: tuple[str, str] 
         return path
     mark = "\t" if path.suffix == ".tsv" else ","
     lines = [mark.join(("extra", *names[::-1]))]
-    lines += [mark.join((str(n), '"' + row[1].replace('"', '""') + '"', row[0])) for n, row in enumerate(rows)]
+    if path.suffix == ".tsv":
+        lines += [mark.join((str(n), row[1], row[0])) for n, row in enumerate(rows)]
+    elif path.suffix == ".jsonl":
+        lines = [json.dumps({"extra": n, names[1]: row[1], names[0]: row[0]}) for n, row in enumerate(rows)]
+    else:
+        lines += [mark.join((str(n), '"' + row[1].replace('"', '""') + '"', row[0])) for n, row in enumerate(rows)]
     path.write_text("\n".join(lines), encoding="utf-8-sig")
     return path
 
 
-@pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
 def test_tables(tmp_path: Path, suffix: str) -> None:
-    table = write_table(tmp_path / f"a.{suffix}", ROWS)
+    # Rows of a TSV are lines.
+    rows = [(name, text.replace("\n", " ")) for name, text in ROWS] if suffix == "tsv" else ROWS
+    table = write_table(tmp_path / f"a.{suffix}", rows)
     opened = source("table", table)
     assert len(opened) == 2
     found = [(entry.key, entry.image, entry.caption) for entry in all_entries(opened)]
-    assert found == [(name, Place(f"{tmp_path}/{name}"), caption.encode()) for name, caption in ROWS]
+    assert found == [(name, Place(f"{tmp_path}/{name}"), caption.encode()) for name, caption in rows]
     elsewhere = all_entries(source("table", table, root="/data"))[0].image
     assert elsewhere == Place("/data/pictures/0.jpg")
 
@@ -262,9 +348,13 @@ def test_rows_that_are_empty_or_not_text_spoil_no_others(tmp_path: Path) -> None
     [
         ("a.csv", b"", "has no column 'image'"),
         ("a.csv", b"image,caption\n", "there are no rows in"),
-        ("a.csv", b"image,caption\n1,2,3\n", "the table .*a.csv cannot be read: CSV parse error"),
+        ("a.csv", b'image,caption\n1,2\n2,"open\n3,"x"\n', "a.csv cannot be read: line 4: ',' expected after '\"'"),
+        ("a.csv", b'image,caption\n1,"open\n3,x\n', "a.csv cannot be read: line 3: unexpected end of data"),
+        ("a.csv", b"image,caption,caption\n1,2,3\n", "a.csv has 2 columns 'caption': rename all but one"),
+        ("a.tsv", b"image,caption\n1,2\n", "a.tsv has no column 'image', it has 'image,caption'"),
+        ("a.jsonl", b'{"file": "a"}\n', "a.jsonl has no column 'image', it has 'file'"),
         ("a.parquet", b"PAR1nonsense", "the table .*a.parquet cannot be read"),
-        ("a.xlsx", b"PK", "a table must be a .csv, .tsv or .parquet file, got .*a.xlsx"),
+        ("a.xlsx", b"PK", "a table must be a .csv, .tsv, .jsonl, .ndjson or .parquet file"),
     ],
 )
 def test_bad_tables(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -273,7 +363,83 @@ def test_bad_tables(tmp_path: Path, name: str, content: bytes, message: str) -> 
         source("table", tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "rows"),
+    [
+        ("a.tsv", 'image\tcaption\n1\t"Stay weird" poster\n2\tthe 5" disk\n3\t"open\n', ['"Stay weird" poster', 'the 5" disk', '"open']),
+        ("a.tsv", "\ufeffimage\tcaption\r\n\r\n1\ta, b\r\n2\tc\t\r\n", ["a, b", "c"]),
+        ("a.csv", "\r\nimage,caption\r\n1,\"a\r\nb\"\r\n\r\n2,\"\"\"c\"\" d\",,\r\n", ["a\r\nb", '"c" d']),
+        ("a.csv", " Image ;Caption\n1;a, b\n2;c\n", ["a, b", "c"]),
+        ("a.csv", "caption\timage\na, b\t1\nc\t 2 \n", ["a, b", "c"]),
+        ("a.ndjson", '\n{"image": "1", "caption": "\\"a"}\r\n{"caption": "c", "image": "2", "x": [1]}', ['"a', "c"]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_rows_are_what_the_format_says(tmp_path: Path, name: str, text: str, rows: list[str], encoding: str) -> None:
+    if encoding == "utf-16" and not name.endswith(("csv", "tsv")):
+        return
+    (tmp_path / name).write_bytes(text.lstrip("\ufeff").encode(encoding) if encoding == "utf-16" else text.encode())
+    entries = all_entries(source("table", tmp_path / name))
+    assert [(Path(entry.key).name, entry.caption, entry.fault) for entry in entries] == [
+        (str(number), row.encode(), None) for number, row in enumerate(rows, 1)
+    ]
+
+
+def test_rows_that_cannot_be_used_are_told_with_their_line(tmp_path: Path) -> None:
+    many, few = ("the row has more fields than the table has columns", "the row has too few fields")
+    (tmp_path / "a.csv").write_text('image,caption\n1,"a\nb"\n2,c,d\n3\n4,e\n')
+    entries = all_entries(source("table", tmp_path / "a.csv"))
+    assert [(entry.key, entry.fault) for entry in entries] == [
+        ("1", None),
+        ("line 4", many),
+        ("line 5", few),
+        ("4", None),
+    ]
+    (tmp_path / "a.jsonl").write_text(
+        '{"image": "1", "caption": "a"}\n[1]\n{"image": 2, "caption": "b"}\n{"image": "3"}\n{"im'
+    )
+    entries = all_entries(source("table", tmp_path / "a.jsonl"))
+    no_object = "the line is not a JSON object of texts"
+    assert [(entry.key, entry.caption, entry.fault) for entry in entries] == [
+        ("1", b"a", None), ("line 2", None, no_object), ("line 3", None, no_object), ("3", None, None), ("line 5", None, no_object),
+    ]  # fmt: skip
+
+
+def test_columns_of_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "split=train" / "a.parquet"  # a folder's name is no column
+    path.parent.mkdir()
+    coded = pa.array(["a", "b", "a"]).dictionary_encode()
+    pyarrow.parquet.write_table(
+        pa.table({"Image": pa.array(["1", "2", "3"], pa.string_view()), "caption": coded}), path
+    )
+    assert [entry.caption for entry in all_entries(source("table", path))] == [b"a", b"b", b"a"]
+    pyarrow.parquet.write_table(pa.table({"image": ["1"], "caption": [["a", "b"]]}), path)
+    with pytest.raises(InputError, match=r"the column 'caption' is of type list<.*>, expected texts"):
+        source("table", path)
+
+
 # ---- folders ----
+
+
+def test_folders_as_they_lie_on_disks(tmp_path: Path) -> None:
+    for name in (
+        "a.jpg",
+        "a.TXT",
+        "._a.jpg",
+        "._a.txt",
+        ".ipynb_checkpoints/a.jpg",
+        "__MACOSX/a.jpg",
+        "sub/b c.jpg",
+        "sub/b c.txt",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "sub" / "again").symlink_to(tmp_path, target_is_directory=True)
+    entries = all_entries(source("folder", tmp_path))
+    assert contents(entries) == [("a.jpg", b"a.jpg", b"a.TXT"), ("sub/b c.jpg", b"sub/b c.jpg", b"sub/b c.txt")]
+    for name in ("x.tar", "._x.tar", "Thumbs.db"):
+        (tmp_path / name).touch()
+    assert [Path(name).name for name in expand_files(f"{tmp_path}/**/*[rb]", "shards")] == ["x.tar"]
 
 
 def test_folders(tmp_path: Path) -> None:

@@ -406,6 +406,67 @@ def test_nothing_but_broken_shards_is_an_error(tmp_path: Path) -> None:
         take(stream(settings), 1)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nothing_usable_is_an_error_within_an_epoch(tmp_path: Path, workers: int) -> None:
+    """However much is allowed to be unusable; nobody would ever get a batch."""
+    for number in range(3):
+        (tmp_path / f"{number}.jpg").write_bytes(b"not an image")
+        (tmp_path / f"{number}.txt").write_text("a cat")
+    settings = settings_of(SourceSettings(kind="folder", path=str(tmp_path)), max_bad_share=1)
+    message = r"^there is no usable sample in a whole epoch: not an image \(3\)\. Most in .*\. Mend these files, or give others$"
+    with pytest.raises(InputError, match=message):
+        take(stream(settings, 2, workers=workers), 1)
+    if workers:
+        return
+    # One is enough: it comes once an epoch.
+    (tmp_path / "1.jpg").write_bytes(picture(1))
+    source = stream(settings, 2)
+    assert keys(take(source, 2)) == ["1.jpg"] * 4
+    assert source.counters.bad["not an image"] >= 6
+    # Data that went bad while a run stood still: told at the end of the next whole epoch.
+    (tmp_path / "1.jpg").write_bytes(b"not an image")
+    source.load_state_dict(source.state_dict() | {"sample": 2})
+    with pytest.raises(InputError, match="no usable sample"):
+        take(source, 1)
+    with pytest.raises(InputError, match="no usable sample for rank 1 of 2"):
+        take(stream(settings, 2, rank=1, world=2), 1)
+
+
+def test_captions_in_other_encodings(tmp_path: Path) -> None:
+    texts = {
+        "a": "\ufeffa cat".encode(),
+        "b": "a cat".encode("utf-16"),
+        "c": "a cat".encode("utf-16-le"),
+        "d": b"caf\xe9",
+    }
+    for name, text in texts.items():
+        (tmp_path / f"{name}.png").write_bytes(picture(0))
+        (tmp_path / f"{name}.txt").write_bytes(text)
+    settings = settings_of(
+        SourceSettings(kind="folder", path=str(tmp_path)), shuffle_buffer=0, max_bad_share=1, prompts=0
+    )
+    source = stream(settings, 3)
+    (batch,) = take(source, 1)
+    assert batch.keys == ["a.png", "b.png", "a.png"]
+    assert (batch.input_ids[0] == batch.input_ids[1]).all()
+    assert source.counters.bad == {
+        "the caption has null characters, as UTF-16 and binary files have": 1,
+        "the caption is not UTF-8": 1,
+    }
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_what_is_no_file_is_a_bad_sample(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "a.png").write_bytes(picture(0))
+    rows = [{"image": name, "caption": "a cat"} for name in ("pipe.png", "a.png", "a\0b.png", "/dev/zero")]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = settings_of(SourceSettings(kind="table", path=f"{tmp_path}/a.jsonl"), max_bad_share=1, shuffle_buffer=0)
+    source = stream(settings, 2)
+    assert keys(take(source, 1)) == ["a.png", "a.png"]
+    assert source.counters.bad["the image is no regular file"] >= 2
+
+
 def test_a_file_that_went_away_is_a_bad_sample(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("image,caption\nnowhere.png,a cat\nhere.png,a dog\n")
     (tmp_path / "here.png").write_bytes(picture(0))

@@ -12,7 +12,8 @@ from PIL import Image
 
 from groupvit_common.data.settings import SourceSettings
 from groupvit_common.data.sources import Place, Shards
-from groupvit_common.errors import InputError
+from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.files import is_hidden, read_text
 from groupvit_common.image_files import IMAGE_SUFFIXES
 from groupvit_common.image_processor import load_image
 from groupvit_common.prompts import parse_label
@@ -89,17 +90,25 @@ def _folders(root: Path, split: str | None) -> ClassificationSet:
         raise InputError(f"there is no folder {root / split}: expected {layout}")
     name = split or ("val" if (root / "val").is_dir() else "all")
     base = root if name == "all" else root / name
-    folders = sorted(path for path in base.iterdir() if path.is_dir())
+    folders = [path for path in _within(base) if path.is_dir()]
     pictures = [
         Picture(str(path.relative_to(base)), Place(str(path)), number)
         for number, folder in enumerate(folders)
-        for path in sorted(folder.iterdir())
-        if path.suffix.lower() in IMAGE_SUFFIXES
+        for path in _within(folder)
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
     ]
     if not pictures:
         raise InputError(f"no pictures in the folders of {base}: expected {layout}")
     words = _words([folder.name for folder in folders], (base, root), layout)
     return ClassificationSet("imagenet", name, words, tuple(pictures))
+
+
+def _within(folder: Path) -> list[Path]:
+    """What lies in a folder, by name, but for hidden files and folders."""
+    try:
+        return sorted(path for path in folder.iterdir() if not is_hidden(path.name))
+    except OSError as error:
+        raise InputError(f"cannot read the folder {folder}: {error.strerror or error}") from error
 
 
 def _words(names: Sequence[str], folders: Sequence[Path], layout: str) -> tuple[str, ...]:
@@ -112,7 +121,7 @@ def _words(names: Sequence[str], folders: Sequence[Path], layout: str) -> tuple[
         return words
     for path in (folder / file for folder in folders for file in SYNSETS):
         if path.is_file():
-            pairs = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            pairs = [line.split(maxsplit=1) for line in _text(path).splitlines() if line.strip()]
             known = {pair[0]: pair[1].split(",")[0].strip() for pair in pairs if len(pair) == 2}
             unknown = [name for name in names if name not in known]
             if unknown:
@@ -130,12 +139,16 @@ def _words(names: Sequence[str], folders: Sequence[Path], layout: str) -> tuple[
 def _listed(folders: Sequence[Path]) -> tuple[Path, tuple[str, ...]] | None:
     for path in (folder / file for folder in folders for file in CLASS_LISTS):
         if path.is_file():
-            try:
-                labels = [parse_label(line) for line in path.read_text(encoding="utf-8-sig").splitlines()]
-            except (OSError, UnicodeDecodeError) as error:
-                raise InputError(f"cannot read the classes in {path}: {error}") from error
+            labels = [parse_label(line) for line in _text(path).splitlines()]
             return path, tuple(label.name for label in labels if label is not None)
     return None
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_text(path)
+    except CheckpointError as error:
+        raise InputError(f"cannot read the classes: {error}") from error
 
 
 def _shards(pattern: str) -> ClassificationSet:
@@ -153,6 +166,8 @@ def _shards(pattern: str) -> ClassificationSet:
         if unit.fault is not None:
             raise InputError(f"{unit.where}: {unit.fault}")
         for entry in unit.entries:
+            if entry.fault is not None:
+                raise InputError(f"{entry.key} in {entry.where} cannot be used: {entry.fault}")
             if entry.image is None or not isinstance(entry.caption, Place):
                 missing = "a picture" if entry.image is None else "its class, a .cls file"
                 raise InputError(f"{entry.key} in {entry.where} lacks {missing}: expected {layout}")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
+import os
+import stat
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import IO, NamedTuple
@@ -88,13 +91,18 @@ class SampleMaker:
         return made + [caption] * (count - len(made))
 
     def _caption(self, entry: Entry) -> str:
+        if entry.fault is not None:
+            raise BadSample(entry.fault)
         if entry.caption is None:
             raise BadSample("no caption")
         content = self._read(entry.caption, "caption") if isinstance(entry.caption, Place) else entry.caption
+        utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         try:
-            caption = " ".join(content.decode("utf-8-sig").split())
+            caption = " ".join(content.decode("utf-16" if utf16 else "utf-8-sig").split())
         except UnicodeDecodeError as error:
             raise BadSample("the caption is not UTF-8") from error
+        if "\0" in caption:
+            raise BadSample("the caption has null characters, as UTF-16 and binary files have")
         if not caption:
             raise BadSample("the caption is empty")
         return caption[:_MOST_CHARACTERS]
@@ -118,14 +126,17 @@ class SampleMaker:
     def _read(self, place: Place, what: str) -> bytes:
         try:
             if place.size is None:
+                # A pipe would wait for its writer.
+                if not stat.S_ISREG(os.stat(place.path).st_mode):  # noqa: PTH116 (str)
+                    raise BadSample(f"the {what} is no regular file")
                 with open(place.path, "rb") as file:  # noqa: PTH123 (str)
                     content = file.read(_MOST_BYTES + 1)
             else:
                 shard = self._opened(place.path)
                 shard.seek(place.offset)
                 content = shard.read(min(place.size, _MOST_BYTES + 1))
-        except OSError as error:
-            raise BadSample(f"the {what} file cannot be read ({error.strerror or error})") from error
+        except (OSError, ValueError) as error:  # ValueError: a name with a null character
+            raise BadSample(f"the {what} file cannot be read ({getattr(error, 'strerror', None) or error})") from error
         if len(content) > _MOST_BYTES:
             raise BadSample(f"the {what} file is too large")
         if place.size is not None and len(content) < place.size:

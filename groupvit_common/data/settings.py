@@ -23,7 +23,7 @@ class SourceSettings:
     kind and path:
         "webdataset": tar shards, `"cc3m/{00000..00331}.tar"` or a pattern such as `"cc3m/*.tar"`; in them, a picture and a
             caption under one key, `000012.jpg` and `000012.txt` (img2dataset's layout);
-        "table": a `.csv`, `.tsv` or `.parquet` file, or a pattern of such, with a column of picture files and one of captions;
+        "table": a `.csv`, `.tsv`, `.jsonl` or `.parquet` file, or a pattern of such, with a column of picture files and one of captions;
         "folder": a folder with pictures and captions side by side, `cat.jpg` and `cat.txt`, in folders inside it too.
     weight: how often its samples occur in an epoch: 1 once, 2 twice, 0.5 every second epoch.
     caption_suffix: what a shard's or folder's captions end in, without the dot.

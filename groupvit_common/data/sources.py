@@ -6,16 +6,18 @@ a place in the middle of a run is found again without decoding, or even reading,
 
 from __future__ import annotations
 
-import csv
 import os
+import posixpath
 import tarfile
 from collections.abc import Iterator
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import IO, NamedTuple, Protocol
 
 from groupvit_common.data.settings import SourceSettings
+from groupvit_common.data.tables import FAULTS, read_table
 from groupvit_common.errors import InputError
+from groupvit_common.files import is_hidden
 from groupvit_common.image_files import IMAGE_SUFFIXES
 
 ROWS_PER_UNIT = 64
@@ -31,12 +33,21 @@ class Place(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One sample that is not read yet. where: the shard, table or folder, for messages; what is missing is None."""
+    """One sample that is not read yet.
+
+    where: the shard, table or folder, for messages; what is missing is None. fault: why it cannot be used, whatever there is of it.
+    """
 
     key: str
     where: str
     image: Place | None
     caption: Place | bytes | None
+    fault: str | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether it has all parts of a sample."""
+        return self.fault is None and self.image is not None and self.caption is not None
 
 
 class Unit(NamedTuple):
@@ -84,7 +95,7 @@ def expand_files(pattern: str, what: str) -> list[str]:
     missing: list[str] = []
     for name in names:
         if has_magic(name) and not Path(name).exists():
-            found = sorted(match for match in glob(name, recursive=True) if Path(match).is_file())  # noqa: PTH207 (absolute)
+            found = _matching(name)
             if not found:
                 raise InputError(f"no file matches {name}")
             files += found
@@ -97,6 +108,16 @@ def expand_files(pattern: str, what: str) -> list[str]:
             f"{len(missing)} of the {len(names)} {what} of {pattern} are not there, the first is {missing[0]}"
         )
     return files
+
+
+def _matching(pattern: str) -> list[str]:
+    """The files of a pattern with wild cards, by name, each file once however many links lead to it; hidden ones only where it says so."""
+    spelled = Path(pattern).parts
+    files: dict[str, str] = {}
+    for match in sorted(glob(pattern, recursive=True)):  # noqa: PTH207 (absolute)
+        if Path(match).is_file() and not any(is_hidden(part) for part in Path(match).parts if part not in spelled):
+            files.setdefault(os.path.realpath(match), match)
+    return list(files.values())
 
 
 def _braces(pattern: str) -> list[str]:
@@ -117,6 +138,22 @@ def _missing(package: str, need: str) -> InputError:
 
 
 # ---- tar shards ----
+
+_TWICE = "two members of the shard have one name"
+_APART = "its parts are not together in the shard, which has more than one of its key"
+_LINK = "a member is a link to what the shard does not hold before it"
+_SPECIAL = "a member is no regular file"
+_DOTS = "neither an image nor a caption under its key, which ends at the first dot of a member's name"
+
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"PK\x03\x04": "zip",
+}
+"""First bytes of files that often have, or hide behind, the name of a tar file."""
 
 
 class Shards:
@@ -139,63 +176,156 @@ class Shards:
         return list_shard(self.shard(number))
 
 
-def list_shard(shard: tuple[str, str]) -> Unit:
-    """The entries of a tar file, by its headers. shard: its path and what captions end in."""
-    path, wanted = shard
-    entries: list[Entry] = []
-    members = _Members(path)
-    key, image, caption = "", None, None
-    for name, place in members:
-        stem, suffix = _split(name)
-        if stem != key:
-            if key:
-                entries.append(Entry(key, path, image, caption))
-            key, image, caption = stem, None, None
+class _Sample:
+    """Members of one key that stand together in a shard."""
+
+    def __init__(self, key: str) -> None:
+        self.key, self.fault = key, ""
+        self.suffixes: set[str] = set()
+        self.image: Place | None = None
+        self.caption: Place | None = None
+
+    def add(self, suffix: str, place: Place | None, fault: str, wanted: str) -> None:
+        """Takes a member in. wanted: the suffix of captions."""
+        is_image = f".{suffix}" in IMAGE_SUFFIXES
+        if suffix in self.suffixes:
+            self.fault = self.fault or _TWICE
+        self.suffixes.add(suffix)
+        if suffix == wanted or is_image:
+            self.fault = self.fault or fault
         if suffix == wanted:
-            caption = place
-        elif f".{suffix}" in IMAGE_SUFFIXES:
-            image = place
+            self.caption = place
+        elif is_image and self.image is None:
+            self.image = place
+
+    def entry(self, path: str) -> Entry:
+        fault = self.fault or (_DOTS if self.image is None and self.caption is None else None)
+        return Entry(self.key, path, self.image, self.caption, fault)
+
+
+def list_shard(shard: tuple[str, str]) -> Unit:
+    """The entries of a tar file, by its headers. shard: its path and what captions end in.
+
+    Of several images under one key the first counts. Members of one key that stand apart are one sample, unless that key is there more
+    than once: then nobody knows which belong together.
+    """
+    path, wanted = shard
+    members = _Members(path)
+    samples: list[_Sample] = []
+    for name, place, fault in members:
+        key, suffix = _split(name)
+        if not key:
+            continue
+        if not samples or samples[-1].key != key:
+            samples.append(_Sample(key))
+        samples[-1].add(suffix, place, fault, wanted)
     # The sample in which a shard breaks off has lost a part; the break itself is what is reported.
-    if key and (members.fault is None or (image is not None and caption is not None)):
-        entries.append(Entry(key, path, image, caption))
-    return Unit(entries, path, members.fault)
+    if members.fault is not None and samples and not samples[-1].entry(path).complete:
+        samples.pop()
+    return Unit([sample.entry(path) for sample in _joined(samples)], path, members.fault)
+
+
+def _joined(samples: list[_Sample]) -> list[_Sample]:
+    """Samples whose members stand apart, put together at the place of the first."""
+    of_key: dict[str, list[_Sample]] = {}
+    for sample in samples:
+        of_key.setdefault(sample.key, []).append(sample)
+    if len(of_key) == len(samples):
+        return samples
+    for parts in of_key.values():
+        whole = [part.image is not None and part.caption is not None for part in parts]
+        if len(parts) == 1 or all(whole):
+            continue
+        first, *others = parts
+        if sum(len(part.suffixes) for part in parts) > len(set().union(*(part.suffixes for part in parts))):
+            first.fault = first.fault or _APART
+        for part in others:
+            first.fault = first.fault or part.fault
+            first.suffixes |= part.suffixes
+            first.image, first.caption = first.image or part.image, first.caption or part.caption
+            part.key = ""
+    return [sample for sample in samples if sample.key]
 
 
 class _Members:
-    """Names and places of a tar's regular files; after the loop, `fault` says what kept it from the end."""
+    """Names and places of a tar's files, with a fault of those that have none; after the loop, `fault` says what kept it from the end."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.fault: str | None = None
 
-    def __iter__(self) -> Iterator[tuple[str, Place]]:
+    def __iter__(self) -> Iterator[tuple[str, Place | None, str]]:
+        places: dict[str, Place] = {}
         try:
-            with open(self.path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:  # noqa: PTH123 (str)
-                length = os.fstat(file.fileno()).st_size
-                for member in tar:
-                    # tarfile would keep every member for later questions.
-                    tar.members = []  # type: ignore[attr-defined]
-                    if member.offset_data + member.size > length:
-                        self.fault = "the shard is truncated"
-                        return
-                    if member.isreg():
-                        yield member.name, Place(self.path, member.offset_data, member.size)
-                # A damaged header ends tarfile's loop as the end of the archive does.
-                file.seek(tar.offset)
-                rest = file.read(tarfile.BLOCKSIZE)
-                if rest.strip(b"\0") or 0 < len(rest) < tarfile.BLOCKSIZE:
-                    self.fault = "the shard is damaged"
+            with open(self.path, "rb") as file:  # noqa: PTH123 (str)
+                start = file.read(6)
+                packed = next((name for magic, name in _COMPRESSED.items() if start.startswith(magic)), None)
+                if packed is not None:
+                    self.fault = (
+                        f"the shard is compressed ({packed}); unpack it, since shards are read at random places"
+                    )
+                    return
+                file.seek(0)
+                with tarfile.open(fileobj=file, mode="r:") as tar:
+                    length, after = os.fstat(file.fileno()).st_size, 0
+                    for member in tar:
+                        # tarfile would keep every member for later questions.
+                        tar.members = []  # type: ignore[attr-defined]
+                        if member.offset_data <= after:
+                            self.fault = "the shard is damaged"
+                            return
+                        after = member.offset_data
+                        if member.offset_data + member.size > length:
+                            self.fault = "the shard is truncated"
+                            return
+                        if not member.isdir():
+                            place, fault = self._placed(member, places)
+                            name = _plain(member.name)
+                            if place is not None:
+                                places[name] = place
+                            yield name, place, fault
+                    self.fault = self._end(file, tar.offset, bool(after))
         except OSError as error:
             self.fault = f"the shard cannot be read ({error.strerror or error})"
-        except tarfile.TarError:
+        except (tarfile.TarError, ValueError, OverflowError, EOFError):
             self.fault = "the shard is truncated or not a tar file"
+
+    def _placed(self, member: tarfile.TarInfo, places: dict[str, Place]) -> tuple[Place | None, str]:
+        """Where a member's bytes are, or its fault. places: of the members before it, to which it may be a link."""
+        if member.islnk() or member.issym():
+            folder = "" if member.islnk() else posixpath.dirname(member.name)
+            place = places.get(_plain(posixpath.join(folder, member.linkname)))
+            return place, "" if place is not None else _LINK
+        if not member.isreg() or member.issparse():
+            return None, _SPECIAL
+        return Place(self.path, member.offset_data, member.size), ""
+
+    @staticmethod
+    def _end(file: IO[bytes], offset: int, any_member: bool) -> str | None:
+        """What is wrong with the end of an archive: tarfile's loop ends at a damaged header as it does at zeros."""
+        file.seek(offset)
+        rest = file.read(tarfile.BLOCKSIZE)
+        if rest.strip(b"\0") or 0 < len(rest) < tarfile.BLOCKSIZE:
+            return "the shard is damaged"
+        if not any_member:
+            return "the shard has no members"
+        while rest:
+            rest = file.read(1 << 20)
+            if rest.strip(b"\0"):
+                return "more follows the end of the shard: archives put together, or a hole; the rest is left out"
+        return None
+
+
+def _plain(name: str) -> str:
+    """A member's name without `./` and the like, which tar programs put in front."""
+    return posixpath.normpath(name).lstrip("/")
 
 
 def _split(name: str) -> tuple[str, str]:
     """`"a/000012.seg.PNG"` -> `("a/000012", "seg.png")`; no key for hidden files and files without a suffix."""
     folder, _, base = name.rpartition("/")
     stem, _, suffix = base.partition(".")
-    if not stem or not suffix:
+    if not stem or not suffix or any(is_hidden(part) for part in name.split("/") if part != ".."):
         return "", ""
     return f"{folder}/{stem}" if folder else stem, suffix.lower()
 
@@ -204,13 +334,13 @@ def _split(name: str) -> tuple[str, str]:
 
 
 class Table:
-    """CSV, TSV or Parquet files with a column of picture files and one of captions, read as a whole."""
+    """CSV, TSV, JSON lines or Parquet files with a column of image files and one of captions, read as a whole."""
 
     def __init__(self, settings: SourceSettings) -> None:
         self.weight = settings.weight
         files = expand_files(settings.path, "tables")
         self.names = tuple(Path(name).name for name in files)
-        self._tables = [_read_table(Path(name), settings) for name in files]
+        self._tables = [read_table(Path(name), settings.image_column, settings.caption_column) for name in files]
         self._roots = [str(settings.root or Path(name).parent) for name in files]
         self._files = files
         # Units do not reach across tables.
@@ -229,55 +359,13 @@ class Table:
         which, start = self._blocks[number]
         rows = self._tables[which].slice(start, ROWS_PER_UNIT)
         where, root = self._files[which], self._roots[which]
-        images, captions = (rows.column(column).to_pylist() for column in (0, 1))
+        columns = (rows.column(name).to_pylist() for name in ("image", "caption", "line", "fault"))
         entries = []
-        for row, (image, caption) in enumerate(zip(images, captions, strict=True), start):
+        for image, caption, line, fault in zip(*columns, strict=True):
             name = os.fsdecode(image) if image else None
             place = None if name is None else Place(os.path.join(root, name))  # noqa: PTH118 (millions of them)
-            entries.append(Entry(name or f"row {row}", where, place, caption))
+            entries.append(Entry(name or f"line {line}", where, place, caption, FAULTS[fault] or None))
         return Unit(entries, where)
-
-
-def _read_table(path: Path, settings: SourceSettings) -> Any:
-    """The two columns of a table as bytes, in this order: whether a row is text is not decided for the whole file."""
-    try:
-        import pyarrow
-        import pyarrow.csv
-        import pyarrow.parquet
-    except ImportError as error:
-        raise _missing("pyarrow", "tables need") from error
-    columns = [settings.image_column, settings.caption_column]
-    suffix = path.suffix.lower()
-    try:
-        if suffix == ".parquet":
-            names = pyarrow.parquet.read_schema(path).names
-            _check_columns(path, columns, names)
-            table = pyarrow.parquet.read_table(path, columns=columns).select(columns)
-            return table.cast(pyarrow.schema([(column, pyarrow.large_binary()) for column in columns]))
-        if suffix in (".csv", ".tsv"):
-            delimiter = "\t" if suffix == ".tsv" else ","
-            with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-                names = next(csv.reader(file, delimiter=delimiter), [])
-            _check_columns(path, columns, names)
-            return pyarrow.csv.read_csv(
-                path,
-                parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-                convert_options=pyarrow.csv.ConvertOptions(
-                    include_columns=columns, column_types=dict.fromkeys(columns, pyarrow.large_binary())
-                ),
-            )
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, pyarrow.ArrowNotImplementedError, OSError) as error:
-        raise InputError(f"the table {path} cannot be read: {str(error).splitlines()[0]}") from error
-    raise InputError(f"a table must be a .csv, .tsv or .parquet file, got {path}")
-
-
-def _check_columns(path: Path, wanted: list[str], names: list[str]) -> None:
-    absent = [column for column in wanted if column not in names]
-    if absent:
-        raise InputError(
-            f"{path} has no column {absent[0]!r}, it has {', '.join(map(repr, names))}: "
-            "name them with image_column and caption_column"
-        )
 
 
 # ---- folders ----
@@ -291,28 +379,48 @@ class Folder:
         self._root = Path(settings.path).expanduser()
         if not self._root.is_dir():
             raise InputError(f"there is no folder {settings.path}")
-        self._suffix = f".{settings.caption_suffix}"
-        self._images: list[str] = []
-        for folder, folders, names in os.walk(self._root):
-            folders.sort()  # in place: os.walk goes on in this order
-            pictures = (name for name in sorted(names) if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES)  # noqa: PTH122
-            self._images += [os.path.join(folder, name) for name in pictures]  # noqa: PTH118 (millions of them)
-        if not self._images:
+        # Image and caption; the latter's suffix in whatever case.
+        self._files: list[tuple[str, str | None]] = []
+        suffix = f".{settings.caption_suffix}".lower()
+        for folder, names in self._folders():
+            captions = {name[: -len(suffix)]: name for name in names if name.lower().endswith(suffix)}
+            for name in names:
+                stem, ending = os.path.splitext(name)  # noqa: PTH122
+                if ending.lower() in IMAGE_SUFFIXES and ending.lower() != suffix:
+                    caption = captions.get(stem)
+                    self._files.append(
+                        (os.path.join(folder, name), caption and os.path.join(folder, caption))  # noqa: PTH118 (millions of them)
+                    )
+        if not self._files:
             raise InputError(
                 f"no pictures in the folder {settings.path}: looked for {', '.join(sorted(IMAGE_SUFFIXES))}"
             )
-        self.names = (self._root.name, str(len(self._images)))
+        self.names = (self._root.name, str(len(self._files)))
+
+    def _folders(self) -> Iterator[tuple[str, list[str]]]:
+        """The folder and those inside it, also by links, each once, with the names of their files; hidden ones left out."""
+
+        def refuse(error: OSError) -> None:
+            raise InputError(f"cannot read the folder {error.filename}: {error.strerror or error}") from error
+
+        seen: set[str] = set()
+        for folder, folders, names in os.walk(self._root, onerror=refuse, followlinks=True):
+            # In place: os.walk goes on in this order.
+            folders[:] = sorted(name for name in folders if not is_hidden(name))
+            real = os.path.realpath(folder)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            yield folder, sorted(name for name in names if not is_hidden(name))
 
     def __len__(self) -> int:
-        return -(-len(self._images) // ROWS_PER_UNIT)
+        return -(-len(self._files) // ROWS_PER_UNIT)
 
     def unit(self, number: int) -> Unit:
         where = str(self._root)
         entries = []
-        for image in self._images[number * ROWS_PER_UNIT : (number + 1) * ROWS_PER_UNIT]:
-            caption = os.path.splitext(image)[0] + self._suffix  # noqa: PTH122
+        for image, caption in self._files[number * ROWS_PER_UNIT : (number + 1) * ROWS_PER_UNIT]:
             key = os.path.relpath(image, self._root)
-            entries.append(
-                Entry(key, where, Place(image), Place(caption) if os.path.exists(caption) else None)  # noqa: PTH110
-            )
+            entries.append(Entry(key, where, Place(image), None if caption is None else Place(caption)))
         return Unit(entries, where)

@@ -193,6 +193,8 @@ class CaptionStream:
         draws = self._order.draws(self._position, makers.list_unit)
         tally = self._tally.copy()
         given: deque[list[Draw]] = deque()
+        # Of the epoch: usable samples so far, and whether it is seen from its beginning.
+        epoch, usable, whole = self._position.epoch, 0, self._position == Position(self._position.epoch)
         try:
             batch, filled = self._new_batch(), 0
             while True:
@@ -203,12 +205,14 @@ class CaptionStream:
                 causes = iter(result.causes)
                 good = 0
                 for draw in given.popleft():
-                    if isinstance(draw.entry, Listed):
-                        self._count(tally, draw, draw.entry.fault)
-                        continue
-                    cause = next(causes)
+                    cause = draw.entry.fault if isinstance(draw.entry, Listed) else next(causes)
                     self._count(tally, draw, cause)
-                    if cause is not None:
+                    usable += isinstance(draw.entry, Entry) and cause is None
+                    if draw.after.epoch != epoch:
+                        if whole and not usable:
+                            raise InputError(self._nothing(tally))
+                        epoch, usable, whole = draw.after.epoch, 0, True
+                    if isinstance(draw.entry, Listed) or cause is not None:
                         continue
                     result.next_picture(batch.pixel_values[filled])
                     tokens, mask = result.tokens[good], result.mask[good]
@@ -235,6 +239,11 @@ class CaptionStream:
             np.empty(shape, np.int64) if prompts else None,
             [],
         )
+
+    def _nothing(self, tally: Tally) -> str:
+        rank, world = self._order.rank, self._order.world
+        of_rank = f" for rank {rank} of {world}" if world > 1 else ""
+        return f"there is no usable sample{of_rank} in a whole epoch: {_found(tally)}. Mend these files, or give others"
 
     def _count(self, tally: Tally, draw: Draw, cause: str | None) -> None:
         """Counts one sample, or one shard. InputError beyond the bound."""
@@ -263,25 +272,26 @@ def count_samples(settings: DataSettings) -> int:
     total = 0.0
     for chosen in settings.sources:
         source = open_source(chosen)
-        complete = sum(
-            entry.image is not None and entry.caption is not None
-            for number in range(len(source))
-            for entry in source.unit(number).entries
-        )
+        complete = sum(entry.complete for number in range(len(source)) for entry in source.unit(number).entries)
         total += chosen.weight * complete
     return round(total)
 
 
 def _too_many(tally: Tally, draw: Draw, share: float) -> str:
     """The sentence that stops a run."""
-    causes = ", ".join(f"{cause} ({count})" for cause, count in tally.bad.most_common(5))
-    places = ", ".join(f"{place} ({count})" for place, count in tally.bad_in.most_common(3))
     last = f", the last one {draw.entry.key!r} in {draw.entry.where}" if isinstance(draw.entry, Entry) else ""
     return (
         f"too much of the data cannot be used: {tally.bad.total() - tally.bad_shards} of {tally.read} samples and "
         f"{tally.bad_shards} of {tally.shards} shards or blocks, where max_bad_share = {share:g} allows less. "
-        f"Causes: {causes}. Most in {places}{last}. Mend or leave out these files, or raise max_bad_share"
+        f"Causes: {_found(tally)}{last}. Mend or leave out these files, or raise max_bad_share"
     )
+
+
+def _found(tally: Tally) -> str:
+    """What was unusable, and where."""
+    causes = ", ".join(f"{cause} ({count})" for cause, count in tally.bad.most_common(5))
+    places = ", ".join(f"{place} ({count})" for place, count in tally.bad_in.most_common(3))
+    return f"{causes}. Most in {places}"
 
 
 def _digest(sources: list[Source], shuffle_buffer: int) -> str:
