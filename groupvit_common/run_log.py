@@ -13,7 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from groupvit_common.errors import InputError
+from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.files import parse_json, write_files, write_text
 from groupvit_common.recipe import Recipe
 from groupvit_common.settings import to_table
 
@@ -100,17 +101,27 @@ def duration(seconds: float) -> str:
 
 
 def _forget_after(path: Path, step: int) -> None:
-    """Keeps the records of a file up to a step; a line that a killed process left unfinished is none."""
+    """Keeps the records of a file up to a step; a line of another shape, or that a killed process left unfinished, is none."""
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step and step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            continue
-    path.write_text("".join(kept), encoding="utf-8")
+    try:
+        with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+            for line in file:
+                if step and line.endswith("\n") and 0 <= _step_of(line, path) <= step:
+                    kept.append(line)
+        write_files(path.parent, {path.name: lambda place: write_text(place, "".join(kept))})
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be continued: {error.strerror or error}") from error
+
+
+def _step_of(line: str, path: Path) -> int:
+    """The step of a record; -1 for what is none."""
+    try:
+        step = parse_json(line, path).get("step")
+    except CheckpointError:
+        return -1
+    return step if isinstance(step, int) and not isinstance(step, bool) else -1
 
 
 def _plain(value: float) -> float | str:

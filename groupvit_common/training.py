@@ -31,6 +31,7 @@ from groupvit_common.evaluation import Place, Settings, default_protocol, evalua
 from groupvit_common.files import write_files, write_text
 from groupvit_common.hub import resolve
 from groupvit_common.image_processor import GroupViTImageProcessor
+from groupvit_common.locks import FolderLock
 from groupvit_common.metrics import confusion_matrix, mean_iou
 from groupvit_common.predictor import DEMO_MODEL
 from groupvit_common.processor import GroupViTProcessor
@@ -43,6 +44,7 @@ from groupvit_common.tokenizer import CLIPTokenizer
 
 MEASURES_NAME = "training.json"
 RECIPE_NAME = "recipe.toml"
+LOCK_NAME = ".training.lock"
 BAD_BATCH_NAME = "bad_batch.npz"
 MULTI_LABEL_SCALE = "multi_label_logit_scale"
 
@@ -172,6 +174,7 @@ class Run:
     step: int = 0
     bad_steps: int = 0
     stop_signal: int = 0
+    lock: FolderLock | None = None
 
     @classmethod
     def begin(
@@ -188,15 +191,15 @@ class Run:
         resume: str | Path = "never",
         evaluate: Evaluate | None = None,
     ) -> Run:
-        """Makes the folder, the scenes and the tokenizer, and finds what is to be continued.
+        """Makes the folder, the scenes and the tokenizer, and finds what is to be continued. Nobody else writes there until `close`.
 
         Args:
             resume: "never"; "auto", from the newest valid checkpoint in the folder if there is one; or a checkpoint's path.
             evaluate: besides the held-out scenes, for runs on other data.
 
         Raises:
-            InputError: an unknown recipe, a folder that cannot be made, one with an unfinished run that is not to be continued, a
-                segmentation set that is not there.
+            InputError: an unknown recipe, a folder that cannot be made, one in which another training writes, one with an unfinished run
+                that is not to be continued, a segmentation set that is not there.
             CheckpointError: a checkpoint that cannot be continued, a tokenizer or model to start from that cannot be found.
         """
         recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
@@ -218,21 +221,33 @@ class Run:
         except OSError as error:
             raise InputError(f"cannot make the folder {directory} for the model: {error}") from error
         log = log if rank == 0 else _silent
-        path = run_state.find(directory, resume, log=log)
-        pictures = _scenes(recipe, log) if recipe.data is None else {}
-        captions = [caption for level in pictures.values() for caption in level.captions]
-        processor = start_processor(recipe, captions)
-        majority = majority_mean_iou(recipe) if recipe.data is None else {}
-        run = cls(recipe, directory, pictures, processor, backend, threads, log, started, majority)
-        run.rank, run.world, run.evaluate, run.sets = rank, world, evaluate, sets
-        if path is not None:
-            run._continue(path)
-        if rank == 0:
-            run.checkpoints.clean()
-            if path is None:
-                run.checkpoints.clear()
-            write_files(directory, {RECIPE_NAME: lambda file: write_text(file, to_toml(recipe))})
+        # The first process stands for all.
+        lock = FolderLock(directory, LOCK_NAME, "training", log) if rank == 0 else None
+        try:
+            path = run_state.find(directory, resume, log=log)
+            pictures = _scenes(recipe, log) if recipe.data is None else {}
+            captions = [caption for level in pictures.values() for caption in level.captions]
+            processor = start_processor(recipe, captions)
+            majority = majority_mean_iou(recipe) if recipe.data is None else {}
+            run = cls(recipe, directory, pictures, processor, backend, threads, log, started, majority)
+            run.rank, run.world, run.evaluate, run.sets, run.lock = rank, world, evaluate, sets, lock
+            if path is not None:
+                run._continue(path)
+            if rank == 0:
+                run.checkpoints.clean()
+                if path is None:
+                    run.checkpoints.clear()
+                write_files(directory, {RECIPE_NAME: lambda file: write_text(file, to_toml(recipe))})
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            raise
         return run
+
+    def close(self) -> None:
+        """Lets other trainings write into the folder."""
+        if self.lock is not None:
+            self.lock.release()
 
     def _continue(self, path: Path) -> None:
         self.resumed, self.resumed_from = run_state.load(path), path
@@ -240,7 +255,8 @@ class Run:
         self.step, self.bad_steps = self.resumed.step, values["bad_steps"]
         self.started -= 60 * values["minutes"]
         self.untrained, self.measured = (
-            {int(level): value for level, value in values[name].items()} for name in ("untrained", "measured")
+            {int(level): math.nan if value is None else value for level, value in values[name].items()}
+            for name in ("untrained", "measured")
         )
         self.log(f"continuing from {path} at step {self.step}")
         for name, old, new in _differences(_as_read_now(values["recipe"]), to_table(self.recipe)):
@@ -249,7 +265,13 @@ class Run:
     @property
     def checkpoints(self) -> Checkpoints:
         settings = self.recipe.run
-        return Checkpoints(self.directory, keep=settings.keep, keep_best=settings.keep_best, log=self.log)
+        return Checkpoints(
+            self.directory,
+            keep=settings.keep,
+            keep_best=settings.keep_best,
+            log=self.log,
+            required=run_state.RUN_VALUES,
+        )
 
     @property
     def minutes(self) -> float:
@@ -278,7 +300,8 @@ class Run:
                 workers=recipe.run.workers,
             )
         if self.resumed is not None:
-            stream.load_state_dict(self._place_in_data(self.resumed.values["ranks"]))
+            with run_state.restoring(self.resumed_from):
+                stream.load_state_dict(self._place_in_data(self.resumed.values["ranks"]))
         return stream
 
     def _place_in_data(self, ranks: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

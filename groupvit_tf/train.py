@@ -39,7 +39,7 @@ from groupvit_common.recipe import (
     wave_positions,
 )
 from groupvit_common.run_log import RunLog
-from groupvit_common.run_state import MODEL, Checkpoints, RunState, load
+from groupvit_common.run_state import MODEL, RESTORE_VALUES, Checkpoints, RunState, load, restoring
 from groupvit_common.training import (
     MULTI_LABEL_SCALE,
     Evaluate,
@@ -117,6 +117,14 @@ def train(
         resume=resume,
         evaluate=evaluate,
     )
+    try:
+        return _go(run, place)
+    finally:
+        run.close()
+
+
+def _go(run: Run, place: Place) -> TrainResult:
+    """One process of a run, from the first step to the last."""
     recipe = run.recipe
     keras.utils.set_random_seed(recipe.run.seed)
     with place.scope():
@@ -129,7 +137,8 @@ def train(
         assert run.resumed_from is not None
         ranks = run.resumed.values["ranks"]
         seeds = ranks[run.rank].get("seeds", []) if len(ranks) == run.world else []
-        best.restore(run.resumed, run.resumed_from, run.step, seeds)
+        with restoring(run.resumed_from):
+            best.restore(run.resumed, run.resumed_from, run.step, seeds)
         trainer.assign_hard = assigns_hard(recipe, run.step)
     elif run.rank == 0:
         run.measure_untrained(best.segmenter(run.processor), trainer.model.num_parameters())
@@ -1062,7 +1071,7 @@ class Checkpoint(keras.callbacks.Callback):
         log: Callable[[str], None] = print,
     ) -> None:
         super().__init__()
-        self.checkpoints = Checkpoints(Path(directory), keep=keep, log=log)
+        self.checkpoints = Checkpoints(Path(directory), keep=keep, log=log, required=RESTORE_VALUES)
         self.every, self.minutes, self.log = every, minutes, log
         self.processor, self.feed, self.average, self.evaluation = processor, feed, average, evaluation
         self.last = time.monotonic()
@@ -1071,10 +1080,10 @@ class Checkpoint(keras.callbacks.Callback):
     def restore(self, module: GroupViTModel | Trainer) -> int:
         """Brings what `fit` trains, compiled, to the newest valid checkpoint; how many steps it had taken, 0 if there is none.
 
-        The data is brought there too if the feed has not begun.
+        The data is brought there too if the feed has not begun. CheckpointError where there are checkpoints and none is valid.
         """
         self.checkpoints.clean()
-        path = self.checkpoints.newest()
+        path = self.checkpoints.newest_of_any()
         if path is None:
             return 0
         state = load(path)
@@ -1082,9 +1091,10 @@ class Checkpoint(keras.callbacks.Callback):
             module.optimizer.build(module.trainable_variables)
         place, ranks = _place(module), state.values["ranks"]
         own = ranks[place.rank] if len(ranks) == place.world else {"seeds": [], "data": None}
-        _Best(module, self.average).restore(state, path, state.step, own["seeds"])
-        if self.feed is not None and own["data"] is not None:
-            self.feed.load_state_dict(own["data"])
+        with restoring(path):
+            _Best(module, self.average).restore(state, path, state.step, own["seeds"])
+            if self.feed is not None and own["data"] is not None:
+                self.feed.load_state_dict(own["data"])
         self.log(f"continuing from {path} at step {state.step}")
         return state.step
 

@@ -46,7 +46,7 @@ from groupvit_common.recipe import (
     wave_positions,
 )
 from groupvit_common.run_log import RunLog
-from groupvit_common.run_state import MODEL, find
+from groupvit_common.run_state import MODEL, find, restoring
 from groupvit_common.settings import changed
 from groupvit_common.training import (
     MULTI_LABEL_SCALE,
@@ -125,7 +125,10 @@ def train(
             resume=resume,
             evaluate=evaluate,
         )
-        return _Loop(run, place).go()
+        try:
+            return _Loop(run, place).go()
+        finally:
+            run.close()
 
 
 # The model and what it learns
@@ -599,7 +602,8 @@ class _Loop:
             seeds = np.random.SeedSequence([recipe.run.seed, place.rank]).generate_state(1)
             torch.manual_seed(int(seeds[0]))
         if run.resumed is not None:
-            self._restore()
+            with restoring(run.resumed_from):
+                self._restore()
         elif self.first:
             run.measure_untrained(self._segmenter(), model.num_parameters())
         if recipe.run.compile:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from groupvit_common import run_state  # noqa: E402
+from groupvit_common import locks, run_state  # noqa: E402
 from groupvit_common.errors import CheckpointError, InputError  # noqa: E402
+from groupvit_common.locks import FolderLock  # noqa: E402
 from groupvit_common.recipe import get_recipe  # noqa: E402
 from groupvit_common.run_state import Checkpoints, RunState  # noqa: E402
 from groupvit_common.training import Interrupted, Run  # noqa: E402
@@ -176,7 +181,11 @@ def test_both_backends_load_what_a_checkpoint_holds(backend: Backend, tmp_path):
 
 
 def write(checkpoints: Checkpoints, step: int, measure: float | None = None) -> Path:
-    state = RunState(step, {"finished": False, "step": step}, {"x": np.arange(step)}, measure)
+    values = {
+        "recipe": {}, "finished": False, "bad_steps": 0, "minutes": 1.0, "untrained": {}, "measured": {"1": float("nan")},
+        "scaler": {}, "ranks": [{"data": {"step": step}}], "step": step,
+    }  # fmt: skip
+    state = RunState(step, values, {"x": np.arange(step)}, measure)
     return checkpoints.save(state, lambda directory: (directory / "weights").write_bytes(bytes(1000)) and None)
 
 
@@ -220,6 +229,123 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damage, tmp_path
     # The same step again takes its place.
     assert write(checkpoints, 2) == bad
     assert checkpoints.newest() == bad
+
+
+def forge(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes a checkpoint's state and makes its checksum right."""
+    file = path / "state.json"
+    content = json.loads(file.read_bytes().partition(b" ")[2])
+    text = json.dumps(change(content) or content)
+    file.write_text(f"{zlib.crc32(text.encode()):08x} {text}\n")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content.pop("values") and None,
+        lambda content: content.pop("measure"),
+        lambda content: content.update(values=[]),
+        lambda content: content.update(files={}),
+        lambda content: content.update(files={"../../other": [1, 1]}),
+        lambda content: content.update(files={"model/weights": 5}),
+        lambda content: content["files"].pop("state.safetensors") and None,
+        lambda content: content.update(step=1),
+        lambda content: content.update(step=True),
+        lambda content: content.update(version="2"),
+        lambda content: content.update(measure="good"),
+        lambda content: content["values"].pop("ranks") and None,
+        lambda content: content["values"].update(bad_steps=-1),
+        lambda content: content["values"].update(finished="no"),
+        lambda content: content["values"].update(measured={"x": 1.0}),
+        lambda content: content["values"].update(ranks=[]),
+        lambda content: content["values"].update(ranks=[{"data": 5}]),
+        lambda content: [content],
+        lambda content: "text",
+    ],
+)
+def test_a_state_of_another_content_is_passed_over_too(change, tmp_path):
+    """Its checksum is right."""
+    lines: list[str] = []
+    checkpoints = Checkpoints(tmp_path)
+    good, bad = (write(checkpoints, step) for step in (1, 2))
+    forge(bad, change)
+    assert run_state.find(tmp_path, "auto", log=lines.append) == good
+    assert len(lines) == 1
+    assert lines[0].startswith("passing over a damaged checkpoint: ")
+    with pytest.raises(InputError, match="unfinished run at step 1"):
+        run_state.find(tmp_path, "never", log=quiet)
+    with pytest.raises(CheckpointError):
+        run_state.find(tmp_path, bad)
+    # Where there is no other, a run stops, and what there is stays.
+    forge(good, lambda content: content.pop("values") and None)
+    for resume in ("auto", "never"):
+        with pytest.raises(
+            CheckpointError, match=r"none of the 2 checkpoints in .* can be continued, and none was removed"
+        ):
+            train(tiny(), tmp_path, resume=resume, log=quiet)
+    assert checkpoints.all() == [good, bad]
+
+
+def test_a_damaged_checkpoint_takes_no_valid_ones_place(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    first, second = write(checkpoints, 1), write(checkpoints, 2)
+    (second / "model" / "weights").write_bytes(b"cut off")
+    third = write(checkpoints, 3)
+    assert checkpoints.all() == [first, third]
+    # Gone back to an earlier step, a run leaves the later ones behind.
+    again = write(checkpoints, 2)
+    assert checkpoints.all() == [first, again]
+
+
+def test_states_that_only_the_stream_can_judge_are_one_sentence(tmp_path):
+    train(tiny(), tmp_path, log=quiet)
+    (path,) = Checkpoints(tmp_path).all()
+    forge(path, lambda content: content["values"].update(ranks=[{"data": {"step": 1}}]))
+    with pytest.raises(
+        CheckpointError,
+        match=r"step-00000006 cannot be continued: its state is not what a run writes \(KeyError: 'rng'\)",
+    ):
+        train(tiny(steps=8), tmp_path, resume="auto", log=quiet)
+    forge(path, lambda content: content["values"].update(ranks=[{"data": None, "random": [5]}]))
+    with pytest.raises(CheckpointError, match="its state is not what a run writes"):
+        train(tiny(steps=8), tmp_path, resume="auto", log=quiet)
+
+
+def test_two_trainings_in_one_folder(tmp_path):
+    run = Run.begin(tiny(), tmp_path, log=quiet)
+    message = f"another training writes into {tmp_path} \\(process {os.getpid()} on .*\\): wait for its end, or choose another folder"
+    for resume in ("never", "auto"):
+        with pytest.raises(InputError, match=message):
+            train(tiny(), tmp_path, resume=resume, log=quiet)
+    Run.begin(tiny(), tmp_path, log=quiet, rank=1, world=2)  # one of the same run
+    run.close()
+    # A run that fails lets others in.
+    for _ in range(2):
+        with pytest.raises(InputError, match="no parameter is called"):
+            train(tiny(freeze=("nothing",)), tmp_path, log=quiet)
+
+
+def test_a_lock_ends_with_its_process(tmp_path):
+    script = f"from pathlib import Path; from groupvit_common.locks import FolderLock; lock = FolderLock(Path({str(tmp_path)!r}), '.lock', 'run'); print(1, flush=True); input()"
+    process = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
+    assert process.stdout is not None
+    process.stdout.readline()
+    with pytest.raises(InputError, match=f"another run writes into .* \\(process {process.pid} on "):
+        FolderLock(tmp_path, ".lock", "run")
+    process.kill()
+    process.communicate()
+    FolderLock(tmp_path, ".lock", "run").release()
+
+
+def test_a_folder_without_locks_is_told(tmp_path, monkeypatch):
+    def refuse(file: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks, "_lock", refuse)
+    lines: list[str] = []
+    FolderLock(tmp_path, ".lock", "training", lines.append).release()
+    assert lines == [f"{tmp_path} is on a file system without locks: make sure that no other training writes there"]
+    FolderLock(tmp_path / "nowhere", ".lock", "training", lines.append).release()
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from groupvit_common.errors import InputError
-from groupvit_common.run_log import RECORDS_NAME, RunLog, duration
+from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.run_log import RECORDS_NAME, RunLog, _forget_after, duration
 from groupvit_common.training import Feed, collapse, grouping_measures, matches
 from tests.training import Captions, quiet, tiny
 
@@ -163,3 +163,29 @@ def test_names_of_parts():
     assert matches("encoder.stages.0", "vision_model.encoder.stages.0.group_token")
     assert not matches("stages.1", "vision_model.encoder.stages.10.group_token")
     assert not matches("model", "text_model.x")
+
+
+def test_lines_of_another_shape_are_no_records(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    good = b'{"step": 1, "loss": 2.0}\n{"step": 2, "loss": "nan"}\n'
+    odd = [
+        b"[1]",
+        b"5",
+        b'{"step": "1"}',
+        b'{"step": true}',
+        b'{"loss": 1}',
+        b"[" * 5000,
+        b"\xff\xfe",
+        b'{"step": NaN}',
+        b"",
+        b'{"step": -1}',
+    ]
+    path.write_bytes(good + b"\n".join(odd) + b'\n{"step": 3}\n{"step": 2}')
+    _forget_after(path, 2)
+    assert path.read_bytes() == good
+    _forget_after(path, 0)
+    assert path.read_bytes() == b""
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl cannot be continued: Is a directory"):
+        _forget_after(path, 2)
