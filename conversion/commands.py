@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
-import signal
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from conversion import TARGETS
-from groupvit_common.errors import printable
+from groupvit_common import terminal
 
 if TYPE_CHECKING:
     from conversion.checkpoint import Checkpoint
@@ -57,12 +51,11 @@ _INSPECT = "Says what a checkpoint is: format, architecture, parameters by part,
 
 def add_commands(commands: Any, exit_codes: str) -> None:
     """Adds the three commands to argparse's `commands`."""
-    shape: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
     source = 'a file, a directory, "org/name" on the Hugging Face hub, or one file of it as "org/name/FILE"'
 
     convert = commands.add_parser(
         "convert", help="write a checkpoint in another format, and prove that it is the same model",
-        description=_CONVERT, epilog=_CONVERT_EXAMPLES + exit_codes, **shape,
+        description=_CONVERT, epilog=_CONVERT_EXAMPLES + exit_codes,
     )  # fmt: skip
     convert.add_argument("source", metavar="SOURCE", help=source)
     convert.add_argument("destination", metavar="DEST", help="the directory or file to write")
@@ -99,7 +92,6 @@ def add_commands(commands: Any, exit_codes: str) -> None:
         help="say whether two checkpoints are the same model",
         description=_VERIFY,
         epilog=_VERIFY_EXIT,
-        **shape,
     )
     verify.add_argument("a", metavar="A", help=source)
     verify.add_argument("b", metavar="B", help="the same")
@@ -112,9 +104,7 @@ def add_commands(commands: Any, exit_codes: str) -> None:
     verify.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     verify.set_defaults(run=_verify)
 
-    inspect = commands.add_parser(
-        "inspect", help="say what a checkpoint is", description=_INSPECT, epilog=exit_codes, **shape
-    )
+    inspect = commands.add_parser("inspect", help="say what a checkpoint is", description=_INSPECT, epilog=exit_codes)
     inspect.add_argument("path", metavar="PATH", help=source)
     _add_config(inspect)
     inspect.add_argument("--revision", help="branch, tag or commit on the hub")
@@ -134,71 +124,46 @@ def _convert(options: argparse.Namespace) -> int:
 
     def opened(checkpoint: Checkpoint) -> None:
         source = checkpoint.source
-        _say(f"source: {source.path}: {FORMATS[source.format]}, {checkpoint.num_parameters():,} parameters")
+        terminal.say(f"source: {source.path}: {FORMATS[source.format]}, {checkpoint.num_parameters():,} parameters")
 
     bar = _Bar()
     try:
-        with _ended_politely():
-            done = convert(
-                options.source, options.destination, options.to, config=options.config, revision=options.revision,
-                dtype=options.dtype, verify=options.verify, max_shard_size=options.max_shard_size,
-                processor=options.processor, push=options.push,
-                overwrite=options.overwrite, allow_missing=options.allow_missing, opened=opened, progress=bar.show,
-            )  # fmt: skip
+        done = convert(
+            options.source, options.destination, options.to, config=options.config, revision=options.revision,
+            dtype=options.dtype, verify=options.verify, max_shard_size=options.max_shard_size,
+            processor=options.processor, push=options.push,
+            overwrite=options.overwrite, allow_missing=options.allow_missing, opened=opened, progress=bar.show,
+        )  # fmt: skip
     finally:
         bar.close()
     total = sum(file.stat().st_size for file in done.files)
-    _say(f"result: {done.destination}: {FORMATS[done.format]}, {size(total)}")
+    terminal.say(f"result: {done.destination}: {FORMATS[done.format]}, {size(total)}")
     for note in done.notes:
-        _say(f"note: {note}")
+        terminal.say(f"note: {note}")
     for line in ["not verified"] if done.verification is None else done.verification.lines():
-        _say(line)
-    _say(f"report: {done.report}")
+        terminal.say(line)
+    terminal.say(f"report: {done.report}")
     if done.address is not None:
-        _say(f"sent to: {done.address}")
+        terminal.say(f"sent to: {done.address}")
     return SAME
 
 
-@contextmanager
-def _ended_politely() -> Iterator[None]:
-    """Within, what the system ends clears up behind itself, as after Ctrl-C."""
-
-    def end(number: int, _: object) -> None:
-        sys.exit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
-    before = {number: signal.signal(number, end) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _say(line: str) -> None:
-    """Prints a line that may hold names from a file, which are not to command a terminal."""
-    print(printable(line), flush=True)
-
-
 class _Bar:
-    """How far a conversion is, on a terminal and for large files."""
+    """How far the conversion of a large file is."""
 
     def __init__(self) -> None:
-        self._bar: Any = None
+        self._bar: terminal.Bar | None = None
+        self._done = 0
 
     def show(self, done: int, total: int) -> None:
-        if total < _LARGE or not sys.stderr.isatty():
+        if total < _LARGE:
             return
         if self._bar is None:
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total, unit="B", unit_scale=True, file=sys.stderr, leave=False)
-        self._bar.update(done - self._bar.n)
+            self._bar = terminal.Bar(total, "B", scale=True)
+        self._bar.advance(done - self._done)
+        self._done = done
         if done == total:
-            self._bar.set_description("comparing")
+            self._bar.name("comparing")
 
     def close(self) -> None:
         if self._bar is not None:
@@ -210,10 +175,9 @@ def _verify(options: argparse.Namespace) -> int:
 
     result = verify(options.a, options.b, config=options.config, tolerance=options.tolerance, seed=options.seed)
     if options.json:
-        print(json.dumps(result.to_dict()))
+        terminal.say_json(result.to_dict())
     else:
-        for line in result.lines():
-            _say(line)
+        terminal.say(*result.lines())
     return SAME if result.passed else OTHER
 
 
@@ -222,8 +186,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
     result = describe(options.path, config=options.config, revision=options.revision)
     if options.json:
-        print(json.dumps(result.to_dict()))
+        terminal.say_json(result.to_dict())
     else:
-        for line in result.lines():
-            _say(line)
+        terminal.say(*result.lines())
     return SAME

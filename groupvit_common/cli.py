@@ -13,15 +13,18 @@ import importlib.util
 import json
 import os
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, nullcontext
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
-from groupvit_common.errors import CheckpointError, GroupViTError, InputError, printable
+from groupvit_common import terminal
+from groupvit_common.arguments import Parser, count, distances, numbers, or_none, positive, scales, score, whole
+from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.terminal import BAD_INPUT as BAD_INPUT
+from groupvit_common.terminal import OK, SIGNALLED, SOME_FAILED
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,17 +34,16 @@ if TYPE_CHECKING:
     from groupvit_common.prompts import Label
     from groupvit_common.visualize import Mode
 
-OK, SOME_FAILED, BAD_INPUT, NO_MODEL, SIGNALLED, INTERRUPTED, CLOSED_PIPE = 0, 1, 2, 3, 128, 130, 141
-
 _EXIT_CODES = """\
 exit codes:
   0    done
-  1    some pictures could not be read; the others are done. verify: not the same model
-  2    bad usage or input: an option, the labels, a folder without pictures, a folder that cannot be written
+  1    some images could not be done, or what is printed could not be written; the others are done. verify: not the same model
+  2    bad usage or input: an option, the labels, a folder without images, a folder that cannot be written
   3    the model cannot be used: no such checkpoint, no network, a damaged file, neither PyTorch nor TensorFlow, out of memory
+  70   a fault of this program (GROUPVIT_TRACEBACK=1 shows where)
   130  interrupted (Ctrl-C)
-  143  a training run was asked to end (SIGTERM) and has saved where it stands
   141  the reader of the output went away
+  143  asked to end (SIGTERM); a training run has saved where it stands
 """
 _DESCRIPTION = "Segment and classify pictures by words, with GroupViT; train it; convert its checkpoints."
 _EXAMPLES = """\
@@ -67,7 +69,6 @@ torchrun --nproc-per-node 8 -m groupvit_common.cli evaluate --data voc:DIR --mod
 """
 # What each backend needs: the module that must be there, and what it is called.
 _BACKENDS = {"torch": ("torch", "PyTorch"), "tf": ("keras", "TensorFlow")}
-_OUTPUT_ENDS = ("_overlay.png", "_labels.png", "_groups.png", "_segmentation.json")
 _DEFAULT_OUT = "groupvit_out"
 _COMPARE_END = "_compare.png"
 # All pictures of a command at one glance, each with its legend.
@@ -82,46 +83,27 @@ _DEMO_ALPHA = 0.7
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code. `SystemExit` for --help, --version and bad usage, as argparse does."""
+    return terminal.run(lambda: _run(sys.argv[1:] if arguments is None else arguments))
+
+
+def _run(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
-    warnings.showwarning = _show_warning
     try:
         code: int = options.run(options)
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        _error("interrupted")
-        return INTERRUPTED
-    except BrokenPipeError:
-        # Python flushes stdout once more on its way out, and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return CLOSED_PIPE
-    except GroupViTError as error:
-        _error(error)
-        return NO_MODEL if isinstance(error, CheckpointError | _BackendMissing) else BAD_INPUT
     except ModuleNotFoundError as error:
         backend = {"torch": "torch", "keras": "tf", "tensorflow": "tf"}.get(error.name or "")
         if backend is None:
             raise
-        _error(_BackendMissing(backend))
-        return NO_MODEL
-    except Exception as error:
-        # PyTorch's and TensorFlow's, without importing either to know it.
-        out_of_memory = type(error).__name__ in ("OutOfMemoryError", "ResourceExhaustedError")
-        if not out_of_memory and not isinstance(error, MemoryError):
-            raise
-        _error("out of memory: try a smaller --shorter-side or --batch-size, or --device cpu")
-        return NO_MODEL
+        raise _BackendMissing(backend) from error
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
-    shape: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
-    parser = argparse.ArgumentParser(prog="groupvit", description=_DESCRIPTION, epilog=_EXAMPLES + _EXIT_CODES, **shape)
+def _parser() -> Parser:
+    parser = Parser(prog="groupvit", description=_DESCRIPTION, epilog=_EXAMPLES + _EXIT_CODES)
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    segment = commands.add_parser(
-        "segment", help="label every pixel", description=_SEGMENT, epilog=_EXIT_CODES, **shape
-    )
+    segment = commands.add_parser("segment", help="label every pixel", description=_SEGMENT, epilog=_EXIT_CODES)
     _add_what(segment)
     _add_how(segment)
     segment.add_argument(
@@ -141,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     segment.set_defaults(run=_segment)
 
     compare = commands.add_parser(
-        "compare", help="segment with two models or backends and show where they differ", epilog=_EXIT_CODES, **shape,
+        "compare", help="segment with two models or backends and show where they differ", epilog=_EXIT_CODES,
         description="Segments each picture twice, by --model and --other, or by two backends, and writes NAME_compare.png into the folder\n"
         "--out: the picture, both results, and in red the pixels whose labels differ.",
     )  # fmt: skip
@@ -158,18 +140,18 @@ def _parser() -> argparse.ArgumentParser:
 
     classify = commands.add_parser(
         "classify", help="say how likely each label is for the whole picture", epilog=_EXIT_CODES,
-        description="Says, for each picture, how likely each label is: the labels of one picture add up to 100%.", **shape,
+        description="Says, for each picture, how likely each label is: the labels of one picture add up to 100%.",
     )  # fmt: skip
     _add_what(classify)
     classify.set_defaults(run=_classify)
 
     demo = commands.add_parser(
-        "demo", help="segment freshly made pictures with the bundled model, offline", epilog=_EXIT_CODES, **shape,
+        "demo", help="segment freshly made pictures with the bundled model, offline", epilog=_EXIT_CODES,
         description="Makes pictures that the bundled model has never seen, in two sizes, segments them by words, and\n"
         "compares with the truth: IoU (intersection over union) is 100% where every pixel of a label is found and no other.",
     )  # fmt: skip
     demo.add_argument("--out", default="demo_output", metavar="DIR", help="folder to write into (default: %(default)s)")
-    demo.add_argument("--seed", type=int, default=2022, help="which pictures are made (default: %(default)s)")
+    demo.add_argument("--seed", type=whole, default=2022, help="which pictures are made (default: %(default)s)")
     demo.add_argument(
         "--backend", choices=(*_BACKENDS, "all"), default="all",
         help="what computes; all: whatever is installed, compared with each other (default: %(default)s)",
@@ -177,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
 
     train = commands.add_parser(
-        "train", help="train a model by a recipe", epilog=_EXIT_CODES, **shape,
+        "train", help="train a model by a recipe", epilog=_EXIT_CODES,
         description="Trains a model from captions alone and writes a checkpoint with its measured quality.\n"
         "The recipe scenes-demo made the bundled model. On several GPUs:\n"
         "torchrun --nproc-per-node 8 -m groupvit_common.cli train RECIPE --out DIR --resume auto",
@@ -188,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="NAME=VALUE", dest="changes",
         help="replaces a setting of the recipe, such as optimizer.learning_rate=1e-3 or learning_rate=1e-3; may be repeated",
     )  # fmt: skip
-    train.add_argument("--seed", type=int, help="the same as --set run.seed=SEED")
+    train.add_argument("--seed", type=whole, help="the same as --set run.seed=SEED")
     train.add_argument(
         "--resume", default="never", metavar="auto|never|PATH",
         help="auto: go on from the newest valid checkpoint in DIR if there is one; or from a checkpoint's path (default: %(default)s)",
@@ -197,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_backend(train)
     train.set_defaults(run=_train)
 
-    _add_evaluate(commands, shape)
+    _add_evaluate(commands)
 
     # What converts checkpoints lies beside this package; its commands need no framework, and are light like this file.
     from conversion.commands import add_commands
@@ -206,10 +188,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_evaluate(commands: Any, shape: dict[str, Any]) -> None:
+def _add_evaluate(commands: Any) -> None:
     parser = commands.add_parser(
         "evaluate", help="measure a model on a segmentation or classification set", description=_EVALUATE,
-        epilog=_EXIT_CODES, argument_default=argparse.SUPPRESS, **shape,
+        epilog=_EXIT_CODES, argument_default=argparse.SUPPRESS,
     )  # fmt: skip
     parser.add_argument(
         "--data", nargs="+", required=True, metavar="SET",
@@ -217,7 +199,7 @@ def _add_evaluate(commands: Any, shape: dict[str, Any]) -> None:
         "folder:DIR, imagenet:DIR, scenes; several are measured one after the other",
     )  # fmt: skip
     parser.add_argument("--split", default=None, metavar="NAME", help="the part of the set (default: for validation)")
-    parser.add_argument("--limit", default=None, type=_count, metavar="N", help="so many of its pictures")
+    parser.add_argument("--limit", default=None, type=count, metavar="N", help="so many of its pictures")
     parser.add_argument(
         "--model", default="nvidia/groupvit-gcc-yfcc", metavar="MODEL",
         help='a checkpoint folder, "org/name" on the Hugging Face hub, or "demo", the bundled one (default: %(default)s)',
@@ -231,7 +213,7 @@ def _add_evaluate(commands: Any, shape: dict[str, Any]) -> None:
         "--dtype", default=None, choices=("float32", "bfloat16", "float16"), help="of the weights (default: float32)"
     )
     parser.add_argument(
-        "--batch-size", default=8, type=_count, metavar="N", help="pictures or windows at once (default: %(default)s)"
+        "--batch-size", default=8, type=count, metavar="N", help="pictures or windows at once (default: %(default)s)"
     )
     parser.add_argument(
         "--protocol", default=None, choices=("paper", "tcl", "native"),
@@ -253,19 +235,19 @@ def _add_evaluate(commands: Any, shape: dict[str, Any]) -> None:
         "--normalize-prompts", action=argparse.BooleanOptionalAction,
         help="bring each sentence's embedding to length 1 before a label's are averaged",
     )  # fmt: skip
-    knobs.add_argument("--background", type=_or_none(_score), metavar="SCORE", help="the background threshold, or none")
+    knobs.add_argument("--background", type=or_none(score), metavar="SCORE", help="the background threshold, or none")
     knobs.add_argument("--background-labels", default="", metavar="WORDS", help="words whose pixels are background")
-    knobs.add_argument("--temperature", type=_positive, metavar="T", help="above 1 scores are less sure, below surer")
+    knobs.add_argument("--temperature", type=positive, metavar="T", help="above 1 scores are less sure, below surer")
     knobs.add_argument("--assignment", choices=("hard", "soft"), help="how pixels get labels from groups")
     knobs.add_argument(
-        "--top-k", type=_or_none(_count), metavar="K", help="labels that may appear in a picture, or none for all"
+        "--top-k", type=or_none(count), metavar="K", help="labels that may appear in a picture, or none for all"
     )
-    knobs.add_argument("--shorter-side", type=_count, metavar="PIXELS", help="of a picture as the model sees it")
+    knobs.add_argument("--shorter-side", type=count, metavar="PIXELS", help="of a picture as the model sees it")
     knobs.add_argument(
-        "--window", type=_or_none(_count), metavar="PIXELS", help="side of the windows, or none for whole pictures"
+        "--window", type=or_none(count), metavar="PIXELS", help="side of the windows, or none for whole pictures"
     )
     knobs.add_argument(
-        "--stride", type=_count, metavar="PIXELS", help="from one window to the next (default: half a window)"
+        "--stride", type=count, metavar="PIXELS", help="from one window to the next (default: half a window)"
     )
     _add_masks(knobs)
 
@@ -294,16 +276,17 @@ def _add_evaluate(commands: Any, shape: dict[str, Any]) -> None:
         help="find the best background threshold on --split instead of measuring; the curve is printed, and written into --out",
     )  # fmt: skip
     search.add_argument(
-        "--thresholds", type=_numbers, default=None, metavar="A,B,...", help="to be tried (default: 21 of them)"
+        "--thresholds", type=numbers, default=None, metavar="A,B,...", help="to be tried (default: 21 of them)"
     )
     search.add_argument(
-        "--temperatures", type=_numbers, default=None, metavar="A,B,...", help="to be tried with each (default: 1)"
+        "--temperatures", type=numbers, default=None, metavar="A,B,...", help="to be tried with each (default: 1)"
     )
     parser.set_defaults(run=_evaluate)
 
 
-def _add_what(parser: argparse.ArgumentParser) -> None:
+def _add_what(parser: Parser) -> None:
     """The arguments of `segment`, `compare` and `classify` alike."""
+    parser.files = "photos"
     parser.add_argument(
         "photos", nargs="+", metavar="PHOTO", help='picture files, folders of them, or quoted patterns such as "*.jpg"'
     )
@@ -343,7 +326,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
         how.add_argument(name, default=argparse.SUPPRESS, **options)
 
     add(
-        "--background", type=_score, metavar="SCORE",
+        "--background", type=score, metavar="SCORE",
         help="pixels whose best label scores less (0 to 1) become background; without it every pixel gets a label",
     )  # fmt: skip
     how.add_argument(
@@ -357,23 +340,23 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add(
         "--top-k",
-        type=_count,
+        type=count,
         metavar="K",
         help="only the K labels most like the whole picture may appear; each window, scale and mirrored picture ranks its own",
     )
-    add("--temperature", type=_positive, metavar="T", help="above 1 scores are less sure, below surer (default: 1)")
-    add("--batch-size", type=_count, metavar="N", help="pictures or windows of one size at once (default: 8)")
+    add("--temperature", type=positive, metavar="T", help="above 1 scores are less sure, below surer (default: 1)")
+    add("--batch-size", type=count, metavar="N", help="pictures or windows of one size at once (default: 8)")
     add(
-        "--shorter-side", type=_count, metavar="PIXELS",
+        "--shorter-side", type=count, metavar="PIXELS",
         help="resize pictures to this shorter side for the model (default: 448 for a model trained at 224, else its own)",
     )  # fmt: skip
     add(
         "--window",
-        type=_count,
+        type=count,
         metavar="PIXELS",
         help="the model sees windows of the resized picture (default: all of it)",
     )
-    add("--stride", type=_count, metavar="PIXELS", help="from one window to the next (default: half a window)")
+    add("--stride", type=count, metavar="PIXELS", help="from one window to the next (default: half a window)")
     _add_masks(how)
 
 
@@ -395,21 +378,21 @@ def _add_masks(group: Any) -> None:
 
     add("--flip", action="store_true", help="average the scores with those of the mirrored picture")
     add(
-        "--scales", type=_scales, metavar="A,B,...",
+        "--scales", type=scales, metavar="A,B,...",
         help="average the scores over these multiples of the shorter side, such as 0.75,1,1.25",
     )  # fmt: skip
     add(
         "--refine",
-        type=_count,
+        type=count,
         metavar="TIMES",
         help="let labels follow the picture's edges (PAMR), so many times, such as 10",
     )
     add(
-        "--refine-dilations", type=_distances, metavar="A,B,...",
+        "--refine-dilations", type=distances, metavar="A,B,...",
         help="for --refine: how far from a pixel it looks, in pixels, such as 1,2,4 (default: 1,2,4,8,12,24)",
     )  # fmt: skip
     add(
-        "--foreground", type=_score, metavar="SHARE",
+        "--foreground", type=score, metavar="SHARE",
         help="a pixel is background unless labels that are none have this share (0 to 1) of all scores, such as 0.8",
     )  # fmt: skip
 
@@ -423,69 +406,13 @@ def _add_backend(parser: argparse.ArgumentParser) -> None:
 
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *unused: object) -> None:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        print(f"groupvit {version('groupvit')}")
+        try:
+            terminal.say(f"groupvit {version('groupvit')}")
+        except PackageNotFoundError:
+            terminal.say("groupvit, from a folder where it is not installed")
         parser.exit()
-
-
-def _count(text: str) -> int:
-    """A positive whole number, for argparse."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return value
-
-
-def _score(text: str) -> float:
-    """A number from 0 to 1, for argparse."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return value
-
-
-def _positive(text: str) -> float:
-    """A number above 0, for argparse."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    """Numbers with commas between, for argparse."""
-    return tuple(_positive(part) for part in text.split(","))
-
-
-def _scales(text: str) -> tuple[float, ...]:
-    """Different numbers above 0 with commas between, for argparse."""
-    scales = _numbers(text)
-    if len(set(scales)) < len(scales):
-        raise argparse.ArgumentTypeError(f"{text!r} has a number twice")
-    return scales
-
-
-def _distances(text: str) -> tuple[int, ...]:
-    """Different whole numbers of at least 1 with commas between, for argparse."""
-    distances = tuple(_count(part) for part in text.split(","))
-    if len(set(distances)) < len(distances):
-        raise argparse.ArgumentTypeError(f"{text!r} has a number twice")
-    return distances
-
-
-def _or_none(convert: Callable[[str], Any]) -> Callable[[str], Any]:
-    """What `convert` takes, or the word "none", for argparse."""
-    return lambda text: None if text == "none" else convert(text)
 
 
 # Backends
@@ -493,6 +420,8 @@ def _or_none(convert: Callable[[str], Any]) -> Callable[[str], Any]:
 
 class _BackendMissing(InputError):
     """A backend that was asked for is not installed; `backend` None: there is none at all."""
+
+    exit_code = CheckpointError.exit_code
 
     def __init__(self, backend: str | None) -> None:
         if backend is None:
@@ -524,7 +453,6 @@ def _module(backend: str | None, name: str) -> Any:
 
 
 def _segment(options: argparse.Namespace) -> int:
-    from groupvit_common.image_processor import load_image
     from groupvit_common.prompts import get_templates, parse_labels
 
     # All that can be wrong about the request is said before the model is loaded.
@@ -532,8 +460,8 @@ def _segment(options: argparse.Namespace) -> int:
     labels = _labels(options)
     background_labels = parse_labels(options.background_labels) if options.background_labels else ()
     get_templates(options.templates)
-    run = _Run(options)
     out = Path(options.out or _DEFAULT_OUT) if options.out or not options.json else None
+    run = _Run(options, only_prints=out is None)
     if out is not None:
         _make_writable(out)
         if options.sheet and any(path.resolve() == (out / _SHEET).resolve() for path in run.paths):
@@ -555,29 +483,16 @@ def _segment(options: argparse.Namespace) -> int:
         **_how(options),
     )
     pictures_of = _Pictures(segmenter, shown, out if options.sheet else None)
-    opened: list[Path] = []
-
-    def pictures() -> Iterator[Image.Image]:
-        for path in run.paths:
-            try:
-                image = load_image(path)
-            except InputError as error:
-                run.fail(path, error)
-                continue
-            opened.append(path)
-            yield image
-
     with run:
-        for result in segmenter.iter(pictures()):
-            path = opened.pop(0)
-            result = replace(result, source=str(path))
-            record, where = result.to_dict(), ""
-            if out is not None:
-                files = result.save_as(out, names[path], groups=options.group_map)
-                files |= pictures_of.save(result, out, names[path])
-                record["files"] = {kind: str(file) for kind, file in files.items()}
-                where = f" -> {files['overlay']}"
-            run.done(record, f"{path}: {_shares(result)}{where}")
+        for path, result in run.segmented(segmenter):
+            with run.attempt(path):
+                record, where = result.to_dict(), ""
+                if out is not None:
+                    files = result.save_as(out, names[path], groups=options.group_map)
+                    files |= pictures_of.save(result, out, names[path])
+                    record["files"] = {kind: str(file) for kind, file in files.items()}
+                    where = f" -> {files['overlay']}"
+                run.done(record, f"{path}: {_shares(result)}{where}")
     pictures_of.save_sheet()
     return run.code()
 
@@ -602,30 +517,22 @@ class _Pictures:
 
     def save(self, result: Segmentation, out: Path, name: str) -> dict[str, Path]:
         """Write those of one result; the paths by mode."""
-        from groupvit_common.visualize import NEED_DETAILS, show, thumbnail
+        from groupvit_common.visualize import NEED_DETAILS, show, thumbnail, write_images
 
         if self._sheet is not None:
             self._small.append((name, thumbnail(result, _SHEET_SIDE)))
         details = self._segmenter.details(result.image) if NEED_DETAILS.intersection(self._modes) else None
-        files: dict[str, Path] = {}
-        for mode in self._modes:
-            files[mode] = out / f"{name}_{mode}.png"
-            _save_picture(show(result, mode, details), files[mode])
-        return files
+        images = {f"{name}_{mode}.png": show(result, mode, details) for mode in self._modes}
+        if images:
+            write_images(out, images)
+        return dict(zip(self._modes, (out / file for file in images), strict=True))
 
     def save_sheet(self) -> None:
         """Write the contact sheet of all pictures so far, if it is wanted and there are any."""
         if self._sheet is not None and self._small:
-            from groupvit_common.visualize import contact_sheet
+            from groupvit_common.visualize import contact_sheet, write_images
 
-            _save_picture(contact_sheet(self._small, side=2 * _SHEET_SIDE), self._sheet / _SHEET)
-
-
-def _save_picture(picture: Image.Image, path: Path) -> None:
-    try:
-        picture.save(path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+            write_images(self._sheet, {_SHEET: contact_sheet(self._small, side=2 * _SHEET_SIDE)})
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -662,20 +569,17 @@ def _compare(options: argparse.Namespace) -> int:
     ]
     titles = tuple(f"{Path(model).name or model}, {_BACKENDS[backend][1]}" for model, backend in chosen)
 
-    from groupvit_common.visualize import compare
+    from groupvit_common.visualize import compare, write_images
 
     with run:
-        for path in run.paths:
-            try:
+        for path in run.pending():
+            with run.attempt(path):
                 one, other = (segmenter(path) for segmenter in segmenters)
-            except InputError as error:
-                run.fail(path, error)
-                continue
-            file = out / f"{names[path]}{_COMPARE_END}"
-            _save_picture(compare(one, other, (titles[0], titles[1])), file)
-            different = float((one.label_map != other.label_map).mean())
-            record = {"source": str(path), "different": different, "files": {"compare": str(file)}}
-            run.done(record, f"{path}: {different:.3%} of the pixels differ -> {file}")
+                file = out / f"{names[path]}{_COMPARE_END}"
+                write_images(out, {file.name: compare(one, other, (titles[0], titles[1]))})
+                different = float((one.label_map != other.label_map).mean())
+                record = {"source": str(path), "different": different, "files": {"compare": str(file)}}
+                run.done(record, f"{path}: {different:.3%} of the pixels differ -> {file}")
     return run.code()
 
 
@@ -684,7 +588,7 @@ def _classify(options: argparse.Namespace) -> int:
 
     labels = _labels(options)
     get_templates(options.templates)
-    run = _Run(options)
+    run = _Run(options, only_prints=True)
     if not run.paths:
         return run.code()
 
@@ -692,15 +596,12 @@ def _classify(options: argparse.Namespace) -> int:
         options.model, device=options.device, dtype=options.dtype, labels=labels, **_how(options)
     )
     with run:
-        for path in run.paths:
-            try:
+        for path in run.pending():
+            with run.attempt(path):
                 likely = segmenter.classify(path)
-            except InputError as error:
-                run.fail(path, error)
-                continue
-            ranked = sorted(likely.items(), key=lambda item: -item[1])
-            record = {"source": str(path), "labels": [{"name": n, "probability": p} for n, p in ranked]}
-            run.done(record, f"{path}: " + ", ".join(f"{name} {share:.1%}" for name, share in ranked))
+                ranked = sorted(likely.items(), key=lambda item: -item[1])
+                record = {"source": str(path), "labels": [{"name": n, "probability": p} for n, p in ranked]}
+                run.done(record, f"{path}: " + ", ".join(f"{name} {share:.1%}" for name, share in ranked))
     return run.code()
 
 
@@ -721,20 +622,23 @@ def _shares(result: Segmentation) -> str:
 
 
 def _output_names(paths: Sequence[Path], out: Path) -> dict[Path, str]:
-    """A name for each picture's files in `out`: its stem, numbered where that is taken or would overwrite a picture given."""
+    """A name for each image's files in `out`: its stem, numbered where that is taken or would overwrite an image given, and shortened
+    where the system takes no longer one."""
+    from groupvit_common.files import fit_name, name_key
+    from groupvit_common.postprocess import RESULT_ENDS
     from groupvit_common.visualize import MODES
 
-    given = {path.resolve() for path in paths}
-    ends = (*_OUTPUT_ENDS, _COMPARE_END, *(f"_{mode}.png" for mode in MODES))
+    given = {name_key(os.path.realpath(path)) for path in paths}
+    folder = os.path.realpath(out)
+    ends = (*RESULT_ENDS, _COMPARE_END, *(f"_{mode}.png" for mode in MODES))
     names: dict[Path, str] = {}
     taken: set[str] = set()
     for path in paths:
-        name, number = path.stem, 1
-        # Compared without case: some file systems know no difference.
-        while name.casefold() in taken or any((out / (name + end)).resolve() in given for end in ends):
+        name, number = fit_name(path.stem, ends, out), 1
+        while name_key(name) in taken or any(name_key(f"{folder}{os.sep}{name}{end}") in given for end in ends):
             number += 1
-            name = f"{path.stem}-{number}"
-        taken.add(name.casefold())
+            name = fit_name(f"{path.stem}-{number}", ends, out)
+        taken.add(name_key(name))
         names[path] = name
     return names
 
@@ -747,59 +651,120 @@ def _make_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise InputError(f"cannot write into the folder {folder}: {error.strerror or error}") from error
+        raise InputError(f"cannot write into the folder {folder}: {terminal.reason(error)}") from error
 
 
 class _Run:
-    """The pictures of one command: which there are, which failed, a line about each, and a bar when there are many."""
+    """The images of one command: which there are, which failed, a line about each, and a bar when there are many."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, *, only_prints: bool = False) -> None:
         from groupvit_common.image_files import expand
 
         self._json: bool = options.json
-        self._bar: Any = None
+        self._only_prints = only_prints
+        self._bar: terminal.Bar | None = None
         self._failed = 0
-        self.paths: list[Path] = []
-        for path in expand(options.photos):
-            if path.exists():
-                self.paths.append(path)
-            else:
-                self.fail(path, f"there is no file {path}")
+        there: dict[Path, None] = {}
+        for name in dict.fromkeys(options.photos):
+            try:
+                found = expand([name])
+            except (InputError, OSError) as error:
+                if len(options.photos) == 1 and isinstance(error, InputError):
+                    raise
+                self.fail(Path(name), error if isinstance(error, InputError) else terminal.reason(error))
+                continue
+            for path in found:
+                # `os.path` calls what cannot be looked at missing, whatever the cause.
+                if os.path.exists(path):  # noqa: PTH110
+                    there[path] = None
+                else:
+                    self.fail(path, f"there is no file {path}")
+        self.paths = list(there)
+        self._every = self._failed + len(there)
 
     def __enter__(self) -> None:
-        if len(self.paths) >= _MANY and sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=len(self.paths), unit="picture", file=sys.stderr, leave=False)
+        if len(self.paths) >= _MANY:
+            self._bar = terminal.Bar(len(self.paths), "image")
 
     def __exit__(self, *unused: object) -> None:
         if self._bar is not None:
             self._bar.close()
-            self._bar = None
+
+    def pending(self) -> Iterator[Path]:
+        """The images one after the other; none any more when nobody could learn of the result."""
+        for path in self.paths:
+            if self._only_prints and terminal.is_lost():
+                return
+            yield path
+
+    def segmented(self, segmenter: BaseSegmenter) -> Iterator[tuple[Path, Segmentation]]:
+        """What can be segmented of them; those of one size go through the model together, but where memory does not suffice for that."""
+        from groupvit_common.image_processor import load_image
+
+        pending, opened = self.pending(), deque[Path]()
+
+        def images() -> Iterator[Image.Image]:
+            for path in pending:
+                image = None
+                with self.attempt(path):
+                    image = load_image(path)
+                if image is not None:
+                    opened.append(path)
+                    yield image
+
+        while True:
+            try:
+                for result in segmenter.iter(images()):
+                    path = opened.popleft()
+                    yield path, replace(result, source=str(path))
+                return
+            except Exception as error:
+                if not opened or not terminal.is_out_of_memory(error):
+                    raise
+            # One by one those that were under way.
+            while opened:
+                path, alone = opened.popleft(), None
+                with self.attempt(path):
+                    alone = segmenter(path)
+                if alone is not None:
+                    yield path, alone
+
+    @contextmanager
+    def attempt(self, path: Path) -> Iterator[None]:
+        """Within, what goes wrong with an image is reported, and no reason to leave the others undone."""
+        try:
+            yield
+        except InputError as error:
+            self.fail(path, error)
+        except Exception as error:
+            if not terminal.is_out_of_memory(error):
+                raise
+            self.fail(path, f"{path}: out of memory; try a smaller --shorter-side, or --device cpu")
 
     def done(self, record: dict[str, Any], line: str) -> None:
-        self._print(json.dumps(record, ensure_ascii=False) if self._json else line, sys.stdout)
+        if self._json:
+            terminal.say_json(record)
+        else:
+            terminal.say(line)
         self._step()
 
     def fail(self, path: Path, reason: object) -> None:
         self._failed += 1
-        self._print(f"groupvit: error: {reason}", sys.stderr)
+        text = str(reason) if str(path) in str(reason) else f"{path}: {reason}"
+        terminal.error(text)
         if self._json:
-            self._print(json.dumps({"source": str(path), "error": str(reason)}, ensure_ascii=False), sys.stdout)
+            terminal.say_json({"source": str(path), "error": text})
         self._step()
 
     def code(self) -> int:
+        """The exit code; says how many failed where that is not plain to see."""
+        if self._failed and self._every > 1:
+            terminal.error(f"{self._failed} of {self._every} images failed")
         return SOME_FAILED if self._failed else OK
 
     def _step(self) -> None:
         if self._bar is not None:
-            self._bar.update()
-
-    def _print(self, line: str, stream: TextIO) -> None:
-        if self._bar is None:
-            print(line, file=stream, flush=True)
-        else:
-            self._bar.write(line, file=stream)
+            self._bar.advance()
 
 
 # demo and train
@@ -831,7 +796,9 @@ def _demo(options: argparse.Namespace) -> int:
         if not rows:
             millions = segmenters[0].model.num_parameters() / 1e6
             by = " and ".join(_BACKENDS[backend][1] for backend in backends)
-            print(f"The bundled model: {millions:.1f} million parameters, trained from captions alone; run by {by}.")
+            terminal.say(
+                f"The bundled model: {millions:.1f} million parameters, trained from captions alone; run by {by}."
+            )
         rows += [
             _demo_picture(segmenters, agreement, out, options.seed, level, what, size)
             for level, what in _LEVELS.items()
@@ -839,9 +806,9 @@ def _demo(options: argparse.Namespace) -> int:
 
     measured = json.loads((DEMO_MODEL / "training.json").read_text(encoding="utf-8"))["mean_iou"]
     means = ", ".join(f"{what} {measured[str(level)]:.0f}%" for level, what in _LEVELS.items())
-    print(f"\nOver 200 such pictures of each kind, the mean IoU is: {means}.")
+    terminal.say("", f"Over 200 such pictures of each kind, the mean IoU is: {means}.")
     if len(backends) > 1:
-        print(
+        terminal.say(
             f"{by} label {agreement.share:.3%} of the pixels alike; {agreement.probability:.0e} is the largest difference of a probability."
         )
 
@@ -849,7 +816,7 @@ def _demo(options: argparse.Namespace) -> int:
 
     overview = out / "overview.png"
     sheet(rows, ("picture", "found by words", "truth")).save(overview)
-    print(f"Pictures, overlays and label maps are in {out.resolve()}; all at one glance: {overview.resolve()}")
+    terminal.say(f"Images, overlays and label maps are in {out.resolve()}; all at one glance: {overview.resolve()}")
     return OK
 
 
@@ -904,15 +871,15 @@ def _demo_picture(
     iou = class_iou(confusion_matrix(scene.mask, result.label_map, len(labels) + 1, None))
 
     height, width = size
-    print(f'\n{what.capitalize()}, {width} x {height} pixels: "{scene.caption}"')
+    terminal.say("", f'{what.capitalize()}, {width} x {height} pixels: "{scene.caption}"')
     for index, name in enumerate(result.labels):
         if index and (scene.mask == index).any():
-            print(f"  {name:<10} IoU {iou[index]:4.0%}")
+            terminal.say(f"  {name:<10} IoU {iou[index]:4.0%}")
     wrong = [
         name for i, name in enumerate(result.labels) if i and result.mask(name).any() and not (scene.mask == i).any()
     ]
     if wrong:
-        print(f"  found, but not there: {', '.join(wrong)}")
+        terminal.say(f"  found, but not there: {', '.join(wrong)}")
 
     name = f"{what}_{width}x{height}"
     picture.save(out / f"{name}.png")
@@ -947,24 +914,24 @@ def _train(options: argparse.Namespace) -> int:
     changes = [*options.changes, *([] if options.seed is None else [f"run.seed={options.seed}"])]
     recipe = get_recipe(options.recipe, changes)
     if options.show:
-        print(to_toml(recipe), end="")
+        terminal.say(*to_toml(recipe).splitlines())
         return OK
     if not options.out:
         raise InputError("train needs --out DIR, the folder for the checkpoint")
     _make_writable(Path(options.out))
 
-    train, log = _module(options.backend, "train").train, partial(print, flush=True)
+    train = _module(options.backend, "train").train
     from groupvit_common.training import Interrupted
 
     try:
-        result = train(recipe, options.out, resume=options.resume, log=log)
+        result = train(recipe, options.out, resume=options.resume, log=terminal.say)
     except Interrupted as stop:
         if not stop.rank:
-            _error(stop)
+            terminal.error(stop)
         return SIGNALLED + stop.signal
     if result.rank:
         return OK
-    print(
+    terminal.say(
         f"The model is in {result.directory.resolve()}. Use it: groupvit segment PHOTO --model {result.directory} ..."
     )
     return OK
@@ -1067,7 +1034,7 @@ class _Evaluation:
     ) -> None:
         self._options, self._data, self._settings, self._folder = options, data, settings, folder
         self._about, self._place = about, place
-        self._bar: Any = None
+        self._bar: terminal.Bar | None = None
 
     def measure(self, segmenter: BaseSegmenter, background_labels: Sequence[Label]) -> None:
         from groupvit_common.data.segmentation_sets import SegmentationSet
@@ -1141,42 +1108,32 @@ class _Evaluation:
 
     def _say(self, record: dict[str, Any], text: str) -> None:
         if self._options.json:
-            print(json.dumps(record, ensure_ascii=False), flush=True)
+            terminal.say_json(record)
             return
         data = self._data
-        print(
+        terminal.say(
             f"{data.kind} ({data.split}), protocol {self._about['protocol']}, {self._about['model']} "
-            f"by {_BACKENDS[self._about['backend']][1]}\n\n{text}"
+            f"by {_BACKENDS[self._about['backend']][1]}",
+            "",
+            *text.split("\n"),
         )
         if self._folder is not None:
-            print(f"Results are in {self._folder.resolve()}")
-        print(flush=True)
+            terminal.say(f"Results are in {self._folder.resolve()}")
+        terminal.say("")
 
     def _begin(self, done: int, every: int) -> None:
-        if self._place.rank == 0 and sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(
-                total=every, initial=done, desc=self._data.kind, unit="picture", file=sys.stderr, leave=False
-            )
+        if self._place.rank == 0:
+            self._bar = terminal.Bar(every, "image", done=done, title=self._data.kind)
 
     def _progress(self, count: int) -> None:
         if self._bar is not None:
             # The others are about as fast.
-            self._bar.update(min(count * self._place.world, self._bar.total - self._bar.n))
+            self._bar.advance(count * self._place.world)
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-
-def _error(message: object) -> None:
-    print(f"groupvit: error: {printable(str(message))}", file=sys.stderr)
-
-
-def _show_warning(message: object, *unused: object, **also_unused: object) -> None:
-    print(f"groupvit: warning: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":

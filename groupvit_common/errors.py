@@ -4,9 +4,13 @@ Both derive from the built-in exception that code written for transformers alrea
 `from_pretrained` and `except ValueError` around a call keep working. The command line prints either as one line.
 """
 
+import unicodedata
+
 
 class GroupViTError(Exception):
-    """Base of the errors below: what came, what was expected, what to do."""
+    """Base of the errors below: what came, what was expected, what to do. `exit_code`: that of a command which it ends."""
+
+    exit_code = 2
 
 
 class InputError(GroupViTError, ValueError):
@@ -19,7 +23,19 @@ class InputError(GroupViTError, ValueError):
 class CheckpointError(GroupViTError, OSError):
     """A checkpoint that cannot be found, reached, read or loaded."""
 
+    exit_code = 3
+
+
+# Signs that a terminal shows or joins letters with, though Python calls them unprintable.
+_HARMLESS = frozenset("\u200c\u200d")
+
 
 def printable(text: str) -> str:
-    """A text without what a terminal would take for commands or could not show: escaped, as in a Python string."""
-    return "".join(sign if sign.isprintable() or sign == "\n" else repr(sign)[1:-1] for sign in text)
+    """Returns a text as one line that any terminal shows and none obeys: line breaks, control and direction marks escaped as in Python.
+
+    So are the bytes of a file name that is not UTF-8, which Python holds as halves of surrogate pairs.
+    """
+    return "".join(
+        sign if sign.isprintable() or sign in _HARMLESS or unicodedata.category(sign) == "Zs" else repr(sign)[1:-1]
+        for sign in text
+    )

@@ -6,13 +6,15 @@ here is a regular file of bounded size, and JSON of bounded depth whose numbers 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Mapping
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -211,6 +213,37 @@ def write_files(
     finally:
         for path in temporary.values():
             path.unlink(missing_ok=True)
+
+
+def unicode_json(content: Any, **how: Any) -> str:
+    """Returns JSON in readable Unicode; in ASCII if a text in it is no Unicode, as file names that are not UTF-8 are none."""
+    text = json.dumps(content, ensure_ascii=False, **how)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(content, **how)
+    return text
+
+
+def fit_name(name: str, ends: Iterable[str], folder: Path) -> str:
+    """Returns a name for files in `folder` that gets one of these ends: itself, or where that would be too long for the file system its
+    beginning with a hash of the whole."""
+    try:
+        limit = os.pathconf(folder, "PC_NAME_MAX")
+    except (AttributeError, OSError, ValueError):
+        limit = 255
+    room = limit - max(len(os.fsencode(end)) for end in ends)
+    if len(os.fsencode(name)) <= room:
+        return name
+    digest = f"-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
+    while len(os.fsencode(name + digest)) > room:
+        name = name[:-1]
+    return name + digest
+
+
+def name_key(name: str) -> str:
+    """Returns what is equal for names that some file system takes for the same: in upper and lower case, composed and decomposed."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def list_files(directory: Path, folders: bool = False) -> list[str]:

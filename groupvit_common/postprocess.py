@@ -30,7 +30,6 @@ H W pixels of the original image.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +40,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from groupvit_common import visualize
-from groupvit_common.errors import InputError
+from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.files import fit_name, unicode_json, write_files, write_text
 from groupvit_common.refinement import DILATIONS, refine
 
 Assignment = Literal["hard", "soft"]
@@ -53,6 +53,9 @@ Taps = tuple[Integers, Integers, Floats]
 
 MAX_LOGIT_SCALE = 100.0
 """The authors' bound on the logit scale (CLIP's too), in training and inference."""
+
+RESULT_ENDS = ("_overlay.png", "_labels.png", "_groups.png", "_segmentation.json")
+"""What the names of a segmentation's files end with."""
 
 BACKGROUND = "background"
 """Name of value 0 in a label map that has a background."""
@@ -649,7 +652,7 @@ class Segmentation:
         }
 
     def save(self, path: str | Path, *, groups: bool = False) -> dict[str, Path]:
-        """Write the overlay, the label map and a JSON record; returns the paths by kind. Files there are replaced.
+        """Write the overlay, the label map and a JSON record, all or none; returns the paths by kind. Files there are replaced.
 
         `path`: a folder (made if missing), where the files are called after `source` or "image": `NAME_overlay.png`,
         `NAME_labels.png`, `NAME_segmentation.json`; or the file for the overlay (`.png`, `.jpg` or `.webp`), beside which
@@ -662,6 +665,7 @@ class Segmentation:
             folder, name, overlay = path.parent, path.stem, path
         else:
             folder, name = path, Path(self.source).stem if self.source else "image"
+            name = fit_name(name, RESULT_ENDS, folder)
             overlay = folder / f"{name}_overlay.png"
         return self.save_as(folder, name, overlay=overlay, groups=groups)
 
@@ -675,18 +679,23 @@ class Segmentation:
             "labels": folder / f"{name}_labels.png",
             "record": folder / f"{name}_segmentation.json",
         }
+        record = unicode_json(self.to_dict(), indent=2) + "\n"
+        writers: dict[str, Callable[[Path], None]] = {
+            "overlay": visualize.image_writer(self.overlay, paths["overlay"].name),
+            "labels": visualize.image_writer(
+                lambda: visualize.index_image(self.label_map, self.colours()), paths["labels"].name
+            ),
+            "record": lambda path: write_text(path, record),
+        }
         if groups:
             paths["groups"] = folder / f"{name}_groups.png"
+            writers["groups"] = visualize.image_writer(self.group_overlay, paths["groups"].name)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.overlay().save(paths["overlay"])
-            visualize.index_image(self.label_map, self.colours()).save(paths["labels"])
-            if groups:
-                self.group_overlay().save(paths["groups"])
-            record = json.dumps(self.to_dict(), ensure_ascii=False, indent=2)
-            paths["record"].write_text(record + "\n", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot write to {folder}: {error.strerror or error}") from error
+            for parent in dict.fromkeys(path.parent for path in paths.values()):
+                kinds = [kind for kind, path in paths.items() if path.parent == parent]
+                write_files(parent, {paths[kind].name: writers[kind] for kind in kinds})
+        except CheckpointError as error:
+            raise InputError(str(error)) from error
         return paths
 
 

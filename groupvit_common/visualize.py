@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from groupvit_common.errors import InputError
+from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.files import write_files
 
 if TYPE_CHECKING:
     from groupvit_common.postprocess import Details, Segmentation
@@ -309,6 +311,24 @@ def _has_letters(font: Font, letters: frozenset[str]) -> bool:
     """Whether the font draws each letter as something else than its box for what it lacks."""
     missing = bytes(font.getmask("\U0010fffe")), font.getlength("\U0010fffe")
     return all(c == " " or (bytes(font.getmask(c)), font.getlength(c)) != missing for c in letters)
+
+
+def image_writer(make: Callable[[], Image.Image], name: str) -> Callable[[Path], None]:
+    """Returns a writer for `files.write_files`: makes an image and writes it in the format that the name of its file ends with."""
+    formats = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+    return lambda path: make().save(path, format=formats.get(Path(name).suffix.lower(), "PNG"))
+
+
+def write_images(folder: Path, images: Mapping[str, Image.Image]) -> None:
+    """Writes images under these names into a folder, all or none.
+
+    Raises:
+        InputError: they cannot be written.
+    """
+    try:
+        write_files(folder, {name: image_writer(lambda image=image: image, name) for name, image in images.items()})  # type: ignore[misc]
+    except CheckpointError as error:
+        raise InputError(str(error)) from error
 
 
 def sheet(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str]) -> Image.Image:
