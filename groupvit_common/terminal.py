@@ -43,7 +43,7 @@ class Ended(BaseException):
 def run(command: Callable[[], int]) -> int:
     """Returns the exit code of a command: its own, or that of what went wrong, which is printed as one line.
 
-    `SystemExit` passes, with the code of lost output where it had none.
+    `SystemExit` passes, with the code of lost output where it had none, and is raised when the system asks the process to end.
     """
     ended: SystemExit | None = None
     code = OK
@@ -57,7 +57,8 @@ def run(command: Callable[[], int]) -> int:
             code = INTERRUPTED
         except Ended as stop:
             error(stop)
-            code = SIGNALLED + stop.number
+            # The process is to end, whoever called.
+            ended = SystemExit(SIGNALLED + stop.number)
         except Exception as failure:
             code = _told(failure)
     if ended is not None:
