@@ -943,7 +943,7 @@ def _train(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from groupvit_common.data.classification_sets import ClassificationSet, open_classification_set
     from groupvit_common.data.segmentation_sets import SegmentationSet, open_sets
-    from groupvit_common.evaluation import Alone, Place, Settings, default_protocol, protocol_settings
+    from groupvit_common.evaluation import Alone, Place, Settings, check_output, default_protocol, protocol_settings
     from groupvit_common.prompts import get_templates, parse_labels
 
     # All that can be wrong about the request is said before the model is loaded.
@@ -972,6 +972,10 @@ def _evaluate(options: argparse.Namespace) -> int:
         else:
             opened = open_sets(spelled, split=options.split, limit=options.limit, names=settings.names)
             work += [(one, settings, protocol) for one in opened]
+    folders = _evaluation_folders(options.out, [data.kind for data, _, _ in work])
+    for data, folder in zip((data for data, _, _ in work), folders, strict=True):
+        if folder is not None:
+            check_output(folder, data)
     if options.out is not None:
         _make_writable(Path(options.out))
 
@@ -993,7 +997,6 @@ def _evaluate(options: argparse.Namespace) -> int:
             "dtype": options.dtype or "float32",
             **_weights_of(base.directory),
         }
-        folders = _evaluation_folders(options.out, [data.kind for data, _, _ in work])
         for (data, settings, protocol), folder in zip(work, folders, strict=True):
             run = _Evaluation(options, data, settings, folder, {**about, "protocol": protocol}, here)
             segmenter = settings.segmenter(base, options.batch_size)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol, TypeVar
 
@@ -23,9 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from groupvit_common import journal as journals
 from groupvit_common.data.classification_sets import ClassificationSet
 from groupvit_common.data.segmentation_sets import Mask, Names, Sample, SegmentationSet
 from groupvit_common.errors import InputError
+from groupvit_common.journal import BEST, JOURNAL, line_of
+from groupvit_common.locks import FolderLock
 from groupvit_common.metrics import (
     best_overlaps,
     class_accuracy,
@@ -49,7 +53,8 @@ PROTOCOLS: tuple[ProtocolName, ...] = ("paper", "tcl", "native")
 THRESHOLDS = {"voc": 0.95, "context": 0.35, "coco-object": 0.95, "folder": 0.95}
 """The authors' background thresholds; a folder of one's own has VOC's."""
 
-JOURNAL = "journal-{}.jsonl"
+LOCK_NAME = ".evaluation.lock"
+PREDICTIONS = "predictions"
 CALIBRATION_THRESHOLDS = (*(round(0.05 * i, 2) for i in range(1, 20)), 0.97, 0.99)
 
 
@@ -246,7 +251,7 @@ def evaluate_segmentation(
     """
     options, place = options or Options(), place or Alone()
     _look_for(segmenter, data, background_labels)
-    predictions = None if options.folder is None or not options.predictions else options.folder / "predictions"
+    predictions = None if options.folder is None or not options.predictions else options.folder / PREDICTIONS
 
     def is_done(name: str) -> bool:
         return predictions is None or _prediction_path(predictions, name).is_file()
@@ -378,11 +383,11 @@ def _prediction_path(folder: Path, name: str) -> Path:
 
 def _save(image: Image.Image, path: Path) -> None:
     """All or nothing: a run that was killed leaves no half a file."""
-    partial = path.with_name(f".{path.name}.tmp")
+    unfinished = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(partial, format="PNG")
-        partial.replace(path)
+        image.save(unfinished, format="PNG")
+        unfinished.replace(path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -398,17 +403,29 @@ class _Journal:
     ) -> None:
         self.before: list[dict[str, Any]] = []
         self._file: IO[str] | None = None
+        self._lock: FolderLock | None = None
         head = {"run": {**options.about, "set": data.kind, "split": data.split, **_settings_of(segmenter)}}
         if options.folder is not None:
-            self._open(options.folder, head, options.restart, place)
+            self._open(options.folder, head, options.restart, place, data)
 
-    def _open(self, folder: Path, head: Mapping[str, Any], restart: bool, place: Place) -> None:
+    def _open(
+        self,
+        folder: Path,
+        head: Mapping[str, Any],
+        restart: bool,
+        place: Place,
+        data: SegmentationSet | ClassificationSet,
+    ) -> None:
         # The first process brings what all of an earlier run wrote into one file; the others begin theirs when it has.
         error: InputError | None = None
         if place.rank == 0:
             try:
+                check_output(folder, data)
                 folder.mkdir(parents=True, exist_ok=True)
-                self.before = [] if restart else _read_journals(folder, head)
+                self._lock = FolderLock(folder, LOCK_NAME, "evaluation")
+                self.before = (
+                    [] if restart else journals.read(folder, journals.fault_of(data), partial(_same, folder, head))
+                )
                 self._begin(folder, [head, *self.before])
             except InputError as found:
                 error = found
@@ -416,6 +433,7 @@ class _Journal:
                 error = InputError(f"cannot write into the folder {folder}: {found.strerror or found}")
         failure, self.before = place.all((error, self.before))[0]
         if failure is not None:
+            self._release()
             raise failure
         self._file = (folder / JOURNAL.format(place.rank)).open("a" if place.rank == 0 else "w", encoding="utf-8")
         if place.rank:
@@ -423,20 +441,20 @@ class _Journal:
 
     @staticmethod
     def _begin(folder: Path, records: Iterable[Mapping[str, Any]]) -> None:
-        partial = folder / f".{JOURNAL.format(0)}.tmp"
-        with partial.open("w", encoding="utf-8") as file:
-            file.writelines(f"{_line(record)}\n" for record in records)
+        unfinished = folder / f".{JOURNAL.format(0)}.tmp"
+        with unfinished.open("w", encoding="utf-8") as file:
+            file.writelines(f"{line_of(record)}\n" for record in records)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(folder / JOURNAL.format(0))
-        for path in folder.glob(JOURNAL.format("*")):
+        unfinished.replace(folder / JOURNAL.format(0))
+        for path in journals.paths(folder):
             if path.name != JOURNAL.format(0):
                 path.unlink()
 
     def add(self, record: Mapping[str, Any]) -> None:
         if self._file is not None:
             try:
-                self._file.write(f"{_line(record)}\n")
+                self._file.write(f"{line_of(record)}\n")
                 self._file.flush()
             except OSError as error:
                 raise InputError(f"cannot write {self._file.name}: {error.strerror or error}") from error
@@ -447,10 +465,11 @@ class _Journal:
     def __exit__(self, *unused: object) -> None:
         if self._file is not None:
             self._file.close()
+        self._release()
 
-
-def _line(record: Mapping[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
 
 def _settings_of(segmenter: BaseSegmenter) -> dict[str, Any]:
@@ -475,30 +494,28 @@ def _settings_of(segmenter: BaseSegmenter) -> dict[str, Any]:
     }
 
 
-def _read_journals(folder: Path, head: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The records of an earlier run, each picture once. InputError if it was a run of another kind."""
-    records: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.glob(JOURNAL.format("*"))):
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-        # What follows the last line's end was cut off by a kill.
-        read = []
-        for line in lines[:-1]:
-            try:
-                read.append(json.loads(line))
-            except ValueError:
-                break
-        if not read:
-            continue
-        old, new = read[0].get("run", {}), json.loads(_line(head))["run"]
-        different = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-        if different:
-            key = different[0]
-            change = f"{key} was {old.get(key)!r} and is {new.get(key)!r}" if key != "labels" else "other labels"
-            raise InputError(
-                f"{folder} holds another evaluation ({change}): choose another folder with --out, or --restart to replace it"
-            )
-        records |= {record["name"]: record for record in read[1:]}
-    return list(records.values())
+def _same(folder: Path, head: Mapping[str, Any], old: Mapping[str, Any]) -> None:
+    """InputError if the run that a journal is of was one of another kind."""
+    new = json.loads(json.dumps(head))["run"]
+    different = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    if different:
+        key = different[0]
+        change = f"{key} was {old.get(key)!r} and is {new.get(key)!r}" if key != "labels" else "other labels"
+        raise InputError(
+            f"{folder} holds another evaluation ({change}): choose another folder with --out, or --restart to replace it"
+        )
+
+
+def check_output(folder: Path, data: SegmentationSet | ClassificationSet) -> None:
+    """InputError if results in a folder would lie among the files of the set, and be taken for them the next time."""
+    for place in (folder, folder / PREDICTIONS):
+        real = Path(os.path.realpath(place))
+        for read_from in data.folders:
+            if real.is_relative_to(os.path.realpath(read_from)):
+                raise InputError(
+                    f"the results cannot go into {folder}: {data.kind} reads its files from {read_from}, where they would be taken for "
+                    "its own; give --out another folder"
+                )
 
 
 # ---- calibration ----
@@ -568,8 +585,6 @@ def best_point(curve: Sequence[Point]) -> Point:
 
 
 # ---- classification ----
-
-BEST = 5
 
 
 @dataclass(eq=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from groupvit_common import visualize
+from groupvit_common import journal, visualize
 from groupvit_common.data.classification_sets import ClassificationSet
 from groupvit_common.data.segmentation_sets import IGNORE, SegmentationSet
-from groupvit_common.errors import InputError
-from groupvit_common.evaluation import JOURNAL, SegmentationResult
+from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.evaluation import SegmentationResult
 from groupvit_common.evaluation_report import RESULTS
-from groupvit_common.files import write_files, write_text
+from groupvit_common.files import read_json, write_files, write_text
 from groupvit_common.metrics import class_iou, mean_iou, pixel_accuracy
 from groupvit_common.postprocess import Indices
 
@@ -87,41 +86,29 @@ def write_page(
         CheckpointError: the page cannot be written.
     """
     record = _results(folder)
-    pictures = _pictures(folder)
-    if record["set"] != data.kind or record["split"] != data.split:
-        raise InputError(
-            f"{folder} holds results of {record['set']} ({record['split']}), not of {data.kind} ({data.split})"
-        )
-    if isinstance(data, SegmentationSet):
-        sections = _segmentation(record, pictures, data, segment, count)
-    else:
-        sections = _classification(record, pictures, data, count)
-    page = _page(record, sections)
+    found = record.get("set"), record.get("split")
+    if found != (data.kind, data.split):
+        raise InputError(f"{folder} holds results of {found[0]} ({found[1]}), not of {data.kind} ({data.split})")
+    pictures = {each["name"]: each for each in journal.read(folder, journal.fault_of(data))}
+    try:
+        if isinstance(data, SegmentationSet):
+            sections = _segmentation(record, pictures, data, segment, count)
+        else:
+            sections = _classification(record, pictures, data, count)
+        page = _page(record, sections)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder / RESULTS} is damaged: evaluate once more") from error
     write_files(folder, {PAGE: lambda file: write_text(file, page)})
     return folder / PAGE
 
 
 def _results(folder: Path) -> dict[str, Any]:
+    if not (folder / RESULTS).exists():
+        raise InputError(f"there is no {RESULTS} in {folder}: groupvit evaluate --out writes it")
     try:
-        read = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"there is no {RESULTS} in {folder}: groupvit evaluate --out writes it") from error
-    except ValueError as error:
+        return read_json(folder / RESULTS)
+    except CheckpointError as error:
         raise InputError(f"{folder / RESULTS} is damaged: evaluate once more") from error
-    return dict(read)
-
-
-def _pictures(folder: Path) -> dict[str, dict[str, Any]]:
-    """What the journals say of each picture, by name. A line that was cut off by a kill ends a journal."""
-    records: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.glob(JOURNAL.format("*"))):
-        for line in path.read_text(encoding="utf-8").split("\n")[1:-1]:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                break
-            records[record["name"]] = record
-    return records
 
 
 # ---- segmentation ----
@@ -146,14 +133,14 @@ def _about_classes(settings: Mapping[str, Any]) -> str:
 
 def _segmentation(
     record: Mapping[str, Any],
-    journal: Mapping[str, Mapping[str, Any]],
+    records: Mapping[str, Mapping[str, Any]],
     data: SegmentationSet,
     segment: Callable[[Image.Image], Indices] | None,
     count: int,
 ) -> list[_Section]:
     left_out = SegmentationResult.of(data).left_out
     numbers = {sample.name: i for i, sample in enumerate(data)}
-    confusions = {name: _confusion(r["confusion"], len(data.classes)) for name, r in journal.items() if name in numbers}
+    confusions = {name: _confusion(r["confusion"], len(data.classes)) for name, r in records.items() if name in numbers}
     ious = {name: mean_iou(confusion, left_out) for name, confusion in confusions.items()}
     ranked = sorted((name for name in ious if not math.isnan(ious[name])), key=lambda name: (ious[name], name))
     half = min(count, (len(ranked) + 1) // 2)
@@ -273,23 +260,23 @@ def _nearest(index_map: NDArray[np.unsignedinteger[Any]], size: tuple[int, int])
 
 
 def _classification(
-    record: Mapping[str, Any], journal: Mapping[str, Mapping[str, Any]], data: ClassificationSet, count: int
+    record: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]], data: ClassificationSet, count: int
 ) -> list[_Section]:
     def place(name: str) -> int:
-        best = journal[name]["best"]
-        return best.index(journal[name]["truth"]) if journal[name]["truth"] in best else len(best)
+        best, truth = records[name]["best"], records[name]["truth"]
+        return best.index(truth) if truth in best else len(best)
 
     numbers = {picture.name: i for i, picture in enumerate(data)}
-    places = {name: place(name) for name in journal if name in numbers}
+    places = {name: place(name) for name in records if name in numbers}
     ranked = [
-        _by_turns({name: journal[name]["truth"] for name in sorted(places) if places[name] == each})
+        _by_turns({name: records[name]["truth"] for name in sorted(places) if places[name] == each})
         for each in sorted({0, *places.values()})
     ]
     right, missed = ranked[0], [name for names in ranked[:0:-1] for name in names]
-    taken = Counter((journal[name]["truth"], journal[name]["best"][0]) for name in missed).most_common(_MOST_CONFUSIONS)
+    taken = Counter((records[name]["truth"], records[name]["best"][0]) for name in missed).most_common(_MOST_CONFUSIONS)
 
     def card(name: str) -> _Card:
-        picture, said = data[numbers[name]], journal[name]["best"]
+        picture, said = data[numbers[name]], records[name]["best"]
         answers = [(None, data.words[i], "true" if i == picture.truth else "") for i in said]
         return _Card(name, f"is {data.words[picture.truth]}", [("picture", _to_show(picture.image()))], answers)
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from groupvit_common.errors import printable
 from groupvit_common.evaluation import ClassificationResult, Counts, Point, SegmentationResult, best_point
 from groupvit_common.files import write_files, write_text
 
@@ -146,19 +147,34 @@ def _cell(value: float | None) -> str:
 
 
 def confusion_csv(names: Sequence[str], confusion: Counts) -> str:
-    """Pixels: a row for each true class, a column for each that was said."""
+    """Pixels: a row for each true class, a column for each predicted one. Names that a spreadsheet would compute get an apostrophe."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["true \\ said", *names])
-    writer.writerows([name, *row] for name, row in zip(names, confusion.tolist(), strict=True))
+    shown = [_as_text(name) for name in names]
+    writer.writerow(["true \\ predicted", *shown])
+    writer.writerows([name, *row] for name, row in zip(shown, confusion.tolist(), strict=True))
     return text.getvalue()
 
 
+def _as_text(cell: str) -> str:
+    """What a spreadsheet shows as it is: formulas begin with these signs, and their wide forms in Asian scripts."""
+    return (
+        f"'{cell}"
+        if cell.lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠"))
+        else cell
+    )
+
+
+_TITLE = ("rows: true classes; columns: predicted classes", "darker: a larger fraction of the row's pixels")
+_LONGEST_NAME = 48  # letters of a class name in an image
+
+
 def confusion_picture(names: Sequence[str], confusion: Counts) -> Image.Image:
-    """Each row's shares as shades: white none, dark blue all. Rows are the true classes, columns what was said of their pixels."""
+    """Each row's fractions as shades: white none, dark blue all. Rows are the true classes, columns the predicted ones."""
     count = len(names)
     cell = max(10, min(32, 1200 // count))
     font = ImageFont.load_default(max(9, min(16, cell - 4)))
+    shown = [_shortened(name) for name in names]
     rows = confusion.sum(axis=1, keepdims=True)
     shares = confusion / np.maximum(rows, 1)
     # A root, so that a few percent can be seen.
@@ -166,21 +182,21 @@ def confusion_picture(names: Sequence[str], confusion: Counts) -> Image.Image:
     shades = np.round(np.array(_PAPER) * (1 - strength) + _DARK * strength).astype(np.uint8)
     grid = Image.fromarray(shades).resize((count * cell, count * cell), Image.Resampling.NEAREST)
 
-    margin = round(max(font.getlength(name) for name in names)) + 12
-    head = 2 * cell + 16
-    canvas = Image.new("RGB", (margin + grid.width + 16, head + margin + grid.height + 16), _PAPER)
+    title = ImageFont.load_default(16)
+    margin = math.ceil(max(font.getlength(name) for name in shown)) + 12
+    head = 10 + 22 * len(_TITLE) + 8
+    width = max(margin + grid.width + 16, math.ceil(max(title.getlength(line) for line in _TITLE)) + 24)
+    canvas = Image.new("RGB", (width, head + margin + grid.height + 16), _PAPER)
     left, top = margin, head + margin
     canvas.paste(grid, (left, top))
     draw = ImageDraw.Draw(canvas)
-    title = ImageFont.load_default(16)
-    draw.text(
-        (12, 10), "true classes down, what was said across; darker: a larger share of the row", fill=_INK, font=title
-    )
+    for i, line in enumerate(_TITLE):
+        draw.text((12, 10 + 22 * i), line, fill=_INK, font=title)
     for i in range(count + 1):
-        line = i * cell
-        draw.line((left, top + line, left + grid.width, top + line), fill=_FAINT)
-        draw.line((left + line, top, left + line, top + grid.height), fill=_FAINT)
-    for i, name in enumerate(names):
+        border = i * cell
+        draw.line((left, top + border, left + grid.width, top + border), fill=_FAINT)
+        draw.line((left + border, top, left + border, top + grid.height), fill=_FAINT)
+    for i, name in enumerate(shown):
         middle = i * cell + cell // 2
         draw.text((left - 6, top + middle), name, fill=_INK, font=font, anchor="rm")
         upright = Image.new("L", (margin, cell), 0)
@@ -189,6 +205,13 @@ def confusion_picture(names: Sequence[str], confusion: Counts) -> Image.Image:
         if cell >= 26 and rows[i]:
             _share(draw, (left + middle, top + middle), float(shares[i, i]), font)
     return canvas
+
+
+def _shortened(name: str) -> str:
+    """A name on one line, its middle left out if it is very long."""
+    name = printable(name).replace("\n", "\\n")
+    half = (_LONGEST_NAME - 3) // 2
+    return name if len(name) <= _LONGEST_NAME else f"{name[:half]}...{name[-half:]}"
 
 
 def _share(draw: ImageDraw.ImageDraw, at: tuple[int, int], share: float, font: Any) -> None:

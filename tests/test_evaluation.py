@@ -457,13 +457,40 @@ def test_confusion_as_csv_and_as_a_picture(count):
     confusion = np.zeros((count, count), np.int64)
     confusion[0, 0] = 5
     rows = list(csv.reader(io.StringIO(confusion_csv(names, confusion))))
-    assert rows[0] == ["true \\ said", *names]
+    assert rows[0] == ["true \\ predicted", *names]
     np.testing.assert_array_equal([[int(cell) for cell in row[1:]] for row in rows[1:]], confusion)
     picture = np.asarray(confusion_picture(names, confusion))
     dark = (picture == (8, 48, 107)).all(axis=2)
     cell = max(10, min(32, 1200 // count))
     assert dark.sum() > 0.5 * cell**2  # one cell, but for lines and its number
     assert np.ptp(np.nonzero(dark)[0]) < cell
+
+
+@pytest.mark.parametrize("names", [["a", "b"], ["a name of many letters " * 5, "two\nlines", "\u732b"], ["x"] * 171])
+def test_the_title_of_a_confusion_matrix_is_whole(names):
+    picture = np.asarray(confusion_picture(names, np.eye(len(names), dtype=np.int64)))
+    ink = np.nonzero((picture[:56] < 128).any(axis=(0, 2)))[0]
+    assert ink.min() >= 8
+    assert 300 < ink.max() < picture.shape[1] - 8
+
+
+def test_names_in_csv_are_no_formulas():
+    names = [
+        '=HYPERLINK("http://x","y")',
+        "+1",
+        "-1",
+        "@SUM(A1)",
+        "\tcat",
+        " =1",
+        "two\nlines",
+        'a "quoted", name',
+        "cat-dog",
+        "\uff1d1",
+    ]
+    text = confusion_csv(names, np.eye(len(names), dtype=np.int64))
+    (head, *rows) = csv.reader(io.StringIO(text))
+    shown = [f"'{name}" for name in names[:6]] + names[6:9] + [f"'{names[9]}"]
+    assert head[1:] == [row[0] for row in rows] == shown
 
 
 # ---- the command ----

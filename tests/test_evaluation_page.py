@@ -17,6 +17,7 @@ from groupvit_common.errors import InputError
 from groupvit_common.evaluation import Options, Settings, evaluate_classification, evaluate_segmentation
 from groupvit_common.evaluation_page import PAGE, _about_classes, _by_turns, write_page
 from groupvit_common.evaluation_report import record_of, write_results
+from groupvit_common.journal import line_of
 from groupvit_common.metrics import confusion_matrix, mean_iou
 from groupvit_common.visualize import label_colours
 from groupvit_torch.predictor import Segmenter
@@ -239,7 +240,10 @@ def test_a_page_about_a_classification(base, tmp_path):
     journal = tmp_path / "out" / "journal-0.jsonl"
     head, *records = journal.read_text(encoding="utf-8").splitlines()
     said = {0: [0, 1, 2], 1: [2, 1, 0], 2: [1, 0, 2]}
-    changed = [json.dumps({**record, "best": said[record["truth"]]}) for record in map(json.loads, records)]
+    changed = [
+        line_of({"name": record["name"], "truth": record["truth"], "best": said[record["truth"]]})
+        for record in map(json.loads, records)
+    ]
     journal.write_text("\n".join([head, *changed]) + "\n", encoding="utf-8")
     page = read(write_page(tmp_path / "out", data, count=3))
     assert [name.split("/")[0] for name in page.order] == ["c2", "c2", "c1", "c0", "c0"]

@@ -319,6 +319,7 @@ def test_two_trainings_in_one_folder(tmp_path):
             train(tiny(), tmp_path, resume=resume, log=quiet)
     Run.begin(tiny(), tmp_path, log=quiet, rank=1, world=2)  # one of the same run
     run.close()
+    assert not list(tmp_path.glob(".*.lock"))
     # A run that fails lets others in.
     for _ in range(2):
         with pytest.raises(InputError, match="no parameter is called"):

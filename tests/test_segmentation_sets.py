@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from groupvit_common.data.coco import _unpacked
 from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, make_scene
 from groupvit_common.data.segmentation_sets import class_names, open_sets, voc_palette
 from groupvit_common.errors import InputError
@@ -299,17 +300,174 @@ def test_coco_objects_from_the_instances_alone(tmp_path):
     assert opened.classes[16] == "cat"
 
 
-def test_a_file_that_holds_no_instances_is_told(tmp_path):
+SQUARE = rectangle(0, 0, 4, 4)
+
+
+def test_what_labelling_tools_leave_incomplete_is_left_out_and_told(tmp_path):
     pytest.importorskip("pycocotools")
-    root = make_instances(tmp_path, [{"category_id": 5, "area": 2, "segmentation": []}])
-    with pytest.raises(InputError, match=r"instances_val2017\.json is not COCO's file of instances"):
+    given = [[], [[]], None, [[1, 1, 3, 3]], [[1, 1]], 5, "nonsense"]
+    annotations = [{"category_id": 1, "area": 1, "segmentation": outline} for outline in given]
+    annotations += [
+        {"category_id": 1, "area": 1},
+        {"category_id": 1, "area": 1, "segmentation": SQUARE, "image_id": 99},
+        {"category_id": [], "area": 1, "segmentation": SQUARE, "image_id": None},
+        # A single polygon without a list around it, without an area; and the smaller one, without one too, over it.
+        {"category_id": 17, "segmentation": rectangle(1, 1, 3, 3)},
+        {"category_id": 1, "segmentation": SQUARE[0], "area": None},
+    ]
+    root = make_instances(tmp_path, annotations)
+    message = r"instances_val2017\.json: left out annotations 8 without an outline, 2 of images that the file does not list \(of 12\)$"
+    with pytest.warns(UserWarning, match=message):
+        (opened,) = open_sets(f"coco-object:{root}")
+    expected = np.zeros(SIZE, np.uint8)
+    expected[:4, :4] = 1
+    expected[1:3, 1:3] = 16
+    np.testing.assert_array_equal(opened[1].mask(), expected)
+
+
+def change_instances(root: Path, change) -> None:
+    path = root / "annotations" / "instances_val2017.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(change(record) or record))
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (lambda record: [record], "must hold a JSON object, found an array"),
+        (lambda record: record.pop("images") and None, "'images' must be a list of objects"),
+        (lambda record: record.update(annotations=[5]), "'annotations' must be a list of objects"),
+        (lambda record: record["annotations"][0].update(category_id=5), "the annotation 0 is of the category 5, which the file does not list"),
+        (lambda record: record["annotations"][0].update(category_id=[]), r"the annotation 0 is of the category \[\], which the file"),
+        (lambda record: record["categories"][0].update(name="forklift"), "of the category 'forklift', which is none of the 80 objects; .* folder:DIR"),
+        (lambda record: record["categories"].append({"id": 1, "name": "cat"}), "two categories have the id 1"),
+        (lambda record: record["images"][0].pop("height") and None, "image 000000000007.jpg needs 'height' and 'width' in pixels, got None and 8"),
+        (lambda record: record["images"][0].update(width=10**9), "needs 'height' and 'width'"),
+        (lambda record: record["images"][0].update(id=3), "the images 000000000007.jpg and 000000000003.jpg both have the id 3"),
+        (lambda record: record["images"][0].update(id=None), "image 0 of the list needs 'id' and 'file_name'"),
+        (lambda record: record["annotations"][0].update(image_id=99), "none of its annotations is of an image that it lists"),
+        (lambda record: record["annotations"][0].update(area=float("nan")), "NaN is not a JSON number"),
+    ],
+)  # fmt: skip
+def test_a_file_that_holds_no_instances_is_told(tmp_path, change, cause):
+    pytest.importorskip("pycocotools")
+    root = make_instances(tmp_path, [{"category_id": 1, "area": 2, "segmentation": SQUARE}])
+    change_instances(root, change)
+    with pytest.raises(InputError, match=rf"instances_val2017\.json .*{cause}"):
         open_sets(f"coco-object:{root}")
-    root = make_instances(tmp_path, [{"category_id": 17, "area": 2, "segmentation": "nonsense"}])
-    with pytest.raises(InputError, match=r"000000000007\.jpg in .*an outline cannot be read"):
-        open_sets(f"coco-object:{root}")[0][1].mask()
-    (root / "val2017" / "000000000007.jpg").unlink()
+
+
+@pytest.mark.parametrize(
+    "outline",
+    [
+        {"size": [8, 6], "counts": [48]},
+        {"size": list(SIZE), "counts": [47]},
+        {"size": list(SIZE), "counts": [50, -2]},
+        {"size": list(SIZE), "counts": "\u732b"},
+        {"size": list(SIZE), "counts": "PPPPPPPPPPP"},
+        {"size": list(SIZE), "counts": None},
+        {"counts": [48]},
+        {},
+        [[0, 0, 1, 1, 2, 2, 3]],
+        [[0, 0, 1, 1, 2, "3"]],
+        [[0, 0, 1, 1, 2, 10**12]],
+    ],
+)
+def test_an_outline_that_is_none_is_told_with_its_annotation(tmp_path, outline):
+    pytest.importorskip("pycocotools")
+    root = make_instances(tmp_path, [{"category_id": 17, "area": 2, "segmentation": outline}])
+    (opened,) = open_sets(f"coco-object:{root}")
+    with pytest.raises(
+        InputError, match=r"000000000007\.jpg in .*: the annotation 0 has an outline that cannot be read: its "
+    ) as caught:
+        opened[1].mask()
+    assert "Error" not in str(caught.value)
+
+
+def test_run_lengths_are_those_of_pycocotools(tmp_path):
+    coco = pytest.importorskip("pycocotools.mask")
+    rng = np.random.default_rng(0)
+    for size in ((1, 1), (6, 8), (300, 200)):
+        for share in (0.0, 0.02, 0.5, 1.0):
+            inside = np.asfortranarray(rng.random(size) < share, np.uint8)
+            counts = _unpacked(coco.encode(inside)["counts"].decode())
+            np.testing.assert_array_equal(np.repeat(np.arange(len(counts)) % 2, counts), inside.ravel(order="F"))
+
+
+def test_images_of_one_name_in_other_folders(tmp_path):
+    pytest.importorskip("pycocotools")
+    root = make_instances(tmp_path, [])
+    for names, expected in (
+        (("x/a.jpg", "y/a.jpg"), ["y/a", "x/a"]),
+        (("a.jpg", "a.png"), ["a-3", "a-7"]),
+        (("../val2017/a.jpg", "b.jpg"), ["b", "a"]),
+    ):
+        for name in names:
+            write(root / "val2017" / name, PICTURE)
+        change_instances(
+            root,
+            lambda record, names=names: (
+                [image.update(file_name=name) for image, name in zip(record["images"], names, strict=True)] and None
+            ),
+        )
+        assert [sample.name for sample in open_sets(f"coco-object:{root}")[0]] == expected
+    (root / "val2017" / "b.jpg").unlink()
     with pytest.raises(InputError, match="1 of 2 files are missing"):
         open_sets(f"coco-object:{root}")
+
+
+# ---- files as they lie on disks ----
+
+
+@pytest.mark.parametrize(("kind", "make", "stored", "meant", "count", "first"), LAYOUTS)
+def test_hidden_files_are_no_part_of_a_set(tmp_path, kind, make, stored, meant, count, first):
+    root = make(tmp_path, values(*stored))
+    names = [sample.name for sample in open_sets(f"{kind}:{root}")[0]]
+    for path in list(root.rglob("*.*")):
+        if path.is_file():
+            (path.parent / f"._{path.name}").write_bytes(b"\0\5\x16\7")
+            (path.parent / ".ipynb_checkpoints").mkdir(exist_ok=True)
+            (path.parent / ".ipynb_checkpoints" / path.name).write_bytes(path.read_bytes())
+    assert [sample.name for sample in open_sets(f"{kind}:{root}")[0]] == names
+
+
+def test_names_in_folders_of_ones_own(tmp_path):
+    root = make_folder(tmp_path, values(0, 1))
+    write(root / "images" / "my photo.png", PICTURE)
+    write(root / "masks" / "my photo.PNG", values(0, 1))
+    (root / "odd.txt").write_bytes(b"\xef\xbb\xbfmy photo\r\n\r\none.png\r\n")
+    assert [sample.name for sample in open_sets(f"folder:{root}", split="odd")[0]] == ["my photo", "one"]
+    assert [sample.name for sample in open_sets(f"folder:{root}")[0]] == ["my photo", "one"]
+    for listed, message in (
+        ("one\none\n", "has the name one twice"),
+        ("../one\n", r"has '\.\./one', which is no name of an image within the set"),
+        ("/etc/passwd\n", "which is no name of an image"),
+        ("two\n", "names two, which is not in"),
+    ):
+        text(root / "odd.txt", listed)
+        with pytest.raises(InputError, match=message):
+            open_sets(f"folder:{root}", split="odd")
+    write(root / "images" / "one.jpg", PICTURE)
+    with pytest.raises(InputError, match=r"one\.jpg and one\.png have one name but for the suffix"):
+        open_sets(f"folder:{root}")
+
+
+def test_masks_of_other_modes(tmp_path):
+    root = make_folder(tmp_path, values(0, 1))
+    mask = root / "masks" / "one.png"
+    for array in (values(0, 1, 255).astype(np.uint16), values(0, 1).astype(bool)):
+        write(mask, array)
+        np.testing.assert_array_equal(open_sets(f"folder:{root}")[0][0].mask(), array)
+    write(mask, values(0, 1).astype(np.uint16) * 300)
+    with pytest.raises(InputError, match=r"one\.png holds the value 300, but classes\.txt names 3 classes"):
+        open_sets(f"folder:{root}")
+    for mode, cause in (("LA", "transparency beside the indices"), ("RGB", "colours"), ("RGBA", "colours")):
+        Image.fromarray(values(0, 1)).convert(mode).save(mask)
+        with pytest.raises(InputError, match=rf"must hold indices, .* of mode {mode}: .*{cause}"):
+            open_sets(f"folder:{root}")
+    write(mask, values(0, 255))
+    with pytest.warns(UserWarning, match="holds only 0 and 255, and 255 is no class and is not judged"):
+        open_sets(f"folder:{root}")
 
 
 def test_scenes_are_the_held_out_ones(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -44,12 +44,14 @@ class Picture:
 
 @dataclass(frozen=True, eq=False)
 class ClassificationSet:
-    """A set that is open. `words`: what each class is called; several may share a word, as two cranes of ImageNet do."""
+    """A set that is open. `words`: what each class is called; several may share a word, as two cranes of ImageNet do. `folders`: where
+    every folder and image would be taken for the set's."""
 
     kind: str
     split: str
     words: tuple[str, ...]
     pictures: tuple[Picture, ...]
+    folders: tuple[Path, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -79,7 +81,7 @@ def open_classification_set(where: str, *, split: str | None = None, limit: int 
     if limit is None or limit >= len(made):
         return made
     some = tuple(made.pictures[i * len(made) // limit] for i in range(limit))
-    return ClassificationSet(made.kind, made.split, made.words, some)
+    return replace(made, pictures=some)
 
 
 def _folders(root: Path, split: str | None) -> ClassificationSet:
@@ -100,7 +102,7 @@ def _folders(root: Path, split: str | None) -> ClassificationSet:
     if not pictures:
         raise InputError(f"no pictures in the folders of {base}: expected {layout}")
     words = _words([folder.name for folder in folders], (base, root), layout)
-    return ClassificationSet("imagenet", name, words, tuple(pictures))
+    return ClassificationSet("imagenet", name, words, tuple(pictures), (base,))
 
 
 def _within(folder: Path) -> list[Path]:

@@ -6,11 +6,11 @@ is told at once; a fault of a later file is told, with its name, when its turn c
 
 from __future__ import annotations
 
-import json
 import os
 import tomllib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -20,8 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from groupvit_common.data.coco import Instances
 from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, make_scene
-from groupvit_common.errors import InputError
+from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.files import is_hidden, read_text
 from groupvit_common.image_files import IMAGE_SUFFIXES
 from groupvit_common.prompts import Label, read_labels
 
@@ -80,6 +82,12 @@ _CITY_COLOURS = (
     "0000e6 770b20"
 )  # fmt: skip
 _NO_CLASS = -1
+_MASK_MODES = ("P", "L", "1", "I", "I;16", "I;16L", "I;16B", "I;16N")
+_NOT_INDICES = {
+    "LA": "it has transparency beside the indices; save it without",
+    "PA": "it has transparency beside the indices; save it without",
+    "F": "fractions were put in the place of indices",
+}
 
 
 class _Reader(Protocol):
@@ -87,6 +95,10 @@ class _Reader(Protocol):
 
     @property
     def names(self) -> tuple[str, ...]: ...
+
+    @property
+    def folders(self) -> Sequence[Path]:
+        """Where images and masks lie, and others would be taken for the set's."""
 
     def image(self, index: int) -> Image.Image: ...
 
@@ -150,6 +162,11 @@ class SegmentationSet:
         count = len(self.reader.names)
         return count if self.limit is None else min(count, self.limit)
 
+    @property
+    def folders(self) -> Sequence[Path]:
+        """Where the set's files lie, and others would be taken for them."""
+        return self.reader.folders
+
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(index)
@@ -190,11 +207,19 @@ def open_sets(
         return _scenes(where, split, SCENES if limit is None else limit)
     if not where:
         raise InputError(f"{kind} needs the folder it lies in: {kind}:DIR")
-    if not Path(where).is_dir():
+    folder = Path(os.path.expanduser(where))  # noqa: PTH111 (behind the colon no shell has seen it)
+    if not folder.is_dir():
         raise InputError(f"there is no folder {where}: {kind}:DIR is {KINDS[kind]}, with {layout_of(kind, split)}")
-    made = replace(_OPENERS[kind](Path(where), split, names), limit=limit)
+    made = replace(_OPENERS[kind](folder, split, names), limit=limit)
     first = made[0]
-    first.check_size(first.mask(), first.image())
+    mask = first.mask()
+    first.check_size(mask, first.image())
+    if kind == "folder" and set(np.unique(mask)) == {0, IGNORE}:
+        warnings.warn(
+            f"the mask of {first.name} in {where} holds only 0 and {IGNORE}, and {IGNORE} is no class and is not judged: if it means "
+            "a class, store its index",
+            stacklevel=2,
+        )
     return [made]
 
 
@@ -243,6 +268,7 @@ class _Files:
         palette: Bytes | None = None,
     ) -> None:
         self.names = tuple(name for name, _, _ in pairs)
+        self.folders = tuple(dict.fromkeys(path.parent for _, *paths in pairs for path in paths))
         self._pairs, self._table, self._expected, self._palette = pairs, table, expected, palette
 
     def image(self, index: int) -> Image.Image:
@@ -251,13 +277,16 @@ class _Files:
     def mask(self, index: int) -> Mask:
         path = self._pairs[index][2]
         with _opened(path) as image:
-            if image.mode not in ("P", "L", "1"):
+            if image.mode not in _MASK_MODES:
                 raise InputError(
-                    f"{path} must hold indices, one 8-bit value a pixel (mode P or L), but it is a picture of mode {image.mode}: "
-                    "colours were put in the place of indices"
+                    f"{path} must hold indices, one whole number a pixel (mode P or L), but it is an image of mode {image.mode}: "
+                    f"{_NOT_INDICES.get(image.mode, 'colours were put in the place of indices')}"
                 )
             values = np.asarray(image)
             given = np.asarray(image.getpalette() or (), np.uint8).reshape(-1, 3) if image.mode == "P" else None
+        outside = values[(values < 0) | (values > IGNORE)] if values.dtype.itemsize > 1 else values[:0]
+        if outside.size:
+            raise InputError(f"{path} holds the value {outside.flat[0]}, but {self._expected}")
         values = values.astype(np.uint8)
         present = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
         strange = present[self._table[present] == _NO_CLASS]
@@ -285,70 +314,33 @@ class _Files:
 
 
 class _Instances:
-    """Masks painted from COCO's `instances_*.json`: polygons and run lengths, smaller objects over larger ones."""
+    """Masks painted from COCO's `instances_*.json`."""
 
     def __init__(self, path: Path, folder: Path, classes: Sequence[str]) -> None:
-        try:
-            from pycocotools import mask as coco
-        except ImportError as error:
-            raise InputError(
-                f"masks from {path.name} need the package pycocotools: pip install 'groupvit[evaluate]'"
-            ) from error
-        self._coco, self._path = coco, path
-        try:
-            record = json.loads(path.read_bytes())
-            numbers = {category["id"]: classes.index(category["name"]) for category in record["categories"]}
-            images = sorted(record["images"], key=lambda image: image["id"])
-            self._objects: dict[int, list[tuple[int, Any]]] = {image["id"]: [] for image in images}
-            order = sorted(record["annotations"], key=lambda each: (not each.get("iscrowd", 0), -each["area"]))
-            for each in order:
-                self._objects[each["image_id"]].append((numbers[each["category_id"]], each["segmentation"]))
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{path} is not COCO's file of instances: categories, images and annotations of the 80 objects ({error!r})"
-            ) from error
-        self._images = [(image["id"], folder / image["file_name"], image["height"], image["width"]) for image in images]
-        self.names = tuple(Path(image["file_name"]).stem for image in images)
-        _all_there([path for _, path, _, _ in self._images], _OBJECT_LAYOUT.format(split=folder.name))
+        self._path, self._folder = path, folder
+        self._instances = Instances(path, classes)
+        self.names = tuple(image.name for image in self._instances.images)
+        self.folders = (folder,)
+        _all_there([self._image(index) for index in range(len(self.names))], _OBJECT_LAYOUT.format(split=folder.name))
+
+    def _image(self, index: int) -> Path:
+        return self._folder / self._instances.images[index].path
 
     def image(self, index: int) -> Image.Image:
-        return _read_picture(self._images[index][1])
+        return _read_picture(self._image(index))
 
     def mask(self, index: int) -> Mask:
-        number, _, height, width = self._images[index]
-        mask = np.zeros((height, width), np.uint8)
-        for value, outline in self._objects[number]:
-            try:
-                mask[self._inside(outline, height, width)] = value
-            except Exception as error:  # whatever the library's C code makes of a strange outline
-                raise InputError(
-                    f"{self.where(index)}: an outline cannot be read ({type(error).__name__}: {error})"
-                ) from error
-        return mask
-
-    def _inside(self, outline: Any, height: int, width: int) -> NDArray[np.bool_]:
-        """`[H, W]` of polygons, or of run lengths as a list or packed into a string."""
-        code = outline
-        if isinstance(outline, list):
-            code = self._coco.merge(self._coco.frPyObjects(outline, height, width))
-        elif isinstance(outline["counts"], list):
-            code = self._coco.frPyObjects(outline, height, width)
-        with warnings.catch_warnings():
-            # pycocotools 2.0.11 hands its array to NumPy 2 in a way that NumPy 2 does not like.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            inside: NDArray[np.bool_] = self._coco.decode(code).astype(bool)
-        return inside
+        return self._instances.mask(index)
 
     def where(self, index: int) -> str:
-        return f"{self._images[index][1]} in {self._path}"
+        return f"{self._image(index)} in {self._path}"
 
 
 class _Scenes:
     def __init__(self, seed: int, level: int, count: int) -> None:
         self._make: Callable[[int], Any] = partial(make_scene, seed, level=level)
         self.names = tuple(f"{index:06d}" for index in range(count))
+        self.folders: tuple[Path, ...] = ()
 
     def image(self, index: int) -> Image.Image:
         return Image.fromarray(self._make(index).image)
@@ -399,19 +391,24 @@ def _root(given: Path, below: Sequence[str], needed: str, layout: str) -> Path:
 
 
 def _listed(path: Path, layout: str) -> list[str]:
-    """The names in a list of a split's pictures."""
+    """The names in a list of a split's images, one a line."""
     try:
-        names = path.read_text(encoding="utf-8").split()
-    except FileNotFoundError as error:
-        there = sorted(other.stem for other in path.parent.glob("*.txt"))
+        names = [line.strip() for line in read_text(path).split("\n") if line.strip()]
+    except CheckpointError as error:
+        if path.exists():
+            raise InputError(f"cannot read the list: {error}") from error
+        there = sorted(other.stem for other in path.parent.glob("*.txt") if not is_hidden(other.name))
         what = f"there are {', '.join(there)}" if there else "there are no lists"
         raise InputError(f"there is no list {path} ({what}): expected {layout}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the list {path}: {error}") from error
     if not names:
         raise InputError(f"the list {path} is empty")
-    if len(set(names)) < len(names):
-        raise InputError(f"the list {path} has a name twice")
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise InputError(f"the list {path} has the name {twice} twice")
+    for name in names:
+        # Label maps are written under these names.
+        if Path(name).is_absolute() or ".." in Path(name).parts or not name.isprintable():
+            raise InputError(f"the list {path} has {name!r}, which is no name of an image within the set")
     return names
 
 
@@ -431,12 +428,18 @@ def _all_there(paths: Sequence[Path], layout: str) -> None:
 
 
 def _found(folder: Path, pattern: str, layout: str) -> list[Path]:
-    """Files of a pattern in a folder, by name; there must be some."""
-    found = sorted(folder.glob(pattern)) if folder.is_dir() else []
+    """Files of a pattern in a folder, by name, but for hidden ones; there must be some."""
+    found = _visible(folder, pattern)
     if not found:
         what = f"no {pattern} in {folder}" if folder.is_dir() else f"there is no folder {folder}"
         raise InputError(f"{what}: expected {layout}")
     return found
+
+
+def _visible(folder: Path, pattern: str) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.glob(pattern) if not any(map(is_hidden, path.relative_to(folder).parts)))
 
 
 def _published(
@@ -504,7 +507,7 @@ def _coco_object(root: Path, split: str | None, names: Names) -> SegmentationSet
     split = _SPLITS["coco"].get(split or "val", split or "")
     layout, ending = _OBJECT_LAYOUT.format(split=split), "_instanceTrainIds.png"
     folder, instances = root / "annotations" / split, root / "annotations" / f"instances_{split}.json"
-    prepared = sorted(folder.glob(f"*{ending}")) if folder.is_dir() else []
+    prepared = _visible(folder, f"*{ending}")
     reader: _Reader
     if prepared:
         expected = "a prepared mask of coco-object holds 0 to 80 and 255"
@@ -577,18 +580,20 @@ def _folder(root: Path, split: str | None, names: Names) -> SegmentationSet:
     given = read_labels(root / "classes.txt")
     if len(given) > IGNORE:
         raise InputError(f"{root / 'classes.txt'} has {len(given)} classes: 8-bit masks hold at most {IGNORE}")
-    pictures = {
-        path.stem: path for path in sorted((root / "images").iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES
-    }
+    pictures = _by_stem(root / "images", IMAGE_SUFFIXES)
     stems = sorted(pictures) if split is None else _listed(root / f"{split}.txt", layout)
     if not stems:
         raise InputError(f"no pictures in {root / 'images'}: expected {layout}")
+    # A list may give names with or without their suffix.
+    whole = {path.name: stem for stem, path in pictures.items()}
+    stems = [stem if stem in pictures else whole.get(stem, stem) for stem in stems]
     absent = [stem for stem in stems if stem not in pictures]
     if absent:
         raise InputError(
             f"{root / f'{split}.txt'} names {absent[0]}, which is not in {root / 'images'} ({len(absent)} of {len(stems)} names)"
         )
-    pairs = [(stem, pictures[stem], root / "masks" / f"{stem}.png") for stem in stems]
+    masks = _by_stem(root / "masks", (".png",))
+    pairs = [(stem, pictures[stem], masks.get(stem, root / "masks" / f"{stem}.png")) for stem in stems]
     _all_there([mask for _, _, mask in pairs], layout)
     has_background = given[0].name.casefold() == BACKGROUND
     if any(label.name.casefold() == BACKGROUND for label in given[1:]):
@@ -610,6 +615,20 @@ def _folder(root: Path, split: str | None, names: Names) -> SegmentationSet:
         voc_palette(),
         reader,
     )
+
+
+def _by_stem(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:
+    """The files with one of these suffixes, by what comes before it. InputError where two share that."""
+    found: dict[str, Path] = {}
+    for path in _visible(folder, "*"):
+        if path.suffix.lower() in suffixes and path.is_file():
+            other = found.setdefault(path.stem, path)
+            if other != path:
+                raise InputError(
+                    f"{other} and {path.name} have one name but for the suffix, so that it is open which of them a mask or name is of: "
+                    "rename one, or take it out"
+                )
+    return found
 
 
 def _scenes(where: str, split: str | None, count: int) -> list[SegmentationSet]:

@@ -1,0 +1,189 @@
+"""Journals of evaluations: what is counted is what was written, or the line that is not is named."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from groupvit_common import journal
+from groupvit_common.data.classification_sets import ClassificationSet, Picture
+from groupvit_common.data.segmentation_sets import SegmentationSet, open_sets
+from groupvit_common.data.sources import Place
+from groupvit_common.errors import InputError
+from groupvit_common.evaluation import LOCK_NAME, Options, _Journal, check_output
+from groupvit_common.locks import FolderLock
+
+PIXELS = {"name": "a", "confusion": [[0, 1, 5], [1, 1, 7]], "oracle": [[0, 0, 5], [1, 0, 7]], "overlaps": [0.5]}
+CLASS = {"name": "a", "truth": 1, "best": [1, 0, 2]}
+
+
+@pytest.fixture(scope="module")
+def pixels(tmp_path_factory: pytest.TempPathFactory) -> SegmentationSet:
+    """Three classes, the first the background."""
+    root = tmp_path_factory.mktemp("journal") / "set"
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+        Image.fromarray(np.zeros((4, 6), np.uint8)).save(root / folder / "a.png")
+    (root / "classes.txt").write_text("background\ncat\ndog\n")
+    return open_sets(f"folder:{root}")[0]
+
+
+@pytest.fixture(scope="module")
+def classes() -> ClassificationSet:
+    return ClassificationSet(
+        "imagenet", "val", ("cat", "dog", "cow"), (Picture("a", Place("a"), 1), Picture("b", Place("b"), 0))
+    )
+
+
+def write(folder: Path, *records: object, checked: bool = True) -> Path:
+    lines = [
+        record if isinstance(record, str) else journal.line_of(record) if checked else json.dumps(record)
+        for record in ({"run": {}}, *records)
+    ]
+    path = folder / "journal-0.jsonl"
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+@pytest.mark.parametrize("checked", [True, False], ids=["with checksums", "of an earlier version"])
+def test_what_was_written_is_read(pixels, classes, tmp_path, checked):
+    for data, record in ((pixels, PIXELS), (classes, CLASS)):
+        path = write(
+            tmp_path, record, {**record, "name": "b", **({"truth": 0} if "truth" in record else {})}, checked=checked
+        )
+        with path.open("a") as file:
+            file.write('{"name": "c", "conf')  # cut off by a kill
+        assert [each["name"] for each in journal.read(tmp_path, journal.fault_of(data))] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ({"confusion": [[0, 1, -5], [1, 1, 7]]}, "confusion counts -5 pixels"),
+        ({"confusion": [[0, 1, float("nan")]]}, "NaN is not a JSON number"),
+        ({"confusion": [[0, 1, 5.0]]}, "not three whole numbers"),
+        ({"confusion": [[0, 1, True]]}, "not three whole numbers"),
+        ({"confusion": [[0, 3, 5]]}, "confusion names class 3, there are 0 to 2"),
+        ({"oracle": [[-1, 0, 5]]}, "oracle names class -1, there are 0 to 2"),
+        ({"confusion": [[0, 1, 5], [0, 1, 5]]}, "has a cell twice"),
+        ({"confusion": [[0, 1, 10**20]]}, "counts 100000000000000000000 pixels"),
+        ({"confusion": {"0": 1}}, "confusion is no list"),
+        ({"oracle": [[0, 0, 6], [1, 0, 7]]}, "not of the same pixels"),
+        ({"overlaps": [1.5]}, "not numbers from 0 to 1"),
+        ({"overlaps": [0.5, 0.5]}, "not one for each class"),
+        ({"overlaps": None}, "not numbers from 0 to 1"),
+        ({"name": 5}, "not a record of an image's pixels"),
+        ({"more": 1}, "not a record of an image's pixels"),
+    ],
+)
+@pytest.mark.parametrize("checked", [True, False])
+def test_a_record_of_another_shape_is_named(pixels, tmp_path, change, cause, checked):
+    path = write(tmp_path, PIXELS, {**PIXELS, "name": "b", **change}, checked=checked)
+    with pytest.raises(InputError) as caught:
+        journal.read(tmp_path, journal.fault_of(pixels))
+    assert str(caught.value).startswith(f"{path}, line 3, is not what an evaluation writes (")
+    assert cause in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ({"truth": 3}, "it names class 3"),
+        ({"truth": "1"}, "it names class '1'"),
+        ({"truth": 0}, "a is of class 1"),
+        ({"best": [1, 1, 0]}, "best are not 3 classes"),
+        ({"best": [1]}, "best are not 3 classes"),
+        ({"best": [1, 0, -1]}, "it names class -1"),
+        ({"best": [1, 0, [2]]}, r"it names class \[2\]"),
+        ({"best": 1}, "best are not 3 classes"),
+    ],
+)
+def test_a_class_of_another_shape_is_named(classes, tmp_path, change, cause):
+    write(tmp_path, {**CLASS, **change})
+    with pytest.raises(InputError, match=rf"journal-0.jsonl, line 2, is not what an evaluation writes \({cause}"):
+        journal.read(tmp_path, journal.fault_of(classes))
+
+
+@pytest.mark.parametrize("line", ["5", "[]", "null", "", "{", "[" * 9000, '"text"', '{"run": {}}', "\0\0"])
+def test_other_lines_are_named(pixels, tmp_path, line):
+    for number in (1, 2):
+        path = write(tmp_path, line, PIXELS, checked=False)
+        if number == 1:
+            path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+            if line == '{"run": {}}':
+                continue
+        with pytest.raises(InputError, match=rf"journal-0.jsonl, line {number}, is not what an evaluation writes"):
+            journal.read(tmp_path, journal.fault_of(pixels))
+
+
+def test_no_changed_letter_is_counted(pixels, tmp_path):
+    """Whatever is changed in a line with a checksum is noticed, and so is a checksum taken away."""
+    path = write(tmp_path, PIXELS)
+    head, line = path.read_bytes().splitlines()
+    rng = random.Random(0)
+    for _ in range(100):
+        place, letter = rng.randrange(len(line)), rng.choice(b"0123456789-,[]{}ae")
+        changed = line[:place] + bytes([letter]) + line[place + 1 :]
+        if changed != line:
+            path.write_bytes(head + b"\n" + changed + b"\n")
+            with pytest.raises(InputError, match="line 2, is not what an evaluation writes"):
+                journal.read(tmp_path, journal.fault_of(pixels))
+    path.write_bytes(head + b"\n" + json.dumps(PIXELS).encode() + b"\n")
+    with pytest.raises(InputError, match=r"line 2, .*it lacks its checksum"):
+        journal.read(tmp_path, journal.fault_of(pixels))
+
+
+class Here:
+    rank, world = 0, 1
+
+    def all(self, value: Any) -> list[Any]:
+        return [value]
+
+
+@pytest.fixture
+def settings(monkeypatch):
+    monkeypatch.setattr("groupvit_common.evaluation._settings_of", lambda segmenter: {})
+
+
+def test_two_evaluations_in_one_folder(pixels, tmp_path, settings):
+    options = Options(folder=tmp_path)
+    with _Journal(options, Here(), pixels, None):
+        for restart in (False, True):
+            with pytest.raises(InputError, match="another evaluation writes into"):
+                _Journal(Options(folder=tmp_path, restart=restart), Here(), pixels, None)
+    with _Journal(options, Here(), pixels, None) as opened:
+        opened.add(PIXELS)
+    with (tmp_path / "journal-0.jsonl").open("a") as file:
+        file.write("5\n")
+    for _ in range(2):  # a refused one leaves no lock
+        with pytest.raises(InputError, match="line 3, is not what"):
+            _Journal(options, Here(), pixels, None)
+    FolderLock(tmp_path, LOCK_NAME, "evaluation").release()
+
+
+def test_results_do_not_go_among_the_sets_files(pixels, classes, tmp_path, settings):
+    root = pixels.folders[0].parent
+    (tmp_path / "link").symlink_to(root / "images", target_is_directory=True)
+    for place in (root / "images", root / "masks" / "sub", tmp_path / "link", root / "images" / ".." / "masks"):
+        before = sorted(root.rglob("*"))
+        with pytest.raises(
+            InputError, match=r"the results cannot go into .*: folder reads its files from .*(images|masks), where"
+        ):
+            _Journal(Options(folder=place), Here(), pixels, None)
+        assert sorted(root.rglob("*")) == before
+    check_output(root, pixels)
+    (tmp_path / "val" / "cat").mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "val" / "cat" / "a.png")
+    from groupvit_common.data.classification_sets import open_classification_set
+
+    data = open_classification_set(str(tmp_path))
+    for place in (tmp_path / "val", tmp_path / "val" / "results"):
+        with pytest.raises(InputError, match=r"imagenet reads its files from .*val"):
+            check_output(place, data)
+    check_output(tmp_path / "results", data)
