@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from groupvit_common.config import GroupViTConfig
 from groupvit_common.data.settings import DataSettings
-from groupvit_common.errors import InputError
+from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.files import read_text
 from groupvit_common.settings import changed, parse_change, read_settings, with_changes
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -76,11 +77,33 @@ class ModelSettings:
             )
         if self.freeze and self.train_only:
             raise InputError("model.freeze and model.train_only exclude each other: give one of them")
+        sizes = (
+            "image_size",
+            "patch_size",
+            "width",
+            "heads",
+            "mlp_ratio",
+            "text_width",
+            "text_heads",
+            "text_layers",
+            "text_mlp_ratio",
+        )
+        _check_least("model", self, 1, *sizes, "embedding", "projection_width", "vocab_size")
+        _check_least("model", self, 3, "text_length")
+        _check_least("model", self, 0, "initializer_range", "position_amplitude")
+        for name, least in (("depths", 0), ("groups", 1)):
+            if any(number < least for number in getattr(self, name)):
+                raise InputError(f"model.{name} must each be at least {least}, got {list(getattr(self, name))}")
+        for width, heads in (("width", "heads"), ("text_width", "text_heads")):
+            if getattr(self, width) % getattr(self, heads) and not self.init_from:
+                raise InputError(
+                    f"model.{width} must be a multiple of model.{heads}, got {getattr(self, width)} and {getattr(self, heads)}"
+                )
         if self.image_size % self.patch_size and not self.init_from:
             raise InputError(
                 f"model.image_size must be a multiple of model.patch_size, got {self.image_size} and {self.patch_size}"
             )
-        if self.logit_scale <= 0:
+        if not 0 < self.logit_scale < math.inf:
             raise InputError(f"model.logit_scale must be positive, got {self.logit_scale}")
         _check_share("model", self, "drop_path")
 
@@ -153,9 +176,7 @@ class ObjectiveSettings:
 
     def __post_init__(self) -> None:
         _check_least("objective", self, 0, "multi_label_weight", "paper_weight")
-        for name in ("naming_weight", "claim_weight", "ungrouped_weight"):
-            if getattr(self, name) < 0:
-                raise InputError(f"objective.{name} must be at least 0, got {getattr(self, name)}")
+        _check_least("objective", self, 0, "naming_weight", "claim_weight", "ungrouped_weight")
         _check_least("objective", self, 1, "claim_patches")
         if self.kind == "paper" and self.paper_weight:
             raise InputError(
@@ -208,7 +229,9 @@ class OptimizerSettings:
 
     def __post_init__(self) -> None:
         _check_share("optimizer", self, "ema_decay")
-        _check_least("optimizer", self, 0, "learning_rate", "weight_decay", "clip_norm")
+        _check_least("optimizer", self, 0, "learning_rate", "epsilon", "weight_decay", "clip_norm")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"optimizer.betas must be at least 0 and below 1, got {list(self.betas)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,10 +258,23 @@ class ScheduleSettings:
         _check_least("schedule", self, 0, "steps", "warmup_steps", "epochs", "images_per_epoch", "warmup_epochs")
         _check_share("schedule", self, "initial_rate", "final_rate")
         if self.total_steps < 1:
-            raise InputError("schedule needs steps, or epochs and images_per_epoch of at least one batch")
-        if not self.total_warmup_steps < self.total_steps:
             raise InputError(
-                f"schedule.warmup_steps must be fewer than steps, got {self.total_warmup_steps} of {self.total_steps}"
+                "schedule needs steps, or epochs and images_per_epoch of at least one batch, got "
+                f"epochs {self.epochs:g} of {self.images_per_epoch} images for batch_size {self.batch_size}"
+            )
+        if not self.total_warmup_steps < self.total_steps:
+            # Named as they were given.
+            by_steps, of_steps = bool(self.warmup_steps), bool(self.steps)
+            warmup = (
+                f"schedule.warmup_steps {self.warmup_steps}"
+                if by_steps
+                else f"schedule.warmup_epochs {self.warmup_epochs:g}"
+            )
+            run = f"schedule.steps {self.steps}" if of_steps else f"schedule.epochs {self.epochs:g}"
+            counted = "" if by_steps and of_steps else f" ({self.total_warmup_steps} of {self.total_steps} steps)"
+            raise InputError(
+                f"{warmup} must be less than {run}{counted}: set {'warmup_steps' if by_steps else 'warmup_epochs'} to less, such as a "
+                "twentieth of the run"
             )
 
     @property
@@ -370,7 +406,7 @@ class Recipe:
 
 def _check_least(section: str, settings: Any, least: float, *names: str) -> None:
     for name in names:
-        if not getattr(settings, name) >= least:
+        if not least <= getattr(settings, name) < math.inf:
             raise InputError(f"{section}.{name} must be at least {least:g}, got {getattr(settings, name)}")
 
 
@@ -425,8 +461,10 @@ def _table(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path in seen:
         raise InputError(f"{path} is based on itself, by way of {', '.join(map(str, seen))}")
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        table = tomllib.loads(read_text(path))
+    except CheckpointError as error:
+        raise InputError(str(error)) from error
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as TOML: {error}") from error
     base = table.pop("base", None)
     if base is None:
@@ -540,6 +578,15 @@ def wave_positions(side: int, width: int, amplitude: float) -> NDArray[np.float3
     row, column = np.divmod(np.arange(side * side), side)
     waves = [wave(axis[:, None] * frequency) for axis in (row, column) for wave in (np.sin, np.cos)]
     return (amplitude * np.concatenate(waves, axis=1)).astype(np.float32)
+
+
+FROM_SCRATCH = 5e-4
+"""Learning rates above this are for training from scratch."""
+
+
+def is_too_fast(recipe: Recipe) -> bool:
+    """Returns whether a run starts from a checkpoint with a learning rate at which what that has learnt is soon undone."""
+    return bool(recipe.model.init_from) and recipe.optimizer.learning_rate > FROM_SCRATCH
 
 
 def learning_rate_at(recipe: Recipe, step: int) -> float:

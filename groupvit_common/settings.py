@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import json
 import math
 import tomllib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from groupvit_common.errors import InputError
@@ -34,7 +35,7 @@ def read_settings(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
     for key in table:
         if key not in fields:
             owner = f"{where} has" if where else "a recipe has"
-            raise InputError(f"{owner} no setting {key!r}; there are {', '.join(fields)}")
+            raise InputError(f"{owner} no setting {key!r}; {_meant(key, fields) or 'there are ' + ', '.join(fields)}")
     values = {key: _convert(fields[key], value, f"{where}.{key}" if where else key) for key, value in table.items()}
     missing = [
         field.name
@@ -84,9 +85,11 @@ def with_changes(cls: type[Any], table: Mapping[str, Any], changes: Mapping[str,
     result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in table.items()}
     for name, value in changes.items():
         *sections, key = _full_name(cls, table, name).split(".")
-        place = result
+        place: Any = result
         for section in sections:
             place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise InputError(f"{name} cannot be set: {section} is a setting without others in it")
         place[key] = value
     return result
 
@@ -97,9 +100,10 @@ def parse_change(text: str) -> tuple[str, Any]:
     if not equals or not name.strip():
         raise InputError(f"a setting is changed by NAME=VALUE, such as learning_rate=1e-3; got {text!r}")
     try:
-        return name.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return name.strip(), value.strip()
+        table = tomllib.loads(f"value = {value}")
+    except (ValueError, RecursionError):
+        table = {}
+    return name.strip(), table["value"] if table.keys() == {"value"} else value.strip()
 
 
 def _full_name(cls: type[Any], table: Mapping[str, Any], name: str) -> str:
@@ -122,9 +126,47 @@ def _full_name(cls: type[Any], table: Mapping[str, Any], name: str) -> str:
     if len(owners) > 1:
         raise InputError(f"{name} is ambiguous: there are {', '.join(f'{owner}.{name}' for owner in owners)}")
     if not owners:
-        known = [f"{section}.{key}" for section, kind in sections.items() for key in _types(kind)]
-        raise InputError(f"there is no setting {name!r}; there are {', '.join(known)}")
+        # A section that is optional and not there may be meant all the same.
+        every = {
+            f"{key}.{field}": None
+            for key, kind in fields.items()
+            if (owner := _section(kind))
+            for field in _types(owner)
+        }
+        hint = (
+            _meant(name, every)
+            or f"the sections are {', '.join(fields)}; groupvit train NAME --show prints all that is in them"
+        )
+        raise InputError(f"there is no setting {name!r}; {hint}")
     return f"{owners[0]}.{name}"
+
+
+_SUGGESTIONS = 3
+_ALIKE = 0.75
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    """ "did you mean batch_size?" of a misspelt setting: spelt alike, a part of one, or the first letters of its words; "" for others."""
+
+    def plain(text: str) -> str:
+        return text.rpartition(".")[2].casefold().replace("_", "").replace("-", "")
+
+    wanted = plain(name)
+
+    def likeness(full: str) -> float:
+        key = full.rpartition(".")[2]
+        alike = difflib.SequenceMatcher(None, wanted, plain(key)).ratio()
+        within = len(wanted) >= 3 and (
+            plain(key).startswith(wanted) or wanted.endswith(plain(key)) or wanted.startswith(plain(key))
+        )
+        initials = "".join(word[0] for word in key.split("_")) == wanted and len(wanted) > 1
+        return max(alike, 0.8 if within else 0.0, 0.9 if initials else 0.0)
+
+    ranked = sorted(((likeness(full), full) for full in known), key=lambda pair: -pair[0])
+    best = ranked[0][0] if ranked else 0.0
+    least = max(_ALIKE, best - 0.15) if best < 1 else best
+    near = [full for score, full in ranked[:_SUGGESTIONS] if score >= least]
+    return f"did you mean {' or '.join(near)}?" if wanted and near else ""
 
 
 def _section(kind: Any) -> Any:

@@ -36,7 +36,7 @@ from groupvit_common.metrics import confusion_matrix, mean_iou
 from groupvit_common.predictor import DEMO_MODEL
 from groupvit_common.processor import GroupViTProcessor
 from groupvit_common.prompts import Label
-from groupvit_common.recipe import EvaluationSettings, ModelSettings, Recipe, get_recipe, of_checkpoint
+from groupvit_common.recipe import EvaluationSettings, ModelSettings, Recipe, get_recipe, is_too_fast, of_checkpoint
 from groupvit_common.run_log import duration
 from groupvit_common.run_state import Checkpoints, RunState
 from groupvit_common.settings import changed, read_settings, to_table, to_toml
@@ -52,6 +52,7 @@ MULTI_LABEL_SCALE = "multi_label_logit_scale"
 FEW_GROUPS = 1.5
 LIKE_MAPS = 0.98
 
+_FINETUNE_RATE = 1.6e-5
 _IMAGES_AT_ONCE = 8  # pictures or windows of a segmentation set
 
 
@@ -233,6 +234,11 @@ class Run:
             run.rank, run.world, run.evaluate, run.sets, run.lock = rank, world, evaluate, sets, lock
             if path is not None:
                 run._continue(path)
+            elif is_too_fast(recipe):
+                log(
+                    f"optimizer.learning_rate {recipe.optimizer.learning_rate:g} is for training from scratch, and this run starts from "
+                    f"{recipe.model.init_from}: what that has learnt may be undone; the recipe finetune has {_FINETUNE_RATE:g}"
+                )
             if rank == 0:
                 run.checkpoints.clean()
                 if path is None:

@@ -15,12 +15,14 @@ from groupvit_common.recipe import (
     decays,
     drop_path_rates,
     get_recipe,
+    is_too_fast,
     learning_rate_at,
     model_config,
     recipe_names,
     wave_positions,
 )
 from groupvit_common.settings import changed, parse_change, read_settings, to_toml
+from groupvit_common.training import _FINETUNE_RATE
 
 DEMO = get_recipe("scenes-demo")
 
@@ -94,8 +96,8 @@ def test_a_file_is_based_on_another_and_settings_of_the_command_come_last(tmp_pa
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[optimizer]\nlearning_rat = 1", "optimizer has no setting 'learning_rat'; there are learning_rate, betas"),
-        ("[optimiser]\nlearning_rate = 1", "has no setting 'optimiser'; there are model, data, scenes"),
+        ("[optimizer]\nlearning_rat = 1", r"optimizer has no setting 'learning_rat'; did you mean learning_rate\?$"),
+        ("[optimiser]\nlearning_rate = 1", r"has no setting 'optimiser'; did you mean optimizer\?$"),
         ("[optimizer]\nlearning_rate = 'high'", "optimizer.learning_rate must be a number, got 'high'"),
         ("[optimizer]\nbetas = [0.9]", r"optimizer.betas must be a list of 2, got \[0.9\]"),
         ("[model]\nwidth = 1.5", "model.width must be a whole number, got 1.5"),
@@ -138,7 +140,33 @@ def test_a_file_that_is_no_recipe_gets_one_sentence(tmp_path, text, message):
     ("change", "message"),
     [
         ("steps", "a setting is changed by NAME=VALUE"),
-        ("stops=3", "there is no setting 'stops'; there are model.image_size, .*schedule.steps"),
+        ("stops=3", r"there is no setting 'stops'; did you mean schedule.steps\?$"),
+        ("batchsize=8", r"there is no setting 'batchsize'; did you mean schedule.batch_size\?$"),
+        ("batch-size=8", r"did you mean schedule.batch_size\?$"),
+        ("lr=1", r"there is no setting 'lr'; did you mean optimizer.learning_rate\?$"),
+        ("wd=1", r"did you mean optimizer.weight_decay\?$"),
+        ("LearningRate=1", r"did you mean optimizer.learning_rate\?$"),
+        ("num_workers=1", r"did you mean run.workers\?$"),
+        ("warmup=1", r"did you mean schedule.warmup_steps or schedule.warmup_epochs\?$"),
+        ("ema=0.9", r"did you mean optimizer.ema_decay\?$"),
+        ("flipp=1", r"did you mean data.flip\?$"),
+        ("optimizer.lr=1", r"optimizer has no setting 'lr'; did you mean learning_rate\?$"),
+        ("zzz=1", "there is no setting 'zzz'; the sections are model, .*run; groupvit train NAME --show prints all"),
+        ("=1", "a setting is changed by NAME=VALUE"),
+        (".=1", "a recipe has no setting ''"),
+        (
+            "optimizer.learning_rate.x=1",
+            "learning_rate.x cannot be set: learning_rate is a setting without others in it",
+        ),
+        ("run.seed=1\nrun.keep=2", r"run.seed must be a whole number, got '1\\nrun.keep=2'"),
+        ("seed=1" + "0" * 5000, "run.seed must be a whole number"),
+        ("betas=[0.9, 1.5]", r"optimizer.betas must be at least 0 and below 1, got \[0.9, 1.5\]"),
+        ("learning_rate=inf", "optimizer.learning_rate must be at least 0, got inf"),
+        ("learning_rate=nan", "optimizer.learning_rate must be at least 0, got nan"),
+        ("patch_size=0", "model.patch_size must be at least 1, got 0"),
+        ("heads=5", "model.width must be a multiple of model.heads, got 192 and 5"),
+        ("model.groups=[0]", r"model.groups must each be at least 1, got \[0\]"),
+        ("steps=100", "schedule.warmup_steps 200 must be less than schedule.steps 100: set warmup_steps to less"),
         ("schedule=3", "schedule is a section; change one of its settings, such as schedule.batch_size"),
         ("schedule.stops=3", "schedule has no setting 'stops'"),
         ("steps=many", "schedule.steps must be a whole number, got 'many'"),
@@ -147,6 +175,36 @@ def test_a_file_that_is_no_recipe_gets_one_sentence(tmp_path, text, message):
 def test_a_change_that_cannot_be_made_gets_one_sentence(change, message):
     with pytest.raises(InputError, match=message):
         get_recipe("scenes-demo", [change])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            ["epochs=1.4"],
+            r"schedule.warmup_epochs 2 must be less than schedule.epochs 1.4 \(13995 of 9796 steps\): set warmup_epochs to less",
+        ),
+        (
+            ["epochs=1", "warmup_steps=9999"],
+            r"schedule.warmup_steps 9999 must be less than schedule.epochs 1 \(9999 of 6997 steps\)",
+        ),
+        (["steps=10"], r"schedule.warmup_epochs 2 must be less than schedule.steps 10 \(13995 of 10 steps\)"),
+        (["images_per_epoch=0"], "got epochs 30 of 0 images for batch_size 4096"),
+    ],
+)
+def test_a_warm_up_that_is_too_long_is_named_as_it_was_given(changes, message):
+    with pytest.raises(InputError, match=message):
+        get_recipe("gcc-yfcc-30e", changes)
+
+
+def test_finetuning_takes_small_steps():
+    recipe = get_recipe("finetune")
+    assert recipe.model.init_from
+    assert not is_too_fast(recipe)
+    assert recipe.optimizer.learning_rate == _FINETUNE_RATE
+    assert not is_too_fast(get_recipe("scenes-demo-fine"))
+    assert is_too_fast(get_recipe("gcc-yfcc-30e", ["init_from=demo"]))
+    assert not is_too_fast(get_recipe("gcc-yfcc-30e"))
 
 
 def test_an_unknown_run_is_named_with_those_that_exist():
@@ -254,7 +312,7 @@ def test_wave_positions_are_alike_where_patches_are_near():
         ({"turns": (1, 2)}, "scenes.turns must name"),
         ({"seed": 1_000_003}, "held-out"),
         ({"seed": -1}, "run.seed must be at least 0, got -1"),
-        ({"steps": 100, "warmup_steps": 100}, "warmup_steps must be fewer than steps, got 100 of 100"),
+        ({"steps": 100, "warmup_steps": 100}, "warmup_steps 100 must be less than schedule.steps 100"),
         ({"mixed_share": 1.5}, "scenes.mixed_share must lie between 0 and 1"),
         ({"depths": (1, 1, 1)}, "model.depths must have one entry more than model.groups"),
         ({"depths": (1, 1, 1), "groups": (4, 2)}, "the objective 'groups' trains one grouping block"),

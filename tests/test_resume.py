@@ -162,6 +162,13 @@ def test_when_a_checkpoint_is_due(tmp_path):
     assert run.saves_now(0.0)  # the last one
 
 
+def test_a_rate_from_scratch_is_told_where_a_run_starts_from_a_checkpoint(tmp_path):
+    for rate, told in ((1e-3, 1), (1e-5, 0)):
+        lines: list[str] = []
+        Run.begin(tiny(init_from="demo", image_size=64, learning_rate=rate), tmp_path, log=lines.append).close()
+        assert sum("is for training from scratch, and this run starts from demo" in line for line in lines) == told
+
+
 # What a checkpoint is
 
 

@@ -93,7 +93,7 @@ class DataSettings:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)!r}")
         for name in ("rand_augment", "shuffle_buffer", "prompts", "rand_augment_std"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} must not be negative, got {getattr(self, name)!r}")
         for name in ("flip", "color_jitter", "erasing", "max_bad_share"):
             if not 0 <= getattr(self, name) <= 1:
