@@ -73,12 +73,14 @@ def _check_regular(path: Path, mode: int) -> None:
 
 def read_text(path: Path, limit: int = TEXT_BYTES) -> str:
     """Returns the text of a UTF-8 file, without a byte order mark, line ends as `\\n`. Raises as `read_bytes`."""
+    content = read_bytes(path, limit)
     try:
-        text = read_bytes(path, limit).decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise CheckpointError(
-            f"{path} is not UTF-8 text: byte {error.object[error.start]:#04x} at {error.start}"
-        ) from error
+        found = f"byte {content[error.start]:#04x} at {error.start}"
+        if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+            found = "it is UTF-16"
+        raise CheckpointError(f"{path} is not UTF-8 text: {found}; save it as UTF-8") from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

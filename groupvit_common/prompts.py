@@ -8,6 +8,7 @@ their mean, normalised again, or (`Combination` "max") is as similar to anything
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +18,17 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from groupvit_common.errors import InputError
+from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.files import read_text
 
 # A definition in quotes, or a word in which quotes are letters as any other (a 12" record); and what separates it from the next.
 _PIECE = re.compile(r'\s*(?:"([^"]*)"\s*(?=[|,]|$)|([^|,]*))([|,]|$)')
 
 # In a word, a quote that looks as if a definition began: after a space, or with another one at the end. After a digit it is inches.
 _OPENS = re.compile(r'(?<=\s)"|(?<!\d)"(?=[^"]*"\s*$)')
+
+MOST_LABELS = 65_535
+"""Labels that a map of uint16 can tell apart, besides a background."""
 
 Combination = Literal["mean", "max"]
 Floats = npt.NDArray[np.floating[Any]]
@@ -106,7 +111,7 @@ def get_templates(choice: str | int | Path | Sequence[str]) -> tuple[str, ...]:
             return TEMPLATE_SETS[name]
         chosen: tuple[str, ...] = (name,)
         if "{}" not in name:
-            if not Path(name).is_file():
+            if not os.path.isfile(name):  # noqa: PTH113 (any text, which may be too long for a name)
                 raise InputError(
                     f"unknown template set {str(choice)!r}: use one, seven or eighty (or 1, 7, 80), a sentence with {{}} "
                     'where the label goes, such as "a photo of a {}.", or a text file with one such sentence a line'
@@ -222,10 +227,9 @@ def average_embedding(prompt_embeds: Floats, normalize_prompts: bool = True) -> 
 def _lines(path: str | Path, kind: str) -> list[str]:
     """Those of a UTF-8 text file that are neither blank nor begin with `#`."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else (error.strerror or str(error))
-        raise InputError(f"cannot read the {kind} file {path}: {reason}") from error
+        text = read_text(Path(path))
+    except CheckpointError as error:
+        raise InputError(f"cannot read the {kind} file: {error}") from error
     return [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
 
 
@@ -278,6 +282,8 @@ def _checked(parsed: list[Label | None], where: str = "") -> tuple[Label, ...]:
     labels = tuple(label for label in parsed if label is not None)
     if not labels:
         raise InputError(f'no labels{where}: give at least one, such as "cat, couch, remote control"')
+    if len(labels) > MOST_LABELS:
+        raise InputError(f"there are {len(labels):,} labels{where}: give at most {MOST_LABELS:,}, all that a label map can hold")
     seen: set[str] = set()
     for word in (word for label in labels for word in (*label.words, *label.definitions)):
         key = _tidy(word).casefold()
