@@ -83,74 +83,88 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 # -- types of values -------------------------------------------------------------------------------------------------------
 
 
+def text(argument: str) -> str:
+    """Returns a text as Unicode, also where the locale is none of UTF-8 and Python took its bytes for something else."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        try:
+            return os.fsencode(argument).decode()
+        except UnicodeError:
+            raise argparse.ArgumentTypeError(f"must be text in UTF-8, got {argument!r}") from None
+    return argument
+
+
 # Beyond it the arithmetic of NumPy, let alone the memory, has an end.
 _MOST = 2**31 - 1
 
 
-def count(text: str) -> int:
+def count(argument: str) -> int:
     """Returns a whole number of at least 1."""
-    value = whole(text)
-    if not 1 <= value <= _MOST:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1 (and at most {_MOST}), got {text!r}")
+    value = whole(argument)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {argument!r}")
+    if value > _MOST:
+        raise argparse.ArgumentTypeError(f"must be at most {_MOST}, got {argument!r}")
     return value
 
 
-def whole(text: str) -> int:
+def whole(argument: str) -> int:
     """Returns a whole number."""
     try:
-        return int(text)
+        return int(argument)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number, got {text[:40]!r}") from None
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {argument[:40]!r}") from None
 
 
-def score(text: str) -> float:
+def score(argument: str) -> float:
     """Returns a number from 0 to 1."""
-    value = _number(text)
+    value = _number(argument)
     if 0 <= value <= 1:
         return value
-    meant = _number(text.strip().removesuffix("%").replace(",", "."))
+    meant = _number(argument.strip().removesuffix("%").replace(",", "."))
     percent = meant / 100 if meant > 1 else meant
     hint = f"; did you mean {percent:g}?" if 0 <= percent <= 1 else ""
-    raise argparse.ArgumentTypeError(f"must be a number between 0 and 1, got {text!r}{hint}")
+    raise argparse.ArgumentTypeError(f"must be a number between 0 and 1, got {argument!r}{hint}")
 
 
-def positive(text: str) -> float:
+def positive(argument: str) -> float:
     """Returns a finite number above 0."""
-    value = _number(text)
+    value = _number(argument)
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {argument!r}")
     return value
 
 
-def numbers(text: str) -> tuple[float, ...]:
+def numbers(argument: str) -> tuple[float, ...]:
     """Returns numbers above 0, with commas between."""
-    return tuple(positive(part) for part in text.split(","))
+    return tuple(positive(part) for part in argument.split(","))
 
 
-def scales(text: str) -> tuple[float, ...]:
+def scales(argument: str) -> tuple[float, ...]:
     """Returns different numbers above 0, with commas between."""
-    return _different(numbers(text), text)
+    return _different(numbers(argument), argument)
 
 
-def distances(text: str) -> tuple[int, ...]:
+def distances(argument: str) -> tuple[int, ...]:
     """Returns different whole numbers of at least 1, with commas between."""
-    return _different(tuple(count(part) for part in text.split(",")), text)
+    return _different(tuple(count(part) for part in argument.split(",")), argument)
 
 
 def or_none(convert: Callable[[str], Any]) -> Callable[[str], Any]:
     """Returns a type that also takes the word "none"."""
-    return lambda text: None if text == "none" else convert(text)
+    return lambda argument: None if argument == "none" else convert(argument)
 
 
-def _number(text: str) -> float:
+def _number(argument: str) -> float:
     """Returns NaN for what is no number."""
     try:
-        return float(text)
+        return float(argument)
     except ValueError:
         return math.nan
 
 
-def _different(values: tuple[Any, ...], text: str) -> tuple[Any, ...]:
+def _different(values: tuple[Any, ...], argument: str) -> tuple[Any, ...]:
     if len(set(values)) < len(values):
-        raise argparse.ArgumentTypeError(f"has a number twice, {text!r}")
+        raise argparse.ArgumentTypeError(f"has a number twice, {argument!r}")
     return values

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from groupvit_common import terminal
-from groupvit_common.arguments import Parser, count, distances, numbers, or_none, positive, scales, score, whole
+from groupvit_common.arguments import Parser, count, distances, numbers, or_none, positive, scales, score, text, whole
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.terminal import BAD_INPUT as BAD_INPUT
 from groupvit_common.terminal import OK, SIGNALLED, SOME_FAILED
@@ -88,6 +88,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
+    try:
+        os.getcwd()  # noqa: PTH109
+    except OSError as error:
+        # Libraries that load others by relative paths end the process.
+        raise InputError("the current folder is gone or cannot be read: change to another one") from error
     try:
         code: int = options.run(options)
     except ModuleNotFoundError as error:
@@ -226,7 +231,10 @@ def _add_evaluate(commands: Any) -> None:
         "--names", choices=("authors", "set"), help="the authors' words for the classes, or the set's own"
     )
     knobs.add_argument(
-        "--templates", metavar="SET", help="one, seven, eighty, a sentence with {} in it, or a file of such lines"
+        "--templates",
+        type=_template,
+        metavar="SET",
+        help="one, seven, eighty, a sentence with {} in it, or a file of such lines",
     )
     knobs.add_argument(
         "--synonyms", choices=("mean", "max"), help="words of a class: their mean, or the most similar of them"
@@ -236,7 +244,9 @@ def _add_evaluate(commands: Any) -> None:
         help="bring each sentence's embedding to length 1 before a label's are averaged",
     )  # fmt: skip
     knobs.add_argument("--background", type=or_none(score), metavar="SCORE", help="the background threshold, or none")
-    knobs.add_argument("--background-labels", default="", metavar="WORDS", help="words whose pixels are background")
+    knobs.add_argument(
+        "--background-labels", type=text, default="", metavar="WORDS", help="words whose pixels are background"
+    )
     knobs.add_argument("--temperature", type=positive, metavar="T", help="above 1 scores are less sure, below surer")
     knobs.add_argument("--assignment", choices=("hard", "soft"), help="how pixels get labels from groups")
     knobs.add_argument(
@@ -291,7 +301,7 @@ def _add_what(parser: Parser) -> None:
         "photos", nargs="+", metavar="PHOTO", help='picture files, folders of them, or quoted patterns such as "*.jpg"'
     )
     parser.add_argument(
-        "--labels", metavar="WORDS",
+        "--labels", type=text, metavar="WORDS",
         help='what to look for: "cat, couch, remote control"; with synonyms "couch|sofa", definitions in double quotes',
     )  # fmt: skip
     parser.add_argument(
@@ -303,7 +313,7 @@ def _add_what(parser: Parser) -> None:
         help='a checkpoint folder, "org/name" on the Hugging Face hub, or "demo", the bundled one (default: %(default)s)',
     )  # fmt: skip
     parser.add_argument(
-        "--templates", default="one", metavar="SET",
+        "--templates", type=_template, default="one", metavar="SET",
         help='sentences around each word: one, seven, eighty, your own with {} in it, or a file of such lines (default: "a photo of a {}.")',
     )  # fmt: skip
     parser.add_argument(
@@ -330,7 +340,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
         help="pixels whose best label scores less (0 to 1) become background; without it every pixel gets a label",
     )  # fmt: skip
     how.add_argument(
-        "--background-labels", default="", metavar="WORDS",
+        "--background-labels", type=text, default="", metavar="WORDS",
         help="labels whose pixels become background, among --labels or besides them, such as \"sky, wall\"",
     )  # fmt: skip
     add(
@@ -402,6 +412,11 @@ def _add_backend(parser: argparse.ArgumentParser) -> None:
         "--backend", choices=tuple(_BACKENDS),
         help="torch: PyTorch; tf: Keras on TensorFlow (default: the first of them that is installed)",
     )  # fmt: skip
+
+
+def _template(argument: str) -> str:
+    """A sentence as text; what is none may be a file, whose name stays as it is."""
+    return text(argument) if "{}" in argument else argument
 
 
 class _Version(argparse.Action):
@@ -610,6 +625,8 @@ def _labels(options: argparse.Namespace) -> tuple[Label, ...]:
 
     if options.labels is None and options.labels_file is None:
         raise InputError('no labels: say what to look for with --labels "cat, couch" or --labels-file FILE')
+    if (options.labels or "").rstrip().endswith(",") and not all(map(os.path.exists, options.photos)):
+        raise InputError('--labels ends with a comma: put all labels between quotes, as in --labels "cat, couch"')
     given = () if options.labels is None else parse_labels(options.labels)
     return parse_labels([*given, *(read_labels(options.labels_file) if options.labels_file is not None else ())])
 
@@ -698,7 +715,7 @@ class _Run:
             yield path
 
     def segmented(self, segmenter: BaseSegmenter) -> Iterator[tuple[Path, Segmentation]]:
-        """What can be segmented of them; those of one size go through the model together, but where memory does not suffice for that."""
+        """What can be segmented of them; those of one size go through the model together, but where that fails."""
         from groupvit_common.image_processor import load_image
 
         pending, opened = self.pending(), deque[Path]()
@@ -719,9 +736,9 @@ class _Run:
                     yield path, replace(result, source=str(path))
                 return
             except Exception as error:
-                if not opened or not terminal.is_out_of_memory(error):
+                if not opened or not (isinstance(error, InputError) or terminal.is_out_of_memory(error)):
                     raise
-            # One by one those that were under way.
+            # One by one those that were under way: only one of them may be at fault.
             while opened:
                 path, alone = opened.popleft(), None
                 with self.attempt(path):

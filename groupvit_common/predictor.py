@@ -46,6 +46,8 @@ DEMO_MODEL = Path(groupvit_common.__file__).parent / "demo_model"
 # Prompts encoded at once, and pixels of pictures read ahead at most (a 12-megapixel photo takes 36 MB).
 _PROMPTS_AT_ONCE = 256
 _PIXELS_AHEAD = 64_000_000
+# Attention over the patches of a larger image takes hours and all memory.
+_MOST_SIDE = 8192
 # A picture longer than this many times its shorter side is made smaller rather than long: attention over patches grows
 # with the square of their number.
 _LONGEST = 4
@@ -200,6 +202,11 @@ class BaseSegmenter(ABC):
         self.refine, self.refine_dilations = int(refine), tuple(int(distance) for distance in refine_dilations)
         self.foreground = foreground
         sides = [max(1, round(side * scale)) for scale in self.scales]
+        if max(sides) > _MOST_SIDE:
+            raise InputError(
+                f"shorter_side times the largest of scales is {max(sides)} pixels, expected at most {_MOST_SIDE}: "
+                f"the model was trained at {vision.image_size}"
+            )
         self._image_processors = [
             processor.image_processor.for_segmentation(
                 scaled, vision.patch_size, longer_side=_LONGEST * max(scaled, vision.patch_size)

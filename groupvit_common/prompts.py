@@ -283,7 +283,9 @@ def _checked(parsed: list[Label | None], where: str = "") -> tuple[Label, ...]:
     if not labels:
         raise InputError(f'no labels{where}: give at least one, such as "cat, couch, remote control"')
     if len(labels) > MOST_LABELS:
-        raise InputError(f"there are {len(labels):,} labels{where}: give at most {MOST_LABELS:,}, all that a label map can hold")
+        raise InputError(
+            f"there are {len(labels):,} labels{where}: give at most {MOST_LABELS:,}, all that a label map can hold"
+        )
     seen: set[str] = set()
     for word in (word for label in labels for word in (*label.words, *label.definitions)):
         key = _tidy(word).casefold()

@@ -1,11 +1,13 @@
 """The `groupvit` command: what it prints, writes and returns, and how it fails."""
 
+import contextlib
 import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from PIL import Image
 from groupvit_common import cli
 from groupvit_common.config import GroupViTConfig
 from groupvit_common.errors import InputError
+from groupvit_common.files import name_key
 from groupvit_common.image_files import expand, images_in
 from groupvit_common.image_processor import GroupViTImageProcessor
 from groupvit_common.processor import GroupViTProcessor
@@ -187,6 +190,74 @@ def test_the_others_are_done_when_some_pictures_fail(run, here):
     ):
         assert name in line
     assert err[-1] == "groupvit: error: 6 of 8 images failed"
+
+
+def test_files_of_any_name_are_done(run, here):
+    """Bytes that are no UTF-8, control signs, the longest names, names that some file systems take for one."""
+    long = "猫" * 83  # with the suffix 253 bytes, of 255
+    names = ["caf\udce9", "new\nline", "\x1b[31mred\u202e", "-dash", ".dot", "100%", "[1]", long, long[:-1] + "狗"]
+    names += ["É", "é", "e\u0301"]
+    made = []
+    for name in names:
+        with contextlib.suppress(OSError, UnicodeError):  # some file systems take fewer names
+            made.append(make_picture(here / f"{name}.png"))
+    # Those that stand for themselves on a command line.
+    given = [f"./{path.name}" for path in made]
+    code, out, err = run("segment", *given, "--labels", "cat, dog", "--out", "out", "--show", "pred", "--json")
+    assert (code, err) == (0, [])
+    records = [json.loads(line) for line in out]
+    assert [os.fsencode(record["source"]) for record in records] == [os.fsencode(path.name) for path in made]
+    written = [Path(file) for record in records for file in record["files"].values()]
+    assert len(set(written)) == len({name_key(str(file)) for file in written}) == 4 * len(made)
+    assert all(file.is_file() for file in written)
+    for record in records:
+        saved = json.loads(Path(record["files"]["record"]).read_text(encoding="utf-8"))
+        assert saved["source"] == record["source"]
+    code, out, err = run("classify", *given, "--labels", "cat, dog")
+    assert (code, len(out), err) == (0, len(made), [])
+    result = replace(
+        Segmenter.from_pretrained("demo", labels="red", device="cpu")(made[0]), source=f"x/{'y' * 251}.png"
+    )
+    assert all(path.is_file() for path in result.save(here / "saved").values())
+
+
+def test_one_image_that_cannot_be_saved_ends_no_others(run, here):
+    for name in "abc":
+        make_picture(here / f"{name}.png")
+    (here / "out" / "b_labels.png").mkdir(parents=True)
+    code, out, err = run("segment", "a.png", "b.png", "c.png", "--labels", "cat, dog", "--out", "out")
+    assert (code, [line.split(":")[0] for line in out]) == (1, ["a.png", "c.png"])
+    assert err[0].startswith("groupvit: error: b.png: ")
+    assert err[1:] == ["groupvit: error: 1 of 3 images failed"]
+    # Nothing half, nothing left over.
+    names = sorted(path.name for path in (here / "out").iterdir())
+    ends = ("_labels.png", "_overlay.png", "_segmentation.json")
+    assert names == sorted([f"{name}{end}" for name in "ac" for end in ends] + ["b_labels.png"])
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), InputError("no")]
+)
+def test_one_image_that_the_model_cannot_take_ends_no_others(run, here, monkeypatch, error):
+    for i in range(5):
+        make_picture(here / f"{i}.png", i, size=(41 if i == 2 else 40, 32))
+    segment = Segmenter._segment
+    together = []
+
+    def segment_if_it_can(self, images):
+        together.append(len(images))
+        if any(image.image.width == 41 for image in images):
+            raise error
+        return segment(self, images)
+
+    monkeypatch.setattr(Segmenter, "_segment", segment_if_it_can)
+    code, out, err = run("segment", ".", "--labels", "cat, dog", "--json")
+    assert (code, together) == (1, [5, 1, 1, 1, 1, 1])
+    assert err[0].startswith("groupvit: error: 2.png: ")
+    assert err[1:] == ["groupvit: error: 1 of 5 images failed"]
+    records = [json.loads(line) for line in out]
+    assert [record["source"] for record in records] == ["0.png", "1.png", "2.png", "3.png", "4.png"]
+    assert ["error" in record for record in records] == [False, False, True, False, False]
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "I;16", "1"])
