@@ -234,7 +234,8 @@ def fit_name(name: str, ends: Iterable[str], folder: Path) -> str:
         limit = os.pathconf(folder, "PC_NAME_MAX")
     except (AttributeError, OSError, ValueError):
         limit = 255
-    room = limit - max(len(os.fsencode(end)) for end in ends)
+    # While it is written, a file has a longer name.
+    room = limit - max(len(os.fsencode(end)) for end in ends) - len(f"..{secrets.token_hex(4)}.tmp")
     if len(os.fsencode(name)) <= room:
         return name
     digest = f"-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
