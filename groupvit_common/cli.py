@@ -324,6 +324,11 @@ def _add_what(parser: Parser) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights (default: float32)")
     parser.add_argument(
+        "--max-pixels", type=_count, default=argparse.SUPPRESS, metavar="N",
+        help="refuse images of more pixels, before they are decoded; a JPEG of up to four times as many is read at half its size "
+        "(default: 128 million)",
+    )  # fmt: skip
+    parser.add_argument(
         "--json", action="store_true", help="print one JSON object per picture, a line each, and nothing else"
     )
 
@@ -372,7 +377,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
 
 # What `_add_how` and `_add_what` know of the `Segmenter`'s options.
 _HOW = ("background", "assignment", "top_k", "temperature", "batch_size", "shorter_side", "window", "stride", "flip", "scales",
-        "refine", "refine_dilations", "foreground", "templates", "synonyms")  # fmt: skip
+        "refine", "refine_dilations", "foreground", "templates", "synonyms", "max_pixels")  # fmt: skip
 
 
 def _how(options: argparse.Namespace) -> dict[str, Any]:
@@ -675,7 +680,7 @@ class _Run:
     """The images of one command: which there are, which failed, a line about each, and a bar when there are many."""
 
     def __init__(self, options: argparse.Namespace, *, only_prints: bool = False) -> None:
-        from groupvit_common.image_files import expand
+        from groupvit_common.image_files import distinct, expand
 
         self._json: bool = options.json
         self._only_prints = only_prints
@@ -696,8 +701,8 @@ class _Run:
                     there[path] = None
                 else:
                     self.fail(path, f"there is no file {path}")
-        self.paths = list(there)
-        self._every = self._failed + len(there)
+        self.paths = distinct(there)
+        self._every = self._failed + len(self.paths)
 
     def __enter__(self) -> None:
         if len(self.paths) >= _MANY:
@@ -716,7 +721,7 @@ class _Run:
 
     def segmented(self, segmenter: BaseSegmenter) -> Iterator[tuple[Path, Segmentation]]:
         """What can be segmented of them; those of one size go through the model together, but where that fails."""
-        from groupvit_common.image_processor import load_image
+        from groupvit_common.images import load_image
 
         pending, opened = self.pending(), deque[Path]()
 
@@ -724,7 +729,7 @@ class _Run:
             for path in pending:
                 image = None
                 with self.attempt(path):
-                    image = load_image(path)
+                    image = load_image(path, max_pixels=segmenter.max_pixels)
                 if image is not None:
                     opened.append(path)
                     yield image

@@ -7,22 +7,21 @@ Values of an array: integers are 0-255. Floating-point arrays may hold 0-1 or 0-
 `rescale_factor` (1/255) all the same, as with transformers: pass `do_rescale=False` with 0-1 (a warning reminds of it).
 """
 
-import http.client
-import io
 import json
 import math
-import urllib.request
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image
 
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.files import json_text, read_json, write_text
 from groupvit_common.hub import resolve
+from groupvit_common.images import MAX_PIXELS, as_array, decode, is_array, name_of, rgb_array, to_levels, to_rgb
+from groupvit_common.images import load_image as load_image
 from groupvit_common.tokenizer import (
     HARMLESS_KEYWORDS,
     HUB_KEYWORDS,
@@ -41,20 +40,6 @@ PROCESSOR_FILE = "processor_config.json"
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-# Bounds of an image that is fetched from an address: larger than any photo, and no endless wait.
-_DOWNLOAD_BYTES = 100 << 20
-_DOWNLOAD_SECONDS = 30
-
-# EXIF orientation -> what turns the stored image upright (EXIF 2.32, tag 0x0112).
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _SETTINGS = (
     "do_resize",
     "size",
@@ -69,6 +54,8 @@ _SETTINGS = (
     "do_convert_rgb",
     "size_divisor",
 )
+# What may be given besides: a setting of the process, not of the model.
+_KEYWORDS = (*_SETTINGS, "max_pixels")
 
 _Array = np.ndarray[Any, Any]
 
@@ -87,6 +74,8 @@ class GroupViTImageProcessor:
         do_normalize: subtract `image_mean` and divide by `image_std`, each three numbers or one for all channels.
         do_convert_rgb: convert to RGB (transparency is dropped, grey repeated). False: images must be RGB already.
         size_divisor: round the resized height and width to multiples of it. None: as they come. See `for_segmentation`.
+        max_pixels: larger images are refused (`groupvit_common.images.load_image`). A bound of this process, not a setting of the
+            model: it is neither saved nor read from a file. None: 128 million.
 
     Every setting is an attribute, and may be given in a call for that call alone. None means the default. Keys of a file that are
     not settings are kept in `extra` and written back.
@@ -109,6 +98,7 @@ class GroupViTImageProcessor:
         do_convert_rgb: bool | None = None,
         size_divisor: int | None = None,
         *,
+        max_pixels: int | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
         self.do_resize = _flag("do_resize", do_resize)
@@ -125,6 +115,7 @@ class GroupViTImageProcessor:
             raise InputError(f"image_std must be positive, got {image_std!r}")
         self.do_convert_rgb = _flag("do_convert_rgb", do_convert_rgb)
         self.size_divisor = None if size_divisor is None else _positive("size_divisor", size_divisor)
+        self.max_pixels = MAX_PIXELS if max_pixels is None else _positive("max_pixels", max_pixels)
         self.extra = dict(extra or {})
 
     # ---- settings and files ----
@@ -156,8 +147,8 @@ class GroupViTImageProcessor:
         `force_download` say where to look: `groupvit_common.hub.resolve`. Raises `CheckpointError` when the file is missing or
         unusable.
         """
-        check_keywords("image processor", overrides, (*_SETTINGS, *HUB_KEYWORDS), HARMLESS_KEYWORDS)
-        overrides = {name: value for name, value in overrides.items() if name in _SETTINGS}
+        check_keywords("image processor", overrides, (*_KEYWORDS, *HUB_KEYWORDS), HARMLESS_KEYWORDS)
+        overrides = {name: value for name, value in overrides.items() if name in _KEYWORDS}
         directory = resolve(
             name_or_path,
             patterns=[IMAGE_PROCESSOR_FILE, PROCESSOR_FILE],
@@ -205,7 +196,7 @@ class GroupViTImageProcessor:
     def replace(self, **settings: Any) -> Self:
         """A new image processor in which these settings differ; None keeps a setting."""
         _check_names(settings)
-        merged = {name: getattr(self, name) for name in _SETTINGS}
+        merged = {name: getattr(self, name) for name in _KEYWORDS}
         merged |= {name: value for name, value in settings.items() if value is not None}
         return type(self)(**merged, extra=self.extra)
 
@@ -293,21 +284,25 @@ class GroupViTImageProcessor:
 
     def _pixels(self, image: Any, index: int, layout: str | None) -> _Array:
         """Float32 `[3, H, W]` of one image; `index` names it in errors."""
-        if _is_array(image):
-            array = _rgb_array(image, layout, f"image {index}", convert=self.do_convert_rgb)
+        if is_array(image):
+            array = rgb_array(image, layout, f"image {index}", convert=self.do_convert_rgb)
             if self.do_rescale and array.dtype != np.uint8 and 0 < array.max() <= 1:
                 warnings.warn(
                     f"image {index} has values 0-1 and is rescaled by {self.rescale_factor:g} once more: "
                     "pass do_rescale=False for images that are 0-1 already",
                     stacklevel=2,
                 )
+            if self.do_resize:
+                levels, scale = to_levels(array)
+                array = np.asarray(self._resize(Image.fromarray(levels), f"image {index}"))
+                array = array if scale == 1 else array.astype(np.float32) / np.float32(scale)
         else:
-            opened = _open(image, f"image {index}")
+            name = name_of(image, f"image {index}")
+            opened = decode(image, name, max_pixels=self.max_pixels, shrink=True)
             if opened.mode != "RGB" and not self.do_convert_rgb:
                 raise InputError(f"image {index} has mode {opened.mode} and do_convert_rgb is off; expected RGB")
-            array = np.asarray(_to_rgb(opened))
-        if self.do_resize:
-            array = self._resize(array, f"image {index}")
+            opened = to_rgb(opened, name)
+            array = np.asarray(self._resize(opened, name) if self.do_resize else opened)
         if self.do_center_crop:
             array = _center_crop(array, self.crop_size["height"], self.crop_size["width"])
         # Always a copy: nothing is written into the caller's array.
@@ -319,18 +314,14 @@ class GroupViTImageProcessor:
             pixels /= np.asarray(self.image_std, np.float32)[:, None, None]
         return pixels
 
-    def _resize(self, array: _Array, name: str) -> _Array:
-        """`[H, W, 3]` -> `[H', W', 3]` of the same range of values."""
-        height, width = self.resized_size(*array.shape[:2])
-        most = Image.MAX_IMAGE_PIXELS
-        if most is not None and height * width > 2 * most:
+    def _resize(self, image: Image.Image, name: str) -> Image.Image:
+        height, width = self.resized_size(image.height, image.width)
+        if height * width > max(self.max_pixels, MAX_PIXELS):
             raise InputError(
-                f"{name}, {array.shape[1]}x{array.shape[0]} pixels, would be resized to {width}x{height}, which is too large; "
+                f"{name}, {image.width}x{image.height} pixels, would be resized to {width}x{height}, which is too large; "
                 "crop it, or set size with a longest_edge"
             )
-        levels, scale = _to_levels(array)
-        resized = np.asarray(Image.fromarray(levels).resize((width, height), Image.Resampling(self.resample)))
-        return resized if scale == 1 else resized.astype(np.float32) / np.float32(scale)
+        return image.resize((width, height), Image.Resampling(self.resample))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in _SETTINGS)})"
@@ -340,38 +331,10 @@ AutoImageProcessor = GroupViTImageProcessor
 CLIPImageProcessor = GroupViTImageProcessor
 
 
-def load_image(image: Any) -> Image.Image:
-    """Any image that the processor takes, as an upright RGB PIL image: EXIF orientation applied, transparency dropped.
-
-    16-bit grey is brought to 8 bits. Arrays: integers are 0-255, floats 0-1 if none is larger, else 0-255.
-    Raises `InputError`, with the file's name, for what is missing, truncated, too large or no image.
-    """
-    if _is_array(image):
-        array = _rgb_array(image, None, "the image", convert=True)
-        return Image.fromarray(_to_levels(array)[0])
-    return _to_rgb(_open(image, "the image"))
-
-
-def _is_array(image: Any) -> bool:
-    """NumPy arrays and tensors, not PIL images (which have no `ndim`)."""
-    return hasattr(image, "ndim") and hasattr(image, "shape")
-
-
-def _as_array(image: Any) -> _Array:
-    if isinstance(image, np.ndarray):
-        return image
-    if hasattr(image, "detach"):  # PyTorch: NumPy knows no bfloat16
-        image = image.detach().cpu()
-        image = image.float() if image.is_floating_point() else image
-    elif hasattr(image, "dtype") and "bfloat16" in str(image.dtype):
-        return np.asarray(image).astype(np.float32)
-    return np.asarray(image)
-
-
 def _as_batch(images: Any) -> list[Any]:
     """One image or several as a list."""
-    if _is_array(images) and images.ndim == 4:
-        batch = list(_as_array(images))
+    if is_array(images) and images.ndim == 4:
+        batch = list(as_array(images))
     elif isinstance(images, list | tuple):
         batch = list(images)
     else:
@@ -379,138 +342,6 @@ def _as_batch(images: Any) -> list[Any]:
     if not batch:
         raise InputError("the batch of images is empty; expected an image or a list of images")
     return batch
-
-
-def _open(source: Any, name: str) -> Image.Image:
-    """A path, bytes, a binary file or a PIL image as a loaded, upright PIL image of whatever mode."""
-    if isinstance(source, str) and source.startswith(("http://", "https://")):
-        name, source = source, io.BytesIO(_download(source))
-    elif isinstance(source, str | Path):
-        name = str(source)
-        if not Path(source).is_file():
-            raise InputError(
-                f"there is no image file {name}" + (": it is a directory" if Path(source).is_dir() else "")
-            )
-    elif isinstance(source, bytes | bytearray | memoryview):
-        source = io.BytesIO(source)
-    elif not (isinstance(source, Image.Image) or hasattr(source, "read")):
-        raise InputError(
-            f"{name} is a {type(source).__name__}; expected a path, bytes, a PIL image, an array or a tensor"
-        )
-    try:
-        if isinstance(source, Image.Image):
-            source.load()
-            return _upright(source)
-        with Image.open(source) as image:
-            image.load()
-            return _upright(image)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        message = f"{name} is suspiciously large ({error}); if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS"
-        raise InputError(message) from error
-    except UnidentifiedImageError as error:
-        raise InputError(f"{name} is not an image in a format that Pillow reads") from error
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others
-        raise InputError(f"{name} cannot be read: the image is truncated or damaged ({error})") from error
-
-
-def _download(address: str) -> bytes:
-    """The bytes behind an http(s) address. Raises `InputError` if it cannot be had within the bounds below."""
-    # Some servers refuse Python's own name.
-    request = urllib.request.Request(address, headers={"User-Agent": "groupvit"})
-    try:
-        with urllib.request.urlopen(request, timeout=_DOWNLOAD_SECONDS) as response:
-            content: bytes = response.read(_DOWNLOAD_BYTES + 1)
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise InputError(f"{address} cannot be downloaded: {getattr(error, 'reason', None) or error}") from error
-    if len(content) > _DOWNLOAD_BYTES:
-        raise InputError(f"{address} is larger than {_DOWNLOAD_BYTES >> 20} MiB: download it and give its path")
-    return content
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF orientation says; itself where there is none."""
-    try:
-        transpose = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged metadata, in as many ways: the pixels are good without it
-        return image
-    return image if transpose is None else image.transpose(transpose)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.width == 0 or image.height == 0:
-        raise InputError(f"an image of {image.width}x{image.height} pixels is empty")
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I;16") or (image.mode == "I" and np.asarray(image).max() > 255):
-        # Pillow would clip at 255; a 16-bit image uses 0-65535, and 65535 = 257 * 255.
-        levels = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray(((levels + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # the same colours, without Pillow's warning
-    try:
-        return image.convert("RGB")
-    except ValueError as error:
-        raise InputError(f"an image of mode {image.mode} cannot be converted to RGB") from error
-
-
-def _rgb_array(image: Any, layout: str | None, name: str, *, convert: bool) -> _Array:
-    """An array or tensor as `[H, W, 3]`, uint8 or float32, its values checked."""
-    array = _as_array(image)
-    shape = tuple(array.shape)
-    if array.ndim == 2:
-        array = array[:, :, None]
-    elif array.ndim != 3:
-        raise InputError(f"{name} has shape {shape}; expected [H, W, C], [C, H, W] or [H, W]")
-    else:
-        if layout is None:
-            layout = _infer_layout(shape, name)
-        if layout == "channels_first":
-            array = array.transpose(1, 2, 0)
-    channels = array.shape[2]
-    if channels not in (1, 3, 4):
-        raise InputError(f"{name} has shape {shape}, that is {channels} channels; expected 1, 3 or 4")
-    if not array.size:
-        raise InputError(f"{name} is empty: its shape is {shape}")
-    if channels != 3:
-        if not convert:
-            raise InputError(f"{name} has {channels} channels and do_convert_rgb is off; expected 3")
-        array = np.repeat(array, 3, axis=2) if channels == 1 else array[:, :, :3]
-    return _check_values(array, name)
-
-
-def _check_values(array: _Array, name: str) -> _Array:
-    """Integers 0-255 as uint8, floats 0-255 as float32."""
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype == np.bool_ or not (
-        np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)
-    ):
-        raise InputError(f"{name} has dtype {array.dtype}; expected uint8 or a floating-point type")
-    low, high = array.min(), array.max()
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise InputError(f"{name} contains values that are not finite")
-    if low < 0 or high > 255:
-        raise InputError(f"{name} has values from {low:g} to {high:g}; expected 0-255, or 0-1 with do_rescale=False")
-    return array.astype(np.uint8 if np.issubdtype(array.dtype, np.integer) else np.float32)
-
-
-def _infer_layout(shape: tuple[int, ...], name: str) -> str:
-    """Where the channels stand; transformers' order of preference, then four channels."""
-    for counts in ((1, 3), (4,)):
-        if shape[0] in counts:
-            return "channels_first"
-        if shape[2] in counts:
-            return "channels_last"
-    raise InputError(f"{name} has shape {shape}; expected 1, 3 or 4 channels first or last")
-
-
-def _to_levels(array: _Array) -> tuple[_Array, int]:
-    """Checked values as uint8 levels, and what they were multiplied by: 255 where all lie in 0-1, else 1."""
-    if array.dtype == np.uint8:
-        return np.ascontiguousarray(array), 1
-    scale = 255 if array.max() <= 1 else 1
-    # Rounded, where transformers cuts off: uint8 / 255 comes back as it was.
-    return np.ascontiguousarray(np.rint(array * np.float32(scale)).astype(np.uint8)), scale
 
 
 def _center_crop(array: _Array, height: int, width: int) -> _Array:
@@ -540,9 +371,9 @@ def _to_multiple(length: float, divisor: int, longest: int | None) -> int:
 
 
 def _check_names(settings: Mapping[str, Any]) -> None:
-    unknown = [name for name in settings if name not in _SETTINGS]
+    unknown = [name for name in settings if name not in _KEYWORDS]
     if unknown:
-        raise InputError(f"{unknown[0]!r} is not a setting of the image processor; these are: {', '.join(_SETTINGS)}")
+        raise InputError(f"{unknown[0]!r} is not a setting of the image processor; these are: {', '.join(_KEYWORDS)}")
 
 
 def _check_layout(name: str, value: Any) -> None:

@@ -19,7 +19,8 @@ from groupvit_common.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 from groupvit_common.checks import check_pixel_values, is_number, is_whole_number, numbers_in
 from groupvit_common.errors import InputError
 from groupvit_common.image_files import images_in
-from groupvit_common.image_processor import IMAGE_PROCESSOR_FILE, PROCESSOR_FILE, load_image
+from groupvit_common.image_processor import IMAGE_PROCESSOR_FILE, PROCESSOR_FILE
+from groupvit_common.images import MAX_PIXELS, load_image
 from groupvit_common.postprocess import (
     BACKGROUND,
     Assignment,
@@ -119,6 +120,9 @@ class BaseSegmenter(ABC):
         foreground: a pixel is background unless the scores of labels that are none make up at least this share, 0 to 1, of the sum
             of all scores; the best of them then counts. Needs a background in words, or a threshold. None: the largest score counts.
 
+        max_pixels: larger images are refused by their header, but for JPEGs that are read at half their size: see
+            `groupvit_common.images.load_image`.
+
     `directory` is where `from_pretrained` found the checkpoint, None for a model that came otherwise.
 
     Raises:
@@ -148,6 +152,7 @@ class BaseSegmenter(ABC):
         refine: int = 0,
         refine_dilations: Sequence[int] = DILATIONS,
         foreground: float | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         if background is not None and not (is_number(background) and 0 <= background <= 1):
             raise InputError(f"background must be a score between 0 and 1, got {background!r}")
@@ -156,9 +161,14 @@ class BaseSegmenter(ABC):
             raise InputError(f'assignment must be "hard" or "soft", got {assignment!r}')
         if synonyms not in ("mean", "max"):
             raise InputError(f'synonyms must be "mean" or "max", got {synonyms!r}')
-        counts = (("top_k", top_k), ("shorter_side", shorter_side), ("batch_size", batch_size))
+        counts = (
+            ("top_k", top_k),
+            ("shorter_side", shorter_side),
+            ("batch_size", batch_size),
+            ("max_pixels", max_pixels),
+        )
         for name, count in counts:
-            optional = count is None and name != "batch_size"
+            optional = count is None and name in ("top_k", "shorter_side")
             if not optional and (not is_whole_number(count) or count < 1):
                 raise InputError(f"{name} must be a whole number of at least 1, got {count!r}")
         if not is_number(temperature) or not 0 < temperature < float("inf"):
@@ -191,6 +201,7 @@ class BaseSegmenter(ABC):
         self.assignment: Assignment = assignment
         self.top_k = top_k
         self.batch_size = batch_size
+        self.max_pixels = int(max_pixels)
         self.normalize_prompts = normalize_prompts
         self.temperature = temperature
         self.synonyms = synonyms
@@ -329,7 +340,7 @@ class BaseSegmenter(ABC):
         if isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4:
             return [self.classify(image) for image in images]
         label_embeds = self._labelled()
-        pixels = self.processor.image_processor(load_image(images), return_tensors="np")["pixel_values"]
+        pixels = self._classifier_pixels(images)
         shares = self._classify(pixels, label_embeds)[0].tolist()
         return {label.name: share for label, share in zip(self.labels, shares, strict=True)}
 
@@ -338,8 +349,7 @@ class BaseSegmenter(ABC):
         label_embeds = self._labelled()
         parts = []
         for start in range(0, len(images), self.batch_size):
-            some = [load_image(image) for image in images[start : start + self.batch_size]]
-            pixels = [self.processor.image_processor(image, return_tensors="np")["pixel_values"] for image in some]
+            pixels = [self._classifier_pixels(image) for image in images[start : start + self.batch_size]]
             parts.append(self._classify(np.concatenate(pixels), label_embeds))
         return np.concatenate(parts) if parts else np.zeros((0, len(self.labels)), np.float32)
 
@@ -520,10 +530,16 @@ class BaseSegmenter(ABC):
             yield from ready()
 
     def _open(self, source: Any) -> _Picture:
-        image = load_image(source)
+        image = load_image(source, max_pixels=self.max_pixels)
         name = str(source) if isinstance(source, str | Path) else getattr(source, "filename", None) or None
         size = self._size(image.height, image.width)
         return _Picture(image, name, size, self._windows(size).size)
+
+    def _classifier_pixels(self, source: Any) -> npt.NDArray[np.float32]:
+        """Pixels `[1, 3, H, W]` of one image, prepared as the checkpoint's processor says."""
+        image = load_image(source, max_pixels=self.max_pixels)
+        encoding = self.processor.image_processor(image, return_tensors="np", max_pixels=self.max_pixels)
+        return np.asarray(encoding["pixel_values"])
 
     def _size(self, height: int, width: int, look: int = 0) -> tuple[int, int]:
         """Height and width at which a picture of this height and width is seen, at the scale of that number."""
@@ -548,7 +564,11 @@ class BaseSegmenter(ABC):
         height, width = size or picture.size
         # The same normalisation for any size: `size` says it all.
         pixels = self.image_processor(
-            picture.image, size={"height": height, "width": width}, size_divisor=1, return_tensors="np"
+            picture.image,
+            size={"height": height, "width": width},
+            size_divisor=1,
+            max_pixels=self.max_pixels,
+            return_tensors="np",
         )["pixel_values"]
         return np.asarray(pixels[0])
 

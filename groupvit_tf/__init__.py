@@ -15,7 +15,8 @@ with tensorflow_start_up():
         tf.config.list_physical_devices()
 
 from groupvit_common.config import GroupViTConfig, GroupViTTextConfig, GroupViTVisionConfig
-from groupvit_common.image_processor import AutoImageProcessor, CLIPImageProcessor, GroupViTImageProcessor, load_image
+from groupvit_common.image_processor import AutoImageProcessor, CLIPImageProcessor, GroupViTImageProcessor
+from groupvit_common.images import load_image
 from groupvit_common.processor import AutoProcessor, CLIPProcessor, GroupViTProcessor
 from groupvit_common.tokenizer import AutoTokenizer, CLIPTokenizer, CLIPTokenizerFast
 from groupvit_tf.model import GroupViTModel, GroupViTPreTrainedModel, GroupViTTextModel, GroupViTVisionModel

@@ -4,7 +4,8 @@ Code written for transformers runs after changing `from transformers import ...`
 """
 
 from groupvit_common.config import GroupViTConfig, GroupViTTextConfig, GroupViTVisionConfig
-from groupvit_common.image_processor import AutoImageProcessor, CLIPImageProcessor, GroupViTImageProcessor, load_image
+from groupvit_common.image_processor import AutoImageProcessor, CLIPImageProcessor, GroupViTImageProcessor
+from groupvit_common.images import load_image
 from groupvit_common.processor import AutoProcessor, CLIPProcessor, GroupViTProcessor
 from groupvit_common.tokenizer import AutoTokenizer, CLIPTokenizer, CLIPTokenizerFast
 from groupvit_torch.model import GroupViTModel, GroupViTPreTrainedModel, GroupViTTextModel, GroupViTVisionModel

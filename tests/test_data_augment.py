@@ -16,7 +16,6 @@ from groupvit_common.data.augment import (
     color_jitter,
     cropped,
     erase,
-    open_image,
     rand_augment,
     random_box,
     vary,
@@ -153,7 +152,7 @@ def test_coarse_decoding_of_a_jpeg_changes_little(seed: int) -> None:
     picture = gradient(640, 480)
     chosen = replace(PLAIN, crop_scale=(0.5, 1.0))
     coarse, fine = (
-        as_ints(cropped(open_image(content, 10**6), chosen, np.random.default_rng(seed)))
+        as_ints(cropped(content, chosen, np.random.default_rng(seed)))
         for content in (encode(picture, "JPEG", quality=95), encode(picture))
     )
     # A smooth gradient loses no more than JPEG's and the filters' rounding.
@@ -164,7 +163,7 @@ def test_a_jpeg_is_decoded_no_finer_than_needed(monkeypatch: pytest.MonkeyPatch)
     sizes = []
     crop = Image.Image.crop
     monkeypatch.setattr(Image.Image, "crop", lambda self, box: (sizes.append(self.size), crop(self, box))[1])
-    cropped(open_image(encode(gradient(640, 480), "JPEG"), 10**6), PLAIN, np.random.default_rng(0))
+    cropped(encode(gradient(640, 480), "JPEG"), PLAIN, np.random.default_rng(0))
     # The middle square of 480 becomes 16: an eighth (60) is the coarsest that JPEG has.
     assert sizes == [(80, 60)]
 

@@ -218,9 +218,9 @@ def test_later_faults_are_told_when_their_turn_comes(tmp_path):
     (root / "SegmentationClass" / "two.png").write_bytes(b"no picture")
     (root / "JPEGImages" / "two.jpg").write_bytes(b"no picture")
     (opened,) = open_sets(f"voc:{root}")
-    with pytest.raises(InputError, match=r"two\.png cannot be read as a picture"):
+    with pytest.raises(InputError, match=r"two\.png is not an image"):
         opened[1].mask()
-    with pytest.raises(InputError, match=r"two\.jpg cannot be read as a picture"):
+    with pytest.raises(InputError, match=r"two\.jpg is not an image"):
         opened[1].image()
 
 

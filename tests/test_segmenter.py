@@ -241,7 +241,7 @@ def test_folder(segmenter, tmp_path):
         picture(len(name)).save(tmp_path / name, format="PNG")
     assert [r.source for r in segmenter.iter(tmp_path)] == [str(tmp_path / n) for n in ("a.JPG", "b.png")]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no pictures"):
+    with pytest.raises(InputError, match="no images"):
         segmenter.iter(tmp_path / "empty")
     with pytest.raises(InputError, match="cannot read"):
         segmenter.iter(tmp_path / "missing")

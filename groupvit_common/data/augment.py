@@ -6,18 +6,16 @@ distributions are timm's, which the paper's recipe names: `RandomResizedCrop`, "
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageEnhance, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageEnhance, ImageOps
 
 from groupvit_common.data.settings import DataSettings
 from groupvit_common.errors import InputError
-from groupvit_common.image_processor import load_image
+from groupvit_common.images import ImageHeader, NotAnImageError, TooLargeError, to_rgb
 
 _CROP_ASPECT = (3 / 4, 4 / 3)
 _ERASED_AREA = (0.02, 1 / 3)
@@ -25,7 +23,6 @@ _ERASED_ASPECT = (0.3, 1 / 0.3)
 _TRIES = 10
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
 Box = tuple[int, int, int, int]
 """left, upper, right, lower, in pixels"""
@@ -38,24 +35,6 @@ class BadSample(Exception):
     """A sample that cannot be used; the text is one of a few causes, to be counted."""
 
 
-def open_image(content: bytes, max_pixels: int) -> Image.Image:
-    """A picture of which only the header is read. BadSample if it is none, or has too many pixels."""
-    try:
-        with warnings.catch_warnings():
-            # Its size is checked below; nothing is decoded before.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(content))
-    except Image.DecompressionBombError as error:
-        raise BadSample("the image is too large") from error
-    except UnidentifiedImageError as error:
-        raise BadSample("not an image") from error
-    except Exception as error:  # Pillow's readers raise what their format's damage makes them raise
-        raise BadSample("the image is damaged") from error
-    if image.width * image.height > max_pixels:
-        raise BadSample("the image is too large")
-    return image
-
-
 def vary(content: bytes, settings: DataSettings, fill: Fill, rng: np.random.Generator) -> Image.Image:
     """An image file's bytes -> an RGB picture of `settings.image_size` a side, cropped, mirrored and recoloured at random.
 
@@ -64,7 +43,7 @@ def vary(content: bytes, settings: DataSettings, fill: Fill, rng: np.random.Gene
 
     Raises BadSample.
     """
-    picture = cropped(open_image(content, settings.max_pixels), settings, rng)
+    picture = cropped(content, settings, rng)
     if rng.random() < settings.flip:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if settings.rand_augment:
@@ -74,24 +53,40 @@ def vary(content: bytes, settings: DataSettings, fill: Fill, rng: np.random.Gene
     return picture
 
 
-def cropped(image: Image.Image, settings: DataSettings, rng: np.random.Generator) -> Image.Image:
-    """An opened picture -> RGB, S x S: a random part of it, or the middle. Decodes no finer than the part needs."""
+def cropped(content: bytes, settings: DataSettings, rng: np.random.Generator) -> Image.Image:
+    """An image file's bytes -> RGB, S x S: a random part of the upright image, or the middle. Decodes no finer than the part needs.
+
+    Raises BadSample.
+    """
     side = settings.image_size
+
+    def box_in(width: int, height: int) -> Box:
+        if settings.crop_scale is None:
+            return middle(width, height)
+        return random_box(width, height, settings.crop_scale, rng)
+
     try:
-        sideways = image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS
-    except Exception:  # damaged metadata, in as many ways: the pixels are good without it
-        sideways = False
-    width, height = (image.height, image.width) if sideways else image.size
-    box = middle(width, height) if settings.crop_scale is None else random_box(width, height, settings.crop_scale, rng)
-    # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size for a fraction of the time.
-    shrink = min(box[2] - box[0], box[3] - box[1]) / side
-    if shrink >= 2:
-        image.draft(None, (math.ceil(image.width / shrink), math.ceil(image.height / shrink)))
-    try:
-        upright = load_image(image)
+        with ImageHeader(content, "the image", settings.max_pixels) as header:
+            size = header.upright_size
+            if size is None:
+                upright = to_rgb(header.decode())
+                size = upright.size
+                box = box_in(*size)
+            else:
+                box = box_in(*size)
+                # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size for a fraction of the time.
+                shrink = min(box[2] - box[0], box[3] - box[1]) / side
+                if shrink >= 2:
+                    width, height = header.stored_size
+                    header.draft((math.ceil(width / shrink), math.ceil(height / shrink)))
+                upright = to_rgb(header.decode())
+    except TooLargeError as error:
+        raise BadSample("the image is too large") from error
+    except NotAnImageError as error:
+        raise BadSample("not an image") from error
     except InputError as error:
         raise BadSample("the image is damaged") from error
-    across, down = upright.width / width, upright.height / height
+    across, down = upright.width / size[0], upright.height / size[1]
     left, upper, right, lower = box
     # Cut out before it is resized: nothing of what lies around it seeps in.
     part = upright.crop((round(left * across), round(upper * down), round(right * across), round(lower * down)))

@@ -14,8 +14,7 @@ from groupvit_common.data.settings import SourceSettings
 from groupvit_common.data.sources import Place, Shards
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.files import is_hidden, read_text
-from groupvit_common.image_files import IMAGE_SUFFIXES
-from groupvit_common.image_processor import load_image
+from groupvit_common.images import image_suffixes, load_image
 from groupvit_common.prompts import parse_label
 
 CLASS_LISTS = ("classes.txt", "classnames.txt")
@@ -97,7 +96,7 @@ def _folders(root: Path, split: str | None) -> ClassificationSet:
         Picture(str(path.relative_to(base)), Place(str(path)), number)
         for number, folder in enumerate(folders)
         for path in _within(folder)
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+        if path.suffix.lower() in image_suffixes() and path.is_file()
     ]
     if not pictures:
         raise InputError(f"no pictures in the folders of {base}: expected {layout}")

@@ -24,7 +24,7 @@ from groupvit_common.data.coco import Instances
 from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, make_scene
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.files import is_hidden, read_text
-from groupvit_common.image_files import IMAGE_SUFFIXES
+from groupvit_common.images import image_suffixes, stored_image, to_rgb
 from groupvit_common.prompts import Label, read_labels
 
 Mask = NDArray[np.uint8]
@@ -272,18 +272,18 @@ class _Files:
         self._pairs, self._table, self._expected, self._palette = pairs, table, expected, palette
 
     def image(self, index: int) -> Image.Image:
-        return _read_picture(self._pairs[index][1])
+        return _stored_rgb(self._pairs[index][1])
 
     def mask(self, index: int) -> Mask:
         path = self._pairs[index][2]
-        with _opened(path) as image:
-            if image.mode not in _MASK_MODES:
-                raise InputError(
-                    f"{path} must hold indices, one whole number a pixel (mode P or L), but it is an image of mode {image.mode}: "
-                    f"{_NOT_INDICES.get(image.mode, 'colours were put in the place of indices')}"
-                )
-            values = np.asarray(image)
-            given = np.asarray(image.getpalette() or (), np.uint8).reshape(-1, 3) if image.mode == "P" else None
+        image = stored_image(path)
+        if image.mode not in _MASK_MODES:
+            raise InputError(
+                f"{path} must hold indices, one whole number a pixel (mode P or L), but it is an image of mode {image.mode}: "
+                f"{_NOT_INDICES.get(image.mode, 'colours were put in the place of indices')}"
+            )
+        values = np.asarray(image)
+        given = np.asarray(image.getpalette() or (), np.uint8).reshape(-1, 3) if image.mode == "P" else None
         outside = values[(values < 0) | (values > IGNORE)] if values.dtype.itemsize > 1 else values[:0]
         if outside.size:
             raise InputError(f"{path} holds the value {outside.flat[0]}, but {self._expected}")
@@ -327,7 +327,7 @@ class _Instances:
         return self._folder / self._instances.images[index].path
 
     def image(self, index: int) -> Image.Image:
-        return _read_picture(self._image(index))
+        return _stored_rgb(self._image(index))
 
     def mask(self, index: int) -> Mask:
         return self._instances.mask(index)
@@ -353,24 +353,12 @@ class _Scenes:
         return f"scene {index}"
 
 
-def _opened(path: Path) -> Image.Image:
-    try:
-        image = Image.open(path)
-        image.load()
-    except FileNotFoundError as error:
-        raise InputError(f"there is no file {path}") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} cannot be read as a picture: {error}") from error
-    return image
-
-
-def _read_picture(path: Path) -> Image.Image:
-    with _opened(path) as image:
-        # Through an array: a PIL image would keep the note of how to turn it.
-        return Image.fromarray(np.asarray(image.convert("RGB")))
-
-
 # ---- what the sets have in common ----
+
+
+def _stored_rgb(path: Path) -> Image.Image:
+    """An image as its pixels are stored, as its mask's are."""
+    return to_rgb(stored_image(path), str(path))
 
 
 def _table(file_values: Sequence[int], ignored: Sequence[int] = ()) -> NDArray[np.int16]:
@@ -580,7 +568,7 @@ def _folder(root: Path, split: str | None, names: Names) -> SegmentationSet:
     given = read_labels(root / "classes.txt")
     if len(given) > IGNORE:
         raise InputError(f"{root / 'classes.txt'} has {len(given)} classes: 8-bit masks hold at most {IGNORE}")
-    pictures = _by_stem(root / "images", IMAGE_SUFFIXES)
+    pictures = _by_stem(root / "images", image_suffixes())
     stems = sorted(pictures) if split is None else _listed(root / f"{split}.txt", layout)
     if not stems:
         raise InputError(f"no pictures in {root / 'images'}: expected {layout}")

@@ -18,7 +18,7 @@ from groupvit_common.data.settings import SourceSettings
 from groupvit_common.data.tables import FAULTS, read_table
 from groupvit_common.errors import InputError
 from groupvit_common.files import is_hidden
-from groupvit_common.image_files import IMAGE_SUFFIXES
+from groupvit_common.images import image_suffixes
 
 ROWS_PER_UNIT = 64
 """Rows of a table, or files of a folder, that keep together when units are shuffled."""
@@ -187,7 +187,7 @@ class _Sample:
 
     def add(self, suffix: str, place: Place | None, fault: str, wanted: str) -> None:
         """Takes a member in. wanted: the suffix of captions."""
-        is_image = f".{suffix}" in IMAGE_SUFFIXES
+        is_image = f".{suffix}" in image_suffixes()
         if suffix in self.suffixes:
             self.fault = self.fault or _TWICE
         self.suffixes.add(suffix)
@@ -386,14 +386,14 @@ class Folder:
             captions = {name[: -len(suffix)]: name for name in names if name.lower().endswith(suffix)}
             for name in names:
                 stem, ending = os.path.splitext(name)  # noqa: PTH122
-                if ending.lower() in IMAGE_SUFFIXES and ending.lower() != suffix:
+                if ending.lower() in image_suffixes() and ending.lower() != suffix:
                     caption = captions.get(stem)
                     self._files.append(
                         (os.path.join(folder, name), caption and os.path.join(folder, caption))  # noqa: PTH118 (millions of them)
                     )
         if not self._files:
             raise InputError(
-                f"no pictures in the folder {settings.path}: looked for {', '.join(sorted(IMAGE_SUFFIXES))}"
+                f"no pictures in the folder {settings.path}: looked for {', '.join(sorted(image_suffixes()))}"
             )
         self.names = (self._root.name, str(len(self._files)))
 
