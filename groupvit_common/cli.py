@@ -324,7 +324,7 @@ def _add_what(parser: Parser) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights (default: float32)")
     parser.add_argument(
-        "--max-pixels", type=_count, default=argparse.SUPPRESS, metavar="N",
+        "--max-pixels", type=count, default=argparse.SUPPRESS, metavar="N",
         help="refuse images of more pixels, before they are decoded; a JPEG of up to four times as many is read at half its size "
         "(default: 128 million)",
     )  # fmt: skip
