@@ -589,12 +589,14 @@ def _compare(options: argparse.Namespace) -> int:
     ]
     titles = tuple(f"{Path(model).name or model}, {_BACKENDS[backend][1]}" for model, backend in chosen)
 
+    from groupvit_common.images import load_image
     from groupvit_common.visualize import compare, write_images
 
     with run:
         for path in run.pending():
             with run.attempt(path):
-                one, other = (segmenter(path) for segmenter in segmenters)
+                image = load_image(path, max_pixels=segmenters[0].max_pixels)
+                one, other = (segmenter(image) for segmenter in segmenters)
                 file = out / f"{names[path]}{_COMPARE_END}"
                 write_images(out, {file.name: compare(one, other, (titles[0], titles[1]))})
                 different = float((one.label_map != other.label_map).mean())

@@ -199,9 +199,6 @@ class ImageHeader:
         with self._faults():
             # Pillow turns a TIFF when it loads it, and forgets. (Of a PNG it would load all only to answer this.)
             before = orientation(self._file) if self._file.format == "TIFF" else 1
-            if isinstance(self._file, IcoImagePlugin.IcoImageFile):
-                icon = self._file.ico
-                self._check_pixels(icon.frame(icon.getentryindex(self._file.size)).size)
             with _pillows_limit_lifted(width * height):
                 self._load()
             after = orientation(self._file)
@@ -281,6 +278,11 @@ class ImageHeader:
             with _pillows_limit_lifted(size[0] * size[1]):
                 webp: ImageFile.ImageFile = factory(stream, "")
                 return webp
+        if name == "ICO":
+            # Decoded when it is opened; and the images within have headers of their own.
+            for size in _icon_sizes(stream):
+                self._check_pixels(size)
+            stream.seek(0)
         try:
             image: ImageFile.ImageFile = factory(stream, "")
         except ValueError:
@@ -414,6 +416,20 @@ def _webp_size(start: bytes) -> tuple[int, int]:
         bits = int.from_bytes(content[1:5], "little")
         return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
     return 0, 0
+
+
+def _icon_sizes(stream: IO[bytes]) -> Iterator[tuple[int, int]]:
+    """Width and height of each image in an icon, PNG or bitmap, by its own header."""
+    for entry in IcoImagePlugin.IcoFile(stream).entry:
+        stream.seek(entry.offset)
+        start = stream.read(24)
+        if start[:4] == b"\x89PNG":
+            yield int.from_bytes(start[16:20], "big"), int.from_bytes(start[20:24], "big")
+        elif start[:4] == b"\x0c\0\0\0":
+            yield int.from_bytes(start[4:6], "little"), int.from_bytes(start[6:8], "little") // 2
+        else:
+            width, height = (int.from_bytes(start[at : at + 4], "little", signed=True) for at in (4, 8))
+            yield abs(width), abs(height) // 2
 
 
 def _without_long_texts(stream: IO[bytes]) -> io.BytesIO:
