@@ -227,6 +227,8 @@ def check(path: Path, required: Collection[str] = (), *, thorough: bool = True) 
             raise CheckpointError(f"{file} has {size} bytes, expected {fingerprint[0]}")
         if thorough and _fingerprint(file) != fingerprint:
             raise CheckpointError(f"{file} is not what was written: its checksum differs")
+    if thorough and ARRAYS_NAME in content["files"]:
+        read_header(path / ARRAYS_NAME)
     return content
 
 
@@ -344,7 +346,7 @@ _VALUES: Mapping[str, Callable[[Any], bool]] = {
     "minutes": _is_number,
     "untrained": _are_measures,
     "measured": _are_measures,
-    "scaler": lambda value: isinstance(value, dict),
+    "scaler": lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
     "ranks": _are_ranks,
 }
 

@@ -431,6 +431,15 @@ def test_hidden_files_are_no_part_of_a_set(tmp_path, kind, make, stored, meant, 
     assert [sample.name for sample in open_sets(f"{kind}:{root}")[0]] == names
 
 
+def test_two_images_of_one_name_are_told(tmp_path):
+    root = make_city(tmp_path, values(7))
+    for city in ("bonn", "ulm"):
+        write(root / "leftImg8bit" / "val" / city / "ulm_000_leftImg8bit.png", PICTURE)
+        write(root / "gtFine" / "val" / city / "ulm_000_gtFine_labelIds.png", values(7))
+    with pytest.raises(InputError, match=r"two images of .* are called ulm_000: rename one"):
+        open_sets(f"cityscapes:{root}")
+
+
 def test_names_in_folders_of_ones_own(tmp_path):
     root = make_folder(tmp_path, values(0, 1))
     write(root / "images" / "my photo.png", PICTURE)

@@ -22,10 +22,11 @@ keras = pytest.importorskip("keras")
 tf = pytest.importorskip("tensorflow")
 
 from groupvit_common.errors import CheckpointError, GroupViTError, InputError  # noqa: E402
+from groupvit_common.locks import FolderLock  # noqa: E402
 from groupvit_common.recipe import Recipe, learning_rate_at  # noqa: E402
 from groupvit_common.run_state import Checkpoints  # noqa: E402
 from groupvit_common.settings import changed, to_toml  # noqa: E402
-from groupvit_common.training import Interrupted, make_processor  # noqa: E402
+from groupvit_common.training import LOCK_NAME, Interrupted, make_processor  # noqa: E402
 from groupvit_tf import data as D  # noqa: E402
 from groupvit_tf import train as K  # noqa: E402
 from groupvit_tf.checkpoint import canonical_variables, kind, to_canonical  # noqa: E402
@@ -463,6 +464,19 @@ def test_a_checkpoint_of_another_model_is_refused(eagerly, tmp_path):
     K.train(tiny(steps=2), tmp_path, log=quiet)
     with pytest.raises(CheckpointError, match=r"of another model than the recipe's: .* has another shape"):
         K.train(tiny(width=16), tmp_path, resume="auto", log=quiet)
+    # Whatever else is wrong: another training there, no checkpoint that is valid.
+    lock = FolderLock(tmp_path, LOCK_NAME, "training")
+    with pytest.raises(InputError, match="another training writes into"):
+        K.train(tiny(), tmp_path, resume="auto", log=quiet)
+    lock.release()
+    (path,) = Checkpoints(tmp_path).all()
+    (path / "state.json").write_text("{}")
+    for resume in ("auto", "never"):
+        with pytest.raises(CheckpointError, match=r"none of the 1 checkpoints in .* and none was removed"):
+            K.train(tiny(), tmp_path, resume=resume, log=quiet)
+    with pytest.raises(CheckpointError, match="none of the 1 checkpoints in"):
+        K.Checkpoint(tmp_path, log=quiet).restore(None)
+    assert Checkpoints(tmp_path).all() == [path]
 
 
 # Parts for scripts of one's own

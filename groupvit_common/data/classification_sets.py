@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ SYNSETS = ("LOC_synset_mapping.txt", "synset_words.txt")
 """ImageNet's own lists: `n01440764 tench, Tinca tinca` a line."""
 
 _LAYOUT = "{split}/CLASS/*.jpg (or CLASS/*.jpg) with words in classes.txt, or shards DIR/name-{{000..049}}.tar of .jpg and .cls"
+_TAR = re.compile(r"\.(tar|tar\.\w+|tgz)$", re.IGNORECASE)  # a compressed one is told to be so
 _SYNSET = re.compile(r"n\d{8}")
 
 
@@ -76,7 +78,7 @@ def open_classification_set(where: str, *, split: str | None = None, limit: int 
         raise InputError(f"limit must be at least 1, got {limit}")
     if not where:
         raise InputError("imagenet needs the folder or the shards it lies in: imagenet:DIR")
-    made = _shards(where) if where.endswith(".tar") else _folders(Path(where), split)
+    made = _shards(where) if _TAR.search(where) else _folders(Path(where).expanduser(), split)
     if limit is None or limit >= len(made):
         return made
     some = tuple(made.pictures[i * len(made) // limit] for i in range(limit))
@@ -155,13 +157,14 @@ def _text(path: Path) -> str:
 def _shards(pattern: str) -> ClassificationSet:
     layout = _LAYOUT.format(split="val")
     source = Shards(SourceSettings(kind="webdataset", path=pattern, caption_suffix="cls"))
-    listed = _listed((Path(pattern).parent,))
+    # A pattern may name folders too.
+    folder = Path(source.shard(0)[0]).parent
+    listed = _listed((folder,))
     if listed is None:
-        raise InputError(
-            f"there is no {CLASS_LISTS[0]} in {Path(pattern).parent}, with words for the classes: expected {layout}"
-        )
+        raise InputError(f"there is no {CLASS_LISTS[0]} in {folder}, with words for the classes: expected {layout}")
     path, words = listed
     pictures = []
+    seen: Counter[str] = Counter()
     for number in range(len(source)):
         unit = source.unit(number)
         if unit.fault is not None:
@@ -172,12 +175,18 @@ def _shards(pattern: str) -> ClassificationSet:
             if entry.image is None or not isinstance(entry.caption, Place):
                 missing = "a picture" if entry.image is None else "its class, a .cls file"
                 raise InputError(f"{entry.key} in {entry.where} lacks {missing}: expected {layout}")
-            given = _read(entry.caption).decode("ascii", "replace").strip()
+            given = (
+                _read(entry.caption._replace(size=min(entry.caption.size or 0, 20))).decode("ascii", "replace").strip()
+            )
             if not given.isdecimal() or int(given) >= len(words):
                 raise InputError(
                     f"{entry.key} in {entry.where} is of class {given!r}, but {path} names classes 0 to {len(words) - 1}"
                 )
-            pictures.append(Picture(f"{source.names[number]}/{entry.key}", entry.image, int(given)))
+            name = f"{source.names[number]}/{entry.key}"
+            # Shards of one name in other folders, or a key that a shard has twice: what was done is known by its name.
+            seen[name] += 1
+            name = f"{name}#{seen[name]}" if seen[name] > 1 else name
+            pictures.append(Picture(name, entry.image, int(given)))
     if not pictures:
         raise InputError(f"no pictures in {pattern}: expected {layout}")
     return ClassificationSet("imagenet", "shards", words, tuple(pictures))

@@ -211,6 +211,11 @@ def open_sets(
     if not folder.is_dir():
         raise InputError(f"there is no folder {where}: {kind}:DIR is {KINDS[kind]}, with {layout_of(kind, split)}")
     made = replace(_OPENERS[kind](folder, split, names), limit=limit)
+    twice = next((name for name, count in Counter(made.reader.names).items() if count > 1), None)
+    if twice is not None:
+        raise InputError(
+            f"two images of {where} are called {twice}: rename one, since results are noted by these names"
+        )
     first = made[0]
     mask = first.mask()
     first.check_size(mask, first.image())

@@ -11,6 +11,7 @@ import posixpath
 import tarfile
 from collections.abc import Iterator
 from glob import glob, has_magic
+from itertools import islice
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 
@@ -19,6 +20,8 @@ from groupvit_common.data.tables import FAULTS, read_table
 from groupvit_common.errors import InputError
 from groupvit_common.files import is_hidden
 from groupvit_common.images import image_suffixes
+
+_MOST_FILES = 1_000_000
 
 ROWS_PER_UNIT = 64
 """Rows of a table, or files of a folder, that keep together when units are shuffled."""
@@ -128,9 +131,12 @@ def _braces(pattern: str) -> list[str]:
     except ImportError as error:
         raise _missing("braceexpand", "patterns with braces need") from error
     try:
-        return list(braceexpand(pattern))
+        names = list(islice(braceexpand(pattern), _MOST_FILES + 1))
     except ValueError as error:
         raise InputError(f"the braces in {pattern} do not match") from error
+    if len(names) > _MOST_FILES:
+        raise InputError(f"{pattern} means more than {_MOST_FILES} files")
+    return names
 
 
 def _missing(package: str, need: str) -> InputError:

@@ -165,15 +165,15 @@ class CaptionStream:
                         f"the saved place in the data is of {subject}: its order cannot be continued; to go on from the "
                         f'beginning of an epoch, load {{"epoch": {state.get("epoch", 0)}}}'
                     )
-        self._position = Position(int(state["epoch"]), int(state.get("unit", 0)), int(state.get("sample", 0)))
-        self._tally = Tally(
-            self._position.epoch,
-            int(state.get("read", 0)),
-            Counter(state.get("bad", {})),
-            int(state.get("shards", 0)),
-            int(state.get("bad_shards", 0)),
-            Counter(state.get("bad_in", {})),
+        epoch, unit, sample, read, shards, bad_shards = (
+            _count_of(state.get(name, 0), name) for name in ("epoch", "unit", "sample", "read", "shards", "bad_shards")
         )
+        bad, bad_in = (
+            Counter({cause: _count_of(count, name) for cause, count in dict(state.get(name, {})).items()})
+            for name in ("bad", "bad_in")
+        )
+        self._position = Position(epoch, unit, sample)
+        self._tally = Tally(epoch, read, bad, shards, bad_shards, bad_in)
 
     # ---- batches ----
 
@@ -265,6 +265,12 @@ class CaptionStream:
             or tally.bad_shards > max(BAD_SHARDS_ALLOWED, share * tally.shards)
         ):
             raise InputError(_too_many(tally, draw, share))
+
+
+def _count_of(value: Any, name: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise InputError(f"the saved place in the data is none: {name} must be a whole number from 0, got {value!r}")
+    return value
 
 
 def count_samples(settings: DataSettings) -> int:
