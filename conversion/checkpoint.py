@@ -140,6 +140,7 @@ def read(
     dtype: str | None = None,
     allow_missing: Iterable[str] = (),
     revision: str | None = None,
+    key: str | None = None,
 ) -> Checkpoint:
     """A checkpoint of any format in canonical names, every tensor accounted for; values are read when asked for.
 
@@ -148,6 +149,8 @@ def read(
         config: instead of the source's own: a configuration, or the directory or file of one.
         dtype: of the floating-point tensors; None: as stored.
         allow_missing: shell patterns of tensors that may be missing (they become 0, norms' weights 1) or left over.
+        key: which model, of a file that holds several: "model_ema", "state_dict.teacher"; an error lists them. What is not this model's
+            is left out.
 
     Raises:
         CheckpointError: the source cannot be found, read or understood, or its tensors are not those of its configuration.
@@ -157,7 +160,7 @@ def read(
     if dtype is not None and wanted is None:
         raise InputError(f"dtype must be float32, float64, float16 or bfloat16, got {dtype!r}")
     given = GroupViTConfig.from_pretrained(config) if isinstance(config, str | Path) else config
-    opened = source if isinstance(source, Source) else open_source(locate(source, revision), given)
+    opened = source if isinstance(source, Source) else open_source(locate(source, revision), given, key)
     known: GroupViTConfig | None = given if given is not None else opened.config
     if known is None:
         raise CheckpointError(

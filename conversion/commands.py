@@ -31,7 +31,8 @@ formats (--to):
 
 examples:
   groupvit convert group_vit_gcc_yfcc_30e.pth groupvit-yfcc
-  groupvit convert nvidia/groupvit-gcc-yfcc groupvit.keras --to keras
+  groupvit convert nvidia/groupvit-gcc-yfcc groupvit.keras
+  groupvit convert trained.ckpt somewhere --key model_ema
   groupvit convert org/name/tf_model.h5 somewhere --dtype float16
 
 """
@@ -60,7 +61,7 @@ def add_commands(commands: Any, exit_codes: str) -> None:
     convert.add_argument("source", metavar="SOURCE", help=source)
     convert.add_argument("destination", metavar="DEST", help="the directory or file to write")
     convert.add_argument(
-        "--to", choices=TARGETS, default="native", metavar="FORMAT", help="see below (default: native)"
+        "--to", choices=TARGETS, metavar="FORMAT", help="see below (default: by DEST's ending; a directory is native)"
     )
     convert.add_argument(
         "--dtype", choices=("float32", "float64", "float16", "bfloat16"), help="of the weights (default: as stored)"
@@ -84,6 +85,7 @@ def add_commands(commands: Any, exit_codes: str) -> None:
         help="let tensors whose names fit be missing (they become 0) or left over; may be given several times",
     )  # fmt: skip
     _add_config(convert)
+    _add_key(convert)
     convert.add_argument("--revision", help="branch, tag or commit of SOURCE on the hub")
     convert.set_defaults(run=_convert)
 
@@ -101,12 +103,14 @@ def add_commands(commands: Any, exit_codes: str) -> None:
     )  # fmt: skip
     verify.add_argument("--seed", type=int, default=2022, help="of the pictures and texts (default: %(default)s)")
     _add_config(verify)
+    _add_key(verify)
     verify.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     verify.set_defaults(run=_verify)
 
     inspect = commands.add_parser("inspect", help="say what a checkpoint is", description=_INSPECT, epilog=exit_codes)
     inspect.add_argument("path", metavar="PATH", help=source)
     _add_config(inspect)
+    _add_key(inspect)
     inspect.add_argument("--revision", help="branch, tag or commit on the hub")
     inspect.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     inspect.set_defaults(run=_inspect)
@@ -115,6 +119,14 @@ def add_commands(commands: Any, exit_codes: str) -> None:
 def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", metavar="PATH", help="directory or file of the configuration, for weights that come without one"
+    )
+
+
+def _add_key(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--key",
+        metavar="NAME",
+        help="which model, of a file that holds several (model_ema, state_dict.teacher; inspect lists them)",
     )
 
 
@@ -130,7 +142,7 @@ def _convert(options: argparse.Namespace) -> int:
     try:
         done = convert(
             options.source, options.destination, options.to, config=options.config, revision=options.revision,
-            dtype=options.dtype, verify=options.verify, max_shard_size=options.max_shard_size,
+            key=options.key, dtype=options.dtype, verify=options.verify, max_shard_size=options.max_shard_size,
             processor=options.processor, push=options.push,
             overwrite=options.overwrite, allow_missing=options.allow_missing, opened=opened, progress=bar.show,
         )  # fmt: skip
@@ -173,7 +185,9 @@ class _Bar:
 def _verify(options: argparse.Namespace) -> int:
     from conversion.verify import verify
 
-    result = verify(options.a, options.b, config=options.config, tolerance=options.tolerance, seed=options.seed)
+    result = verify(
+        options.a, options.b, config=options.config, key=options.key, tolerance=options.tolerance, seed=options.seed
+    )
     if options.json:
         terminal.say_json(result.to_dict())
     else:
@@ -184,7 +198,7 @@ def _verify(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     from conversion.describe import describe
 
-    result = describe(options.path, config=options.config, revision=options.revision)
+    result = describe(options.path, config=options.config, revision=options.revision, key=options.key)
     if options.json:
         terminal.say_json(result.to_dict())
     else:

@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from conversion import TARGETS, Target
+from conversion import Target
 from conversion.checkpoint import COMPANIONS, Checkpoint, Values, read
-from conversion.destination import check_destination, remove, replacement
+from conversion.destination import SUFFIXES, check_destination, remove, replacement, target_of
 from conversion.formats import CONFIG_ATTRIBUTE, Format, scalar_text
 from conversion.names import EXTRA, Entry, Naming, entries, from_parts
 from conversion.nvlabs import settings
@@ -79,10 +79,11 @@ class Conversion:
 def convert(
     source: str | Path,
     destination: str | Path,
-    to: Target = "native",
+    to: Target | None = None,
     *,
     config: GroupViTConfig | str | Path | None = None,
     revision: str | None = None,
+    key: str | None = None,
     dtype: str | None = None,
     verify: bool = True,
     max_shard_size: int | str | None = None,
@@ -96,11 +97,11 @@ def convert(
     """Writes the checkpoint `source` as another format, with a report (`conversion_report.json`).
 
     Args:
-        source, config, revision, dtype, allow_missing: see `conversion.checkpoint.read`.
+        source, config, revision, key, dtype, allow_missing: see `conversion.checkpoint.read`.
         destination: a directory for "native" (and "transformers", which is the same), "transformers-tf",
             "transformers-tf-safetensors", "pytorch" and "savedmodel"; a file for "nvlabs" (.pth) and "keras" (.keras or
             .weights.h5).
-        to: one of `TARGETS`.
+        to: one of `TARGETS`; None: what the destination's name says by its ending, a directory ("native") where it has none.
         verify: compare the result with the source before it gets its name; see `conversion.verify.verify`. One that is not the
             same model is an error, and is not kept.
         max_shard_size: of the formats of transformers: bytes, or "200MB"; 5 GB if None.
@@ -116,13 +117,8 @@ def convert(
             is not the same model; or it cannot be sent to the hub.
         InputError: an argument that cannot be used, or a model that the target format does not have.
     """
-    if to not in TARGETS:
-        raise InputError(f"a checkpoint is converted to one of {', '.join(TARGETS)}, got {to!r}")
-    destination, allow_missing, is_file = Path(destination), list(allow_missing), to in _SUFFIXES
-    if is_file and not destination.name.endswith(_SUFFIXES[to]):
-        raise InputError(
-            f"{to} is a file: give it a name that ends in {' or '.join(_SUFFIXES[to])}, not {destination.name!r}"
-        )
+    to = target_of(destination, to)
+    destination, allow_missing, is_file = Path(destination), list(allow_missing), to in SUFFIXES
     if max_shard_size is not None:
         parse_size(max_shard_size)
         if is_file or to == "savedmodel":
@@ -132,7 +128,7 @@ def convert(
     if processor is not None and (is_file or to == "savedmodel"):
         raise InputError(f"{to} has no place for a tokenizer and an image processor: leave processor (--processor) out")
     check_destination(destination, is_file=is_file, overwrite=overwrite, to=to)
-    checkpoint = read(source, config=config, revision=revision, dtype=dtype, allow_missing=allow_missing)
+    checkpoint = read(source, config=config, revision=revision, key=key, dtype=dtype, allow_missing=allow_missing)
     if any(destination.resolve() in (file.resolve(), *file.resolve().parents) for file in checkpoint.source.files):
         raise InputError(f"{destination} holds the source itself; write to another place")
     if opened is not None:
@@ -145,7 +141,7 @@ def convert(
         result.notes.append(note)
     job = _Job(checkpoint, to, "5GB" if max_shard_size is None else max_shard_size, companions, progress)
     # Which of the two Keras files it is goes by the suffix.
-    suffix = next((end for end in _SUFFIXES.get(to, ()) if destination.name.endswith(end)), "")
+    suffix = next((end for end in SUFFIXES.get(to, ()) if destination.name.endswith(end)), "")
     with replacement(destination, suffix) as new:
         _WRITERS[to](job, new)
         if verify:
@@ -229,7 +225,8 @@ def _push(result: Conversion, repository: str) -> str:
 def _notes(checkpoint: Checkpoint) -> list[str]:
     counters = [name for name in checkpoint.filled if name.endswith(".num_batches_tracked")]
     others = [name for name in checkpoint.filled if name not in counters]
-    notes = [f"{name} was missing and has a default value now" for name in others]
+    notes = [*checkpoint.source.choice.notes]
+    notes += [f"{name} was missing and has a default value now" for name in others]
     if counters:
         notes.append("the source counts no batches of its batch norms: the counters are 0, which changes no output")
     return notes
@@ -484,7 +481,6 @@ def _write_saved_model(job: _Job, directory: Path) -> None:
         raise CheckpointError(f"a SavedModel cannot be written: {str(error).splitlines()[0]}") from error
 
 
-_SUFFIXES: dict[Target, tuple[str, ...]] = {"nvlabs": (".pth",), "keras": (".keras", ".weights.h5")}
 _WRITERS: dict[Target, Callable[[_Job, Path], None]] = {
     "native": _write_native,
     "transformers": _write_native,

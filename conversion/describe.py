@@ -60,6 +60,8 @@ class Description:
         temperatures: exp(logit_scale) of the loss, and of the multi-label loss if that is kept.
         others: what the files hold besides the weights.
         odd: all that a user may want to look at, a sentence each.
+        model: which of the `models` of the file this is, where there are several.
+        notes: what was taken off its names, and left out.
     """
 
     path: str
@@ -75,6 +77,9 @@ class Description:
     companions: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     odd: list[str] = field(default_factory=list)
+    model: str | None = None
+    models: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -88,6 +93,10 @@ class Description:
         yield f"files: {', '.join(f'{name} ({size(count)})' for name, count in self.files.items())}"
         if self.companions:
             yield f"with it: {', '.join(self.companions)}"
+        if self.model is not None:
+            others = ", ".join(name for name in self.models if name != self.model)
+            yield f"models in it: {self.model}, which this describes, and {others} (--key NAME)"
+        yield from (f"names: {note}" for note in self.notes)
         if self.others:
             yield f"also in it: {', '.join(self.others)}"
         if self.architecture is not None:
@@ -119,12 +128,17 @@ def size(count: float) -> str:
 
 
 def describe(
-    path: str | Path, *, config: GroupViTConfig | str | Path | None = None, revision: str | None = None
+    path: str | Path,
+    *,
+    config: GroupViTConfig | str | Path | None = None,
+    revision: str | None = None,
+    key: str | None = None,
 ) -> Description:
     """Reads all of a checkpoint, one tensor at a time, and says what it is. What is wrong with it is told, as far as it can be read.
 
     Args:
         path, config, revision: see `conversion.checkpoint.read`.
+        key: which model, of a file that holds several; the first of them if None.
 
     Raises:
         CheckpointError: it cannot be found, or is no checkpoint, or is damaged.
@@ -134,9 +148,11 @@ def describe(
         return Description(str(path), "savedmodel", {name: (Path(path) / name).stat().st_size for name in names})
     local = locate(path, revision)
     given = GroupViTConfig.from_pretrained(config) if isinstance(config, str | Path) else config
-    source = open_source(local, given)
+    source = open_source(local, given, key, first=True)
     result = Description(str(path), source.format, {file.name: file.stat().st_size for file in source.files})
     result.others = list(source.others)
+    result.models, result.notes = list(source.choice.models), list(source.choice.notes)
+    result.model = source.choice.model if len(result.models) > 1 else None
     beside = source.files[0].parent
     if local.is_dir() or (beside / CONFIG_NAME).is_file():
         result.companions = [name for name in COMPANIONS if (beside / name).is_file()]

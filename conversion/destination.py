@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import shutil
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from conversion import TARGETS, Target
 from conversion.checkpoint import COMPANIONS
 from conversion.report import REPORT_NAME
 from groupvit_common.checkpoint import CONFIG_NAME
@@ -21,7 +23,60 @@ _OWN = re.compile(
     r"|(model|pytorch_model|tf_model)-\d{5}-of-\d{5}\.(safetensors|bin|h5)|"
     + "|".join(map(re.escape, (CONFIG_NAME, REPORT_NAME, *COMPANIONS)))
 )
+# Formats that are a file, and what its name ends in. All others are directories.
+SUFFIXES: dict[Target, tuple[str, ...]] = {"nvlabs": (".pth",), "keras": (".keras", ".weights.h5")}
+# What names of files end in, of models and archives: no directory is called so by intention. Other endings ("v1.5") are part of a name.
+_FILE_ENDINGS = re.compile(
+    r"\.(pth|pt|pt2|ckpt|bin|safetensors|h5|hdf5|keras|onnx|tflite|pb|pbtxt|msgpack|pkl|pickle|npz|npy|json|toml|yaml|yml|txt|gguf|ggml|"
+    r"mlmodel|mlpackage|engine|plan|trt|torchscript|zip|tar|gz|tgz|bz2|xz|zst|7z|jpg|jpeg|png|index|data)",
+    re.IGNORECASE,
+)
+# What to do instead, where the format of such a file is written into a directory.
+_INSTEAD = {
+    ".safetensors": "native writes model.safetensors into a directory",
+    ".bin": "pytorch (--to pytorch) writes pytorch_model.bin into a directory",
+    ".h5": "Keras's weights end in .weights.h5, and transformers-tf (--to transformers-tf) writes tf_model.h5 into a directory",
+    ".hdf5": "Keras's weights end in .weights.h5, and transformers-tf (--to transformers-tf) writes tf_model.h5 into a directory",
+    ".pt": "the authors' format ends in .pth, and pytorch (--to pytorch) writes pytorch_model.bin into a directory",
+    ".ckpt": "the authors' format ends in .pth, and pytorch (--to pytorch) writes pytorch_model.bin into a directory",
+    ".pb": "savedmodel (--to savedmodel) writes a directory",
+}
 _OF_SAVED_MODEL = ("saved_model.pb", "fingerprint.pb", "keras_metadata.pb", "variables", "assets")
+
+
+def target_of(destination: str | Path, to: Target | None) -> Target:
+    """Returns the format to write: `to`, or what the destination's name says by its ending.
+
+    A name without an ending that files of models have is a directory's, and so is one that ends in a slash or is there as a directory.
+
+    Raises:
+        InputError: a name of no format that is written, or of another than `to`.
+    """
+    if to is not None and to not in TARGETS:
+        raise InputError(f"a checkpoint is converted to one of {', '.join(TARGETS)}, got {to!r}")
+    name = Path(destination).name
+    said = next((target for target, ends in SUFFIXES.items() if name.endswith(ends)), None)
+    if to in SUFFIXES:
+        if said != to:
+            raise InputError(f"{to} is a file: give it a name that ends in {' or '.join(SUFFIXES[to])}, not {name!r}")
+        return to
+    ending = Path(name).suffix
+    if str(destination).endswith(("/", os.sep)) or Path(destination).is_dir() or not _FILE_ENDINGS.fullmatch(ending):
+        return to or "native"
+    if to is None and said is not None:
+        return said
+    if to is not None:
+        raise InputError(
+            f"{to} is a directory, and {name!r} ends as a file does: give it another name"
+            + (f", or leave {to} (--to) out for {said}" if said is not None else "")
+        )
+    instead = _INSTEAD.get(ending.lower())
+    raise InputError(
+        f"no format that is written here ends in {ending}"
+        + (f": {instead}" if instead else "")
+        + "; name a directory, or a file that ends in "
+        + ", ".join(end for ends in SUFFIXES.values() for end in ends)
+    )
 
 
 def check_destination(destination: Path, *, is_file: bool, overwrite: bool, to: str) -> None:

@@ -129,17 +129,34 @@ class _Style(NamedTuple):
     number: Callable[[str], str] = str  # how {s}, {l}, {n} are spelt
     separator: str = "."  # within {path}
     leaf: Callable[[Parameter, str], str] = lambda parameter, leaf: leaf
+    towers: tuple[str, str] = ("text_model", "vision_model")  # what the names of either tower begin with
     # Kinds that the format has no place for; where it can, a file carries them under their canonical names (see `formats`).
     lacks: tuple[str, ...] = ()
 
 
 _STYLES: dict[Naming, _Style] = {
     "canonical": _Style((("{path}", "{path}", "same"),)),
-    "nvlabs": _Style(_NVLABS),
+    "nvlabs": _Style(_NVLABS, towers=("text_encoder", "img_encoder")),
     "transformers-tf": _Style(_TRANSFORMERS_TF, separator="/", leaf=_tf_leaf, lacks=("counter",)),
     # Keras numbers layers of one class: stage, stage_1, stage_2.
-    "keras": _Style(_KERAS, lambda n: "" if n == "0" else f"_{n}", "/", _keras_leaf),
+    "keras": _Style(
+        _KERAS,
+        lambda n: "" if n == "0" else f"_{n}",
+        "/",
+        _keras_leaf,
+        towers=("layers/text_tower", "layers/vision_tower"),
+    ),
 }
+
+
+def towers(naming: Naming) -> tuple[str, str]:
+    """Returns what the names of the text tower and of the vision tower begin with."""
+    return _STYLES[naming].towers
+
+
+def separator(naming: Naming) -> str:
+    """Returns what separates the parts of names."""
+    return _STYLES[naming].separator
 
 
 class Entry(NamedTuple):

@@ -11,8 +11,8 @@ the same, whole and by the name of what it asks for, since other programs would 
   put tensors, arrays and random generators together;
 - what would make an object call something by itself (`__setstate__` among its attributes) is refused.
 
-Work and memory are bounded by the file's real size: `_MAX_PICKLE` bytes of program, `_MAX_STEPS` steps, and a tensor must lie
-within the bytes that are there.
+Work and memory are bounded by the file's real size: `_MAX_PICKLE` bytes of program, `_MAX_STEPS` steps, a tensor must lie
+within the bytes that are there, and those that are read together are bounded by `claimed_bytes`.
 
 The two formats (https://pytorch.org/docs/stable/notes/serialization.html): since 1.6 a zip archive with `NAME/data.pkl` and each
 storage's bytes in `NAME/data/KEY`, uncompressed; before, five pickles in a row (magic number, protocol, system, object, keys of the
@@ -255,6 +255,10 @@ class TorchFile:
     # Storage key -> where its bytes begin in the file and how many there are.
     spans: dict[str, tuple[int, int]]
 
+    def cost(self, tensor: Tensor) -> int:
+        """Returns the bytes that reading a tensor takes: those of its values, or those between its first and last in the file."""
+        return max(math.prod(tensor.shape), _extent(tensor.shape, tensor.strides)) * _ITEM_BYTES[tensor.dtype]
+
     def read(self, tensor: Tensor) -> np.ndarray:
         """The values of a tensor of this file, contiguous, in its stored dtype (bfloat16: that of `ml_dtypes`).
 
@@ -282,6 +286,15 @@ class TorchFile:
         # The tensor was checked against its storage: every element lies within `raw`.
         strided = np.lib.stride_tricks.as_strided(raw, tensor.shape, [stride * item for stride in tensor.strides])
         return np.ascontiguousarray(strided).reshape(tensor.shape).view(numpy_dtype(tensor.dtype))
+
+
+def claimed_bytes(path: Path) -> int:
+    """Returns how many bytes all the tensors to be read from a file may take together.
+
+    Tensors may share a storage (parts of a fused one, tied weights) and repeat one number (`expand`), so that they take more than the
+    file has. Without a bound a small file could ask for any amount of memory and time.
+    """
+    return 16 * path.stat().st_size + (64 << 20)
 
 
 def numpy_dtype(name: str) -> np.dtype:
@@ -418,6 +431,7 @@ def _read_legacy(path: Path) -> TorchFile:
 
 def _check_tensors(file: TorchFile) -> None:
     """Every tensor within reach must lie within its storage, and every storage be there in full."""
+    limit = claimed_bytes(file.path)
     for tensor in tensors_within(file.content):
         storage = tensor.storage
         if storage.key not in file.spans:
@@ -428,7 +442,8 @@ def _check_tensors(file: TorchFile) -> None:
             raise _Malformed(f"storage {shown(storage.key)} has {stored} bytes, expected {storage.elements * item}")
         if (tensor.offset + _extent(tensor.shape, tensor.strides)) * item > stored:
             raise _Malformed(f"a tensor of shape {list(tensor.shape)} reaches beyond its storage {shown(storage.key)}")
-        if math.prod(tensor.shape) * item > stored:
+        # A few numbers repeated (`expand`) are no fault; more than anybody has memory for are.
+        if math.prod(tensor.shape) * item > max(stored, limit):
             raise _Malformed(
                 f"a tensor of shape {list(tensor.shape)} repeats the elements of its storage {shown(storage.key)}"
             )
@@ -661,6 +676,10 @@ class _Machine:
 
     def _persistent(self) -> None:
         entry = self.stack.pop()
+        # A class with its source text, as files before 1.6 have those of modules.
+        if isinstance(entry, tuple) and len(entry) == 4 and entry[0] == "module" and isinstance(entry[1], Global):
+            self.stack.append(entry[1])
+            return
         if (
             not isinstance(entry, tuple)
             or len(entry) not in (5, 6)

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from conversion.checkpoint import Checkpoint, Values, cast, locate, read
-from conversion.formats import open_source
+from conversion.formats import Source, open_source
 from conversion.names import EXTRA
 from groupvit_common.config import GroupViTConfig
 from groupvit_common.errors import CheckpointError, InputError
@@ -186,6 +186,7 @@ def verify(
     config: GroupViTConfig | str | Path | None = None,
     tolerance: float | None = None,
     seed: int = SEED,
+    key: str | None = None,
 ) -> Verification:
     """Compares two checkpoints of any formats.
 
@@ -196,6 +197,7 @@ def verify(
         tolerance: the largest difference of an output that passes, over the output's largest value; 1e-9, but for a SavedModel,
             which computes in float32, 1e-3.
         seed: of the pictures and texts.
+        key: which model, of a file that holds several.
 
     Raises:
         CheckpointError: one of them cannot be found, read or understood.
@@ -205,7 +207,7 @@ def verify(
         raise InputError(f"the tolerance must be a number from 0, got {tolerance}")
     if seed < 0:
         raise InputError(f"the seed must not be negative, got {seed}")
-    sides = _sides(a, b, config)
+    sides = _sides(a, b, config, key)
     models = [side for side in sides if isinstance(side, _Model)]
     if not models:
         raise InputError("two SavedModels have no configuration to make inputs by: compare each with a checkpoint")
@@ -250,35 +252,23 @@ def verify(
 
 
 def _sides(
-    a: str | Path | Checkpoint, b: str | Path | Checkpoint, config: GroupViTConfig | str | Path | None
+    a: str | Path | Checkpoint, b: str | Path | Checkpoint, config: GroupViTConfig | str | Path | None, key: str | None
 ) -> list[_Model | _SavedModel]:
     """Both sides; one that says no configuration gets `config`, or the other's."""
-    sides: list[_Model | _SavedModel | CheckpointError] = []
+    sides: list[_Model | _SavedModel | Source] = []
     for side in (a, b):
         if isinstance(side, Checkpoint):
             sides.append(_Model(side))
         elif is_saved_model(Path(side)):
             sides.append(_SavedModel(Path(side)))
         else:
-            try:
-                sides.append(_Model(read(side)))
-            except CheckpointError as error:
-                sides.append(error)
+            source = open_source(locate(side), first=key is not None)
+            # The other side may hold one model alone.
+            source = open_source(source.path, key=key) if len(source.choice.models) > 1 else source
+            sides.append(source if source.config is None else _Model(read(source)))
     others = [side.checkpoint.config for side in sides if isinstance(side, _Model)]
     substitute = config if config is not None else next(iter(others), None)
-    found: list[_Model | _SavedModel] = []
-    for given, opened in zip((a, b), sides, strict=True):
-        if isinstance(opened, CheckpointError):
-            assert not isinstance(given, Checkpoint)
-            if substitute is None or not _says_no_configuration(given):
-                raise opened
-            opened = _Model(read(given, config=substitute))
-        found.append(opened)
-    return found
-
-
-def _says_no_configuration(path: str | Path) -> bool:
-    return open_source(locate(path)).config is None
+    return [_Model(read(side, config=substitute)) if isinstance(side, Source) else side for side in sides]
 
 
 def is_saved_model(path: Path) -> bool:
@@ -565,8 +555,11 @@ def own_reader(checkpoint: Checkpoint, backend: BackendName) -> tuple[Callable[[
         ("keras", "tf"): (_keras_values, "keras.saving.load_model"),
         ("keras-weights", "tf"): (_keras_values, "load_weights"),
     }
-    if (source.format, backend) not in programs or any(
-        not n.endswith("num_batches_tracked") for n in checkpoint.filled
+    if (
+        (source.format, backend) not in programs
+        or any(not n.endswith("num_batches_tracked") for n in checkpoint.filled)
+        # Within a larger Keras model, which takes its own program.
+        or ("keras" in source.format and source.choice.prefix)
     ):
         return checkpoint.value, ""
     load, program = programs[source.format, backend]
@@ -587,7 +580,10 @@ def _safetensors_values(checkpoint: Checkpoint) -> Callable[[str], np.ndarray]:
 
     files = [safe_open(path, framework="pt") for path in checkpoint.source.files]
     homes = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - it is no dictionary
-    return lambda name: _array(homes[name].get_tensor(name)) if name in homes else checkpoint.value(name)
+    stored = checkpoint.source.choice.names
+    return lambda name: (
+        _array(homes[stored[name]].get_tensor(stored[name])) if stored.get(name) in homes else checkpoint.value(name)
+    )
 
 
 def _torch_values(checkpoint: Checkpoint) -> Callable[[str], np.ndarray]:
@@ -595,8 +591,12 @@ def _torch_values(checkpoint: Checkpoint) -> Callable[[str], np.ndarray]:
 
     state: dict[str, Any] = {}
     for path in checkpoint.source.files:
-        state |= torch.load(path, map_location="cpu", weights_only=True)
-    return lambda name: _array(state[name]) if name in state else checkpoint.value(name)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        for key in checkpoint.source.choice.at:
+            content = content[key]
+        state |= content
+    stored = checkpoint.source.choice.names
+    return lambda name: _array(state[stored[name]]) if stored.get(name) in state else checkpoint.value(name)
 
 
 def _array(tensor: Any) -> np.ndarray:

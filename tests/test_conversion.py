@@ -19,9 +19,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from conversion import TARGETS
 from conversion import convert as conversion_convert
 from conversion.checkpoint import read
-from conversion.convert import TARGETS
 from conversion.formats import open_source
 from conversion.names import EXTRA, entries
 from conversion.pickles import read_torch_file
