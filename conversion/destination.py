@@ -61,7 +61,11 @@ def target_of(destination: str | Path, to: Target | None) -> Target:
             raise InputError(f"{to} is a file: give it a name that ends in {' or '.join(SUFFIXES[to])}, not {name!r}")
         return to
     ending = Path(name).suffix
-    if str(destination).endswith(("/", os.sep)) or Path(destination).is_dir() or not _FILE_ENDINGS.fullmatch(ending):
+    if (
+        str(destination).endswith(("/", os.sep))
+        or _is_directory(Path(destination))
+        or not _FILE_ENDINGS.fullmatch(ending)
+    ):
         return to or "native"
     if to is None and said is not None:
         return said
@@ -77,6 +81,13 @@ def target_of(destination: str | Path, to: Target | None) -> Target:
         + "; name a directory, or a file that ends in "
         + ", ".join(end for ends in SUFFIXES.values() for end in ends)
     )
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def check_destination(destination: Path, *, is_file: bool, overwrite: bool, to: str) -> None:

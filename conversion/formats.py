@@ -82,7 +82,7 @@ _MAX_CONFIG = 1 << 20
 _MAX_NAME = 500  # characters of a tensor's name
 _MAX_OTHERS = 100
 # Of an HDF5 file: links, and groups within one another. A model of the paper's size with its optimizer has 2,000, in 12 levels.
-_MAX_OBJECTS, _MAX_GROUPS = 20_000, 64
+_MAX_OBJECTS, _MAX_GROUPS, _MAX_ATTRIBUTES = 20_000, 64, 1_000
 # Where a .weights.h5 of this package keeps the model's configuration: an attribute of the root.
 CONFIG_ATTRIBUTE = "groupvit_config"
 
@@ -539,6 +539,8 @@ def _open_hdf5(path: Path, opener: Callable[[], Any]) -> tuple[_Piece, Format, G
         if total > size:
             raise CheckpointError(f"{path} is damaged: its tensors would have {total} bytes, and the file has {size}")
         # What a format has no place for is kept in attributes, which other readers do not mind.
+        if (count := h5py.h5a.get_num_attrs(file.id)) > _MAX_ATTRIBUTES:
+            raise CheckpointError(f"{path} is refused: it has {count} attributes, and models have a few")
         written = None if tensorflow else _text_attribute(file, CONFIG_ATTRIBUTE, _MAX_CONFIG, path)
         texts = {name: _text_attribute(file, name, _MAX_NAME, path) for name in file.attrs if _is_scalar(name)}
         scalars = {name: _scalar(name, text, path) for name, text in texts.items() if text is not None}
@@ -602,6 +604,9 @@ def _dataset_info(item: Any, place: str, path: Path, size: int) -> Info:
     if item.shape is None:
         raise CheckpointError(f"{path} holds {place} without values")
     item_type = item.dtype
+    # Opaque types may name another type, of another size, as what they are.
+    if item.id.get_type().get_size() != item_type.itemsize:
+        raise CheckpointError(f"{path} is damaged: the type of {place} contradicts itself")
     # NumPy has no bfloat16, for which Keras writes pairs of bytes with a note.
     if item_type.kind == "V":
         noted = item_type.itemsize == 2 and item_type.fields is None

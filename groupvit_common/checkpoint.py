@@ -338,6 +338,7 @@ def compare_tensors(
     Raises:
         CheckpointError: missing or unexpected tensors, or other shapes; lists the first few of each with their number.
     """
+    everything = found
     found = {name: shape for name, shape in found.items() if name.startswith(prefix)}
     missing = [name for name in expected if name not in found and not _IGNORABLE_MISSING.search(name)]
     unexpected = [name for name in found if name not in expected and not _IGNORABLE_UNEXPECTED.search(name)]
@@ -354,8 +355,21 @@ def compare_tensors(
         if names
     ]
     raise CheckpointError(
-        f"{source} does not fit {model}. Tensors {'; '.join(problems)}. {_mismatch_hint(found, missing, unexpected)}"
+        f"{source} does not fit {model}. Tensors {'; '.join(problems)}. "
+        f"{_prefix_hint(everything, missing) or _mismatch_hint(found, missing, unexpected)}"
     )
+
+
+def _prefix_hint(found: Iterable[str], missing: Sequence[str]) -> str:
+    """Training frameworks put prefixes before names: `module.`, `_orig_mod.`, `model.`."""
+    for name in missing[:1]:
+        for other in found:
+            if other.endswith(f".{name}"):
+                return (
+                    f"Names have the prefix {other.removesuffix(name)!r} of a training framework: `groupvit convert SOURCE DIRECTORY` "
+                    "takes it off."
+                )
+    return ""
 
 
 def _mismatch_hint(found: Mapping[str, Any], missing: list[str], unexpected: list[str]) -> str:

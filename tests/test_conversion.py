@@ -817,7 +817,7 @@ def test_values_in_other_files_are_not_fetched(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "x.weights.h5", "a") as file:
         del file[name]
         file[name] = h5py.ExternalLink(str(CASE / "tf" / "tf_model.h5"), "/groupvit")
-    with pytest.raises(CheckpointError, match=f"1 missing: {name}"):
+    with pytest.raises(CheckpointError, match=f"the values of {name} are said to be in another file"):
         read(tmp_path / "x.weights.h5", config=smallest_config())
 
 
