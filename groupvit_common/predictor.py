@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -66,10 +67,36 @@ class _Picture:
     part: tuple[int, int]
 
 
+class _Known(NamedTuple):
+    """A label that was encoded: embeddings `[K, E]`, and of each of its words and definitions the tokens that the model reads."""
+
+    embeds: Floats
+    tokens: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _LabelSet:
+    """The labels of one `set_labels`, never changed: a call reads the segmenter's once, so that it sees one set whatever other threads do.
+
+    Attributes:
+        labels: L of them; is_background: of each.
+        embeds: `[L, E]`, or several of each, `[L, K, E]`.
+    """
+
+    labels: tuple[Label, ...]
+    is_background: tuple[bool, ...]
+    embeds: Floats
+
+    @property
+    def names(self) -> list[str]:
+        return [label.name for label in self.labels]
+
+
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """What the model said of one look at a picture: probabilities `[L]`, and what `_group` gave for each window."""
+    """What the model said of one look at a picture: of which labels, probabilities `[L]`, and what `_group` gave for each window."""
 
+    labels: _LabelSet
     probabilities: Floats
     affinity: Sequence[Any]
     grouping: Sequence[Any]
@@ -123,7 +150,8 @@ class BaseSegmenter(ABC):
         max_pixels: larger images are refused by their header, but for JPEGs that are read at half their size: see
             `groupvit_common.images.load_image`.
 
-    `directory` is where `from_pretrained` found the checkpoint, None for a model that came otherwise.
+    `directory` is where `from_pretrained` found the checkpoint, None for a model that came otherwise. One segmenter may serve several
+    threads, which may set labels: each call, and each iterator, uses the labels that were set when it began.
 
     Raises:
         InputError: an argument that cannot be used.
@@ -225,10 +253,8 @@ class BaseSegmenter(ABC):
             for scaled in sides
         ]
         self.image_processor = self._image_processors[0]
-        self.labels: tuple[Label, ...] = ()
-        self._is_background: tuple[bool, ...] = ()
-        self._known: dict[Label, Floats] = {}
-        self._label_embeds: Floats | None = None
+        self._label_set: _LabelSet | None = None
+        self._known: dict[Label, _Known] = {}
         if labels is not None:
             self.set_labels(labels, background_labels)
 
@@ -293,7 +319,8 @@ class BaseSegmenter(ABC):
         every = parse_labels([*parsed, *(label for label in extra if label.name.casefold() not in known)])
         if embeddings is None:
             self._encode([label for label in every if label not in self._known])
-            known_embeds = [self._known[label] for label in every]
+            self._check_different(every)
+            known_embeds = [self._known[label].embeds for label in every]
             words = max(map(len, known_embeds))
             # Of a label with fewer words one stands for those it lacks: it cannot be more similar than itself.
             embeddings = np.stack(
@@ -309,9 +336,16 @@ class BaseSegmenter(ABC):
             raise InputError(f"embeddings of the labels must be {list(wanted)}, got {list(embeddings.shape)}")
         is_background = tuple(label.name.casefold() in hidden for label in every)
         self._check_foreground(is_background, self.background)
-        self.labels = every
-        self._is_background = is_background
-        self._label_embeds = embeddings
+        self._label_set = _LabelSet(every, is_background, embeddings)
+
+    @property
+    def labels(self) -> tuple[Label, ...]:
+        """The labels that were set last; () if none were."""
+        return () if self._label_set is None else self._label_set.labels
+
+    @property
+    def _label_embeds(self) -> Floats | None:
+        return None if self._label_set is None else self._label_set.embeds
 
     def __call__(self, images: Any) -> Any:
         """One picture -> `Segmentation`; a list, tuple or array `[B, ...]` of pictures -> a list of them, in order.
@@ -328,9 +362,9 @@ class BaseSegmenter(ABC):
 
         Pictures are opened as they are needed, a few ahead, so that those of one size go through the model together.
         """
-        self._labelled()
+        labels = self._labelled()
         sources = images_in(images) if isinstance(images, str | Path) else images
-        return self._iter(sources)
+        return self._iter(sources, labels)
 
     def classify(self, images: Any) -> Any:
         """Probability of each label for the whole picture, `{label: probability}`; a list of these for several pictures.
@@ -338,26 +372,29 @@ class BaseSegmenter(ABC):
         The picture is prepared as the checkpoint's processor says, which for most crops the middle.
         """
         if isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4:
-            return [self.classify(image) for image in images]
-        label_embeds = self._labelled()
-        pixels = self._classifier_pixels(images)
-        shares = self._classify(pixels, label_embeds)[0].tolist()
-        return {label.name: share for label, share in zip(self.labels, shares, strict=True)}
+            labels = self._labelled()
+            return [self._shares(image, labels) for image in images]
+        return self._shares(images, self._labelled())
+
+    def _shares(self, image: Any, labels: _LabelSet) -> dict[str, float]:
+        shares = self._classify(self._classifier_pixels(image), labels.embeds)[0].tolist()
+        return dict(zip(labels.names, shares, strict=True))
 
     def probabilities(self, images: Sequence[Any]) -> Floats:
         """The same for many pictures as an array `[N, L]`, through the model `batch_size` at a time; InputError as `classify`."""
-        label_embeds = self._labelled()
+        labels = self._labelled()
         parts = []
         for start in range(0, len(images), self.batch_size):
             pixels = [self._classifier_pixels(image) for image in images[start : start + self.batch_size]]
-            parts.append(self._classify(np.concatenate(pixels), label_embeds))
-        return np.concatenate(parts) if parts else np.zeros((0, len(self.labels)), np.float32)
+            parts.append(self._classify(np.concatenate(pixels), labels.embeds))
+        return np.concatenate(parts) if parts else np.zeros((0, len(labels.labels)), np.float32)
 
     def threshold_maps(self, image: Any, thresholds: Iterable[float | None]) -> Iterator[Indices]:
         """The label map of one picture with each of these in the place of `background`. The model sees the picture once."""
+        labels = self._labelled()
         picture = self._open(image)
         looks = self._looks(picture)
-        seen = self._see_pictures(looks)
+        seen = self._see_pictures(looks, labels)
         size = (picture.image.height, picture.image.width)
         return (self._labels(seen, looks[0], size, threshold).label_map for threshold in thresholds)
 
@@ -366,7 +403,7 @@ class BaseSegmenter(ABC):
 
         InputError as `__call__`. The model sees the picture once more for it.
         """
-        label_embeds = self._labelled()
+        labels = self._labelled()
         picture = self._open(image)
         pixels, windows = self._pixels(picture), self._windows(picture.size)
         parts = [pixels[:, rows, columns] for rows, columns in windows]
@@ -378,9 +415,9 @@ class BaseSegmenter(ABC):
         size = (picture.image.height, picture.image.width)
         return Details(
             tuple(group_windows(maps, windows, size) for maps in of_blocks),
-            tuple(label.name for label in self.labels),
+            tuple(labels.names),
             label_similarity(
-                np.concatenate([groups for groups, _ in seen]), of_blocks[-1], label_embeds, windows, picture.size
+                np.concatenate([groups for groups, _ in seen]), of_blocks[-1], labels.embeds, windows, picture.size
             ),
         )
 
@@ -476,35 +513,82 @@ class BaseSegmenter(ABC):
                 "foreground weighs labels against a background: give labels and background_labels, or a background threshold"
             )
 
-    def _labelled(self) -> Floats:
-        if self._label_embeds is None:
+    def _labelled(self) -> _LabelSet:
+        """The labels of this call; read once for each."""
+        labels = self._label_set
+        if labels is None:
             raise InputError('there are no labels to look for: call set_labels("cat, couch, remote control") first')
-        return self._label_embeds
+        return labels
 
     def _encode(self, labels: Sequence[Label]) -> None:
+        tokenizer, context = self.processor.tokenizer, self._context
         prompts = [label.prompts(self.templates) for label in labels]
         texts = [text for of_label in prompts for of_word in of_label for text in of_word]
+        rows = iter(tokenizer(texts)["input_ids"] if texts else ())
+        cut = tokenizer(texts, truncation=True, max_length=context)["input_ids"] if texts else ()
+        read = iter(cut)
+        tokens = []  # of each label, what the model reads of each word
+        for label, of_label in zip(labels, prompts, strict=True):
+            words = (*label.words, *label.definitions)
+            bare = tokenizer(list(words), add_special_tokens=False)["input_ids"]
+            of_words_read = []
+            for word, ids, of_word in zip(words, bare, of_label, strict=True):
+                if not ids:
+                    raise InputError(f"the label {word!r} has no letters or signs that the model knows: leave it out")
+                longest = max(len(next(rows)) for _ in of_word)
+                of_word_read = [next(read) for _ in of_word]
+                if longest > context:
+                    warnings.warn(
+                        f"the label {_short(word)} is too long: a prompt with it has {longest} tokens, of which the model reads {context}",
+                        stacklevel=3,
+                    )
+                # Where nothing is cut, one prompt tells words apart as well as all.
+                seen = of_word_read if longest > context else of_word_read[:1]
+                of_words_read.append(tuple(token for ids in seen for token in ids))
+            tokens.append(tuple(of_words_read))
         parts = []
         for start in range(0, len(texts), _PROMPTS_AT_ONCE):
             some = texts[start : start + _PROMPTS_AT_ONCE]
             parts.append(
-                self._embed_texts(self.processor.tokenizer(some, padding=True, truncation=True, return_tensors="np"))
+                self._embed_texts(
+                    tokenizer(some, padding=True, truncation=True, max_length=context, return_tensors="np")
+                )
             )
         if parts:
             counts = [len(of_word) for of_label in prompts for of_word in of_label]
             of_words = iter(np.split(np.concatenate(parts), np.cumsum(counts)[:-1]))
-            for label, of_label in zip(labels, prompts, strict=True):
+            for label, of_label, read_of_label in zip(labels, prompts, tokens, strict=True):
                 embeds = [next(of_words) for _ in of_label]
-                self._known[label] = label_embedding(embeds, self.synonyms, self.normalize_prompts)
+                embedding = label_embedding(embeds, self.synonyms, self.normalize_prompts)
+                self._known[label] = _Known(embedding, read_of_label)
 
-    def _iter(self, sources: Iterable[Any]) -> Iterator[Segmentation]:
+    def _check_different(self, labels: Sequence[Label]) -> None:
+        """Refuses words that the model reads alike: it knows tokens, not how letters are coded, and none beyond its context."""
+        seen: dict[tuple[int, ...], str] = {}
+        for label in labels:
+            words = (*label.words, *label.definitions)
+            for word, tokens in zip(words, self._known[label].tokens, strict=True):
+                other = seen.setdefault(tokens, word)
+                if other is not word:
+                    raise InputError(
+                        f"the labels {_short(other)} and {_short(word)} are the same to the model, which reads the same tokens, at most "
+                        f"{self._context} of each prompt: keep one of them, or make them differ earlier"
+                    )
+
+    @property
+    def _context(self) -> int:
+        """The most tokens of a text, its beginning and its end included."""
+        limits = (self.model.config.text_config.max_position_embeddings, self.processor.tokenizer.model_max_length)
+        return int(min(limits))
+
+    def _iter(self, sources: Iterable[Any], labels: _LabelSet) -> Iterator[Segmentation]:
         waiting: dict[int, _Picture] = {}
         done: dict[int, Segmentation] = {}
         given = 0
 
         def run(size: tuple[int, int]) -> None:
             numbers = [i for i, picture in waiting.items() if picture.part == size]
-            done.update(zip(numbers, self._segment([waiting.pop(i) for i in numbers]), strict=True))
+            done.update(zip(numbers, self._segment([waiting.pop(i) for i in numbers], labels), strict=True))
 
         def ready() -> Iterator[Segmentation]:
             nonlocal given
@@ -578,9 +662,8 @@ class BaseSegmenter(ABC):
             return Windows.whole(size)
         return Windows.over(size, self.window, self.stride)
 
-    def _see_pictures(self, pictures: Sequence[Floats]) -> list[_Seen]:
+    def _see_pictures(self, pictures: Sequence[Floats], labels: _LabelSet) -> list[_Seen]:
         """Prepared pictures `[3, h, w]` through the model, windows of one size together."""
-        label_embeds = self._labelled()
         of_pictures = [self._windows((pixels.shape[1], pixels.shape[2])) for pixels in pictures]
         parts = [
             pixels[:, rows, columns]
@@ -592,13 +675,13 @@ class BaseSegmenter(ABC):
             alike = [i for i, part in enumerate(parts) if part.shape == shape]
             for start in range(0, len(alike), self.batch_size):
                 some = alike[start : start + self.batch_size]
-                group = self._group(np.stack([parts[i] for i in some]), label_embeds)
+                group = self._group(np.stack([parts[i] for i in some]), labels.embeds)
                 for place, i in enumerate(some):
                     said[i] = tuple(each[place] for each in group)
         seen, first = [], 0
         for windows in of_pictures:
             probabilities, affinity, grouping = zip(*said[first : first + len(windows)], strict=True)
-            seen.append(_Seen(np.mean(probabilities, axis=0), affinity, grouping, windows))
+            seen.append(_Seen(labels, np.mean(probabilities, axis=0), affinity, grouping, windows))
             first += len(windows)
         return seen
 
@@ -610,17 +693,18 @@ class BaseSegmenter(ABC):
         is_floating_point = np.issubdtype(pixels.dtype, np.floating)
         shape = (1, len(pixels), *sides)
         check_pixel_values(shape, str(pixels.dtype), is_floating_point, self.model.config.vision_config)
-        return self._see_pictures([pixels])[0]
+        return self._see_pictures([pixels], self._labelled())[0]
 
     def _labels(
         self, looks: Sequence[_Seen], pixels: Floats, size: tuple[int, int], threshold: float | None
     ) -> PixelLabels:
         """The maps of one picture from all looks at it; `pixels` are those of the first."""
-        self._check_foreground(self._is_background, threshold)
+        is_background = looks[0].labels.is_background
+        self._check_foreground(is_background, threshold)
         options: dict[str, Any] = {
             "assignment": self.assignment,
             "threshold": threshold,
-            "is_background": self._is_background,
+            "is_background": is_background,
         }
         if len(looks) > 1 or self.refine or self.foreground is not None:
             side = (pixels.shape[1], pixels.shape[2])
@@ -647,10 +731,10 @@ class BaseSegmenter(ABC):
             return self._label_pixels(seen.affinity[0], seen.grouping[0], size, **options)
         return self._label_windows(seen.affinity, seen.grouping, seen.windows, size, **options)
 
-    def _segment(self, pictures: Sequence[_Picture]) -> list[Segmentation]:
+    def _segment(self, pictures: Sequence[_Picture], labels: _LabelSet) -> list[Segmentation]:
         """Pictures of one `part` through the model together."""
         of_pictures = [self._looks(picture) for picture in pictures]
-        every = self._see_pictures([pixels for looks in of_pictures for pixels in looks])
+        every = self._see_pictures([pixels for looks in of_pictures for pixels in looks], labels)
         results, count = [], len(of_pictures[0])
         for number, (picture, looks) in enumerate(zip(pictures, of_pictures, strict=True)):
             seen = every[number * count : (number + 1) * count]
@@ -659,11 +743,15 @@ class BaseSegmenter(ABC):
                 segmentation(
                     picture.image,
                     self._labels(seen, looks[0], size, self.background),
-                    [label.name for label in self.labels],
+                    labels.names,
                     np.mean([each.probabilities for each in seen], axis=0).tolist(),
-                    is_background=self._is_background,
+                    is_background=labels.is_background,
                     threshold=self.background,
                     source=picture.source,
                 )
             )
         return results
+
+
+def _short(word: str) -> str:
+    return repr(word if len(word) <= 60 else f"{word[:57]}...")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,13 @@ import numpy.typing as npt
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.files import read_text
 
+# Commas and bars as other scripts write them (full-width, ideographic, Arabic) separate as ours do.
+_COMMAS, _BARS = ",，、،", "|｜"
 # A definition in quotes, or a word in which quotes are letters as any other (a 12" record); and what separates it from the next.
-_PIECE = re.compile(r'\s*(?:"([^"]*)"\s*(?=[|,]|$)|([^|,]*))([|,]|$)')
+_PIECE = re.compile(rf'\s*(?:"([^"]*)"\s*(?=[{_BARS}{_COMMAS}]|$)|([^{_BARS}{_COMMAS}]*))([{_BARS}{_COMMAS}]|$)')
+
+# What people separate labels by instead of commas, where a text has no comma.
+_OTHER_SEPARATOR = re.compile(r"\s*[;；]\s*|\s*[\r\n]+\s*")
 
 # In a word, a quote that looks as if a definition began: after a space, or with another one at the end. After a digit it is inches.
 _OPENS = re.compile(r'(?<=\s)"|(?<!\d)"(?=[^"]*"\s*$)')
@@ -167,15 +173,26 @@ def parse_labels(labels: str | Iterable[str | Label] | Mapping[str, str | Iterab
     is used as it is, without the templates: `dog | puppy | "an animal that barks"`. In a sequence each entry is one label, and commas
     separate synonyms too, as in a label file: `["cat", "couch, sofa"]`; `Label` records are taken as they are. A mapping has for each
     name what else it is called: `{"dog": ["puppy", '"an animal that barks"'], "cat": []}`.
-    InputError for an empty list and for a word that occurs twice (upper and lower case do not count as different).
+    InputError for an empty list, for a word that occurs twice (upper and lower case do not count as different, nor two codings of one
+    letter), and for one string whose labels are separated by semicolons or line ends.
     """
     if isinstance(labels, str):
         of_labels: list[list[tuple[str, bool]]] = [[]]
         for text, is_definition, separator in _pieces(labels):
             of_labels[-1].append((text, is_definition))
-            if separator == ",":
+            if separator and separator in _COMMAS:
                 of_labels.append([])
-        return _checked([_label(pieces) for pieces in of_labels])
+        parsed_labels = _checked([_label(pieces) for pieces in of_labels])
+        if (
+            len(parsed_labels) == 1
+            and not parsed_labels[0].definitions
+            and (found := _OTHER_SEPARATOR.search(labels.strip()))
+        ):
+            raise InputError(
+                f"labels are separated by commas, not by {repr(found[0].strip()) if found[0].strip() else 'line ends'}: write "
+                f"{', '.join(filter(None, map(_tidy, _OTHER_SEPARATOR.split(labels))))!r}, or give a list or a label file where it is part of one"
+            )
+        return parsed_labels
     if isinstance(labels, Label):
         return _checked([labels])
     if isinstance(labels, Mapping):
@@ -288,7 +305,8 @@ def _checked(parsed: list[Label | None], where: str = "") -> tuple[Label, ...]:
         )
     seen: set[str] = set()
     for word in (word for label in labels for word in (*label.words, *label.definitions)):
-        key = _tidy(word).casefold()
+        # As the tokenizer reads it: in lower case, however its letters are coded.
+        key = unicodedata.normalize("NFC", _tidy(word)).lower()
         if not key:
             raise InputError(f"an empty word among the labels{where}")
         if key in seen:

@@ -1,5 +1,6 @@
 """The user's door: pictures and labels -> label maps. `groupvit_common.predictor` holds what is not Keras."""
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -64,6 +65,7 @@ class Segmenter(BaseSegmenter):
     def _ready(self, model: GroupViTModel) -> GroupViTModel:
         self._calls: Counter[tuple[int, int]] = Counter()
         self._traced: dict[tuple[int, int], See] = {}
+        self._tracing = threading.Lock()
         value = model.logit_scale.value
         # In JAX a distributed variable is on several devices.
         self._place = next(iter(value.devices())) if keras.backend.backend() == "jax" else value.device
@@ -130,11 +132,15 @@ class Segmenter(BaseSegmenter):
         self._calls[size] += 1
         if self._calls[size] <= _CALLS_BEFORE_TRACING:
             return self._look(ops.convert_to_tensor(pixels))
-        if size not in self._traced:
-            if len(self._traced) == _MOST_TRACED:
-                del self._traced[next(iter(self._traced))]
-            self._traced[size] = self._jax_look() if keras.backend.backend() == "jax" else self._tf_look(pixels)
-        return self._traced[size](pixels)
+        # One thread traces at a time; what it made stays whole for others, whatever is put out meanwhile.
+        with self._tracing:
+            see = self._traced.get(size)
+            if see is None:
+                if len(self._traced) == _MOST_TRACED:
+                    del self._traced[next(iter(self._traced))]
+                see = self._jax_look() if keras.backend.backend() == "jax" else self._tf_look(pixels)
+                self._traced[size] = see
+        return see(pixels)
 
     def _tf_look(self, pixels: Floats) -> See:
         import tensorflow as tf

@@ -218,3 +218,26 @@ def test_average_embedding_gives_every_prompt_the_same_say():
     # The length of a prompt's embedding carries no weight, and one prompt is its own mean.
     np.testing.assert_allclose(average_embedding(prompts * np.array([[1], [2], [30], [0.1], [5]])), mean, rtol=1e-12)
     np.testing.assert_allclose(average_embedding(prompts[:1]), prompts[0] / np.linalg.norm(prompts[0]), rtol=1e-12)
+
+
+def test_commas_and_bars_of_other_scripts_separate_too():
+    assert [label.name for label in parse_labels("猫，狗、鳥،x")] == ["猫", "狗", "鳥", "x"]
+    assert parse_labels("cat｜kitten，dog") == parse_labels("cat | kitten, dog")
+
+
+@pytest.mark.parametrize("labels", ["cat; couch", "cat；couch", "cat\ncouch\n", "cat;couch;"])
+def test_labels_that_are_separated_otherwise_are_told(labels):
+    with pytest.raises(InputError, match=r"separated by commas, not by .*'cat, couch'"):
+        parse_labels(labels)
+    assert len(parse_labels([labels])) == 1
+    assert [label.name for label in parse_labels("cat\n, couch\n")] == ["cat", "couch"]
+
+
+@pytest.mark.parametrize("pair", [("caf\u00e9", "cafe\u0301"), ("\u00c5", "\u212b"), ("Cat", "cAT")])
+def test_one_word_in_two_codings_is_one_word(pair):
+    with pytest.raises(InputError, match="is given twice"):
+        parse_labels(pair)
+
+
+def test_words_that_are_different_in_lower_case_are_different():
+    assert len(parse_labels(["Masse", "Ma\u00dfe"])) == 2

@@ -3,6 +3,8 @@
 import importlib
 import itertools
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import huggingface_hub
 import numpy as np
@@ -494,3 +496,124 @@ def test_the_bundled_model_segments_scenes_it_has_never_seen(Segmenter, level):
         for scene, result in zip(scenes, segmenter([s.image for s in scenes]), strict=True)
     )
     assert 100 * mean_iou(confusion, background=0) == pytest.approx(measured, abs=FEW_SCENES)
+
+
+# -- labels as the model reads them, and in threads -----------------------------------------------------------------------
+
+
+def test_labels_beyond_the_context_are_told_and_must_differ_within_it(Segmenter, model, processor, segmenter):
+    """24 tokens, of which the sentence "a photo of a {}." takes some."""
+    long = "cat " * 24
+    with pytest.warns(
+        UserWarning, match=r"the label 'cat cat.*' is too long: a prompt with it has \d+ tokens, .* reads 24"
+    ):
+        segmenter.set_labels([f"{long}on a couch", "dog"])
+    # Told once; and no second time for one that is known.
+    segmenter.set_labels(["dog", f"{long}on a couch"])
+    with (
+        pytest.warns(UserWarning, match="too long"),
+        pytest.raises(InputError, match=r"are the same to the model.* at most 24 of each prompt"),
+    ):
+        segmenter.set_labels([f"{long}on a couch", f"{long}on a sofa"])
+    assert segmenter.labels[0].name == "dog"
+    # It is the sentence that pushes them beyond: alone they fit.
+    words = ["a cat a dog a couch a sofa and a cat", "a cat a dog a couch a sofa and a dog"]
+    lengths = [len(ids) for ids in processor.tokenizer(words)["input_ids"]]
+    sentence = "a photo of a remote control and a couch, a sofa and {}"
+    bare = len(processor.tokenizer(sentence.format(""))["input_ids"])
+    assert max(lengths) <= 24 < bare + min(lengths) - 2
+    Segmenter(model, processor, labels=words, templates="{}")
+    with pytest.warns(UserWarning, match="too long"), pytest.raises(InputError, match="are the same to the model"):
+        Segmenter(model, processor, labels=words, templates=sentence)
+    # A prompt that tells them apart is enough.
+    with pytest.warns(UserWarning, match="too long"):
+        assert len(Segmenter(model, processor, labels=words, templates=[sentence, "{}"]).labels) == 2
+
+
+def test_labels_are_compared_as_tokens(segmenter, monkeypatch):
+    tokenizer = segmenter.processor.tokenizer
+    assert tokenizer.encode("cat  dog") == tokenizer.encode("cat dog")
+    with pytest.raises(InputError, match="given twice"):
+        segmenter.set_labels(["caf\u00e9", "cafe\u0301"])
+    # Whatever a tokenizer takes for the same is the same.
+    encode = type(tokenizer).__call__
+    monkeypatch.setattr(
+        type(tokenizer),
+        "__call__",
+        lambda self, text, **options: encode(self, [each.replace("kitten", "cat") for each in text], **options),
+    )
+    with pytest.raises(InputError, match="the labels 'cat' and 'kitten' are the same to the model"):
+        segmenter.set_labels(["cat", "dog | kitten"])
+    monkeypatch.setattr(type(tokenizer), "__call__", lambda self, text, **options: {"input_ids": [[] for _ in text]})
+    with pytest.raises(InputError, match="no letters or signs"):
+        segmenter.set_labels(["\u200b"])
+
+
+OTHER = ["dog", "cat", "a thing", "another"]
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 16, "flip": True, "background": 0.1}])
+def test_labels_that_are_set_during_a_call_are_those_of_the_next(Segmenter, model, processor, options):
+    segmenter = Segmenter(model, processor, labels=LABELS, background_labels="couch", **options)
+    other = Segmenter(model, processor, labels=OTHER, **options)
+    image = picture()
+    before, after = segmenter(image), other(image)
+    shares, pixels = segmenter.classify(image), segmenter.prepare(image)
+    maps = segmenter.pixel_labels(pixels, (40, 60)).label_map
+    details = segmenter.details(image)
+
+    def changing(name):
+        """Another thread sets labels whenever the model is at work."""
+        method = getattr(Segmenter, name)
+
+        def changed(*arguments):
+            result = method(segmenter, *arguments)
+            segmenter.set_labels(OTHER)
+            return result
+
+        setattr(segmenter, name, changed)
+
+    for name in ("_group", "_classify", "_blocks"):
+        changing(name)
+
+    def again():
+        segmenter.set_labels(LABELS, "couch")
+        return segmenter
+
+    same(again()(image), before)
+    same(segmenter(image), after)
+    started = again().iter([image, picture(1), image])
+    same(next(started), before)
+    same(list(started)[1], before)
+    assert again().classify([image, image]) == [shares, shares]
+    assert again().probabilities([image] * 9).shape == (9, len(shares))
+    np.testing.assert_array_equal(again().pixel_labels(pixels, (40, 60)).label_map, maps)
+    assert again().details(image).labels == details.labels
+    np.testing.assert_array_equal(next(again().threshold_maps(image, [segmenter.background])), before.label_map)
+
+
+def test_threads_that_set_labels_and_segment(Segmenter, model, processor):
+    """Every result is that of one set of labels; sizes come often enough to be traced in Keras."""
+    sets = [["cat"], ["cat", "couch, sofa"], OTHER]
+    image = picture()
+    expected = {}
+    for labels in sets:
+        result = Segmenter(model, processor, labels=labels)(image)
+        expected[tuple(score.name for score in result.scores)] = result
+    expected = {tuple(sorted(names)): result for names, result in expected.items()}
+    segmenter = Segmenter(model, processor, labels=sets[0])
+    start = threading.Barrier(3)
+
+    def request(number):
+        start.wait()
+        results = []
+        for turn in range(3):
+            segmenter.set_labels(sets[(number + turn) % 3])
+            results.append(segmenter(image))
+        return results
+
+    with ThreadPoolExecutor(3) as pool:
+        for results in pool.map(request, range(3)):
+            for result in results:
+                wanted = expected[tuple(sorted(score.name for score in result.scores))]
+                np.testing.assert_array_equal(result.label_map, wanted.label_map)
