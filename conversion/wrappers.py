@@ -122,28 +122,26 @@ def choose(
             raise CheckpointError(f"{source} holds no model that could be chosen by a key (--key {escaped(key)})")
         return None
     inner = Counter(choice.at for choice in whole)
-    called = {
-        ".".join((*choice.at, *([choice.prefix.strip("./")] if inner[choice.at] > 1 else []))).strip(".")
-        or _ROOT: choice
-        for choice in whole
-    }
-    listed = ", ".join(repr(escaped(name, 80)) for name in list(called)[:_LISTED])
+    called = [_name(choice.at, choice.prefix if inner[choice.at] > 1 else "") for choice in whole]
+    listed = ", ".join(repr(escaped(name, 80)) for name in called[:_LISTED])
     listed += f" and {len(called) - _LISTED} more" if len(called) > _LISTED else ""
-    if key is not None:
-        # Also by its prefix or its key alone, where that is one model's.
-        shorter = [(choice.prefix.strip("./"), choice) for choice in whole] + [(".".join(c.at), c) for c in whole]
-        also = [choice for short, choice in shorter if short == key]
-        found = called.get(key) or (also[0] if len(also) == 1 else None)
-        if found is None:
-            raise CheckpointError(f"{source} holds no model {escaped(key)!r}; there is {listed}")
-    elif len(called) > 1 and not first:
-        raise CheckpointError(f"{source} holds {len(called)} models, {listed}: choose one with key (--key NAME)")
+    if key is None:
+        if len(whole) > 1 and not first:
+            raise CheckpointError(f"{source} holds {len(whole)} models, {listed}: choose one with key (--key NAME)")
+        number = 0
     else:
-        found = whole[0]
-    name = next(name for name, choice in called.items() if choice is found)
-    return _described(
-        found, list(states[found.at]), name, tuple(called), alone=key is not None or len(called) > 1, source=source
-    )
+        # By the name; or by the prefix or the keys alone, where that is one model's.
+        by_part = [n for n, choice in enumerate(whole) if key in (choice.prefix.strip("./"), _name(choice.at, ""))]
+        found = [n for n, name in enumerate(called) if name == key] or (by_part if len(by_part) == 1 else [])
+        if not found:
+            raise CheckpointError(f"{source} holds no model {escaped(key)!r}; there is {listed}")
+        number = found[0]
+    choice = whole[number]._replace(model=called[number], models=tuple(called))
+    return _described(choice, list(states[choice.at]), alone=key is not None or len(whole) > 1, source=source)
+
+
+def _name(at: Path, prefix: str) -> str:
+    return ".".join((*at, prefix.strip("./"))).strip(".") or _ROOT
 
 
 def _models(names: list[str], naming: Naming, source: object) -> Iterator[Choice]:
@@ -178,9 +176,7 @@ def _unwrapped(name: str, dot: str) -> str:
     return name if len(kept) == len(parts) else dot.join(kept)
 
 
-def _described(
-    choice: Choice, stored: list[str], name: str, models: tuple[str, ...], *, alone: bool, source: object
-) -> Choice:
+def _described(choice: Choice, stored: list[str], *, alone: bool, source: object) -> Choice:
     """The choice with all names that are to be accounted for, and what was done to them.
 
     Args:
@@ -191,23 +187,23 @@ def _described(
     own = set(names.values())
     # Those of other models are no concern of this one.
     others = [other for other in stored if other not in own]
-    left_out = [other for other in (*names, *others) if _NO_WEIGHTS.search(other)]
-    for other in left_out:
-        names.pop(other, None)
-    if alone:
-        left_out += [other for other in others if other not in left_out]
+    left_out = [name for name in names if _NO_WEIGHTS.search(name)]
+    for name in left_out:
+        del names[name]
     for other in others:
-        if other not in left_out and names.setdefault(other, other) != other:
+        if alone or _NO_WEIGHTS.search(other):
+            left_out.append(other)
+        elif names.setdefault(other, other) != other:
             raise CheckpointError(
-                f"{source} holds {escaped(other, 80)} of the model and another tensor of this name beside it: choose the model "
-                f"with key (--key {escaped(choice.prefix.strip('./') or name, 80)}), which leaves the other out"
+                f"{source} holds {escaped(other, 80)} of the model and another tensor of this name beside it: choose the model with key "
+                f"(--key {escaped(choice.prefix.strip('./') or choice.model, 80)}), which leaves the other out"
             )
-    notes = [f"chosen of {len(models)} models: {escaped(name, 80)!r}"] if len(models) > 1 else []
+    notes = [f"chosen of {len(choice.models)} models: {escaped(choice.model, 80)!r}"] if len(choice.models) > 1 else []
     removed = Counter(_removed(own_name, name_there, dot) for own_name, name_there in names.items())
     notes += [f"{what} of {count} tensors removed" for what, count in removed.most_common(_LISTED) if what]
     if left_out:
         notes.append(f"left out: {some(left_out)}")
-    return choice._replace(names=names, model=name, models=models, notes=tuple(notes))
+    return choice._replace(names=names, notes=tuple(notes))
 
 
 def _removed(name: str, stored: str, dot: str) -> str:
