@@ -244,11 +244,11 @@ def test_one_image_that_the_model_cannot_take_ends_no_others(run, here, monkeypa
     segment = Segmenter._segment
     together = []
 
-    def segment_if_it_can(self, images):
+    def segment_if_it_can(self, images, labels):
         together.append(len(images))
         if any(image.image.width == 41 for image in images):
             raise error
-        return segment(self, images)
+        return segment(self, images, labels)
 
     monkeypatch.setattr(Segmenter, "_segment", segment_if_it_can)
     code, out, err = run("segment", ".", "--labels", "cat, dog", "--json")

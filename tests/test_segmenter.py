@@ -199,9 +199,9 @@ def test_pictures_of_one_size_share_a_batch_and_few_are_read_ahead(reference, pr
     batches, opened, given = [], 0, 0
     segment = segmenter._segment
 
-    def counted(pictures):
+    def counted(pictures, labels):
         batches.append(len(pictures))
-        return segment(pictures)
+        return segment(pictures, labels)
 
     def sources():
         nonlocal opened
