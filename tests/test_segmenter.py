@@ -173,6 +173,26 @@ def test_every_kind_of_picture(segmenter, tmp_path):
         assert segmenter(opened).source == str(path)
 
 
+@pytest.mark.parametrize("orientation", [5, 6])
+def test_a_photo_held_upright(segmenter, tmp_path, orientation):
+    """As a phone stores it: whatever the way in, the result is that of the upright image."""
+    image = picture()
+    stored = image.transpose(Image.Transpose.ROTATE_90 if orientation == 6 else Image.Transpose.TRANSPOSE)
+    path, exif = tmp_path / "photo.png", Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(path, exif=exif)
+    expected, likely, details = segmenter(image), segmenter.classify(image), segmenter.details(image)
+    with Image.open(path) as opened:
+        results = [segmenter(path), segmenter(path.read_bytes()), segmenter(opened), *segmenter([path, opened])]
+        results += [*segmenter.iter(tmp_path), segmenter(segmenter(path).image)]
+        for source in (path, opened, results[0].image):
+            assert segmenter.classify(source) == pytest.approx(likely, abs=BATCHED)
+            np.testing.assert_array_equal(segmenter.details(source).group_maps[0], details.group_maps[0])
+    for result in results:
+        same(result, expected)
+        np.testing.assert_array_equal(np.asarray(result.image), np.asarray(image))
+
+
 def test_pictures_together_are_the_pictures_one_by_one(segmenter):
     pictures = [picture(0), picture(1, (40, 60)), picture(2)]
     for result, image in zip(segmenter(pictures), pictures, strict=True):

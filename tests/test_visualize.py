@@ -405,8 +405,10 @@ def test_details_need_labels(checkpoint):
 
 def test_segment_writes_the_pictures_asked_for(checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for i in range(2):
-        blocks(seed=i).save(f"p{i}.png")
+    blocks(seed=0).save("p0.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # held upright: stored a quarter turn to the left
+    blocks(seed=1).transpose(Image.Transpose.ROTATE_90).save("p1.png", exif=exif)
     base = ["segment", "p0.png", "p1.png", "--model", str(checkpoint), "--labels", "cat, dog", "--device", "cpu"]
     assert cli.main([*base, "--show", " similarity,pred ,first_group,pred", "--sheet", "--out", "out"]) == 0
     written = {file.name for file in (tmp_path / "out").iterdir()}
@@ -415,7 +417,7 @@ def test_segment_writes_the_pictures_asked_for(checkpoint, tmp_path, monkeypatch
     assert written == kinds | {"contact_sheet.png"}
     segmenter = segmenter_of("torch", checkpoint)
     segmenter.set_labels("cat, dog")
-    result, details = segmenter("p1.png"), segmenter.details("p1.png")
+    result, details = segmenter(blocks(seed=1)), segmenter.details(blocks(seed=1))
     for mode in ("pred", "first_group", "similarity"):
         with Image.open(f"out/p1_{mode}.png") as picture:
             np.testing.assert_array_equal(picture, visualize.show(result, mode, details))
