@@ -107,7 +107,7 @@ def expand(names: Iterable[str]) -> list[Path]:
         if Path(name).is_dir():
             paths += images_in(name)
         elif has_magic(name) and not os.path.lexists(name):
-            paths += _matches(name)
+            paths += matching_files(name)
         else:
             paths.append(Path(name))
     return distinct(paths)
@@ -125,8 +125,12 @@ def _entry(path: Path) -> Path:
     return Path(os.path.realpath(path.parent), path.name)
 
 
-def _matches(pattern: str) -> list[Path]:
-    """The files that a pattern matches, by name, each real file once: under its own name where that is among them."""
+def matching_files(pattern: str) -> list[Path]:
+    """Returns the files that a pattern matches, by name, each real file once: under its own name where that is among them.
+
+    Raises:
+        InputError: there are none.
+    """
     files: dict[str, Path] = {}
     for path in sorted(path for path in _glob(Path(pattern)) if path.is_file()):
         real = os.path.realpath(path)

@@ -10,7 +10,7 @@ import os
 import posixpath
 import tarfile
 from collections.abc import Iterator
-from glob import glob, has_magic
+from glob import has_magic
 from itertools import islice
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol
@@ -19,6 +19,7 @@ from groupvit_common.data.settings import SourceSettings
 from groupvit_common.data.tables import FAULTS, read_table
 from groupvit_common.errors import InputError
 from groupvit_common.files import is_hidden
+from groupvit_common.image_files import matching_files
 from groupvit_common.images import image_suffixes
 
 _MOST_FILES = 1_000_000
@@ -100,7 +101,7 @@ def expand_files(pattern: str, what: str) -> list[str]:
         if has_magic(name) and not Path(name).exists():
             found = _matching(name)
             if not found:
-                raise InputError(f"no file matches {name}")
+                raise InputError(f"no file matches {name}, but for hidden ones")
             files += found
         elif Path(name).is_file():
             files.append(name)
@@ -116,11 +117,11 @@ def expand_files(pattern: str, what: str) -> list[str]:
 def _matching(pattern: str) -> list[str]:
     """The files of a pattern with wild cards, by name, each file once however many links lead to it; hidden ones only where it says so."""
     spelled = Path(pattern).parts
-    files: dict[str, str] = {}
-    for match in sorted(glob(pattern, recursive=True)):  # noqa: PTH207 (absolute)
-        if Path(match).is_file() and not any(is_hidden(part) for part in Path(match).parts if part not in spelled):
-            files.setdefault(os.path.realpath(match), match)
-    return list(files.values())
+    return sorted(
+        str(path)
+        for path in matching_files(pattern)
+        if not any(is_hidden(part) for part in path.parts if part not in spelled)
+    )
 
 
 def _braces(pattern: str) -> list[str]:
