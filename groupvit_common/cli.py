@@ -1021,14 +1021,22 @@ def _evaluate(options: argparse.Namespace) -> int:
             "dtype": options.dtype or "float32",
             **_weights_of(base.directory),
         }
+        code = OK
         for (data, settings, protocol), folder in zip(work, folders, strict=True):
             run = _Evaluation(options, data, settings, folder, {**about, "protocol": protocol}, here)
-            segmenter = settings.segmenter(base, options.batch_size)
-            if options.calibrate:
-                run.calibrate(segmenter)
-            else:
-                run.measure(segmenter, background_labels)
-    return OK
+            try:
+                segmenter = settings.segmenter(base, options.batch_size)
+                if options.calibrate:
+                    run.calibrate(segmenter)
+                else:
+                    run.measure(segmenter, background_labels)
+            except InputError as error:
+                # On all processes alike. The other sets are measured all the same.
+                if len(work) == 1:
+                    raise
+                terminal.error(f"{data.kind}: {error}")
+                code = SOME_FAILED
+    return code
 
 
 def _evaluation_folders(out: str | None, kinds: Sequence[str]) -> list[Path | None]:

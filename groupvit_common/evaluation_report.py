@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from groupvit_common.errors import printable
 from groupvit_common.evaluation import ClassificationResult, Counts, Point, SegmentationResult, best_point
-from groupvit_common.files import write_files, write_text
+from groupvit_common.files import unicode_json, write_files, write_text
 
 RESULTS = "results.json"
 CONFUSION_CSV = "confusion.csv"
@@ -69,7 +68,7 @@ def write_calibration(curve: Sequence[Point], about: Mapping[str, Any], folder: 
 
 
 def _json(record: Mapping[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False, indent=2) + "\n"
+    return unicode_json(record, indent=2) + "\n"
 
 
 def _finite(value: Any) -> Any:

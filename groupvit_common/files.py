@@ -93,12 +93,13 @@ def read_json(path: Path, limit: int = TEXT_BYTES) -> dict[str, Any]:
     return parse_json(read_bytes(path, limit), path)
 
 
-def parse_json(text: bytes | str, source: object) -> dict[str, Any]:
+def parse_json(text: bytes | str, source: object, *, has_names: bool = False) -> dict[str, Any]:
     """Returns the JSON object that a text is.
 
     Args:
         text: UTF-8, with or without a byte order mark.
         source: the file, for messages.
+        has_names: names of files may be in it, which need not be Unicode (`unicode_json`).
 
     Raises:
         CheckpointError: no JSON, no object, nested too deeply, a number that is not finite or too long, a text that is no Unicode.
@@ -111,7 +112,7 @@ def parse_json(text: bytes | str, source: object) -> dict[str, Any]:
             raw.decode("utf-8-sig"), parse_constant=_refuse_constant, parse_float=_finite, parse_int=whole
         )
         _check_depth(content)
-        if _SURROGATE.search(raw):
+        if not has_names and _SURROGATE.search(raw):
             json.dumps(content, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise CheckpointError(f"{source} cannot be used: a text in it has half of a surrogate pair") from error

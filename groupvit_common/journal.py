@@ -5,7 +5,6 @@ Journals that were begun before lines had checksums are read as well; each line 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import zlib
@@ -16,7 +15,7 @@ from typing import Any
 from groupvit_common.data.classification_sets import ClassificationSet
 from groupvit_common.data.segmentation_sets import SegmentationSet
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.files import parse_json, read_bytes
+from groupvit_common.files import parse_json, read_bytes, unicode_json
 
 JOURNAL = "journal-{}.jsonl"
 BEST = 5
@@ -33,7 +32,7 @@ Fault = Callable[[Mapping[str, Any]], str]
 
 def line_of(record: Mapping[str, Any]) -> str:
     """Returns a record as a line, its checksum last."""
-    text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+    text = unicode_json(record, separators=(",", ":"))
     return f'{text[:-1]},"crc":"{zlib.crc32(text.encode()):08x}"}}'
 
 
@@ -83,7 +82,7 @@ def _record(path: Path, number: int, line: bytes, checked: bool, fault: Fault) -
         elif found is not None and found[1] != f"{zlib.crc32(text):08x}".encode():
             wrong = "its checksum differs"
         else:
-            record = parse_json(text, "it")
+            record = parse_json(text, "it", has_names=True)
             wrong = fault(record)
             if not wrong:
                 return record

@@ -6,7 +6,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 # What TensorFlow writes while it is imported and looks for GPUs, before any setting can reach its logger: information, and
 # that there is no CUDA on a machine without it.
@@ -40,22 +40,26 @@ def tensorflow_start_up() -> Iterator[None]:
         yield
         return
     try:
-        kept = os.dup(2)
-    except OSError:  # no standard error stream at all
+        kept, aside = os.dup(2), tempfile.TemporaryFile()  # noqa: SIM115 (closed below)
+    except OSError:  # no standard error stream at all, or no room for a file
         yield
         return
-    try:
-        with tempfile.TemporaryFile() as aside:
-            sys.stderr.flush()
-            os.dup2(aside.fileno(), 2)
-            try:
-                yield
-            finally:
-                sys.stderr.flush()
-                os.dup2(kept, 2)
-                aside.seek(0)
-                for line in aside:
-                    if not _TENSORFLOW_NOISE.match(line):
+    with aside:
+        _flush_stderr()
+        os.dup2(aside.fileno(), 2)
+        try:
+            yield
+        finally:
+            _flush_stderr()
+            os.dup2(kept, 2)
+            os.close(kept)
+            aside.seek(0)
+            for line in aside:
+                if not _TENSORFLOW_NOISE.match(line):
+                    with suppress(OSError):  # closed, full: nowhere is left to say so
                         os.write(2, line)
-    finally:
-        os.close(kept)
+
+
+def _flush_stderr() -> None:
+    with suppress(AttributeError, OSError, ValueError):  # there may be none
+        sys.stderr.flush()

@@ -579,6 +579,30 @@ def test_the_command_measures_several_sets_and_calibrates(capsys, tmp_path):
     assert record["best"]["mean_iou"] == max(point["mean_iou"] for point in record["curve"])
 
 
+def test_one_set_that_cannot_be_measured_ends_no_others(capsys, checkpoint, folder, tmp_path):
+    """A set with a damaged image; one with a name that is not UTF-8, whose run is continued."""
+    sets = [shutil.copytree(folder, tmp_path / name) for name in ("bad", "good")]
+    damaged = sets[0] / "images" / "3.png"  # the first is looked at when the set is opened
+    damaged.write_bytes(damaged.read_bytes()[:-60])
+    for kind in ("images", "masks"):
+        try:
+            (sets[1] / kind / "0.png").rename(sets[1] / kind / "caf\udce9.png")
+        except (OSError, UnicodeError):
+            pytest.skip("this file system takes no such name")
+    out_dir = tmp_path / "out"
+    options = ["--data", *(f"folder:{path}" for path in sets), "--model", checkpoint, "--out", out_dir, "--json"]
+    records = []
+    for _ in range(2):
+        code, out, err = run_cli(capsys, *options)
+        assert code == 1
+        (line,) = err.splitlines()
+        assert line.startswith("groupvit: error: folder")
+        assert "3.png" in line
+        records.append(json.loads(out))
+    assert records[0]["images"] == records[1]["images"] == len(SIZES)
+    assert records[0]["mean_iou"] == records[1]["mean_iou"]
+
+
 def test_the_command_classifies(capsys, checkpoint, classes):
     code, out, _ = run_cli(capsys, "--data", f"imagenet:{classes}", "--model", checkpoint, "--backend", "torch")
     assert code == 0
