@@ -10,8 +10,8 @@ on the pooled image alone. Masks are measured zero-shot on held-out scenes. One 
 
 from __future__ import annotations
 
-import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +24,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from groupvit_common import terminal
+from groupvit_common.arguments import Parser
 from groupvit_common.data.segmentation_sets import open_sets
 from groupvit_common.evaluation import evaluate_segmentation
 from groupvit_common.recipe import Recipe, assigns_hard, get_recipe, learning_rate_at
@@ -166,7 +168,7 @@ def records(variant: str, recipe: Recipe) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Trains what is missing in the file of results, then prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="file of results, a JSON record a line; added to")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -223,4 +225,4 @@ def _spread(values: Sequence[float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(terminal.run(main))

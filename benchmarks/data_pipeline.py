@@ -12,6 +12,7 @@ import argparse
 import io
 import os
 import resource
+import sys
 import tarfile
 import tempfile
 import time
@@ -23,6 +24,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from groupvit_common import terminal
+from groupvit_common.arguments import Parser
 from groupvit_common.data.settings import DataSettings, SourceSettings
 from groupvit_common.data.stream import CaptionStream
 from groupvit_common.processor import GroupViTProcessor
@@ -40,7 +43,7 @@ SHARDS, EACH = 4, 2500
 
 def main() -> None:
     """Prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--shards", help="tar shards to read; made if not given")
     parser.add_argument(
         "--workers", type=int, nargs="+", default=[0, 1, 2, 4], help="numbers of worker processes to try"
@@ -157,4 +160,4 @@ def picture(rng: np.random.Generator) -> bytes:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(terminal.run(main))

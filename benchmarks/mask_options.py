@@ -10,9 +10,9 @@ as busy for one as for the other; CPU time is counted. Prints a Markdown table.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import math
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from groupvit_common import terminal
+from groupvit_common.arguments import Parser
 from groupvit_common.data.segmentation_sets import SegmentationSet, open_sets
 from groupvit_common.evaluation import protocol_settings
 from groupvit_common.metrics import confusion_matrix, mean_iou
@@ -154,7 +156,7 @@ def scenes_of(levels: Sequence[str], count: int, seed: str | None) -> dict[str, 
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--model", default="demo", help='a checkpoint of scenes, or "demo", the bundled one')
     parser.add_argument("--backend", default="torch", choices=("torch", "tf"))
     parser.add_argument("--scenes", type=int, default=60, metavar="N", help="of each level (default: %(default)s)")
@@ -184,4 +186,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(terminal.run(main))

@@ -34,6 +34,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from groupvit_common import terminal
+from groupvit_common.arguments import Parser
 from groupvit_common.data.stream import CaptionBatch
 from groupvit_common.errors import InputError
 from groupvit_common.postprocess import MAX_LOGIT_SCALE
@@ -351,7 +353,7 @@ _whole, _positive = _number(int, 0), _number(float, 0.0)
 
 def main() -> None:
     """Prints a table in Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--recipe", default="gcc-yfcc-30e", help="a named run or a TOML file (default: %(default)s)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="replace a setting")
     parser.add_argument("--batch", type=_whole, nargs="+", default=[256], help="batch sizes (default: 256)")
@@ -488,4 +490,4 @@ def row(case: Case, found: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(terminal.run(main))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
@@ -26,8 +27,8 @@ class Parser(argparse.ArgumentParser):
         self.files: str | None = None
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        if args is not None:
-            self._check_options(args)
+        args = sys.argv[1:] if args is None else args
+        self._check_options(args)
         found, rest = super().parse_known_args(args, namespace)
         rest = [argument for argument in rest if argument != "--"]
         if rest and self.files is not None:

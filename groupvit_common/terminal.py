@@ -40,8 +40,8 @@ class Ended(BaseException):
         self.number = number
 
 
-def run(command: Callable[[], int]) -> int:
-    """Returns the exit code of a command: its own, or that of what went wrong, which is printed as one line.
+def run(command: Callable[[], int | None]) -> int:
+    """Returns the exit code of a command: its own, None being none, or that of what went wrong, which is printed as one line.
 
     `SystemExit` passes, with the code of lost output where it had none, and is raised when the system asks the process to end.
     """
@@ -49,7 +49,7 @@ def run(command: Callable[[], int]) -> int:
     code = OK
     with console(), _ended_by_signals():
         try:
-            code = command()
+            code = command() or OK
         except SystemExit as stop:
             ended = stop
         except KeyboardInterrupt:
