@@ -13,7 +13,7 @@ Neither torch nor TensorFlow is needed for any of them; HDF5 takes h5py.
 import io
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -198,10 +198,6 @@ def _joined(path: Path, form: Format, files: tuple[Path, ...], choice: Choice | 
         twice = [name for name in piece.tensors if name in found]
         if twice:
             raise CheckpointError(f"{file} holds {escaped(twice[0])}, which another file of this checkpoint holds too")
-        # No model's; and every message may hold names.
-        odd = [name for name in piece.tensors if len(name) > _MAX_NAME or not name.isprintable()]
-        if odd:
-            raise CheckpointError(f"{file} holds no state dict: a tensor cannot be called {shown(odd[0])}")
         found |= piece.tensors
         pieces_of |= dict.fromkeys(piece.tensors, piece)
         homes |= dict.fromkeys(piece.tensors, file)
@@ -397,12 +393,20 @@ def _tensor_names(state: Mapping[Any, Any]) -> list[str]:
     ]
 
 
+def _check_names(names: Iterable[str], path: Path) -> None:
+    """Refuses names that are no tensor's: every message may hold names."""
+    odd = next((name for name in names if len(name) > _MAX_NAME or not name.isprintable()), None)
+    if odd is not None:
+        raise CheckpointError(f"{path} holds no state dict: a tensor cannot be called {shown(odd)}")
+
+
 def _torch_piece(file: TorchFile, states: Mapping[tuple[str, ...], dict[Any, Any]], at: tuple[str, ...]) -> _Piece:
     """The tensors of one of a file's state dicts."""
     state = states[at]
     records = {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
     tensors = {name: Info(record.shape, record.dtype) for name, record in records.items()}
     tensors |= {name: Info((), other_tensor(state[name]) or "") for name in _tensor_names(state) if name not in records}
+    _check_names(tensors, file.path)
     limit = claimed_bytes(file.path)
     claimed = sum(file.cost(record) for record in records.values())
     if claimed > limit:
@@ -536,6 +540,7 @@ def _open_hdf5(path: Path, opener: Callable[[], Any]) -> tuple[_Piece, Format, G
             if name in infos:
                 raise CheckpointError(f"{path} holds {escaped(name, 80)} twice, at {places[name]} and {place}")
             infos[name], places[name] = info, place
+        _check_names(infos, path)
         if total > size:
             raise CheckpointError(f"{path} is damaged: its tensors would have {total} bytes, and the file has {size}")
         # What a format has no place for is kept in attributes, which other readers do not mind.
