@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.files import list_files, parse_json, read_json
+from groupvit_common.files import WEIGHTS_FILE, has_file, json_text, list_files, parse_json, read_json
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -33,6 +33,8 @@ _BITS = {
 }
 # What transformers knows PyTorch's layout by.
 PYTORCH_METADATA = {"format": "pt"}
+# In the metadata of a save's index and shards: which save they belong to. Files of other programs have none.
+SAVE_ID = "save_id"
 
 # NumPy's names of the dtypes that models use, widest first.
 _ARRAY_DTYPES = {
@@ -47,8 +49,8 @@ _ARRAY_DTYPES = {
     "U8": "uint8",
 }
 _STORED_AS = {name: stored for stored, name in _ARRAY_DTYPES.items()}
-# The safetensors library's own limit; a length beyond it is never a header.
-_MAX_HEADER_BYTES = 100_000_000
+# Some 60,000 tensors, a hundred times those of the largest model; the library's own limit of 100 MB costs gigabytes of memory.
+_MAX_HEADER_BYTES = 8 << 20
 
 # What other files begin with that end up under the name of a weights file.
 _IMPOSTORS: tuple[tuple[bytes, str], ...] = (
@@ -65,7 +67,6 @@ _FOREIGN_FILES = {
     "tf_model.h5": "TensorFlow",
     "flax_model.msgpack": "Flax",
 }
-_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 # Tensors that some files have and the model does not need: transformers before 4.31 stored the positions 0, 1, 2...;
 # the multi-label temperature belongs to training.
@@ -116,7 +117,10 @@ def read_header(path: Path) -> Header:
             _refuse_impostor(path, size, start)
             length = int.from_bytes(start[:8], "little")
             if length > _MAX_HEADER_BYTES:
-                raise CheckpointError(f"{path} is not a safetensors file: its header would be {length} bytes long")
+                raise CheckpointError(
+                    f"{path} is not a safetensors file of a model: its header would be {length} bytes long, and "
+                    f"{_MAX_HEADER_BYTES} are the most that is read"
+                )
             if 8 + length > size:
                 raise CheckpointError(
                     f"{path} is truncated or not a safetensors file: it announces a header of {length} bytes "
@@ -232,52 +236,66 @@ def read_index(path: Path) -> dict[str, str]:
     Raises:
         CheckpointError: the index cannot be read, or names a shard outside its own directory.
     """
+    return _read_index(path)[0]
+
+
+def _read_index(path: Path) -> tuple[dict[str, str], str | None]:
+    """The index, and the save that it belongs to, if it says so."""
     content = read_json(path)
-    weight_map = content.get("weight_map")
+    weight_map, metadata = content.get("weight_map"), content.get("metadata")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path} is no index of shards: it has no weight_map")
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not re.fullmatch(r"[^/\\:\x00]+\.safetensors", shard):
+        if not isinstance(shard, str) or not re.fullmatch(r"[^/\\:\x00-\x1f]{1,200}\.safetensors", shard):
             raise CheckpointError(
-                f"{path} puts tensor {name!r} into {shard!r}; a shard is a .safetensors file beside the index"
+                f"{path} puts tensor {name[:80]!r} into {str(shard)[:80]!r}; a shard is a .safetensors file beside the index"
             )
-    return weight_map
+    save = metadata.get(SAVE_ID) if isinstance(metadata, dict) else None
+    return weight_map, save if isinstance(save, str) else None
 
 
 def find_weights(directory: Path) -> Weights:
     """The weights in `directory`: `model.safetensors`, else the shards of `model.safetensors.index.json`.
 
-    Headers are read and checked, the index against them; no tensor is read.
+    Headers are read and checked, the index against them; no tensor is read. Hold the directory with `files.reading` until the
+    tensors are read too, where somebody may be saving into it.
 
     Raises:
-        CheckpointError: no weights, a missing shard, a tensor that is not where the index says, a damaged file, or a file in
-            another framework's layout.
+        CheckpointError: no weights, a missing shard, a tensor that is not where the index says, shards of different saves, a
+            damaged file, or a file in another framework's layout.
     """
     single, index = directory / WEIGHTS_NAME, directory / WEIGHTS_INDEX_NAME
-    if single.exists() or single.is_symlink():
+    if os.path.lexists(single):
         header = _read_pytorch_header(single)
         return Weights(header.tensors, {single: list(header.tensors)})
-    if not index.is_file():
+    if not os.path.lexists(index):
         raise missing_files(directory, [WEIGHTS_NAME], list_files(directory))
-    weight_map = read_index(index)
-    missing = sorted({shard for shard in weight_map.values() if not (directory / shard).is_file()})
+    weight_map, save = _read_index(index)
+    missing = sorted({shard for shard in weight_map.values() if not has_file(directory, shard)})
     if missing:
         raise CheckpointError(
-            f"{directory} lacks {len(missing)} of the shards that {WEIGHTS_INDEX_NAME} names: {_some(missing)}"
+            f"{directory} lacks {len(missing)} of the shards that {WEIGHTS_INDEX_NAME} names: {some(missing)}"
         )
     tensors: dict[str, TensorInfo] = {}
     files: dict[Path, list[str]] = {}
+    saves = {save}
     for shard in sorted(set(weight_map.values())):
         path = directory / shard
         header = _read_pytorch_header(path)
+        saves.add(header.metadata.get(SAVE_ID))
         files[path] = [name for name, where in weight_map.items() if where == shard]
         absent = [name for name in files[path] if name not in header.tensors]
         if absent:
             raise CheckpointError(
-                f"{path} lacks {len(absent)} tensors that {WEIGHTS_INDEX_NAME} puts there: {_some(absent)}; "
+                f"{path} lacks {len(absent)} tensors that {WEIGHTS_INDEX_NAME} puts there: {some(absent)}; "
                 "the index and the shards belong to different checkpoints"
             )
         tensors |= {name: header.tensors[name] for name in files[path]}
+    if len(saves) > 1:
+        raise CheckpointError(
+            f"{directory} holds {WEIGHTS_INDEX_NAME} and shards of different saves, which are different models: copy or save all "
+            "of one again"
+        )
     return Weights(tensors, files)
 
 
@@ -296,7 +314,7 @@ def _read_pytorch_header(path: Path) -> Header:
 def missing_files(where: object, wanted: Sequence[str], present: Iterable[str]) -> CheckpointError:
     """The error for a directory or repository `where` that has none of the files `wanted`, but those `present`."""
     present = sorted(present)
-    message = f"{where} has no {' or '.join(wanted)}; it has " + (_some(present, 12) if present else "no files")
+    message = f"{where} has no {' or '.join(wanted)}; it has " + (some(present, 12) if present else "no files")
     if WEIGHTS_NAME in wanted:
         foreign = [f"{name} ({meaning})" for name, meaning in _FOREIGN_FILES.items() if name in present]
         if foreign:
@@ -307,7 +325,8 @@ def missing_files(where: object, wanted: Sequence[str], present: Iterable[str]) 
     return CheckpointError(message)
 
 
-def _some(names: Sequence[str], limit: int = _LISTED) -> str:
+def some(names: Sequence[str], limit: int = _LISTED) -> str:
+    """The first few of some names, and how many there are besides, for a message."""
     more = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
 
@@ -350,7 +369,7 @@ def compare_tensors(
     if not missing and not unexpected and not mismatched:
         return [name for name in expected if name in found]
     problems = [
-        f"{len(names)} {kind}: {_some(names)}"
+        f"{len(names)} {kind}: {some(names)}"
         for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched))
         if names
     ]
@@ -396,7 +415,7 @@ class Shard(NamedTuple):
 
 
 def plan_shards(
-    sizes: Mapping[str, int], max_shard_size: int | str = "5GB", weights_name: str = WEIGHTS_NAME
+    sizes: Mapping[str, int], max_shard_size: int | str = "5GB", weights_name: str = WEIGHTS_NAME, mark: str = ""
 ) -> list[Shard]:
     """Spreads tensors over files of at most `max_shard_size`, in order; a larger tensor gets a file of its own.
 
@@ -404,6 +423,7 @@ def plan_shards(
         sizes: name -> bytes.
         max_shard_size: bytes, or a text such as "5GB" or "200MB" (powers of 1000; "GiB" of 1024).
         weights_name: of the one file.
+        mark: in the names of shards, where those without one are taken.
 
     Returns:
         `weights_name` alone if one file is enough, else shards under transformers' names.
@@ -420,6 +440,7 @@ def plan_shards(
     if len(groups) == 1:
         return [Shard(weights_name, groups[0])]
     stem, _, suffix = weights_name.rpartition(".")
+    stem = f"{stem}-{mark}" if mark else stem
     return [
         Shard(f"{stem}-{number:05d}-of-{len(groups):05d}.{suffix}", names) for number, names in enumerate(groups, 1)
     ]
@@ -439,16 +460,17 @@ def parse_size(size: int | str) -> int:
     return number
 
 
-def index_text(shards: Sequence[Shard], total_size: int) -> str:
+def index_text(shards: Sequence[Shard], total_size: int, save_id: str | None = None) -> str:
     """The JSON text of an index, such as `model.safetensors.index.json`; `total_size` is the bytes of all tensors."""
     weight_map = {name: shard.file_name for shard in shards for name in shard.tensors}
-    return (
-        json.dumps({"metadata": {"total_size": total_size}, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n"
-    )
+    metadata: dict[str, Any] = {"total_size": total_size} | ({} if save_id is None else {SAVE_ID: save_id})
+    return json_text({"metadata": metadata, "weight_map": weight_map})
 
 
 def array_info(shape: Iterable[int], dtype: str) -> TensorInfo:
-    """How a tensor of NumPy's dtype name ("float32", "bfloat16", "int64", ...) is stored."""
+    """How a tensor of NumPy's dtype name ("float32", "bfloat16", "int64", ...) is stored. Raises `InputError` for others."""
+    if dtype not in _STORED_AS:
+        raise InputError(f"a tensor of dtype {dtype} cannot be saved; {', '.join(_STORED_AS)} can")
     return TensorInfo(tuple(shape), _STORED_AS[dtype])
 
 
@@ -467,7 +489,7 @@ def write_arrays(
 
     Args:
         tensors: name -> shape and dtype.
-        value: name -> the array, of that shape and dtype.
+        value: name -> the array, of that shape and dtype or as its bytes.
         metadata: the file's; by it transformers knows whose layout the tensors have.
     """
     # Widest dtypes first, so that every tensor starts at a multiple of its element's size; then by name. As the library does.
@@ -487,11 +509,16 @@ def write_arrays(
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
-            array = value(name)
-            assert array_info(array.shape, array.dtype.name) == tensors[name], name
-            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            content = bytes_of(value(name))
+            assert content.nbytes == stored_bytes(tensors[name]), name
+            file.write(content.data)
+
+
+def bytes_of(array: np.ndarray) -> np.ndarray:
+    """The bytes of an array as they are stored."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def is_weights_file(name: str) -> bool:
     """Whether a file of this name is part of a checkpoint's weights."""
-    return name in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME) or _SHARD.fullmatch(name) is not None
+    return WEIGHTS_FILE.fullmatch(name) is not None

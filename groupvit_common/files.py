@@ -2,23 +2,43 @@
 
 What lies on a disk may be anything: a device, a pipe, a gigabyte of brackets, a number of five thousand digits. What is read
 here is a regular file of bounded size, and JSON of bounded depth whose numbers are finite and whose texts can be written again.
+
+What is saved is the old set of files or the new one, whole, whenever its writer is killed and whoever reads meanwhile:
+
+    DIR/.groupvit-1b2c3d4e.tmp/   the new files while they are written; its writer holds a lock on it (`flock`)
+    DIR/.groupvit-commit/         the same folder, renamed when all of it is on the disk: from here on the new set is the valid one
+    DIR/config.json, ...          the files are moved to their places, and the folder disappears
+
+Whoever reads or writes next finishes the moves of a writer that was killed among them (`settle`), or, without the right to write,
+reads through them (`reading`); readers hold a shared lock on DIR, moves an exclusive one. Folders of dead writers are removed by the
+next save. Without locks (Windows, some network drives) a killed save is still whole; only readers at that very moment are not kept apart.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import math
 import os
 import re
 import secrets
+import shutil
 import stat
+import tempfile
+import time
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from groupvit_common.errors import CheckpointError, InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 TEXT_BYTES = 64 << 20
 """Bound of a text file: a tokenizer of a quarter of a million entries takes 17 MB."""
@@ -161,61 +181,272 @@ def _check_depth(content: object) -> None:
 
 # -- writing --------------------------------------------------------------------------------------------------------------
 
+WEIGHTS_FILE = re.compile(r"model\.safetensors(\.index\.json)?|model(-[0-9a-f]{8})?-\d{5}-of-\d{5}\.safetensors")
+"""Names of the files that a model's weights are saved in, here and by transformers."""
+
+# Files of which a save leaves its own only. A folder that waits to be settled says which by name.
+_FAMILIES = {"weights": WEIGHTS_FILE}
+
+_COMMIT = ".groupvit-commit"
+_MANIFEST = ".manifest.json"
+_STAGING = re.compile(r"\.groupvit-[0-9a-f]{8}\.tmp")
+# Longer than any model takes to be read: a reader that holds its lock longer was stopped, and nobody waits for it.
+_PATIENCE_SECONDS = 300.0
+
 
 def write_text(path: Path, text: str) -> None:
     """Writes a UTF-8 text: a writer for `write_files`."""
-    path.write_text(text, encoding="utf-8")
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
 
 
 def json_text(content: Mapping[str, Any]) -> str:
-    """Returns a JSON object as text, indented and with sorted keys, as transformers writes it."""
-    return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    """Returns a JSON object as text, indented and with sorted keys, as transformers writes it.
+
+    Raises:
+        InputError: a number in it is not finite, which JSON does not know.
+    """
+    try:
+        return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    except ValueError as error:
+        raise InputError("a number that is not finite (NaN or infinite) cannot be saved as JSON") from error
 
 
 def write_files(
-    directory: Path, writers: Mapping[str, Callable[[Path], None]], *, obsolete: Callable[[str], bool] | None = None
-) -> None:
-    """Puts files into a directory, all or none.
+    directory: Path, writers: Mapping[str, Callable[[Path], None]], *, family: str | None = None
+) -> list[Path]:
+    """Puts files into a directory, all or none, whenever the process is killed.
 
-    Each writer gets a temporary path beside its final one. When all have succeeded and the bytes are on the disk, the files are
-    renamed, in the order of `writers`; until then what was there before is untouched. Links are replaced, not written through.
+    Each writer gets a path of the final name in a hidden folder. When all have succeeded and the bytes are on the disk, that
+    folder becomes the valid set at once, and its files are moved to their places, in the order of `writers`; until then what was
+    there before is untouched. Links are replaced, not written through. Of two that save at the same time the last wins, whole.
 
     Args:
+        directory: made if need be. It must not be held by `reading` of the same thread.
         writers: file name -> what writes the file at the path that it is given.
-        obsolete: which other files, by name, an earlier save left that this one takes the place of; they are removed afterwards.
+        family: "weights": other weights files, which an earlier save left, are removed.
+
+    Returns:
+        The paths of the files.
 
     Raises:
         CheckpointError: the directory or a file cannot be written.
-        InputError: `directory` is a file.
+        InputError: `directory` is a file, or there is a folder where a file is to be.
     """
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"{directory} is a file; expected the path of a directory")
-    temporary: dict[str, Path] = {}
     try:
+        if directory.exists() and not directory.is_dir():
+            raise InputError(f"{directory} is a file; expected the path of a directory")
         directory.mkdir(parents=True, exist_ok=True)
-        for name, write in writers.items():
-            # A hidden name that no reader takes for a part of the checkpoint.
-            temporary[name] = directory / f".{name}.{secrets.token_hex(4)}.tmp"
-            # Made here for the usual permissions: some writers, safetensors among them, make files that nobody else may read.
-            temporary[name].touch(exist_ok=False)
-            mode = temporary[name].stat().st_mode
-            write(temporary[name])
-            temporary[name].chmod(mode)
-            flush(temporary[name])
-        for name, path in temporary.items():
-            path.replace(directory / name)
-        if obsolete is not None:
-            for name in list_files(directory):
-                if name not in writers and obsolete(name):
-                    (directory / name).unlink()
-        flush(directory)
-    except CheckpointError:
+        for name in writers:
+            if _is_folder(directory / name):
+                raise InputError(f"{directory / name} is a folder; a file of this name is to be saved there")
+        _remove_dead(directory)
+        with _staging(directory) as folder:
+            for name, write in writers.items():
+                # Made here for the usual permissions: some writers, safetensors among them, make files that nobody else may read.
+                (folder / name).touch(exist_ok=False)
+                mode = (folder / name).stat().st_mode
+                write(folder / name)
+                (folder / name).chmod(mode)
+                flush(folder / name)
+            write_text(folder / _MANIFEST, json_text({"files": list(writers), "family": family}))
+            flush(folder / _MANIFEST)
+            flush(folder)
+            _commit(folder, directory)
+            settle(directory)
+    except (CheckpointError, InputError):
         raise
-    except OSError as error:
-        raise CheckpointError(f"{directory} cannot be written: {error.strerror or error}") from error
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # ValueError: a text or a name that is no Unicode, a name with a null character
+        raise CheckpointError(f"{directory} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+    return [directory / name for name in writers]
+
+
+def write_file(path: Path, write: Callable[[Path], None]) -> Path:
+    """Puts one file into its place as `write_files` does; returns its path."""
+    return write_files(path.parent, {path.name: write})[0]
+
+
+@contextlib.contextmanager
+def _staging(directory: Path) -> Iterator[Path]:
+    """A new hidden folder in `directory`, locked for as long as its writer lives; removed in the end unless it was renamed."""
+    while True:
+        folder = directory / f".groupvit-{secrets.token_hex(4)}.tmp"
+        folder.mkdir()
+        with _locked(folder, exclusive=True, seconds=0) as held:
+            # Whoever removes dead folders may have seen this one before it was locked.
+            if held is False or not _is_folder(folder):
+                continue
+            try:
+                yield folder
+            finally:
+                if _is_folder(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
+            return
+
+
+def _remove_dead(directory: Path) -> None:
+    """Removes what killed writers left. Without locks nobody can tell, and it stays."""
+    for path in directory.iterdir():
+        if _STAGING.fullmatch(path.name) and _is_folder(path):
+            with contextlib.suppress(OSError), _locked(path, exclusive=True, seconds=0) as held:
+                if held:
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+def _commit(folder: Path, directory: Path) -> None:
+    """Makes the files in `folder` the valid ones."""
+    while True:
+        settle(directory)
+        try:
+            folder.rename(directory / _COMMIT)
+        except OSError as error:
+            # Another's, between the two lines.
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) and not _is_folder(directory / _COMMIT):
+                raise
+        else:
+            flush(directory)
+            return
+
+
+def settle(directory: Path) -> None:
+    """Finishes a save whose writer was killed while it moved the files to their places. Almost always there is none.
+
+    Raises:
+        OSError: it cannot be finished here: no right to write.
+        CheckpointError: what lies there is not of this package.
+    """
+    if _is_folder(directory / _COMMIT):
+        with _locked(directory, exclusive=True):
+            # Another process may have been faster.
+            if _is_folder(directory / _COMMIT):
+                _move(directory)
+
+
+def _move(directory: Path) -> None:
+    commit = directory / _COMMIT
+    if (commit / _MANIFEST).is_file():
+        files, family = _pending(directory)
+        for name in files:
+            with contextlib.suppress(FileNotFoundError):  # moved before the writer was killed
+                (commit / name).replace(directory / name)
+        for name in _superseded(directory, files, family):
+            (directory / name).unlink(missing_ok=True)
+        flush(directory)
+        # Without it there is nothing left to be done but to remove the folder.
+        (commit / _MANIFEST).unlink()
+    shutil.rmtree(commit, ignore_errors=True)
+
+
+def _pending(directory: Path) -> tuple[list[str], str | None]:
+    """The files of a save that is to be finished, and the family that they take the place of."""
+    content = read_json(directory / _COMMIT / _MANIFEST)
+    files, family = content.get("files"), content.get("family")
+    if isinstance(files, list) and (family is None or (isinstance(family, str) and family in _FAMILIES)):
+        names = [
+            name for name in files if isinstance(name, str) and Path(name).name == name and name not in ("..", _COMMIT)
+        ]
+        if len(names) == len(files):
+            return names, family
+    raise CheckpointError(
+        f"{directory / _COMMIT} is not what a save of this package leaves: remove it, or fetch all again"
+    )
+
+
+def _superseded(directory: Path, files: list[str], family: str | None) -> list[str]:
+    if family is None:
+        return []
+    names = (path.name for path in directory.iterdir() if not _is_folder(path))
+    return [name for name in names if name not in files and _FAMILIES[family].fullmatch(name)]
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether there is a folder, and no link to one."""
+    return os.path.isdir(path) and not os.path.islink(path)  # noqa: PTH112, PTH114
+
+
+@contextlib.contextmanager
+def reading(directory: Path) -> Iterator[Path]:
+    """Keeps the files of a directory as they are while several are read, so that they belong together.
+
+    Yields:
+        The directory to read from: this one, or where a killed save in it cannot be finished here (no right to write), a temporary
+        one of links to the files as they would be.
+    """
+    while True:
+        try:
+            settle(directory)
+        except OSError as error:
+            if isinstance(error, CheckpointError):
+                raise
+            with tempfile.TemporaryDirectory() as view:
+                _link(directory, Path(view))
+                yield Path(view)
+            return
+        with _locked(directory, exclusive=False):
+            # A save may have come to its end since then: its moves wait for this lock, and whoever comes next makes them first.
+            if not _is_folder(directory / _COMMIT):
+                yield directory
+                return
+
+
+def _link(directory: Path, view: Path) -> None:
+    files, family = _pending(directory)
+    superseded = _superseded(directory, files, family)
+    for path in directory.resolve().iterdir():
+        if path.name not in (*files, *superseded) and not path.name.startswith(_COMMIT):
+            (view / path.name).symlink_to(path)
+    for name in files:
+        moved = directory.resolve() / name
+        waiting = directory.resolve() / _COMMIT / name
+        (view / name).symlink_to(waiting if waiting.exists() else moved)
+
+
+def has_file(directory: Path, name: str) -> bool:
+    """Returns whether a directory has a file, be it in a save that is still to be finished."""
+    # `os.path` calls a name that is too long, or one in a folder that may not be entered, missing, as it is to whoever asks.
+    return any(os.path.exists(folder / name) for folder in (directory, directory / _COMMIT))  # noqa: PTH110
+
+
+@contextlib.contextmanager
+def _locked(directory: Path, *, exclusive: bool, seconds: float = _PATIENCE_SECONDS) -> Iterator[bool | None]:
+    """Holds a lock on a directory, among processes and threads, if it can be had in `seconds`.
+
+    Yields:
+        Whether it is held; None where there are no locks, or the directory has just gone.
+    """
+    try:
+        descriptor = None if fcntl is None else os.open(directory, os.O_RDONLY)
+    except OSError:
+        descriptor = None
+    if fcntl is None or descriptor is None:
+        yield None
+        return
+    try:
+        yield _lock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, seconds)
     finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
+        # Said aloud: a process that was forked meanwhile has the descriptor too.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, kind: int, seconds: float) -> bool | None:
+    end, pause = time.monotonic() + seconds, 0.001
+    while True:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                return False
+        except OSError:  # a file system without locks
+            return None
+        else:
+            return True
+        time.sleep(pause)
+        pause = min(2 * pause, 0.05)
 
 
 def unicode_json(content: Any, **how: Any) -> str:

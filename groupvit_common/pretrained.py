@@ -3,11 +3,13 @@
 A backend's base class derives from `Pretrained` and adds what touches tensors.
 """
 
-import json
+import contextlib
+import hashlib
 import math
+import os
 import tempfile
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,17 +19,24 @@ import numpy as np
 from groupvit_common import hub
 from groupvit_common.checkpoint import (
     CONFIG_NAME,
+    PYTORCH_METADATA,
+    SAVE_ID,
     WEIGHTS_INDEX_NAME,
     WEIGHTS_NAME,
+    TensorInfo,
     Weights,
+    bytes_of,
     compare_tensors,
     find_weights,
     index_text,
-    is_weights_file,
     plan_shards,
+    some,
+    stored_bytes,
+    write_arrays,
 )
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.files import write_files, write_text
+from groupvit_common.files import json_text, reading, write_files, write_text
+from groupvit_common.parameters import manifest
 
 # Tensors of a full model that a tower's model does not have are the other parts'; a tower's own start with one of these.
 _TOWER_PREFIXES = ("text_model.", "vision_model.")
@@ -121,6 +130,25 @@ def checked_array(arrays: Mapping[str, np.ndarray], name: str, shape: tuple[int,
     return array
 
 
+def _remedy(missing: list[str], added: list[str]) -> str:
+    if any("parametrizations." in name or name.endswith(("_orig", "_mask", "_g", "_v")) for name in added):
+        return (
+            "undo weight normalisation, pruning or other parametrizations first "
+            "(torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.prune.remove)"
+        )
+    if any("lora" in name.lower() or "adapter" in name.lower() for name in added):
+        return "merge adapters into the weights first, or save them by themselves"
+    if any(name.endswith("_scale") or "packed_params" in name for name in added):
+        return "save the model before it is quantized"
+    if added and not missing:
+        return "take off what was added and save it by itself"
+    if added:
+        return "put back what was replaced, or save the whole with the framework's own functions"
+    return (
+        "set the configuration to the sizes that the tensors have, or save the whole with the framework's own functions"
+    )
+
+
 class Pretrained:
     """A model that is made from a configuration, and comes from and goes to a checkpoint directory or the hub."""
 
@@ -140,15 +168,18 @@ class Pretrained:
             )
 
     @classmethod
-    def _find(
+    @contextlib.contextmanager
+    def _opened(
         cls,
         name_or_path: str | Path,
         config: Any,
         keywords: Mapping[str, Any],
         only: Mapping[str, tuple[tuple[Any, ...], str]],
         **where: Any,
-    ) -> tuple[Any, Weights, Path]:
-        """The configuration, the weights' headers and the directory of a checkpoint.
+    ) -> Iterator[tuple[Any, Weights, Path]]:
+        """The configuration, the weights' headers and the directory of a checkpoint, which stay as they are within the block.
+
+        The weights are those of the configuration as far as it says, so that no model of another size need be made.
 
         Args:
             keywords: those of the caller that are left: settings of the configuration to replace, or transformers'.
@@ -162,12 +193,29 @@ class Pretrained:
             settings.pop(name, None)
         settings = {name: value for name, value in settings.items() if name not in _WITHOUT_EFFECT}
         needed = (WEIGHTS_NAME,) if config is not None else (CONFIG_NAME, WEIGHTS_NAME)
-        directory = hub.resolve(name_or_path, patterns=needed, required=needed, **where)
-        return cls._configuration(directory if config is None else config, settings), find_weights(directory), directory
+        if config is not None:
+            config = cls.config_class.from_pretrained(config) if isinstance(config, str | Path) else config
+            config = cls._configuration(config, settings)
+        with reading(hub.resolve(name_or_path, patterns=needed, required=needed, **where)) as directory:
+            if config is None:
+                config = cls._configuration(cls.config_class.from_json_file(directory / CONFIG_NAME), settings)
+            weights = find_weights(directory)
+            expected = cls._described(config)
+            sizes = {name: shape for name, (shape, dtype) in expected.items() if dtype in _DTYPES}
+            if any(name not in weights.tensors or weights.tensors[name].shape != sizes[name] for name in sizes):
+                check_weights(expected, weights, directory, cls.__name__)
+            yield config, weights, directory
+
+    @staticmethod
+    def _described(config: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+        """The tensors of a configuration: name -> shape and dtype."""
+        return {
+            parameter.name: (parameter.shape, "int64" if parameter.kind == "counter" else "float32")
+            for parameter in manifest(config).values()
+        }
 
     @classmethod
-    def _configuration(cls, source: Any, overrides: Mapping[str, Any]) -> Any:
-        config = cls.config_class.from_pretrained(source) if isinstance(source, str | Path) else source
+    def _configuration(cls, config: Any, overrides: Mapping[str, Any]) -> Any:
         settings = config.to_dict()
         unknown = [name for name in overrides if name not in settings]
         if unknown:
@@ -195,26 +243,79 @@ class Pretrained:
     def _save(
         self,
         directory: str | Path,
-        sizes: Mapping[str, int],
-        write: Callable[[list[str], Path], None],
+        tensors: Mapping[str, TensorInfo],
+        value: Callable[[str], np.ndarray],
         dtype: str,
         max_shard_size: int | str,
     ) -> None:
         """Writes `config.json` and the weights, all files or none.
 
         Args:
-            sizes: the tensors, name -> bytes.
-            write: writes the tensors of these names into a weights file.
+            tensors: name -> shape and dtype.
+            value: a tensor by its name, or its bytes.
             dtype: of the parameters, by name.
         """
+        directory, metadata = Path(directory), dict(PYTORCH_METADATA)
+        sizes = {name: stored_bytes(info) for name, info in tensors.items()}
         shards = plan_shards(sizes, max_shard_size)
-        writers: dict[str, Callable[[Path], None]] = {
-            shard.file_name: partial(write, shard.tensors) for shard in shards
-        }
+        index: dict[str, Callable[[Path], None]] = {}
         if len(shards) > 1:
-            writers[WEIGHTS_INDEX_NAME] = partial(write_text, text=index_text(shards, sum(sizes.values())))
-        writers[CONFIG_NAME] = partial(write_text, text=self._config_text(dtype))
-        write_files(Path(directory), writers, obsolete=is_weights_file)
+            # Of the values: a model saved twice gives the same files.
+            digest = hashlib.blake2b(digest_size=4)
+            for name in sizes:
+                digest.update(name.encode())
+                digest.update(bytes_of(value(name)).data)
+            metadata[SAVE_ID] = digest.hexdigest()
+            if any(os.path.lexists(directory / shard.file_name) for shard in shards):
+                # Names of its own: other programs too find the old shards or the new ones behind the index, at any moment.
+                shards = plan_shards(sizes, max_shard_size, mark=metadata[SAVE_ID])
+            text = index_text(shards, sum(sizes.values()), metadata[SAVE_ID])
+            index[WEIGHTS_INDEX_NAME] = partial(write_text, text=text)
+        weights = {
+            shard.file_name: partial(
+                write_arrays, tensors={name: tensors[name] for name in shard.tensors}, value=value, metadata=metadata
+            )
+            for shard in shards
+        }
+        configuration = {CONFIG_NAME: partial(write_text, text=self._config_text(dtype))}
+        write_files(directory, {**weights, **configuration, **index}, family="weights")
+
+    def _check_tensors(
+        self,
+        tensors: Mapping[str, tuple[tuple[int, ...], str]],
+        expected: Mapping[str, tuple[tuple[int, ...], str]],
+        not_finite: Callable[[str], bool],
+    ) -> None:
+        """Raises `InputError` for tensors that `from_pretrained` would refuse, or that no model can use.
+
+        Args:
+            tensors: to be saved: name -> shape and dtype.
+            expected: of a model of this class and configuration.
+            not_finite: whether a tensor, by name, holds NaN or infinite values.
+        """
+        missing = [name for name in expected if name not in tensors]
+        added = [name for name in tensors if name not in expected]
+        changed = [
+            f"{name} ({list(shape)} {dtype}, expected {list(expected[name][0])} {expected[name][1]})"
+            for name, (shape, dtype) in tensors.items()
+            if name in expected and (shape != expected[name][0] or (dtype in _DTYPES) != (expected[name][1] in _DTYPES))
+        ]
+        problems = [
+            f"{len(names)} {kind}: {some(names)}"
+            for kind, names in (("missing", missing), ("added", added), ("of another shape or type", changed))
+            if names
+        ]
+        if problems:
+            raise InputError(
+                f"this {type(self).__name__} cannot be saved, because its tensors are not those of its configuration "
+                f"({'; '.join(problems)}): {_remedy(missing, added)}"
+            )
+        bad = [name for name in tensors if not_finite(name)]
+        if bad:
+            raise InputError(
+                f"this {type(self).__name__} cannot be saved, because {len(bad)} of its tensors hold NaN or infinite values "
+                f"({some(bad)}): go back to weights from before they appeared"
+            )
 
     def _config_text(self, dtype: str) -> str:
         """`config.json` with what transformers wants to know besides: the class and the dtype."""
@@ -225,7 +326,7 @@ class Pretrained:
         settings.pop("dtype", None)
         settings["architectures"] = [next(known, type(self)).__name__]
         settings["torch_dtype"] = dtype
-        return json.dumps(settings, indent=2, sort_keys=True) + "\n"
+        return json_text(settings)
 
     def push_to_hub(
         self,

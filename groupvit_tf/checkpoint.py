@@ -13,7 +13,7 @@ from typing import Any, Self
 import keras
 import numpy as np
 
-from groupvit_common.checkpoint import Weights, array_info, compare_tensors, read_arrays, stored_bytes, write_arrays
+from groupvit_common.checkpoint import Weights, array_info, compare_tensors, read_arrays
 from groupvit_common.errors import InputError
 from groupvit_common.layout import canonical_axes, canonical_name, from_canonical, to_canonical
 from groupvit_common.pretrained import Pretrained, check_weights, checked_array, most_stored_dtype, wanted_dtype
@@ -106,7 +106,7 @@ class PreTrainedModel(Pretrained, Model):
             InputError: an argument that cannot be used.
         """
         policy = _policy(dtype if dtype is not None else torch_dtype)
-        config, weights, directory = cls._find(
+        opened = cls._opened(
             pretrained_model_name_or_path,
             config,
             overrides,
@@ -118,11 +118,11 @@ class PreTrainedModel(Pretrained, Model):
             local_files_only=local_files_only,
             force_download=force_download,
         )
-        with without_initial_values():
-            model = cls(config, dtype=policy or most_stored_dtype(weights, weights.tensors))
-        variables = canonical_variables(model)
-        expected = {name: (_shape(variable), _stored_dtype(variable)) for name, variable in variables.items()}
-        _load(variables, weights, check_weights(expected, weights, directory, cls.__name__))
+        with opened as (config, weights, directory):
+            with without_initial_values():
+                model = cls(config, dtype=policy or most_stored_dtype(weights, weights.tensors))
+            variables = canonical_variables(model)
+            _load(variables, weights, check_weights(_tensors(variables), weights, directory, cls.__name__))
         return model
 
     @classmethod
@@ -164,7 +164,7 @@ class PreTrainedModel(Pretrained, Model):
     ) -> None:
         """Writes `config.json` and the weights into a directory, which `groupvit_torch` and transformers read too.
 
-        All files are written before the first replaces an older one, so a save that fails leaves the old checkpoint.
+        The checkpoint in the directory is the old one or the new one, whole, whenever the process is killed.
 
         Args:
             save_directory: made if need be. Weights of an earlier save in it are removed.
@@ -178,7 +178,8 @@ class PreTrainedModel(Pretrained, Model):
 
         Raises:
             CheckpointError: the directory cannot be written, or the hub not reached.
-            InputError: an argument that cannot be used.
+            InputError: an argument that cannot be used; or variables that are not those of the configuration (added layers,
+                quantization, ...), or are not finite.
         """
         self._check_saving(safe_serialization, push_to_hub, push_options)
         if saved_model or signatures is not None:
@@ -186,11 +187,17 @@ class PreTrainedModel(Pretrained, Model):
         if not is_main_process:
             return
         variables = canonical_variables(self)
-        tensors = {name: array_info(_shape(variable), _stored_dtype(variable)) for name, variable in variables.items()}
-        if state_dict is not None:
-            expected = {name: _shape(variable) for name, variable in variables.items()}
-            given = {name: tuple(array.shape) for name, array in state_dict.items()}
-            compare_tensors(expected, given, source="state_dict", model=type(self).__name__)
+        if state_dict is None:
+            found = _tensors(variables)
+            self._check_tensors(found, self._expected(), lambda name: not_finite(variables[name]))
+            tensors = {name: array_info(shape, dtype) for name, (shape, dtype) in found.items()}
+        else:
+            compare_tensors(
+                {name: shape for name, (shape, _) in self._expected().items()},
+                {name: tuple(array.shape) for name, array in state_dict.items()},
+                source="state_dict",
+                model=type(self).__name__,
+            )
             tensors = {name: array_info(array.shape, array.dtype.name) for name, array in state_dict.items()}
 
         def value(name: str) -> np.ndarray:
@@ -200,16 +207,35 @@ class PreTrainedModel(Pretrained, Model):
             array = np.asarray(variable)
             return to_canonical(kind(variable), array.astype(np.int64) if array.dtype.kind == "i" else array)
 
-        def write(names: list[str], path: Path) -> None:
-            write_arrays(path, {name: tensors[name] for name in names}, value)
-
-        sizes = {name: stored_bytes(info) for name, info in tensors.items()}
-        self._save(save_directory, sizes, write, self.dtype, max_shard_size)
+        self._save(save_directory, tensors, value, self.dtype, max_shard_size)
         if push_to_hub:
             name = repo_id if repo_id is not None else Path(save_directory).resolve().name
             self.push_to_hub(name, token=token, max_shard_size=max_shard_size, **push_options)
 
+    def _expected(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """The tensors that `from_pretrained` will look for: name -> shape and dtype."""
+        if type(self).__module__.startswith("groupvit_tf."):
+            return self._described(self.config)
+        # A class of the user's own may have variables besides.
+        with without_initial_values():
+            return _tensors(canonical_variables(type(self)(self.config, dtype=self.dtype_policy)))
+
     # -- Keras's own files ------------------------------------------------------------------------------------------------
+
+    def save(self, filepath: Any, *args: Any, **options: Any) -> None:
+        """Writes a `.keras` or `.h5` file, as Keras does. Raises `InputError` if weights are not finite."""
+        self._check_finite()
+        super().save(filepath, *args, **options)
+
+    def save_weights(self, filepath: Any, *args: Any, **options: Any) -> None:
+        """Writes a `.weights.h5` file, as Keras does. Raises `InputError` if weights are not finite."""
+        self._check_finite()
+        super().save_weights(filepath, *args, **options)
+
+    def _check_finite(self) -> None:
+        variables = canonical_variables(self)
+        found = _tensors(variables)
+        self._check_tensors(found, found, lambda name: not_finite(variables[name]))
 
     def get_config(self) -> dict[str, Any]:
         """What `from_config` takes: the configuration, the dtype policy, and which layers are frozen."""
@@ -335,6 +361,17 @@ def _shape(variable: keras.Variable) -> tuple[int, ...]:
 def _stored_dtype(variable: keras.Variable) -> str:
     """In files: the variable's own, but PyTorch counts in int64."""
     return "int64" if variable.dtype.startswith("int") else str(variable.dtype)
+
+
+def _tensors(variables: Mapping[str, keras.Variable]) -> dict[str, tuple[tuple[int, ...], str]]:
+    """As in files: name -> shape and dtype."""
+    return {name: (_shape(variable), _stored_dtype(variable)) for name, variable in variables.items()}
+
+
+def not_finite(variable: keras.Variable) -> bool:
+    """Returns whether a variable holds NaN or infinite values."""
+    array = np.asarray(variable)
+    return "float" in array.dtype.name and not bool(np.isfinite(array).all())
 
 
 def _load(variables: Mapping[str, keras.Variable], weights: Weights, names: list[str]) -> None:

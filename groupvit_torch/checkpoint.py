@@ -5,18 +5,16 @@ all. What is read and written is safetensors; pickles are not touched.
 """
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from groupvit_common.checkpoint import PYTORCH_METADATA, Weights, compare_tensors
+from groupvit_common.checkpoint import Weights, array_info, compare_tensors
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.pretrained import Pretrained, check_weights, checked_array, most_stored_dtype, wanted_dtype
 
@@ -73,7 +71,7 @@ class PreTrainedModel(Pretrained, nn.Module):
         """
         read_as = _dtype(dtype if dtype is not None else torch_dtype)
         wanted_device = _device(device, device_map)
-        config, weights, directory = cls._find(
+        opened = cls._opened(
             pretrained_model_name_or_path,
             config,
             overrides,
@@ -85,12 +83,13 @@ class PreTrainedModel(Pretrained, nn.Module):
             local_files_only=local_files_only,
             force_download=force_download,
         )
-        # No storage and no initial values: every tensor is about to be replaced.
-        with torch.device("meta"), _NoInit():
-            model = cls(config)
-        expected = {name: (tuple(t.shape), _name(t.dtype)) for name, t in model.state_dict().items()}
-        names = check_weights(expected, weights, directory, cls.__name__)
-        model._assign(_read(weights, names, read_as, wanted_device))
+        with opened as (config, weights, directory):
+            # No storage and no initial values: every tensor is about to be replaced.
+            with torch.device("meta"), _NoInit():
+                model = cls(config)
+            names = check_weights(_tensors(model.state_dict()), weights, directory, cls.__name__)
+            tensors = _read(weights, names, read_as, wanted_device)
+        model._assign(tensors)
         return model.eval()
 
     @classmethod
@@ -144,12 +143,12 @@ class PreTrainedModel(Pretrained, nn.Module):
     ) -> None:
         """Writes `config.json` and the weights into a directory, which transformers reads too.
 
-        All files are written before the first replaces an older one, so a save that fails leaves the old checkpoint.
+        The checkpoint in the directory is the old one or the new one, whole, whenever the process is killed.
 
         Args:
             save_directory: made if need be. Weights of an earlier save in it are removed.
             is_main_process: False: nothing is written; for training in several processes.
-            state_dict: tensors to write instead of the model's own, under the same names.
+            state_dict: tensors to write instead of the model's own, under the names of the files.
             max_shard_size: bytes or "200MB": more than this is spread over several files with an index.
             safe_serialization: only True is possible: pickles are not written.
             push_to_hub: also send the files to the repository `repo_id` (the directory's name if None);
@@ -157,23 +156,40 @@ class PreTrainedModel(Pretrained, nn.Module):
 
         Raises:
             CheckpointError: the directory cannot be written, or the hub not reached.
-            InputError: an argument that cannot be used.
+            InputError: an argument that cannot be used; or tensors that are not those of the configuration (adapters, weight
+                normalisation, another head, ...), are not finite, or have no values.
         """
         self._check_saving(safe_serialization, push_to_hub, push_options)
         if not is_main_process:
             return
-        state = self.state_dict()
-        if state_dict is not None:
-            compare_tensors(_shapes(state), _shapes(state_dict), source="state_dict", model=type(self).__name__)
+        if state_dict is None:
+            state: dict[str, Tensor] = self.state_dict()
+        else:
+            compare_tensors(
+                {name: shape for name, (shape, _) in self._expected().items()},
+                {name: tuple(tensor.shape) for name, tensor in state_dict.items()},
+                source="state_dict",
+                model=type(self).__name__,
+            )
             state = dict(state_dict)
-        empty = [name for name, tensor in state.items() if tensor.is_meta]
+        empty = [name for name, tensor in state.items() if isinstance(tensor, Tensor) and tensor.is_meta]
         if empty:
             raise InputError(f"{empty[0]} is on the meta device and has no values to save")
-        sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in state.items()}
-        self._save(save_directory, sizes, partial(_write, state), _name(self.dtype), max_shard_size)
+        if state_dict is None:
+            self._check_tensors(_tensors(state), self._expected(), lambda name: not_finite(state[name]))
+        tensors = {name: array_info(shape, dtype) for name, (shape, dtype) in _tensors(state).items()}
+        self._save(save_directory, tensors, lambda name: _bytes(state[name]), _name(self.dtype), max_shard_size)
         if push_to_hub:
             name = repo_id if repo_id is not None else Path(save_directory).resolve().name
             self.push_to_hub(name, token=token, max_shard_size=max_shard_size, **push_options)
+
+    def _expected(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """The tensors that `from_pretrained` will look for: name -> shape and dtype."""
+        if type(self).__module__.startswith("groupvit_torch."):
+            return self._described(self.config)
+        # A class of the user's own may have tensors besides.
+        with torch.device("meta"), _NoInit():
+            return _tensors(type(self)(self.config).state_dict())
 
     # -- the rest of transformers' base class that code relies on ---------------------------------------------------------
 
@@ -246,17 +262,22 @@ def _tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(array.copy())
 
 
-def _write(state: Mapping[str, Tensor], names: list[str], path: Path) -> None:
-    # Copies: safetensors takes neither tensors that share memory nor strided ones.
-    tensors = {name: torch.clone(state[name].detach().cpu(), memory_format=torch.contiguous_format) for name in names}
-    try:
-        save_file(tensors, path, metadata=PYTORCH_METADATA)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path.parent} cannot be written: {error}") from error
+def not_finite(tensor: Tensor) -> bool:
+    """Returns whether a tensor holds NaN or infinite values."""
+    return tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
 
 
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+def _bytes(tensor: Tensor) -> np.ndarray:
+    """As they are stored; NumPy has no bfloat16."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def _tensors(state: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Name -> shape and dtype. What a quantized module keeps besides tensors has no shape, and its class for a dtype."""
+    return {
+        name: (tuple(value.shape), _name(value.dtype)) if isinstance(value, Tensor) else ((), type(value).__name__)
+        for name, value in state.items()
+    }
 
 
 def _dtype(value: torch.dtype | str | None) -> torch.dtype | None:
