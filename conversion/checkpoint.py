@@ -215,7 +215,7 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
     Raises:
         CheckpointError: there is no such repository or file, or the hub cannot be reached.
     """
-    path, text = Path(source), str(source)
+    path, text = hub.bundled(source) or Path(source), str(source)
     if not text:
         raise InputError("the source has no name: give a file, a directory or 'org/name' on the hub")
     match = _ON_HUB.fullmatch(text)

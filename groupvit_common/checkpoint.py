@@ -311,10 +311,16 @@ def _read_pytorch_header(path: Path) -> Header:
     return header
 
 
-def missing_files(where: object, wanted: Sequence[str], present: Iterable[str]) -> CheckpointError:
-    """The error for a directory or repository `where` that has none of the files `wanted`, but those `present`."""
+def missing_files(
+    where: object, wanted: Sequence[str], present: Iterable[str], *, every: bool = False
+) -> CheckpointError:
+    """The error for a directory or repository `where` that has none of the files `wanted`, but those `present`.
+
+    `every`: all of `wanted` are needed, not one of them.
+    """
     present = sorted(present)
-    message = f"{where} has no {' or '.join(wanted)}; it has " + (some(present, 12) if present else "no files")
+    listed = (" and no " if every else " or ").join(wanted)
+    message = f"{where} has no {listed}; it has " + (some(present, 12) if present else "no files")
     if WEIGHTS_NAME in wanted:
         foreign = [f"{name} ({meaning})" for name, meaning in _FOREIGN_FILES.items() if name in present]
         if foreign:

@@ -210,6 +210,10 @@ def _add_evaluate(commands: Any) -> None:
         help='a checkpoint folder, "org/name" on the Hugging Face hub, or "demo", the bundled one (default: %(default)s)',
     )  # fmt: skip
     parser.add_argument(
+        "--processor", default=None, metavar="MODEL",
+        help="the checkpoint whose tokenizer and image processor are used (default: those of --model)",
+    )  # fmt: skip
+    parser.add_argument(
         "--backend", default=None, choices=tuple(_BACKENDS),
         help="torch: PyTorch; tf: Keras on TensorFlow (default: the first of them that is installed)",
     )  # fmt: skip
@@ -311,6 +315,10 @@ def _add_what(parser: Parser) -> None:
     parser.add_argument(
         "--model", default="nvidia/groupvit-gcc-yfcc", metavar="MODEL",
         help='a checkpoint folder, "org/name" on the Hugging Face hub, or "demo", the bundled one (default: %(default)s)',
+    )  # fmt: skip
+    parser.add_argument(
+        "--processor", default=None, metavar="MODEL",
+        help="the checkpoint whose tokenizer and image processor are used (default: those of --model)",
     )  # fmt: skip
     parser.add_argument(
         "--templates", type=_template, default="one", metavar="SET",
@@ -496,6 +504,7 @@ def _segment(options: argparse.Namespace) -> int:
 
     segmenter: BaseSegmenter = _module(options.backend, "predictor").Segmenter.from_pretrained(
         options.model,
+        processor=options.processor,
         device=options.device,
         dtype=options.dtype,
         labels=labels,
@@ -579,6 +588,7 @@ def _compare(options: argparse.Namespace) -> int:
     segmenters: list[BaseSegmenter] = [
         _module(backend, "predictor").Segmenter.from_pretrained(
             model,
+            processor=options.processor,
             device=options.device,
             dtype=options.dtype,
             labels=labels,
@@ -615,7 +625,12 @@ def _classify(options: argparse.Namespace) -> int:
         return run.code()
 
     segmenter: BaseSegmenter = _module(options.backend, "predictor").Segmenter.from_pretrained(
-        options.model, device=options.device, dtype=options.dtype, labels=labels, **_how(options)
+        options.model,
+        processor=options.processor,
+        device=options.device,
+        dtype=options.dtype,
+        labels=labels,
+        **_how(options),
     )
     with run:
         for path in run.pending():
@@ -805,7 +820,7 @@ def _demo(options: argparse.Namespace) -> int:
         raise InputError(f"the model was trained on pictures of seed {options.seed}; choose another --seed")
     _make_writable(out)
 
-    from groupvit_common.predictor import DEMO_MODEL
+    from groupvit_common.hub import DEMO_MODEL
 
     backends: list[str] = _installed() if options.backend == "all" else [options.backend]
     if not backends:
@@ -1013,7 +1028,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     with together as place:
         here: Place = place
         base: BaseSegmenter = _module(backend, "predictor").Segmenter.from_pretrained(
-            options.model, device=getattr(place, "device", options.device), dtype=options.dtype
+            options.model,
+            processor=options.processor,
+            device=getattr(place, "device", options.device),
+            dtype=options.dtype,
         )
         about = {
             "model": options.model,
@@ -1051,8 +1069,14 @@ def _weights_of(directory: Path | None) -> dict[str, str]:
     """What tells weights from others that take their place, in a folder, on the hub or in this package: a run must not go on with those."""
     if directory is None:
         return {}
-    with (directory / "model.safetensors").open("rb") as file:
-        return {"weights": hashlib.file_digest(file, "sha256").hexdigest()}
+    from groupvit_common.checkpoint import find_weights
+
+    digest = hashlib.sha256()
+    for path in find_weights(directory).files:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return {"weights": digest.hexdigest()}
 
 
 class _Evaluation:

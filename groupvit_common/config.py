@@ -6,16 +6,20 @@ kept in `extra` and written back, so that a file survives a round trip.
 
 import copy
 import inspect
-import json
 import math
+import os
+import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, dataclass_transform, get_origin
 
-from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.files import read_json
+from groupvit_common.errors import CheckpointError, InputError, short
+from groupvit_common.files import json_text, read_json, reading, write_file, write_text
 
 CONFIG_NAME = "config.json"
+# Of any width or count in a model; of layers, which are made one by one; of token ids.
+_MOST, _MOST_LAYERS, _MOST_IDS = 1 << 20, 1 << 10, (1 << 31) - 1
 ACTIVATIONS = ("gelu", "quick_gelu", "gelu_new", "relu", "selu", "silu")
 
 # Keywords of `from_pretrained` that say where to look; every other keyword overrides a setting.
@@ -37,7 +41,7 @@ class _Config:
 
     extra: dict[str, Any]
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, /, **settings: Any) -> None:
         for name, default in self._defaults().items():
             value = settings.pop(name, default)
             # Own copies: a default or a caller's list must not be shared, and JSON knows lists only.
@@ -99,7 +103,7 @@ class _Config:
         found = settings.get("model_type", cls.model_type)
         if found != cls.model_type:
             raise InputError(
-                f"this configuration is of model type {found!r}; {cls.__name__} reads {cls.model_type!r}"
+                f"this configuration is of model type {short(found)}; {cls.__name__} reads {cls.model_type!r}"
                 + (f" or the {cls._key_in_full} of a {GroupViTConfig.model_type!r}" if cls._key_in_full else "")
             )
         return cls(**{**settings, **overrides})
@@ -127,20 +131,20 @@ class _Config:
             raise InputError(
                 f"{cls.__name__} has no setting {', '.join(map(repr, kwargs))}; settings are {', '.join(cls._defaults())}"
             )
-        path = Path(pretrained_model_name_or_path)
-        if not path.is_file():
-            from groupvit_common.hub import resolve_file
+        from groupvit_common.hub import bundled, resolve
 
-            path = resolve_file(pretrained_model_name_or_path, CONFIG_NAME, **where)
-        config = cls.from_json_file(path, **overrides)
+        name = pretrained_model_name_or_path
+        if isinstance(name, str | os.PathLike) and bundled(name) is None and os.path.isfile(name):  # noqa: PTH113
+            config = cls.from_json_file(name, **overrides)
+        else:
+            with reading(resolve(name, patterns=[CONFIG_NAME], required=[CONFIG_NAME], **where)) as directory:
+                config = cls.from_json_file(directory / CONFIG_NAME, **overrides)
         return (config, kwargs) if return_unused else config
 
     @classmethod
     def from_json_file(cls, json_file: str | Path, **overrides: Any) -> Self:
         """The configuration in one JSON file. Raises as `from_pretrained`, naming the file."""
         path = Path(json_file)
-        if not path.exists():
-            raise CheckpointError(f"{path} does not exist; a checkpoint directory holds a {CONFIG_NAME}")
         content = read_json(path)
         try:
             return cls.from_dict(content, **overrides)
@@ -148,16 +152,16 @@ class _Config:
             raise CheckpointError(f"{path}: {error}") from error
 
     def save_pretrained(self, save_directory: str | Path) -> None:
-        """Writes `config.json` into `save_directory`, which is made if need be."""
-        directory = Path(save_directory)
-        if directory.is_file():
-            raise InputError(f"{directory} is a file; save_pretrained needs the path of a directory")
-        directory.mkdir(parents=True, exist_ok=True)
-        self.to_json_file(directory / CONFIG_NAME)
+        """Writes `config.json` into `save_directory`, which is made if need be.
+
+        Raises:
+            CheckpointError: it cannot be written. InputError: `save_directory` is a file.
+        """
+        self.to_json_file(Path(save_directory) / CONFIG_NAME)
 
     def to_json_file(self, json_file_path: str | Path) -> None:
-        """Writes the JSON text of `to_json_string` to a file."""
-        Path(json_file_path).write_text(self.to_json_string(), encoding="utf-8")
+        """Writes the JSON text of `to_json_string` to a file. Raises as `save_pretrained`."""
+        write_file(Path(json_file_path), partial(write_text, text=self.to_json_string()))
 
     def to_dict(self) -> dict[str, Any]:
         """Every setting, the model type and the kept keys, as plain JSON values that share nothing with this object."""
@@ -169,7 +173,7 @@ class _Config:
 
     def to_json_string(self, use_diff: bool = True) -> str:
         """The JSON text of `to_dict`, keys sorted. `use_diff` is accepted for transformers' sake; all is written always."""
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+        return json_text(self.to_dict())
 
     def update(self, config_dict: Mapping[str, Any]) -> None:
         """Sets several settings at once and validates the result."""
@@ -183,13 +187,15 @@ class _Config:
     # -- checks -------------------------------------------------------------------------------------------------------
 
     def _error(self, name: str, expected: str) -> InputError:
-        return InputError(f"{type(self).__name__}: {name} must be {expected}, got {getattr(self, name)!r}")
+        return InputError(f"{type(self).__name__}: {name} must be {expected}, got {short(getattr(self, name))}")
 
-    def _check_integers(self, *names: str, least: int = 1) -> None:
+    def _check_integers(self, *names: str, least: int = 1, most: int = _MOST) -> None:
         for name in names:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise self._error(name, f"an integer of at least {least}")
+            if value > most:
+                raise self._error(name, f"an integer of at most {most}")
 
     def _check_numbers(self, *names: str, least: float = 0.0, below: float = math.inf) -> None:
         for name in names:
@@ -204,7 +210,8 @@ def _is_class_variable(annotation: Any) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Compared, not converted: an integer may be too large for a float.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 class _TowerConfig(_Config):
@@ -263,7 +270,8 @@ class GroupViTTextConfig(_TowerConfig):
     def validate(self) -> None:
         super().validate()
         self._check_integers("vocab_size", "max_position_embeddings")
-        self._check_integers("num_hidden_layers", "eos_token_id", least=0)
+        self._check_integers("num_hidden_layers", least=0, most=_MOST_LAYERS)
+        self._check_integers("eos_token_id", least=0, most=_MOST_IDS)
 
 
 class GroupViTVisionConfig(_TowerConfig):
@@ -313,6 +321,9 @@ class GroupViTVisionConfig(_TowerConfig):
                 or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in value)
             ):
                 raise self._error(name, "a non-empty list of integers of at least 0, one per stage")
+            most = _MOST_LAYERS if name == "depths" else _MOST
+            if max(value) > most or len(value) > _MOST_LAYERS:
+                raise self._error(name, f"a list of integers of at most {most}, one per stage")
         depths, tokens, groups = self.depths, self.num_group_tokens, self.num_output_groups
         if not len(depths) == len(tokens) == len(groups):
             raise InputError(
@@ -335,6 +346,8 @@ class GroupViTVisionConfig(_TowerConfig):
         ratio = self.assign_mlp_ratio
         if not (isinstance(ratio, Sequence) and len(ratio) == 2 and all(_is_number(r) and r > 0 for r in ratio)):
             raise self._error("assign_mlp_ratio", "two positive numbers (token mixing, channel mixing)")
+        if max(ratio) * self.hidden_size > _MOST:
+            raise self._error("assign_mlp_ratio", f"numbers that make widths of at most {_MOST}")
 
 
 class GroupViTConfig(_Config):
@@ -362,6 +375,7 @@ class GroupViTConfig(_Config):
 
     def __init__(
         self,
+        /,
         text_config: "GroupViTTextConfig | Mapping[str, Any] | None" = None,
         vision_config: "GroupViTVisionConfig | Mapping[str, Any] | None" = None,
         **settings: Any,
@@ -403,5 +417,5 @@ def _tower(cls: type[C], settings: C | Mapping[str, Any] | None, legacy: Mapping
         settings = settings.to_dict()
     for value in (settings, legacy):
         if value is not None and not isinstance(value, Mapping):
-            raise InputError(f"expected a {cls.__name__} or a dictionary, got {value!r}")
+            raise InputError(f"expected a {cls.__name__} or a dictionary, got {short(value)}")
     return cls(**{**(settings or {}), **(cls(**legacy).to_dict() if legacy is not None else {})})

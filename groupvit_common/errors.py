@@ -30,6 +30,12 @@ class CheckpointError(GroupViTError, OSError):
 _HARMLESS = frozenset("\u200c\u200d")
 
 
+def short(value: object) -> str:
+    """A value as it is written in Python, for a message: the beginning of a long one."""
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:100]}..."
+
+
 def printable(text: str) -> str:
     """Returns a text as one line that any terminal shows and none obeys: line breaks, control and direction marks escaped as in Python.
 

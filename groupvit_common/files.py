@@ -30,6 +30,7 @@ import tempfile
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -267,6 +268,11 @@ def write_files(
 def write_file(path: Path, write: Callable[[Path], None]) -> Path:
     """Puts one file into its place as `write_files` does; returns its path."""
     return write_files(path.parent, {path.name: write})[0]
+
+
+def write_texts(directory: Path, texts: Mapping[str, str]) -> list[Path]:
+    """Puts text files into a directory as `write_files` does; returns their paths."""
+    return write_files(directory, {name: partial(write_text, text=text) for name, text in texts.items()})
 
 
 @contextlib.contextmanager

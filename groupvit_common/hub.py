@@ -23,11 +23,15 @@ from groupvit_common.checkpoint import (
     read_index,
 )
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.files import list_files
+from groupvit_common.files import has_file, list_files, settle
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
+
+DEMO = "demo"
+DEMO_MODEL = Path(__file__).parent / "demo_model"
+"""The bundled model, trained on synthetic scenes: called "demo" wherever a checkpoint is named."""
 
 # Who converts pickled checkpoints on the hub, and how the cache remembers the commit that it was converted to.
 _CONVERSION_BOT = "SFconvertbot"
@@ -49,7 +53,8 @@ def resolve(
     """The local directory with those of the files `patterns` that a checkpoint has.
 
     Args:
-        name_or_path: a directory, which wins, or "org/name" on the hub.
+        name_or_path: "demo", the bundled model, whatever folders there are ("./demo" is a folder of that name); else a directory,
+            which wins, or "org/name" on the hub.
         patterns: file names, no wildcards. `model.safetensors` also stands for the shards that take its place; other weight
             formats are never downloaded.
         required: those of them that must be there; at least one of `patterns` always must.
@@ -72,9 +77,12 @@ def resolve(
     if not isinstance(name_or_path, str | os.PathLike):
         raise InputError(f"expected a directory or a name such as 'org/name', got {type(name_or_path).__name__}")
     name = os.fspath(name_or_path)
-    directory = Path(name).expanduser()
-    if name and directory.is_dir():
+    if not isinstance(name, str):
+        raise InputError(f"expected a directory or a name such as 'org/name', got the bytes {name[:80]!r}")
+    directory = local(name)
+    if directory is not None:
         return _in_directory(directory / subfolder, patterns, required)
+    directory = Path(name).expanduser()
     _refuse_path(name, directory)
     repository = _Repository(
         name,
@@ -86,6 +94,18 @@ def resolve(
     )
     repository.check()
     return _snapshot(repository, patterns, required, local_files_only)
+
+
+def bundled(name: str | os.PathLike[str]) -> Path | None:
+    """The directory of the bundled model if that is meant."""
+    return DEMO_MODEL if os.fspath(name) == DEMO else None
+
+
+def local(name: str | os.PathLike[str]) -> Path | None:
+    """The directory that a name means, None for one on the hub."""
+    directory = bundled(name) or Path(name).expanduser()
+    # A name that is too long for a path is none, says `os.path`.
+    return directory if os.fspath(name) and os.path.isdir(directory) else None  # noqa: PTH112
 
 
 def resolve_file(name_or_path: str | os.PathLike[str], file_name: str, **where: object) -> Path:
@@ -119,8 +139,15 @@ def list_repository(name: str, *, revision: str | None = None, token: str | bool
 def _in_directory(directory: Path, patterns: Sequence[str], required: Sequence[str]) -> Path:
     if not directory.is_dir():
         raise CheckpointError(f"{directory} is not a directory: the checkpoint has no such subfolder")
-    present = [name for name in patterns if (directory / name).exists()]
-    if WEIGHTS_NAME in patterns and (directory / WEIGHTS_INDEX_NAME).exists():
+    try:
+        settle(directory)
+    except CheckpointError:
+        raise
+    except OSError:
+        # Without the right to finish a save: whoever opens the files reads through it.
+        pass
+    present = [name for name in patterns if has_file(directory, name)]
+    if WEIGHTS_NAME in patterns and has_file(directory, WEIGHTS_INDEX_NAME):
         present.append(WEIGHTS_NAME)
     _demand(directory, patterns, required, present, lambda: list_files(directory))
     return directory
@@ -136,14 +163,14 @@ def _demand(
     """Raises `CheckpointError` unless everything required, and at least something, was found."""
     missing = [name for name in required if name not in found]
     if missing:
-        raise missing_files(where, missing[:1], listing())
+        raise missing_files(where, missing, listing(), every=True)
     if not found:
         raise missing_files(where, patterns, listing())
 
 
 def _refuse_path(name: str, path: Path) -> None:
     """Raises `CheckpointError` for what can only be meant as a path: it does not exist, or is a file."""
-    if path.is_file():
+    if os.path.isfile(path):  # noqa: PTH113 - a name that is too long for a path is none
         raise CheckpointError(f"{name} is a file; expected the directory that holds the checkpoint, or 'org/name'")
     if not name or name.startswith((".", "~", os.sep)) or "\\" in name or path.is_absolute() or name.count("/") > 1:
         raise CheckpointError(f"there is no directory {name!r}")

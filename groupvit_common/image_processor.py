@@ -17,8 +17,8 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.files import json_text, read_json, write_text
+from groupvit_common.errors import CheckpointError, InputError, short
+from groupvit_common.files import json_text, read_json, reading, write_texts
 from groupvit_common.hub import resolve
 from groupvit_common.images import MAX_PIXELS, as_array, decode, is_array, name_of, rgb_array, to_levels, to_rgb
 from groupvit_common.images import load_image as load_image
@@ -39,6 +39,9 @@ PROCESSOR_FILE = "processor_config.json"
 # CLIP's statistics of its training images (Radford et al. 2021), red, green, blue, of values 0-1.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+# Of a side of the image that the model sees: more is no use to any, and a mistake costs gigabytes.
+_MOST_PIXELS = 1 << 14
 
 _SETTINGS = (
     "do_resize",
@@ -159,6 +162,12 @@ class GroupViTImageProcessor:
             local_files_only=local_files_only,
             force_download=force_download,
         )
+        with reading(directory) as held:
+            return cls.of_directory(held, overrides)
+
+    @classmethod
+    def of_directory(cls, directory: Path, overrides: Mapping[str, Any]) -> Self:
+        """The image processor of a local directory; see `from_pretrained`."""
         path = directory / PROCESSOR_FILE
         settings = read_json(path).get("image_processor") if path.is_file() else None
         if settings is None:
@@ -167,8 +176,10 @@ class GroupViTImageProcessor:
                 raise CheckpointError(f"no image processor in {directory}: it has no {IMAGE_PROCESSOR_FILE}")
             settings = read_json(path)
         try:
+            if not isinstance(settings, Mapping):
+                raise InputError(f"image_processor must be an object, got {settings!r:.80}")
             processor = cls.from_dict(settings)
-        except (InputError, AttributeError, TypeError) as error:
+        except InputError as error:
             raise CheckpointError(f"{path} holds a setting that cannot be used: {error}") from error
         return processor.replace(**overrides) if overrides else processor
 
@@ -182,16 +193,17 @@ class GroupViTImageProcessor:
     def save_pretrained(self, save_directory: str | Path) -> list[Path]:
         """Writes preprocessor_config.json, which transformers 4 and 5 read too; returns its path in a list."""
         directory = Path(save_directory)
-        path, combined = directory / IMAGE_PROCESSOR_FILE, directory / PROCESSOR_FILE
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            write_text(path, json_text(self.to_dict()))
-            if combined.is_file() and "image_processor" in (content := read_json(combined)):
-                # It would go first when the directory is read.
-                write_text(combined, json_text(content | {"image_processor": self.to_dict()}))
-        except FileExistsError as error:
-            raise InputError(f"{directory} is a file; save_pretrained needs the path of a directory") from error
-        return [path]
+        write_texts(directory, self.file_texts(directory))
+        return [directory / IMAGE_PROCESSOR_FILE]
+
+    def file_texts(self, directory: Path) -> dict[str, str]:
+        """The texts of the files that `save_pretrained` writes into `directory`, by name."""
+        texts = {IMAGE_PROCESSOR_FILE: json_text(self.to_dict())}
+        combined = directory / PROCESSOR_FILE
+        if combined.is_file() and "image_processor" in (content := read_json(combined)):
+            # It would go first when the directory is read.
+            texts[PROCESSOR_FILE] = json_text(content | {"image_processor": self.to_dict()})
+        return texts
 
     def replace(self, **settings: Any) -> Self:
         """A new image processor in which these settings differ; None keeps a setting."""
@@ -386,26 +398,35 @@ def _flag(name: str, value: Any) -> bool:
     if value is None:
         return True
     if not isinstance(value, bool | np.bool_):
-        raise InputError(f"{name} must be True or False, got {value!r}")
+        raise InputError(f"{name} must be True or False, got {short(value)}")
     return bool(value)
 
 
 def _positive(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise InputError(f"{name} must be a positive integer, got {value!r}")
+        raise InputError(f"{name} must be a positive integer, got {short(value)}")
+    if value > _MOST_PIXELS:
+        raise InputError(f"{name} must be at most {_MOST_PIXELS} pixels, got {short(value)}")
     return int(value)
 
 
 def _numbers(name: str, value: Any, count: int) -> list[float]:
     """`count` finite numbers from as many, or from one for all."""
+    items = np.atleast_1d(np.asarray(value, dtype=object)).ravel().tolist()
     try:
-        numbers = [float(item) for item in np.atleast_1d(np.asarray(value, dtype=np.float64))]
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name} must be {'a number' if count == 1 else f'{count} numbers'}, got {value!r}") from error
+        if any(isinstance(item, str | bool) for item in items):
+            raise TypeError
+        numbers = [float(item) for item in items]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"{name} must be {'a number' if count == 1 else f'{count} numbers'}, got {short(value)}"
+        ) from error
     if len(numbers) == 1:
         numbers *= count
     if len(numbers) != count or not all(map(math.isfinite, numbers)):
-        raise InputError(f"{name} must be {'a number' if count == 1 else f'{count} numbers or one'}, got {value!r}")
+        raise InputError(
+            f"{name} must be {'a number' if count == 1 else f'{count} numbers or one'}, got {short(value)}"
+        )
     return numbers
 
 
@@ -413,7 +434,7 @@ def _resample(value: Any) -> int:
     try:
         return int(Image.Resampling(value))
     except ValueError as error:
-        raise InputError(f"resample must be one of Pillow's filters 0 to 5, got {value!r}") from error
+        raise InputError(f"resample must be one of Pillow's filters 0 to 5, got {short(value)}") from error
 
 
 def _size(size: Any) -> dict[str, int]:
@@ -423,7 +444,7 @@ def _size(size: Any) -> dict[str, int]:
         if set(given) not in ({"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"height", "width"}):
             raise InputError(
                 "size must be {'shortest_edge': n}, {'shortest_edge': n, 'longest_edge': m} or {'height': h, 'width': w}, "
-                f"got {dict(size)!r}"
+                f"got {short(dict(size))}"
             )
         return {key: _positive(f"size[{key!r}]", value) for key, value in given.items()}
     if isinstance(size, list | tuple):
@@ -435,7 +456,7 @@ def _crop_size(size: Any) -> dict[str, int]:
     if isinstance(size, Mapping):
         given = {key: value for key, value in size.items() if value is not None}
         if set(given) != {"height", "width"}:
-            raise InputError(f"crop_size must be {{'height': h, 'width': w}}, got {dict(size)!r}")
+            raise InputError(f"crop_size must be {{'height': h, 'width': w}}, got {short(dict(size))}")
         return {key: _positive(f"crop_size[{key!r}]", value) for key, value in given.items()}
     if isinstance(size, list | tuple):
         return _height_and_width("crop_size", size)
@@ -444,5 +465,5 @@ def _crop_size(size: Any) -> dict[str, int]:
 
 def _height_and_width(name: str, size: list[Any] | tuple[Any, ...]) -> dict[str, int]:
     if len(size) != 2:
-        raise InputError(f"{name} must be a height and a width, got {size!r}")
+        raise InputError(f"{name} must be a height and a width, got {short(size)}")
     return {"height": _positive(name, size[0]), "width": _positive(name, size[1])}

@@ -14,13 +14,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-import groupvit_common
 from groupvit_common import hub
 from groupvit_common.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 from groupvit_common.checks import check_pixel_values, is_number, is_whole_number, numbers_in
-from groupvit_common.errors import InputError
+from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.hub import DEMO_MODEL as DEMO_MODEL
 from groupvit_common.image_files import images_in
-from groupvit_common.image_processor import IMAGE_PROCESSOR_FILE, PROCESSOR_FILE
 from groupvit_common.images import MAX_PIXELS, load_image
 from groupvit_common.postprocess import (
     BACKGROUND,
@@ -36,14 +35,11 @@ from groupvit_common.postprocess import (
     label_similarity,
     segmentation,
 )
-from groupvit_common.processor import GroupViTProcessor
+from groupvit_common.processor import PROCESSOR_FILES, GroupViTProcessor, missing_parts
 from groupvit_common.prompts import Combination, Label, get_templates, label_embedding, parse_labels
 from groupvit_common.refinement import DILATIONS, check_refinement
-from groupvit_common.tokenizer import TOKENIZER_FILES
 
 DEFAULT_MODEL = "nvidia/groupvit-gcc-yfcc"
-DEMO_MODEL = Path(groupvit_common.__file__).parent / "demo_model"
-"""The bundled model, trained on made scenes: called "demo" here and on the command line."""
 
 # Prompts encoded at once, and pixels of pictures read ahead at most (a 12-megapixel photo takes 36 MB).
 _PROMPTS_AT_ONCE = 256
@@ -101,6 +97,21 @@ class _Seen:
     affinity: Sequence[Any]
     grouping: Sequence[Any]
     windows: Windows
+
+
+def _check_fit(processor: GroupViTProcessor, config: Any) -> None:
+    """Raises `InputError` for a tokenizer whose tokens the model does not know, or whose end token it does not look for."""
+    tokenizer, text = processor.tokenizer, config.text_config
+    if len(tokenizer) > text.vocab_size:
+        raise InputError(
+            f"the tokenizer has {len(tokenizer)} tokens and the model's vocabulary {text.vocab_size}: they belong to different models"
+        )
+    # 2 in early files means the largest id.
+    if text.eos_token_id not in (2, tokenizer.eos_token_id):
+        raise InputError(
+            f"the tokenizer ends texts with token {tokenizer.eos_token_id}, and the model looks for {text.eos_token_id}: they belong "
+            "to different models"
+        )
 
 
 class BaseSegmenter(ABC):
@@ -263,6 +274,7 @@ class BaseSegmenter(ABC):
         cls,
         model: str | Path = DEFAULT_MODEL,
         *,
+        processor: GroupViTProcessor | str | Path | None = None,
         device: Any = None,
         dtype: Any = None,
         revision: str | None = None,
@@ -275,6 +287,8 @@ class BaseSegmenter(ABC):
 
         Args:
             model: "demo" for the bundled model, a checkpoint directory, or "org/name" on the hub.
+            processor: of another checkpoint (named as `model` is), or one at hand, for a checkpoint without tokenizer and image
+                processor; None: its own.
             device: "cpu", "cuda", "cuda:1" or another of the framework's own; None: the best there is.
             dtype: of the weights, such as "bfloat16"; float32 if None.
             revision, token, cache_dir, local_files_only: see `groupvit_common.hub.resolve`.
@@ -285,18 +299,27 @@ class BaseSegmenter(ABC):
             InputError: an argument that cannot be used.
         """
         chosen = cls._device(device)
+        where: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        companions = PROCESSOR_FILES if processor is None else ()
         directory = hub.resolve(
-            DEMO_MODEL if str(model) == "demo" else model,
-            patterns=[CONFIG_NAME, *TOKENIZER_FILES, IMAGE_PROCESSOR_FILE, PROCESSOR_FILE, WEIGHTS_NAME],
+            model,
+            patterns=[CONFIG_NAME, *companions, WEIGHTS_NAME],
             required=[CONFIG_NAME, WEIGHTS_NAME],
             revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
+            **where,
         )
         # The processor first: it is small, and a checkpoint without one is no use here.
-        processor = GroupViTProcessor.from_pretrained(directory)
-        segmenter = cls(cls._load(directory, dtype, chosen), processor, **options)
+        if processor is None:
+            if lacking := missing_parts(directory):
+                raise CheckpointError(
+                    f"{model} has {lacking}: name a checkpoint that has them (processor=..., on the command line --processor NAME)"
+                )
+            processor = GroupViTProcessor.from_pretrained(directory)
+        elif isinstance(processor, str | Path):
+            processor = GroupViTProcessor.from_pretrained(processor, **where)
+        loaded = cls._load(directory, dtype, chosen)
+        _check_fit(processor, loaded.config)
+        segmenter = cls(loaded, processor, **options)
         segmenter.directory = directory
         return segmenter
 

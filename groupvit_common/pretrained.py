@@ -310,12 +310,20 @@ class Pretrained:
                 f"this {type(self).__name__} cannot be saved, because its tensors are not those of its configuration "
                 f"({'; '.join(problems)}): {_remedy(missing, added)}"
             )
-        bad = [name for name in tensors if not_finite(name)]
+        self._refuse_not_finite("saved", filter(not_finite, tensors))
+
+    def _refuse_not_finite(self, done: str, names: Iterable[str]) -> None:
+        """Raises `InputError` if there are `names` of tensors with NaN or infinite values; `done`: what cannot be done with them."""
+        bad = list(names)
         if bad:
             raise InputError(
-                f"this {type(self).__name__} cannot be saved, because {len(bad)} of its tensors hold NaN or infinite values "
+                f"this {type(self).__name__} cannot be {done}, because {len(bad)} of its tensors hold NaN or infinite values "
                 f"({some(bad)}): go back to weights from before they appeared"
             )
+
+    @abstractmethod
+    def check_finite(self, done: str = "used") -> None:
+        """Raises `InputError` if a weight is NaN or infinite, naming the tensors; `done`: what cannot be done then."""
 
     def _config_text(self, dtype: str) -> str:
         """`config.json` with what transformers wants to know besides: the class and the dtype."""

@@ -5,13 +5,17 @@ import tempfile
 from pathlib import Path
 from typing import Any, Self
 
-from groupvit_common.errors import InputError
-from groupvit_common.hub import push, resolve
+from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.files import has_file, reading, write_texts
+from groupvit_common.hub import local, push, resolve
 from groupvit_common.image_processor import IMAGE_PROCESSOR_FILE, PROCESSOR_FILE, GroupViTImageProcessor
 from groupvit_common.tokenizer import (
     HARMLESS_TOKENIZER_KEYWORDS,
     HUB_KEYWORDS,
+    MERGES_FILE,
+    TOKENIZER_FILE,
     TOKENIZER_FILES,
+    VOCAB_FILE,
     BatchEncoding,
     CLIPTokenizer,
     check_keywords,
@@ -24,6 +28,8 @@ def _keywords(function: Any) -> frozenset[str]:
     parameters = inspect.signature(function).parameters.values()
     return frozenset(parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY)
 
+
+PROCESSOR_FILES = (*TOKENIZER_FILES, IMAGE_PROCESSOR_FILE, PROCESSOR_FILE)
 
 # What a call passes on, and to whom. `return_tensors` goes to both.
 _TEXT_KEYWORDS = _keywords(CLIPTokenizer.__call__) - {"return_tensors"}
@@ -67,29 +73,36 @@ class GroupViTProcessor:
         """
         valid = (*sorted(_IMAGE_SETTINGS | _TEXT_SETTINGS), *HUB_KEYWORDS)
         check_keywords("processor", settings, valid, HARMLESS_TOKENIZER_KEYWORDS)
-        directory = resolve(
-            name_or_path,
-            patterns=[*TOKENIZER_FILES, IMAGE_PROCESSOR_FILE, PROCESSOR_FILE],
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            subfolder=subfolder,
-            local_files_only=local_files_only,
-            force_download=force_download,
+        here = local(name_or_path) if isinstance(name_or_path, str | Path) else None
+        directory = (
+            here / subfolder
+            if here is not None
+            else resolve(
+                name_or_path,
+                patterns=PROCESSOR_FILES,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                subfolder=subfolder,
+                local_files_only=local_files_only,
+                force_download=force_download,
+            )
         )
         for_images = {name: value for name, value in settings.items() if name in _IMAGE_SETTINGS}
         for_text = {name: value for name, value in settings.items() if name not in _IMAGE_SETTINGS}
-        return cls(
-            GroupViTImageProcessor.from_pretrained(directory, **for_images),
-            CLIPTokenizer.from_pretrained(directory, **for_text),
-        )
+        if lacking := missing_parts(directory):
+            raise CheckpointError(
+                f"{name_or_path} has {lacking}: take them from the checkpoint that its model began as"
+            )
+        with reading(directory) as held:
+            return cls(
+                GroupViTImageProcessor.of_directory(held, for_images), CLIPTokenizer.of_directory(held, for_text)
+            )
 
     def save_pretrained(self, save_directory: str | Path) -> list[Path]:
         """Writes the files of both, which transformers 4 and 5 read as a CLIPProcessor; returns their paths."""
-        return [
-            *self.tokenizer.save_pretrained(save_directory),
-            *self.image_processor.save_pretrained(save_directory),
-        ]
+        directory = Path(save_directory)
+        return write_texts(directory, self.tokenizer.file_texts() | self.image_processor.file_texts(directory))
 
     def push_to_hub(self, repo_id: str, *, commit_message: str = "Upload processor", **options: Any) -> str:
         """Sends the files of both to a model repository; `options` and errors as `groupvit_common.hub.push`."""
@@ -141,6 +154,18 @@ class GroupViTProcessor:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(image_processor={self.image_processor!r}, tokenizer={self.tokenizer!r})"
+
+
+def missing_parts(directory: Path) -> str:
+    """Returns what a directory lacks of a processor, for a message: "no tokenizer (FILES) and no image processor (FILE)", or ""."""
+    missing = []
+    if not has_file(directory, TOKENIZER_FILE) and not (
+        has_file(directory, VOCAB_FILE) and has_file(directory, MERGES_FILE)
+    ):
+        missing.append(f"no tokenizer ({TOKENIZER_FILE}, or {VOCAB_FILE} with {MERGES_FILE})")
+    if not has_file(directory, IMAGE_PROCESSOR_FILE) and not has_file(directory, PROCESSOR_FILE):
+        missing.append(f"no image processor ({IMAGE_PROCESSOR_FILE})")
+    return " and ".join(missing)
 
 
 AutoProcessor = GroupViTProcessor

@@ -38,7 +38,8 @@ class ModelSettings:
     `tokenizer`: a checkpoint's directory or name on the hub; empty: learnt from the captions, with `vocab_size` entries.
     `text_length`: tokens of the longest text.
 
-    `init_from`: a checkpoint to start from (directory or name on the hub). Its configuration and tokenizer then hold, and of the
+    `init_from`: a checkpoint to start from (directory, name on the hub, or "demo"). Its configuration and tokenizer (`tokenizer`
+    where it has none) then hold, and of the
     settings above only `image_size` (positions are interpolated), `drop_path` and the training ones count; the recipe that is saved
     with a run says what the model is. `freeze`: parts that stay as they are; `train_only`: the only parts that do not. Both name
     runs of components of the tensors' names: "text_model",

@@ -7,10 +7,12 @@ merged by the learnt pairs, and the ids stand between the start-of-text and the 
 `BatchEncoding`, what the tokenizer, the image processor and both together return, is here too.
 """
 
+import contextlib
 import importlib
 import json
+import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,8 +21,8 @@ from tokenizers import AddedToken, Encoding, Regex, Tokenizer, decoders, normali
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
-from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.files import json_text, read_json, write_text
+from groupvit_common.errors import CheckpointError, GroupViTError, InputError, short
+from groupvit_common.files import json_text, parse_json, read_json, read_text, reading, write_texts
 from groupvit_common.hub import resolve
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -40,6 +42,10 @@ _NO_LIMIT = 10**20
 
 # CLIP's word pattern (Radford et al. 2021, `simple_tokenizer.py`), in the Oniguruma syntax of `tokenizers`.
 _WORD_PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+# Far more than any vocabulary has: the library makes a table up to the largest id.
+_MOST_IDS = 1 << 20
+# Letters, a digit, a sign, and bytes that only a whole alphabet has.
+_PROBE = "a \u00e9\u4e2d 1!"
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 _SETTINGS = (
     *_SPECIAL_NAMES,
@@ -188,39 +194,41 @@ class CLIPTokenizer:
         valid = ("vocab_file", "merges_file", "tokenizer_file", "tokenizer_object", *_SETTINGS, "extra")
         check_keywords("tokenizer", harmless, valid, HARMLESS_TOKENIZER_KEYWORDS)
         specials = dict(zip(_SPECIAL_NAMES, (bos_token, eos_token, unk_token, pad_token), strict=True))
-        contents = {name: _content(name, value) for name, value in specials.items()}
-        if not (contents["bos_token"] and contents["eos_token"]):
-            raise InputError(
-                "bos_token and eos_token cannot be left out: the text tower reads its result at the end token"
-            )
+        contents = _check_settings(
+            {
+                **specials,
+                "model_max_length": model_max_length,
+                "padding_side": padding_side,
+                "truncation_side": truncation_side,
+            }
+        )
         self.bos_token: str = contents["bos_token"]
         self.eos_token: str = contents["eos_token"]
         self.unk_token: str = contents["unk_token"] or self.eos_token
         self.pad_token: str | None = contents["pad_token"]
-        if isinstance(model_max_length, bool) or not isinstance(model_max_length, int | float) or model_max_length < 2:
-            raise InputError(f"model_max_length must be a number of at least 2 tokens, got {model_max_length!r}")
         self.model_max_length = int(model_max_length)
-        for name, side in (("padding_side", padding_side), ("truncation_side", truncation_side)):
-            _check_side(name, side)
         self.padding_side = padding_side
         self.truncation_side = truncation_side
         self.clean_up_tokenization_spaces = bool(clean_up_tokenization_spaces)
         self.extra = dict(extra or {})
 
-        if tokenizer_object is not None:
-            self._backend = tokenizer_object
-        elif tokenizer_file is not None:
-            self._backend = self._read_tokenizer_file(Path(tokenizer_file))
-        elif vocab_file is not None and merges_file is not None:
-            self._backend = self._read_vocabulary(Path(vocab_file), Path(merges_file))
-        else:
+        if tokenizer_object is None and tokenizer_file is None and (vocab_file is None or merges_file is None):
             raise InputError(
                 "a tokenizer needs vocab_file and merges_file, or tokenizer_file; see also from_pretrained"
             )
-        self._add_special_tokens(specials)
-        # Cut and padded here, call by call: the backend's own settings are shared state, and a saved file may carry some.
-        self._backend.no_truncation()
-        self._backend.no_padding()
+        with _library(tokenizer_file or vocab_file or "the tokenizer"):
+            if tokenizer_object is not None:
+                self._backend = tokenizer_object
+            elif tokenizer_file is not None:
+                self._backend = self._read_tokenizer_file(Path(tokenizer_file))
+            elif vocab_file is not None and merges_file is not None:
+                self._backend = self._read_vocabulary(Path(vocab_file), Path(merges_file))
+            self._add_special_tokens(specials)
+            # Cut and padded here, call by call: the backend's own settings are shared state, and a saved file may carry some.
+            self._backend.no_truncation()
+            self._backend.no_padding()
+            # What does not fit together within a file shows in use only.
+            self._backend.encode(_PROBE)
 
     # ---- files ----
 
@@ -255,10 +263,20 @@ class CLIPTokenizer:
             local_files_only=local_files_only,
             force_download=force_download,
         )
+        with reading(directory) as held:
+            return cls.of_directory(held, settings)
+
+    @classmethod
+    def of_directory(cls, directory: Path, settings: Mapping[str, Any]) -> Self:
+        """The tokenizer of a local directory; see `from_pretrained`."""
         from_files = _read_settings(directory)
-        arguments = {name: value for name, value in from_files.items() if name in _SETTINGS} | settings
+        arguments = {name: value for name, value in from_files.items() if name in _SETTINGS} | dict(settings)
         # A harmless keyword of the caller takes the place of what the file says.
         arguments["extra"] = {name: value for name, value in from_files.items() if name not in arguments}
+        try:
+            _check_settings(from_files)
+        except InputError as error:
+            raise CheckpointError(f"{directory / TOKENIZER_CONFIG_FILE} cannot be used: {error}") from error
         tokenizer_file, vocab_file, merges_file = (directory / name for name in TOKENIZER_FILES[:3])
         if tokenizer_file.is_file():
             arguments["tokenizer_file"] = tokenizer_file
@@ -274,11 +292,10 @@ class CLIPTokenizer:
 
     def save_pretrained(self, save_directory: str | Path) -> list[Path]:
         """Writes the five files from which this class and transformers (4.x, 5.x) load the same tokenizer; returns their paths."""
-        directory = Path(save_directory)
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(f"cannot write a tokenizer to {directory}: {error}") from error
+        return write_texts(Path(save_directory), self.file_texts())
+
+    def file_texts(self) -> dict[str, str]:
+        """The texts of the files that `save_pretrained` writes, by name."""
         backend = json.loads(self._backend.to_str())
         # "a b" instead of ["a", "b"]: tokenizers before 0.20 (transformers before 4.45) reads nothing else.
         merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in backend["model"]["merges"]]
@@ -307,16 +324,13 @@ class CLIPTokenizer:
         # A token that the user set after loading has no flags of its own.
         special_map = {name: flags.get(content, content) for name, content in specials.items() if content is not None}
         # One line for the big vocabulary: indented, it is a third longer.
-        text = {
+        return {
             TOKENIZER_FILE: json.dumps(backend, ensure_ascii=False),
             VOCAB_FILE: json.dumps(vocab, ensure_ascii=False),
+            MERGES_FILE: "\n".join(["#version: 0.2", *merges]) + "\n",
+            TOKENIZER_CONFIG_FILE: json_text(config),
+            SPECIAL_TOKENS_FILE: json_text(special_map),
         }
-        for name, content in text.items():
-            (directory / name).write_text(content, encoding="utf-8")
-        (directory / MERGES_FILE).write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
-        write_text(directory / TOKENIZER_CONFIG_FILE, json_text(config))
-        write_text(directory / SPECIAL_TOKENS_FILE, json_text(special_map))
-        return [directory / name for name in TOKENIZER_FILES]
 
     @classmethod
     def train(
@@ -363,46 +377,38 @@ class CLIPTokenizer:
         return cls(tokenizer_object=backend, model_max_length=model_max_length, **settings)
 
     def _read_tokenizer_file(self, path: Path) -> Tokenizer:
-        try:
-            # Read here, so that an unreadable file and invalid content get the same kind of error.
-            text = path.read_text(encoding="utf-8")
-            content = json.loads(text)
-            model = content["model"]
-            if model.get("type", "BPE") != "BPE":
-                raise CheckpointError(f"{path} holds a {model['type']} tokenizer; CLIP's is a BPE tokenizer")
-            if (content.get("pre_tokenizer") or {}).get("type") == "Sequence":
-                return Tokenizer.from_str(text)
-            # Written before transformers 4.17, without CLIP's word pattern: only its vocabulary is of use.
-            merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-            return self._assemble_own(model["vocab"], [(left, right) for left, right in merges])
-        except CheckpointError:
-            raise
-        except Exception as error:  # `tokenizers` raises bare Exception
-            raise CheckpointError(f"{path} cannot be used as a tokenizer ({error}); fetch or save it again") from error
+        text = read_text(path)
+        content = parse_json(text, path)
+        model = content.get("model")
+        if not isinstance(model, Mapping):
+            raise CheckpointError(f"{path} cannot be used as a tokenizer (it has no model); fetch or save it again")
+        if model.get("type", "BPE") != "BPE":
+            raise CheckpointError(f"{path} holds a {short(model['type'])} tokenizer; CLIP's is a BPE tokenizer")
+        _check_ids(model.get("vocab"), path)
+        added = content.get("added_tokens") or []
+        _check_ids({str(position): token.get("id") for position, token in enumerate(added)}, path)
+        if (content.get("pre_tokenizer") or {}).get("type") == "Sequence":
+            return Tokenizer.from_str(text)
+        # Written before transformers 4.17, without CLIP's word pattern: only its vocabulary is of use.
+        merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+        return self._assemble_own(model["vocab"], [(left, right) for left, right in merges])
 
     def _read_vocabulary(self, vocab_file: Path, merges_file: Path) -> Tokenizer:
         vocab = read_json(vocab_file)
-        try:
-            lines = merges_file.read_text(encoding="utf-8").split("\n")
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{merges_file} cannot be read ({error}); fetch or save it again") from error
+        _check_ids(vocab, vocab_file)
+        lines = read_text(merges_file).split("\n")
         if lines and lines[0].startswith("#version"):
             lines = lines[1:]
         merges: list[tuple[str, str]] = []
         for line in lines:
             if not line.strip():
                 continue
-            left, space, right = line.rstrip("\r").partition(" ")
+            left, space, right = line.partition(" ")
             if not space or not left or not right or " " in right:
                 raise CheckpointError(f"{merges_file} must hold two tokens a line, found {line[:60]!r}")
             merges.append((left, right))
-        try:
+        with _library(f"{vocab_file} with {merges_file}"):
             return self._assemble_own(vocab, merges)
-        except Exception as error:  # `tokenizers` raises bare Exception
-            message = (
-                f"{vocab_file} and {merges_file} do not make a tokenizer together ({error}); fetch or save both again"
-            )
-            raise CheckpointError(message) from error
 
     def _assemble_own(self, vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
         return _assemble(vocab, merges, self.unk_token)
@@ -677,7 +683,18 @@ def _read_settings(directory: Path) -> dict[str, Any]:
     if "added_tokens_decoder" in settings:
         # Written by transformers 4.34 to 4.x: complete, the flags of each token stand in this table.
         table = settings.pop("added_tokens_decoder")
-        flags = {token["content"]: token for token in table.values()}
+        entries = (
+            [token for token in table.values() if isinstance(token, Mapping)] if isinstance(table, Mapping) else []
+        )
+        if (
+            not isinstance(table, Mapping)
+            or len(entries) != len(table)
+            or not all(isinstance(token.get("content"), str) for token in entries)
+        ):
+            raise CheckpointError(
+                f"{config_file} cannot be used: added_tokens_decoder must give each token's content and flags"
+            )
+        flags = {token["content"]: token for token in entries}
         settings |= {
             name: flags.get(settings[name], settings[name])
             for name in _SPECIAL_NAMES
@@ -695,8 +712,47 @@ def _content(name: str, value: Any) -> Any:
     """A special token's text, from a string, an AddedToken or the dictionary that stands for one in JSON; None stays None."""
     content = value.get("content") if isinstance(value, Mapping) else getattr(value, "content", value)
     if not (content is None or (isinstance(content, str) and content)):
-        raise InputError(f"{name} must be a non-empty string, got {value!r}")
+        raise InputError(f"{name} must be a non-empty string, got {short(value)}")
     return content
+
+
+def _check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The special tokens' texts. Raises `InputError` for settings that cannot be used."""
+    contents = {name: _content(name, settings[name]) for name in _SPECIAL_NAMES if name in settings}
+    if not (contents.get("bos_token", START_OF_TEXT) and contents.get("eos_token", END_OF_TEXT)):
+        raise InputError("bos_token and eos_token cannot be left out: the text tower reads its result at the end token")
+    length = settings.get("model_max_length", CLIP_CONTEXT_LENGTH)
+    if isinstance(length, bool) or not isinstance(length, int | float) or not 2 <= length < math.inf:
+        raise InputError(f"model_max_length must be a number of at least 2 tokens, got {short(length)}")
+    for name in ("padding_side", "truncation_side"):
+        _check_side(name, settings.get(name, "right"))
+    return contents
+
+
+def _check_ids(vocab: object, path: Path) -> None:
+    """Raises `CheckpointError` unless `vocab` is a table of token ids that a model can have."""
+    if not isinstance(vocab, Mapping):
+        raise CheckpointError(f"{path} cannot be used as a tokenizer (it has no vocabulary); fetch or save it again")
+    for token, index in vocab.items():
+        if type(index) is not int or not 0 <= index < _MOST_IDS:
+            raise CheckpointError(
+                f"{path} cannot be used as a tokenizer: token {short(token)} has the id {short(index)}, expected an integer "
+                f"from 0 to {_MOST_IDS - 1}"
+            )
+
+
+@contextlib.contextmanager
+def _library(source: object) -> Iterator[None]:
+    """Turns what the `tokenizers` library raises, or anything read from a file of another shape, into a `CheckpointError`."""
+    try:
+        yield
+    except (GroupViTError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises bare Exception, and its panics are no Exception at all
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"{source} cannot be used as a tokenizer ({reason:.200}); fetch or save it again"
+        ) from error
 
 
 def _flags(token: AddedToken) -> dict[str, Any]:
@@ -707,7 +763,7 @@ def _flags(token: AddedToken) -> dict[str, Any]:
 
 def _check_side(name: str, side: Any) -> None:
     if side not in ("right", "left"):
-        raise InputError(f"{name} must be 'right' or 'left', got {side!r}")
+        raise InputError(f"{name} must be 'right' or 'left', got {short(side)}")
 
 
 def _check_text(text: Any) -> str:

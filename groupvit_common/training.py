@@ -28,13 +28,12 @@ from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, Scene, make_scene
 from groupvit_common.data.segmentation_sets import SegmentationSet, open_sets
 from groupvit_common.errors import CheckpointError, GroupViTError, InputError
 from groupvit_common.evaluation import Place, Settings, default_protocol, evaluate_segmentation, protocol_settings
-from groupvit_common.files import write_files, write_text
+from groupvit_common.files import reading, write_files, write_text
 from groupvit_common.hub import resolve
 from groupvit_common.image_processor import GroupViTImageProcessor
 from groupvit_common.locks import FolderLock
 from groupvit_common.metrics import confusion_matrix, mean_iou
-from groupvit_common.predictor import DEMO_MODEL
-from groupvit_common.processor import GroupViTProcessor
+from groupvit_common.processor import PROCESSOR_FILES, GroupViTProcessor, missing_parts
 from groupvit_common.prompts import Label
 from groupvit_common.recipe import EvaluationSettings, ModelSettings, Recipe, get_recipe, is_too_fast, of_checkpoint
 from groupvit_common.run_log import duration
@@ -210,7 +209,7 @@ class Run:
                 f"schedule.batch_size must be a multiple of the number of processes, got {recipe.schedule.batch_size} for {world}"
             )
         if recipe.model.init_from:
-            recipe = of_checkpoint(recipe, GroupViTConfig.from_pretrained(checkpoint_to_start_from(recipe)))
+            recipe = of_checkpoint(recipe, GroupViTConfig.from_pretrained(recipe.model.init_from))
         sets = open_evaluation(recipe.evaluation)
         if recipe.data is None:
             for level in recipe.scenes.levels:  # as large as they are to be: refused before there are thousands of them
@@ -632,31 +631,26 @@ def learnt(names: Collection[str], settings: ModelSettings) -> set[str]:
     return found
 
 
-def checkpoint_to_start_from(recipe: Recipe) -> str:
-    """`model.init_from`, "demo" meaning the bundled checkpoint."""
-    return str(DEMO_MODEL) if recipe.model.init_from == "demo" else recipe.model.init_from
-
-
 def multi_label_scale(source: str) -> float | None:
     """The multi-label loss's temperature, as the logarithm of its factor, of a checkpoint that a run of this package wrote."""
     files = (CONFIG_NAME, WEIGHTS_NAME)
-    for path, names in find_weights(resolve(source, patterns=files, required=files)).files.items():
-        if MULTI_LABEL_SCALE in names:
-            return float(dict(read_arrays(path, [MULTI_LABEL_SCALE]))[MULTI_LABEL_SCALE])
+    with reading(resolve(source, patterns=files, required=files)) as directory:
+        for path, names in find_weights(directory).files.items():
+            if MULTI_LABEL_SCALE in names:
+                return float(dict(read_arrays(path, [MULTI_LABEL_SCALE]))[MULTI_LABEL_SCALE])
     return None
 
 
 def start_processor(recipe: Recipe, captions: Sequence[str]) -> GroupViTProcessor:
     """The processor of a run: that of the checkpoint or tokenizer it names, for the recipe's image size, else a learnt one."""
     settings = recipe.model
-    source = checkpoint_to_start_from(recipe) or settings.tokenizer
-    if not source:
+    if not (settings.init_from or settings.tokenizer):
         if recipe.data is not None:
             raise InputError(
                 'model.tokenizer is empty, and only on made scenes a tokenizer is learnt; name one, such as "nvidia/groupvit-gcc-yfcc"'
             )
         return make_processor(recipe, captions)
-    processor = GroupViTProcessor.from_pretrained(source)
+    processor = _named_processor(settings.init_from, settings.tokenizer)
     if not settings.init_from:
         processor.tokenizer.model_max_length = min(processor.tokenizer.model_max_length, settings.text_length)
     images, side = processor.image_processor, settings.image_size
@@ -665,6 +659,25 @@ def start_processor(recipe: Recipe, captions: Sequence[str]) -> GroupViTProcesso
         given = {**images.to_dict(), "size": size, "crop_size": {"height": side, "width": side}}
         processor.image_processor = GroupViTImageProcessor.from_dict(given)
     return processor
+
+
+def _named_processor(init_from: str, tokenizer: str) -> GroupViTProcessor:
+    """That of the checkpoint to start from or, where it has none or there is no such checkpoint, of `model.tokenizer`."""
+    lacking = ""
+    if init_from:
+        directory = resolve(init_from, patterns=(CONFIG_NAME, *PROCESSOR_FILES))
+        if not (lacking := missing_parts(directory)):
+            return GroupViTProcessor.from_pretrained(directory)
+    remedy = (
+        "name a folder or a model on the hub that has a tokenizer and an image processor in the setting model.tokenizer"
+    )
+    if lacking and not tokenizer:
+        raise CheckpointError(f"{init_from} has {lacking}: {remedy}")
+    try:
+        return GroupViTProcessor.from_pretrained(tokenizer)
+    except CheckpointError as error:
+        lacking = f"{init_from} has {lacking}, and " if lacking else ""
+        raise CheckpointError(f"{lacking}model.tokenizer cannot be used ({error}): {remedy}") from error
 
 
 def grouping_measures(assignment: NDArray[Any], *, of_patches: bool = True) -> dict[str, float]:

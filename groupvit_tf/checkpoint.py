@@ -212,6 +212,12 @@ class PreTrainedModel(Pretrained, Model):
             name = repo_id if repo_id is not None else Path(save_directory).resolve().name
             self.push_to_hub(name, token=token, max_shard_size=max_shard_size, **push_options)
 
+    def check_finite(self, done: str = "used") -> None:
+        variables = canonical_variables(self)
+        self._refuse_not_finite(done, (name for name, variable in variables.items() if not_finite(variable)))
+
+    check_finite.__doc__ = Pretrained.check_finite.__doc__
+
     def _expected(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """The tensors that `from_pretrained` will look for: name -> shape and dtype."""
         if type(self).__module__.startswith("groupvit_tf."):
@@ -224,18 +230,13 @@ class PreTrainedModel(Pretrained, Model):
 
     def save(self, filepath: Any, *args: Any, **options: Any) -> None:
         """Writes a `.keras` or `.h5` file, as Keras does. Raises `InputError` if weights are not finite."""
-        self._check_finite()
+        self.check_finite("saved")
         super().save(filepath, *args, **options)
 
     def save_weights(self, filepath: Any, *args: Any, **options: Any) -> None:
         """Writes a `.weights.h5` file, as Keras does. Raises `InputError` if weights are not finite."""
-        self._check_finite()
+        self.check_finite("saved")
         super().save_weights(filepath, *args, **options)
-
-    def _check_finite(self) -> None:
-        variables = canonical_variables(self)
-        found = _tensors(variables)
-        self._check_tensors(found, found, lambda name: not_finite(variables[name]))
 
     def get_config(self) -> dict[str, Any]:
         """What `from_config` takes: the configuration, the dtype policy, and which layers are frozen."""

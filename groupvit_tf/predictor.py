@@ -63,6 +63,7 @@ class Segmenter(BaseSegmenter):
             return GroupViTModel.from_pretrained(directory, dtype="float32" if dtype is None else dtype)
 
     def _ready(self, model: GroupViTModel) -> GroupViTModel:
+        model.check_finite()
         self._calls: Counter[tuple[int, int]] = Counter()
         self._traced: dict[tuple[int, int], See] = {}
         self._tracing = threading.Lock()

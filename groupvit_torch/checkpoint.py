@@ -183,6 +183,12 @@ class PreTrainedModel(Pretrained, nn.Module):
             name = repo_id if repo_id is not None else Path(save_directory).resolve().name
             self.push_to_hub(name, token=token, max_shard_size=max_shard_size, **push_options)
 
+    def check_finite(self, done: str = "used") -> None:
+        state = self.state_dict()
+        self._refuse_not_finite(done, (name for name, tensor in state.items() if not_finite(tensor)))
+
+    check_finite.__doc__ = Pretrained.check_finite.__doc__
+
     def _expected(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """The tensors that `from_pretrained` will look for: name -> shape and dtype."""
         if type(self).__module__.startswith("groupvit_torch."):
@@ -262,9 +268,9 @@ def _tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(array.copy())
 
 
-def not_finite(tensor: Tensor) -> bool:
+def not_finite(tensor: Any) -> bool:
     """Returns whether a tensor holds NaN or infinite values."""
-    return tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+    return isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
 
 
 def _bytes(tensor: Tensor) -> np.ndarray:

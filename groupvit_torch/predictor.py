@@ -39,6 +39,7 @@ class Segmenter(BaseSegmenter):
         return GroupViTModel.from_pretrained(directory, dtype=dtype, device=device)
 
     def _ready(self, model: GroupViTModel) -> GroupViTModel:
+        model.check_finite()
         return model.eval()
 
     @torch.no_grad()

@@ -54,7 +54,6 @@ from groupvit_common.training import (
     Feed,
     Run,
     TrainResult,
-    checkpoint_to_start_from,
     collapse,
     grouping_measures,
     learnt,
@@ -147,7 +146,7 @@ def new_model(recipe: Recipe, processor: GroupViTProcessor) -> GroupViTModel:
 
 def start_model(recipe: Recipe, processor: GroupViTProcessor) -> tuple[GroupViTModel, float | None]:
     """The model that a run starts with, and its multi-label temperature if it comes from a checkpoint that has one."""
-    source = checkpoint_to_start_from(recipe)
+    source = recipe.model.init_from
     if not source:
         return new_model(recipe, processor), None
     model = GroupViTModel.from_pretrained(source)

@@ -549,12 +549,12 @@ def test_other_weights_under_the_same_name_are_noticed(capsys, monkeypatch, chec
     changed = {name: tensor * 1.5 if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     save_file(changed, tmp_path / "b" / "model.safetensors", metadata={"format": "pt"})
     options = ["--data", "scenes:1", "--limit", 1, "--model", "demo", "--backend", "torch", "--out", tmp_path / "out"]
-    monkeypatch.setattr("groupvit_common.predictor.DEMO_MODEL", tmp_path / "a")
+    monkeypatch.setattr("groupvit_common.hub.DEMO_MODEL", tmp_path / "a")
     assert run_cli(capsys, *options)[0] == 0
     # The same weights in a newer file go on.
     (tmp_path / "a" / "model.safetensors").touch()
     assert run_cli(capsys, *options)[0] == 0
-    monkeypatch.setattr("groupvit_common.predictor.DEMO_MODEL", tmp_path / "b")
+    monkeypatch.setattr("groupvit_common.hub.DEMO_MODEL", tmp_path / "b")
     code, _, err = run_cli(capsys, *options)
     assert code == cli.BAD_INPUT
     assert "holds another evaluation (weights was" in err

@@ -469,7 +469,7 @@ def test_bad_files(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"preprocessor_config\.json cannot be read as JSON"):
         GroupViTImageProcessor.from_pretrained(tmp_path)
-    with pytest.raises(InputError, match="is a file; save_pretrained needs"):
+    with pytest.raises(InputError, match="is a file; expected the path of a directory"):
         GroupViTImageProcessor().save_pretrained(tmp_path / "preprocessor_config.json")
 
 
