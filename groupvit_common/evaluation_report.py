@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from groupvit_common.errors import printable
 from groupvit_common.evaluation import ClassificationResult, Counts, Point, SegmentationResult, best_point
-from groupvit_common.files import unicode_json, write_files, write_text
+from groupvit_common.files import finite, unicode_json, write_files, write_text
 
 RESULTS = "results.json"
 CONFUSION_CSV = "confusion.csv"
@@ -33,7 +33,7 @@ _MOST_ROWS = 200
 def record_of(result: SegmentationResult | ClassificationResult, about: Mapping[str, Any]) -> dict[str, Any]:
     """All that a result says, ready for JSON: shares 0 to 1, None where there is nothing to measure."""
     speed = result.timed / result.seconds if result.timed and result.seconds else None
-    return _finite(
+    return finite(
         {
             "set": result.data.kind,
             "split": result.data.split,
@@ -61,7 +61,7 @@ def write_calibration(curve: Sequence[Point], about: Mapping[str, Any], folder: 
     """`calibration.json` with the curve and its highest point, and a picture of it."""
     record = {**about, "best": vars(best_point(curve)), "curve": [vars(point) for point in curve]}
     writers: dict[str, Callable[[Path], None]] = {
-        CALIBRATION: lambda file: write_text(file, _json(_finite(record))),
+        CALIBRATION: lambda file: write_text(file, _json(finite(record))),
         CALIBRATION_PNG: lambda file: curve_picture(curve).save(file, format="PNG"),
     }
     write_files(folder, writers)
@@ -71,13 +71,15 @@ def _json(record: Mapping[str, Any]) -> str:
     return unicode_json(record, indent=2) + "\n"
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """NaN as None, all through lists and dictionaries: JSON has no NaN."""
     if isinstance(value, Mapping):
-        return {name: _finite(each) for name, each in value.items()}
+        return {name: finite(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
+        return [finite(each) for each in value]
     return None if isinstance(value, float) and math.isnan(value) else value
+=======
+    return json.dumps(finite(record), ensure_ascii=False, indent=2) + "\n"
 
 
 # ---- text ----

@@ -455,8 +455,21 @@ def _lock(descriptor: int, kind: int, seconds: float) -> bool | None:
         pause = min(2 * pause, 0.05)
 
 
+def finite(value: Any) -> Any:
+    """Returns JSON values with None for numbers that are not finite, all through lists and dictionaries."""
+    if isinstance(value, Mapping):
+        return {name: finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def unicode_json(content: Any, **how: Any) -> str:
-    """Returns JSON in readable Unicode; in ASCII if a text in it is no Unicode, as file names that are not UTF-8 are none."""
+    """Returns JSON in readable Unicode; in ASCII if a text in it is no Unicode, as file names that are not UTF-8 are none.
+
+    Numbers that are not finite, which JSON does not know, are null.
+    """
+    content = finite(content)
     text = json.dumps(content, ensure_ascii=False, **how)
     try:
         text.encode()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from groupvit_common.checkpoint import (
     read_index,
 )
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.files import has_file, list_files, settle
+from groupvit_common.files import has_file, list_files, settle, write_file, write_text
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -285,7 +286,7 @@ class _Repository:
         """Lets the cache know that `conversion` led to the snapshot `directory`, for a later use offline."""
         snapshot = directory.parents[len(PurePosixPath(self.subfolder).parts) - 1] if self.subfolder else directory
         try:
-            self._ref(_CONVERSION_REF).write_text(snapshot.name, encoding="utf-8")
+            write_file(self._ref(_CONVERSION_REF), partial(write_text, text=snapshot.name))
         except OSError:
             # A cache that cannot be written costs the next use a few requests, no more.
             return

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import re
 import secrets
 import shutil
@@ -28,7 +27,7 @@ from numpy.typing import NDArray
 
 from groupvit_common.checkpoint import array_info, read_arrays, read_header, write_arrays
 from groupvit_common.errors import CheckpointError, GroupViTError, InputError
-from groupvit_common.files import flush, parse_json, read_bytes
+from groupvit_common.files import finite, flush, parse_json, read_bytes
 
 FOLDER = "checkpoints"
 MODEL = "model"
@@ -144,8 +143,8 @@ class Checkpoints:
             content = {
                 "version": VERSION,
                 "step": state.step,
-                "measure": _finite(state.measure),
-                "values": _finite(state.values),
+                "measure": finite(state.measure),
+                "values": finite(state.values),
                 "files": {name: _fingerprint(hidden / name) for name in _files(hidden)},
             }
             text = json.dumps(content)
@@ -349,15 +348,6 @@ _VALUES: Mapping[str, Callable[[Any], bool]] = {
     "scaler": lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
     "ranks": _are_ranks,
 }
-
-
-def _finite(value: Any) -> Any:
-    """Values with None for what is not finite, which JSON cannot hold."""
-    if isinstance(value, Mapping):
-        return {name: _finite(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _measure(path: Path) -> float | None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Self, TextIO
 
 from groupvit_common.errors import GroupViTError, printable
+from groupvit_common.files import finite
 
 OK, SOME_FAILED, BAD_INPUT, NO_MODEL, BUG, SIGNALLED, INTERRUPTED, CLOSED_PIPE = 0, 1, 2, 3, 70, 128, 130, 141
 
@@ -229,6 +230,7 @@ def say(*lines: str) -> None:
 
 def say_json(record: Mapping[str, Any]) -> None:
     """Prints a JSON object as one line; in ASCII where the console could not show it otherwise."""
+    record = finite(record)
     text = json.dumps(record, ensure_ascii=False)
     try:
         text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")

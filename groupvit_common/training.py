@@ -28,7 +28,7 @@ from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, Scene, make_scene
 from groupvit_common.data.segmentation_sets import SegmentationSet, open_sets
 from groupvit_common.errors import CheckpointError, GroupViTError, InputError
 from groupvit_common.evaluation import Place, Settings, default_protocol, evaluate_segmentation, protocol_settings
-from groupvit_common.files import reading, write_files, write_text
+from groupvit_common.files import finite, reading, write_files, write_text
 from groupvit_common.hub import resolve
 from groupvit_common.image_processor import GroupViTImageProcessor
 from groupvit_common.locks import FolderLock
@@ -449,7 +449,7 @@ class Run:
             "evaluated": self.evaluated,
             "sets": {name: round(value, 1) for name, value in self.of_sets.items()},
         }
-        text = json.dumps(record, indent=2) + "\n"
+        text = json.dumps(finite(record), indent=2) + "\n"
         try:
             model.save_pretrained(self.directory)
             self.processor.save_pretrained(self.directory)

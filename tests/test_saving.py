@@ -22,7 +22,9 @@ from groupvit_common.errors import CheckpointError, GroupViTError, InputError
 from groupvit_common.files import reading, write_files, write_text, write_texts
 from groupvit_common.image_processor import GroupViTImageProcessor
 from groupvit_common.processor import GroupViTProcessor
+from groupvit_common.recipe import changed, get_recipe
 from groupvit_common.tokenizer import CLIPTokenizer
+from groupvit_common.training import start_processor
 from tests.backends import Backend
 from tests.conftest import smallest_config
 
@@ -471,6 +473,19 @@ def test_all_that_a_model_folder_lacks_is_said_at_once_with_the_remedy(backend, 
     assert given(np.zeros((16, 16, 3), np.uint8)).label_map.shape == (16, 16)
     with pytest.raises(InputError, match="they belong to different models"):
         package.Segmenter.from_pretrained(tmp_path / "model", processor="demo", device="cpu")
+
+
+def test_a_run_takes_the_tokenizer_that_its_checkpoint_lacks_from_the_setting(processor, tmp_path):
+    smallest_config().save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "processor")
+    settings = {"model.init_from": str(tmp_path / "model"), "model.tokenizer": str(tmp_path / "processor")}
+    recipe = changed(get_recipe("scenes-demo"), settings)
+    assert len(start_processor(recipe, ()).tokenizer) == len(processor.tokenizer)
+    for tokenizer in ("", str(tmp_path / "model"), str(tmp_path / "nothing")):
+        with pytest.raises(
+            CheckpointError, match=r"no tokenizer .* and no image processor .*in the setting model\.tokenizer"
+        ):
+            start_processor(changed(recipe, {"model.tokenizer": tokenizer}), ())
 
 
 def test_what_cannot_be_written_as_text_is_one_sentence(tmp_path):
