@@ -20,7 +20,7 @@ from groupvit_common.files import flush
 # What a directory may hold to be replaced: what `convert` writes into one, nothing else that somebody may miss.
 _OWN = re.compile(
     r"(model\.safetensors|pytorch_model\.bin|tf_model\.h5)(\.index\.json)?"
-    r"|(model|pytorch_model|tf_model)-\d{5}-of-\d{5}\.(safetensors|bin|h5)|"
+    r"|(model|pytorch_model|tf_model)(-[0-9a-f]{8})?-\d{5}-of-\d{5}\.(safetensors|bin|h5)|"
     + "|".join(map(re.escape, (CONFIG_NAME, REPORT_NAME, *COMPANIONS)))
 )
 # Formats that are a file, and what its name ends in. All others are directories.

@@ -14,7 +14,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -39,7 +39,7 @@ from conversion.wrappers import Choice, choose, some, state_dicts
 from groupvit_common.checkpoint import CONFIG_NAME, read_header
 from groupvit_common.config import GroupViTConfig
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.files import is_hidden, parse_json, read_json
+from groupvit_common.files import is_hidden, parse_json, read_json, settle
 
 Format = Literal[
     "safetensors", "pytorch", "transformers-tf", "transformers-tf-safetensors", "nvlabs", "keras", "keras-weights"
@@ -142,6 +142,9 @@ def open_source(
         CheckpointError: there is no checkpoint, or more than one, or it is damaged; names the file and the cause.
     """
     path = Path(path)
+    if path.is_dir():
+        with suppress(OSError):
+            settle(path)
     main = _weights_of(path) if path.is_dir() else path
     files = index_shards(main) if main.name.endswith(".index.json") else (main,)
     kinds = {container(file) for file in files}

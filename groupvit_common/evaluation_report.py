@@ -71,17 +71,6 @@ def _json(record: Mapping[str, Any]) -> str:
     return unicode_json(record, indent=2) + "\n"
 
 
-def finite(value: Any) -> Any:
-    """NaN as None, all through lists and dictionaries: JSON has no NaN."""
-    if isinstance(value, Mapping):
-        return {name: finite(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(each) for each in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-=======
-    return json.dumps(finite(record), ensure_ascii=False, indent=2) + "\n"
-
-
 # ---- text ----
 
 
