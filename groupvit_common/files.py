@@ -250,17 +250,16 @@ def write_files(
                 write(folder / name)
                 (folder / name).chmod(mode)
                 flush(folder / name)
-            write_text(folder / _MANIFEST, json_text({"files": list(writers), "family": family}))
+            # A file's name may be any bytes.
+            names = [os.fsencode(name).decode("latin-1") for name in writers]
+            write_text(folder / _MANIFEST, json_text({"files": names, "family": family}))
             flush(folder / _MANIFEST)
             flush(folder)
             _commit(folder, directory)
             settle(directory)
     except (CheckpointError, InputError):
         raise
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # ValueError: a text or a name that is no Unicode, a name with a null character
+    except (OSError, ValueError) as error:  # ValueError: a text that is no Unicode, a name with a null character
         raise CheckpointError(f"{directory} cannot be written: {getattr(error, 'strerror', None) or error}") from error
     return [directory / name for name in writers]
 
@@ -351,11 +350,10 @@ def _pending(directory: Path) -> tuple[list[str], str | None]:
     content = read_json(directory / _COMMIT / _MANIFEST)
     files, family = content.get("files"), content.get("family")
     if isinstance(files, list) and (family is None or (isinstance(family, str) and family in _FAMILIES)):
-        names = [
-            name for name in files if isinstance(name, str) and Path(name).name == name and name not in ("..", _COMMIT)
-        ]
-        if len(names) == len(files):
-            return names, family
+        with contextlib.suppress(AttributeError, UnicodeError):
+            names = [os.fsdecode(name.encode("latin-1")) for name in files]
+            if all(name == Path(name).name and name not in ("..", _COMMIT) and "\0" not in name for name in names):
+                return names, family
     raise CheckpointError(
         f"{directory / _COMMIT} is not what a save of this package leaves: remove it, or fetch all again"
     )
