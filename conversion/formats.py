@@ -39,7 +39,7 @@ from conversion.wrappers import Choice, choose, some, state_dicts
 from groupvit_common.checkpoint import CONFIG_NAME, read_header
 from groupvit_common.config import GroupViTConfig
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.files import is_hidden, parse_json, read_json, settle
+from groupvit_common.files import has_file, is_hidden, parse_json, read_json, settle
 
 Format = Literal[
     "safetensors", "pytorch", "transformers-tf", "transformers-tf-safetensors", "nvlabs", "keras", "keras-weights"
@@ -270,7 +270,7 @@ def index_shards(index: Path, there: bool = True) -> tuple[Path, ...]:
     if not names or not all(re.fullmatch(r"[^/\\:\x00]+", name) and name.endswith(suffix) for name in names):
         raise CheckpointError(f"{index} is no index of {suffix} files beside it")
     shards = tuple(index.parent / name for name in sorted(names))
-    missing = [shard.name for shard in shards if not shard.is_file()]
+    missing = [shard.name for shard in shards if not has_file(shard.parent, shard.name)]
     if there and missing:
         raise CheckpointError(
             f"{index.parent} lacks {len(missing)} of the shards that {index.name} names: {', '.join(missing)}"
