@@ -118,7 +118,7 @@ class GroupViTImageProcessor:
             raise InputError(f"image_std must be positive, got {image_std!r}")
         self.do_convert_rgb = _flag("do_convert_rgb", do_convert_rgb)
         self.size_divisor = None if size_divisor is None else _positive("size_divisor", size_divisor)
-        self.max_pixels = MAX_PIXELS if max_pixels is None else _positive("max_pixels", max_pixels)
+        self.max_pixels = MAX_PIXELS if max_pixels is None else _positive("max_pixels", max_pixels, 1 << 40)
         self.extra = dict(extra or {})
 
     # ---- settings and files ----
@@ -402,11 +402,11 @@ def _flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def _positive(name: str, value: Any) -> int:
+def _positive(name: str, value: Any, most: int = _MOST_PIXELS) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise InputError(f"{name} must be a positive integer, got {short(value)}")
-    if value > _MOST_PIXELS:
-        raise InputError(f"{name} must be at most {_MOST_PIXELS} pixels, got {short(value)}")
+    if value > most:
+        raise InputError(f"{name} must be at most {most} pixels, got {short(value)}")
     return int(value)
 
 
