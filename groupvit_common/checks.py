@@ -3,6 +3,7 @@
 Shapes may have unknown sides (None) while a backend traces a graph; what is unknown is not checked.
 """
 
+import importlib.util
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any, TypeGuard
@@ -111,6 +112,34 @@ def check_pairs(images: int | None, texts: int | None) -> None:
         raise InputError(
             "return_loss compares image i with text i and needs as many images as texts, "
             f"got {images} images and {texts} texts"
+        )
+
+
+def check_batch_norm(rows: int | None) -> None:
+    """InputError for a batch of one in training: a single row has no variance."""
+    if rows == 1:
+        raise InputError("batch norm in training needs at least 2 images and 2 texts in a batch, got 1")
+
+
+def check_keras_backend(name: str) -> None:
+    """InputError for a backend of Keras that the models do not run on."""
+    if name not in ("tensorflow", "jax"):
+        raise InputError(
+            f"groupvit_tf runs on Keras's backends tensorflow and jax, and Keras is set to {name!r}: set KERAS_BACKEND=tensorflow in "
+            "the environment, or use groupvit_torch"
+        )
+    if name == "jax" and importlib.util.find_spec("jax") is None:
+        raise InputError(
+            'Keras is set to JAX, which is not installed: pip install "groupvit[jax]", or set KERAS_BACKEND=tensorflow'
+        )
+
+
+def check_sample_weight(shape: Shape, pairs: int | None) -> None:
+    """InputError for anything but one weight for each pair, `[pairs]` or `[pairs, 1]`."""
+    fits = len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)
+    if not fits or (pairs is not None and shape[0] is not None and shape[0] != pairs):
+        raise InputError(
+            f"sample_weight must have one number for each of the {pairs or ''} pairs, got shape {list(shape)}"
         )
 
 

@@ -116,7 +116,7 @@ class GroupViTProcessor:
         """The inputs of a model for text, images or both.
 
         Args:
-            text: a string or a list of strings; None: no text.
+            text: a string, or strings in any form that the tokenizer takes; None: no text.
             images: one image or a batch of any kind that the image processor takes; None: no images.
             return_tensors: None (lists), "np", "pt" or "tf".
             kwargs: of the tokenizer (`padding`, `truncation`, `max_length`, ...) and settings of the image processor.

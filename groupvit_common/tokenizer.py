@@ -516,7 +516,7 @@ class CLIPTokenizer:
         """Token ids of one text or a list of texts.
 
         Args:
-            text: a string, or a list or tuple of strings.
+            text: a string, or a list, tuple, NumPy array, or column of a table (pandas, Arrow, polars) of strings.
             padding: True or "longest" (to the longest text of the batch), "max_length" (to `max_length`, or `model_max_length`
                 without one), False.
             truncation: True cuts to `max_length` (or `model_max_length`) and keeps the end token; False never cuts. Left out, a
@@ -781,14 +781,28 @@ def _check_text(text: Any) -> str:
 
 def _check_texts(text: Any) -> list[str]:
     """One text or several as a list of strings."""
+    text = _listed(text)
     if not isinstance(text, list | tuple):
         return [_check_text(text)]
     if not text:
         raise InputError("the list of texts is empty; expected a string or a list of strings")
     for position, item in enumerate(text):
         if not isinstance(item, str):
-            raise InputError(f"text {position} of the list must be a string, got {type(item).__name__}")
+            missing = item is None or item != item  # NaN is unlike itself
+            hint = ": it is missing, so leave its row out" if missing is True else ""
+            raise InputError(f"text {position} of the list must be a string, got {type(item).__name__}{hint}")
     return list(text)
+
+
+def _listed(text: Any) -> Any:
+    """The column of a table or an array of one axis as a list: pandas, NumPy, Arrow, polars, `datasets`. Anything else as it is."""
+    if _is_image(text) or getattr(text, "ndim", 1) > 1:
+        return text
+    for method in ("tolist", "to_pylist", "to_list"):
+        if callable(getattr(text, method, None)):
+            return getattr(text, method)()
+    plain = isinstance(text, list | tuple | str | bytes | Mapping)
+    return list(text) if isinstance(text, Sequence) and not plain else text
 
 
 def _is_image(value: Any) -> bool:

@@ -3,11 +3,17 @@
 Code written for transformers runs after changing `from transformers import ...` to `from groupvit_tf import ...`.
 """
 
+import os
+
+from groupvit_common.checks import check_keras_backend
 from groupvit_common.quiet import tensorflow_start_up
 
 with tensorflow_start_up():
+    # Before Keras, which would first import a backend that need not be there.
+    check_keras_backend(os.environ.get("KERAS_BACKEND") or "tensorflow")
     import keras
 
+    check_keras_backend(keras.backend.backend())
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 

@@ -5,7 +5,9 @@ all. Files are those of `groupvit_torch`: PyTorch's names and layout in safetens
 `save_weights`) work too.
 """
 
+import inspect
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +21,7 @@ from groupvit_common.layout import canonical_axes, canonical_name, from_canonica
 from groupvit_common.pretrained import Pretrained, check_weights, checked_array, most_stored_dtype, wanted_dtype
 from groupvit_tf.distributed import Model, refuse_strategy
 from groupvit_tf.init import without_initial_values
+from groupvit_tf.layers import Tracked
 
 __all__ = ["PreTrainedModel", "canonical_variables", "from_canonical", "is_parameter", "kind", "to_canonical"]
 
@@ -47,7 +50,12 @@ def kind(variable: keras.Variable) -> str:
     return "dense" if variable.name == "kernel" else "other"
 
 
-class PreTrainedModel(Pretrained, Model):
+# What `keras.Model` takes beside `dtype` and `name`. Two more, "inputs" and "outputs", would make Keras give the class another base, for
+# the whole process.
+_KERAS_OPTIONS = ("trainable", "autocast", "activity_regularizer")
+
+
+class PreTrainedModel(Pretrained, Tracked, Model):
     """A model that is made from a configuration, and comes from and goes to a checkpoint directory or the hub.
 
     Subclasses take `config` as their constructor's first argument, hand `dtype`, `name` and other keywords of `keras.Model`
@@ -57,8 +65,13 @@ class PreTrainedModel(Pretrained, Model):
     def __init__(self, config: Any, *, dtype: Any = None, name: str | None = None, **keras_options: Any) -> None:
         """Args: config: of the class `config_class`; dtype: a dtype or Keras policy, the global policy if None."""
         self._check_config(config)
+        unknown = [option for option in keras_options if option not in _KERAS_OPTIONS]
+        if unknown:
+            raise InputError(
+                f"{type(self).__name__} takes no argument {unknown[0]!r}; use from_pretrained for settings"
+            )
         refuse_strategy()
-        super().__init__(dtype=dtype, name=name, **keras_options)
+        super().__init__(dtype=dtype, name=name or _own_name(type(self)), **keras_options)
         if not _computes(self.variable_dtype) or not _computes(self.compute_dtype):
             raise InputError(
                 "float64 on JAX needs its 64-bit mode: set JAX_ENABLE_X64=1 in the environment, or call "
@@ -249,9 +262,28 @@ class PreTrainedModel(Pretrained, Model):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None) -> Self:
-        options = dict(config)
-        settings, trainable = options.pop("config"), options.pop("trainable")
-        options["dtype"] = keras.dtype_policies.deserialize(options["dtype"], custom_objects)
+        """The model of what `get_config` returned. InputError for anything else, which may come with a file."""
+        options = {**config}
+        settings, trainable = options.pop("config", None), options.pop("trainable", True)
+        trainable = trainable if isinstance(trainable, Mapping) else {"": trainable}
+        name, policy = options.get("name"), options.get("dtype")
+        if isinstance(policy, Mapping):  # as Keras serialises it
+            policy = policy.get("config")
+            policy = policy.get("name", policy) if isinstance(policy, Mapping) else ()
+        wrong = [key for key in options if key not in _constructor_arguments(cls)]
+        for key, value, kind in (
+            ("config", settings, Mapping),
+            ("dtype", policy, str | None),
+            ("name", name, str | None),
+        ):
+            wrong += [] if isinstance(value, kind) else [key]
+        wrong += [] if all(isinstance(flag, bool) for flag in trainable.values()) else ["trainable"]
+        if wrong:
+            raise InputError(
+                f"the configuration of a {cls.__name__} does not fit: {wrong[0]!r} is not as get_config writes it; "
+                "save the model again, or load its weights with from_pretrained"
+            )
+        options["dtype"] = None if policy is None else _policy(policy)
         model = cls(cls.config_class.from_dict(settings), **options)
         layers = model._layers_by_path()
         for path in trainable:
@@ -279,6 +311,13 @@ class PreTrainedModel(Pretrained, Model):
         from groupvit_tf.export import export_saved_model
 
         export_saved_model(self, filepath, **options)
+
+    def quantize(self, *args: Any, **kwargs: Any) -> None:
+        """Is refused: Keras would skip every layer, and say so of each."""
+        raise InputError(
+            f"Keras cannot quantize a {type(self).__name__}, whose layers have no quantized form: load it with "
+            "dtype='bfloat16' for half the memory"
+        )
 
     def _layers_by_path(self) -> dict[str, keras.layers.Layer]:
         """The model itself under "", its built layers under their paths, parents before their children."""
@@ -326,6 +365,26 @@ class PreTrainedModel(Pretrained, Model):
                 layer.gradient_checkpointing = on
         # A step that `fit` has traced would keep the old choice.
         self.train_function = None
+
+
+def _own_name(cls: type) -> str:
+    """A name for a model that was given none: "groupvit_model", where Keras would say "group_vi_t_model"; counted as Keras does."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__.replace("GroupViT", "Groupvit")).lower()
+    count = keras.backend.get_uid(words)
+    return words if count == 1 else f"{words}_{count - 1}"
+
+
+def _constructor_arguments(cls: type) -> set[str]:
+    """By which names a model class takes arguments, its base classes included as far as it hands others on to them."""
+    names: set[str] = set()
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+        names |= {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
+        if base is PreTrainedModel or not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return names - {"self", "config"} | set(_KERAS_OPTIONS) - {"trainable"}
 
 
 def _computes(dtype: str) -> bool:

@@ -1,4 +1,4 @@
-"""Batches as dictionaries, which `fit` takes: a `tf.data.Dataset`, or a generator where Keras runs on another engine.
+"""Batches as dictionaries, which `fit` takes: those of a user in any of Keras's forms, and those of a recipe.
 
 Shapes: B images, M prompts of each caption, W different prompts, T tokens, P patches (legend in docs/architecture.md).
 """
@@ -6,6 +6,7 @@ Shapes: B images, M prompts of each caption, W different prompts, T tokens, P pa
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -131,6 +132,88 @@ def _signature(recipe: Recipe, count: int) -> Inputs:
         "allowed": tf.TensorSpec((count, patches, None), tf.bool),
         "named": tf.TensorSpec((count, None), tf.bool),
     }
+
+
+def known(data: Any) -> Any:
+    """Inputs of a model in any form, or what yields batches of them, as Keras knows them.
+
+    Encodings (any mapping) become dictionaries and lists of numbers arrays; so do those which a generator, a `keras.utils.PyDataset`, a
+    `tf.data.Dataset` or a PyTorch `DataLoader` yields.
+    """
+    if isinstance(data, Generator):
+        return (_batch(batch) for batch in data)
+    if isinstance(data, keras.utils.PyDataset):
+        return data if isinstance(data, _Known) else _Known(data)
+    kinds = {parent.__name__: parent.__module__ for parent in type(data).__mro__}
+    if kinds.get("DataLoader", "").startswith("torch.utils.data"):
+        return _known_loader(data)
+    if "DatasetV2" in kinds:
+        return data.map(lambda *parts: _plain(parts)) if _holds_other_mappings(data.element_spec) else data
+    return _plain(data)
+
+
+def _plain(data: Any) -> Any:
+    """Mappings as dictionaries, lists of numbers as arrays, all the way down; what has a shape as it is."""
+    if isinstance(data, Mapping):
+        return {name: _plain(value) for name, value in data.items() if value is not None}
+    if isinstance(data, list | tuple):
+        numbers = is_nested_numbers(data)
+        return np.asarray(data) if numbers else type(data)(_plain(value) for value in data)
+    return data
+
+
+def is_nested_numbers(value: Any) -> bool:
+    """Whether a list is one tensor written out, and not a list of tensors."""
+    return bool(value) and all(isinstance(part, list | tuple | int | float) for part in value)
+
+
+def _batch(batch: Any) -> tuple[Any, ...]:
+    """Inputs, targets, weights, as far as there are any: Keras takes nothing but a tuple from a generator."""
+    plain = _plain(batch)
+    return tuple(plain) if isinstance(plain, list | tuple) else (plain,)
+
+
+def _holds_other_mappings(spec: Any) -> bool:
+    if isinstance(spec, Mapping):
+        return type(spec) is not dict or any(map(_holds_other_mappings, spec.values()))
+    return isinstance(spec, tuple) and any(map(_holds_other_mappings, spec))
+
+
+class _Known(keras.utils.PyDataset):
+    """A `PyDataset` whose batches are dictionaries and arrays."""
+
+    def __init__(self, batches: keras.utils.PyDataset) -> None:
+        super().__init__(
+            workers=batches.workers,
+            use_multiprocessing=batches.use_multiprocessing,
+            max_queue_size=batches.max_queue_size,
+        )
+        self.batches = batches
+
+    @property
+    def num_batches(self) -> int | None:
+        return self.batches.num_batches
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        return _batch(self.batches[index])
+
+    def on_epoch_begin(self) -> None:
+        self.batches.on_epoch_begin()
+
+    def on_epoch_end(self) -> None:
+        self.batches.on_epoch_end()
+
+
+def _known_loader(loader: Any) -> Any:
+    """A PyTorch loader whose batches Keras does not take apart: it makes a tuple of each, which of a dictionary are the names."""
+
+    class Known(type(loader)):  # type: ignore[misc]
+        def __iter__(self) -> Iterator[tuple[Any, ...]]:
+            return map(_batch, super().__iter__())
+
+    known = copy.copy(loader)
+    known.__class__ = Known
+    return known
 
 
 class Feed:

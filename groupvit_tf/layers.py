@@ -14,8 +14,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from groupvit_common.checks import check_batch_norm
 from groupvit_common.config import GroupViTTextConfig, GroupViTVisionConfig
-from groupvit_common.errors import InputError
 from groupvit_tf.distributed import Seeds, num_replicas, replica_sum
 
 TowerConfig = GroupViTTextConfig | GroupViTVisionConfig
@@ -67,6 +67,19 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def softmax(x: Tensor, axis: int) -> Tensor:
     """Softmax over one axis. Keras's own warns where there is but one entry, which is no mistake here: one group, one patch."""
     return ops.ones_like(x) if x.shape[axis] == 1 else ops.softmax(x, axis=axis)
+
+
+class Tracked:
+    """A layer or model whose sub-layers in lists and dictionaries `tf.train.Checkpoint` finds. Keras shows it attributes alone."""
+
+    def _trackable_children(self, save_type: str = "checkpoint", **options: Any) -> dict[str, Any]:
+        children: dict[str, Any] = super()._trackable_children(save_type, **options)  # type: ignore[misc]
+        if save_type == "checkpoint":
+            for name, value in vars(self).items():
+                if isinstance(value, list | tuple | dict) and not name.startswith("_"):
+                    items = value.items() if isinstance(value, dict) else enumerate(value)
+                    children |= {f"{name}.{key}": item for key, item in items if isinstance(item, keras.layers.Layer)}
+        return children
 
 
 class Dense(keras.layers.Dense):
@@ -141,27 +154,31 @@ class BatchNorm(keras.layers.Layer):
         wide = ops.cast(x, wide_dtype(x.dtype))
         mean, variance = (ops.cast(v, wide.dtype) for v in (self.moving_mean, self.moving_variance))
         if training and self.trainable_variables:
-            mean, variance, count = batch_statistics(wide, together)
+            own_mean, own_variance, count = batch_statistics(wide, together)
+            # Only a running graph may know that a batch has one row, which has no variance: what was kept serves it, and stays.
+            several = count > 1
             if keep:
-                self._move(self.moving_mean, mean)
-                self._move(self.moving_variance, variance * (count / (count - 1)))
-                self.num_batches_tracked.assign(self.num_batches_tracked + 1)
+                self._move(self.moving_mean, own_mean, several)
+                self._move(self.moving_variance, own_variance * (count / ops.maximum(count - 1, 1)), several)
+                self.num_batches_tracked.assign_add(ops.cast(several, "int32"))
+            mean, variance = ops.where(several, own_mean, mean), ops.where(several, own_variance, variance)
         gamma, beta = (ops.cast(v, wide.dtype) for v in (self.gamma, self.beta))
         return ops.cast((wide - mean) * (ops.rsqrt(variance + self.epsilon) * gamma) + beta, x.dtype)
 
-    def _move(self, running: Any, value: Tensor) -> None:
+    def _move(self, running: Any, value: Tensor, several: Tensor) -> None:
         value = ops.cast(ops.stop_gradient(value), running.dtype)
-        running.assign(running * (1 - self.momentum) + value * self.momentum)
+        running.assign(ops.where(several, running * (1 - self.momentum) + value * self.momentum, running))
 
 
 def batch_statistics(x: Tensor, together: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean `[D]`, biased variance `[D]` and number of the rows of `[B, D]`, over all replicas. InputError for a single row."""
-    if x.shape[0] == 1 and num_replicas() == 1:
-        raise InputError("batch norm in training needs at least 2 images and 2 texts in a batch, got 1")
+    """Mean `[D]`, biased variance `[D]` and number of the rows of `[B, D]`, over all replicas. InputError for what is known to be one."""
+    if num_replicas() == 1:
+        check_batch_norm(x.shape[0])
     total = replica_sum if together else (lambda value: value)
     count = total(ops.cast(ops.shape(x)[0], x.dtype))
-    mean = total(ops.sum(x, axis=0)) / count
-    variance = total(ops.sum(ops.square(x - mean), axis=0)) / count
+    rows = ops.maximum(count, 1)
+    mean = total(ops.sum(x, axis=0)) / rows
+    variance = total(ops.sum(ops.square(x - mean), axis=0)) / rows
     return mean, variance, count
 
 
@@ -354,6 +371,7 @@ class Projection(keras.layers.Layer):
         super().__init__(**kwargs)
         self.hidden = Dense(width, hidden_features, name="0", dtype=self.dtype_policy)
         self.norm = BatchNorm(hidden_features, name="1", dtype=self.dtype_policy)
+        self.output_shape = (None, out_features)  # for `summary`
         self.output_layer = Dense(hidden_features, out_features, name="3", dtype=self.dtype_policy)
 
     def build(self, input_shape: Any = None) -> None:

@@ -21,14 +21,16 @@ Tensor = Any  # of whatever backend Keras runs on
 _TINY = 1e-6
 
 
-def symmetric_cross_entropy(logits: Tensor) -> Tensor:
+def symmetric_cross_entropy(logits: Tensor, weights: Tensor | None = None) -> Tensor:
     """The contrastive loss of matching pairs (paper, equations 7 to 9), a float32 (or float64) scalar.
 
     Args:
         logits: `[B, B]` similarities times temperature, row i and column i belonging together. Half precision is widened:
             the sum of exponentials needs it.
+        weights: `[B]`, by which the losses of the pairs are multiplied before their mean over B is taken. A pair of weight 0
+            is still among what the others are told apart from.
     """
-    return _both_directions(_wide(logits), 1)
+    return _both_directions(_wide(logits), 1, weights)
 
 
 def contrastive_loss(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor | float) -> Tensor:
@@ -101,12 +103,13 @@ def prompt_claim_loss(naming: Tensor, named: Tensor, patches: int) -> Tensor:
     return -ops.sum(ops.log(best + _TINY) * weights) / ops.maximum(ops.sum(weights), 1.0)
 
 
-def _both_directions(logits: Tensor, per_image: int) -> Tensor:
+def _both_directions(logits: Tensor, per_image: int, weights: Tensor | None = None) -> Tensor:
     """Mean cross-entropy of `[B, B * M]` logits along either axis, the M columns of image i sharing its target evenly."""
     count = ops.shape(logits)[0]
     both = ops.log_softmax(logits, axis=1) + ops.log_softmax(logits, axis=0)
     own = mean(ops.reshape(both, (count, -1, per_image)), axis=2)
-    return -mean(ops.diagonal(own)) / 2
+    pairs = ops.diagonal(own)
+    return -mean(pairs if weights is None else pairs * _like(pairs, weights)) / 2
 
 
 def _wide(x: Tensor) -> Tensor:

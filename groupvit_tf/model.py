@@ -4,17 +4,19 @@ Shapes: B images, N texts, T tokens, H W pixels, G groups, E embedding width (le
 """
 
 import inspect
-from collections.abc import Generator, Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import keras
 import numpy as np
 from keras import ops
 
-from groupvit_common.checks import check_grouping, check_pairs, given
+from groupvit_common.checks import check_batch_norm, check_grouping, check_pairs, check_sample_weight, given
 from groupvit_common.config import GroupViTConfig, GroupViTTextConfig, GroupViTVisionConfig
 from groupvit_common.errors import InputError
 from groupvit_tf.checkpoint import PreTrainedModel
+from groupvit_tf.data import is_nested_numbers, known
 from groupvit_tf.distributed import gather, num_replicas
 from groupvit_tf.init import initialise
 from groupvit_tf.layers import Projection, Tensor, wide_dtype
@@ -23,6 +25,9 @@ from groupvit_tf.outputs import BaseModelOutputWithPooling, GroupViTModelOutput
 from groupvit_tf.segmentation import grouping_map, resize_bilinear, unit
 from groupvit_tf.text import TextTower, check_ids
 from groupvit_tf.vision import VisionTower, check_pixels
+
+# Under which name weights travel to `compute_loss` in the place of targets.
+SAMPLE_WEIGHT = "sample_weight"
 
 
 class GroupViTPreTrainedModel(PreTrainedModel):
@@ -34,6 +39,10 @@ class GroupViTPreTrainedModel(PreTrainedModel):
 
     config_class: ClassVar[type[Any]] = GroupViTConfig
     base_model_prefix: ClassVar[str] = "groupvit"
+
+    def __init__(self, config: Any, **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+        self._steps = _Steps()
 
     def init_weights(self) -> None:
         """Draws new initial values for every parameter (see `groupvit_tf.init`)."""
@@ -66,7 +75,7 @@ class GroupViTPreTrainedModel(PreTrainedModel):
         if len(args) == 1 and isinstance(args[0], Mapping):
             named = dict(args[0])
         else:
-            if len(args) == 1 and isinstance(args[0], list | tuple) and not _is_nested_numbers(args[0]):
+            if len(args) == 1 and isinstance(args[0], list | tuple) and not is_nested_numbers(args[0]):
                 args = args[0]
             elif len(args) == 1 and not kwargs.keys() & {self.main_input_name}:
                 args = (*[None] * names.index(self._name_of(args[0])), args[0])
@@ -110,31 +119,169 @@ class GroupViTPreTrainedModel(PreTrainedModel):
             config = self.config if isinstance(self.config, GroupViTVisionConfig) else self.config.vision_config
             check_pixels(inputs["pixel_values"], config)
 
-    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.fit`; `x` and `validation_data` may also be generators of dictionaries."""
-        if "validation_data" in kwargs:
-            kwargs["validation_data"] = self._data(kwargs["validation_data"])
-        if not args and not isinstance(x, Mapping):
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.compute_output_spec`, with inputs in any form: the shapes of the outputs."""
+        return super().compute_output_spec(**self._named(args, kwargs))
+
+    # -- Keras's training interface: every argument of `keras.Model` does what Keras says, or is refused (tests/test_keras_api.py) --
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """As `keras.Model.compile`, without `loss`, `loss_weights`, `metrics` and `weighted_metrics`: outputs are records, and the
+        contrastive loss is the model's own. A subclass whose `call` returns a tensor may be given them.
+
+        Raises:
+            InputError: one of these four.
+        """
+        given = _bound("compile", self, args, kwargs)
+        if self._returns_records():
+            for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
+                if given.get(name) is not None:
+                    raise InputError(
+                        f"{type(self).__name__} cannot be compiled with {name}, since it returns a record and not a tensor"
+                        f"{self._own_loss}; compile a model of one output, keras.Model(inputs, model(inputs).{self._an_output})"
+                    )
+        super().compile(**given)
+
+    def compile_from_config(self, config: Mapping[str, Any]) -> None:
+        """Compiles the model as `get_compile_config` says, which a `.keras` file holds."""
+        # Keras leaves this to classes with a `compile` of their own.
+        self.compile(**keras.saving.deserialize_keras_object(dict(config)))
+        if self.optimizer is not None:
+            self.optimizer.build(self.trainable_variables)
+
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.fit`, for image-text pairs without `y`.
+
+        Args:
+            x: inputs in any form of a call; or a `tf.data.Dataset`, a generator, a `keras.utils.PyDataset` or a PyTorch `DataLoader` of
+                them; encodings of a processor count as dictionaries.
+            sample_weight: `[pairs]`; the loss of each pair is multiplied by its weight before the mean is taken, as in every loss of
+                Keras. Data sets yield `(x, {}, weights)`.
+
+        Batches of a single pair, such as a last one, are left out, and a warning says so.
+
+        Raises:
+            InputError: what the model cannot take, among it `y`, `class_weight`, and data in which no batch has two pairs.
+        """
+        given = _bound("fit", self, args, kwargs)
+        if given.pop("class_weight", None) is not None:
+            raise InputError(
+                f"class_weight has no meaning for {type(self).__name__}, which has no classes: give sample_weight"
+            )
+        x, given["y"] = self._data(given.get("x"), given.get("y"), given.pop("sample_weight", None))
+        validation = given.get("validation_data")
+        if validation is not None:
+            parts = validation if isinstance(validation, list | tuple) else (validation,)
+            given["validation_data"] = self._data(*parts)
+        if isinstance(x, dict) and self._compares_pairs():
+            check_batch_norm(min(_rows(x), given.get("batch_size") or _rows(x)))
+        elif not isinstance(x, dict | keras.utils.PyDataset):
             # What cannot be shuffled is not asked to be: Keras warns otherwise.
-            kwargs.setdefault("shuffle", False)
-        return super().fit(self._data(x), *args, **kwargs)
+            given.setdefault("shuffle", False)
+        before = self._steps.numbers()
+        history = super().fit(**{**given, "x": x})
+        alone, together = (now - then for now, then in zip(self._steps.numbers(), before, strict=True))
+        if alone and not together:
+            check_batch_norm(1)
+        if alone:
+            warnings.warn(
+                "batches of a single pair were left out of training, since there is nothing to tell it apart from: choose a batch "
+                "size that leaves more for the last batch, or batch with drop_remainder=True",
+                stacklevel=2,
+            )
+        return history
 
-    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.evaluate`; `x` may also be a generator of dictionaries."""
-        return super().evaluate(self._data(x), *args, **kwargs)
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.evaluate`; `x` and `sample_weight` as in `fit`. A batch of one pair counts, with a loss of zero."""
+        cached = kwargs.pop("_use_cached_eval_dataset", False)  # `fit` asks for validation, whose data it has prepared
+        given = _bound("evaluate", self, args, kwargs)
+        if cached:
+            return super().evaluate(**given, _use_cached_eval_dataset=True)
+        x, given["y"] = self._data(given.get("x"), given.get("y"), given.pop("sample_weight", None))
+        return super().evaluate(**{**given, "x": x})
 
-    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.predict`; `x` may also be a generator of dictionaries."""
-        return super().predict(self._data(x), *args, **kwargs)
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.predict`; `x` as in `fit`."""
+        given = _bound("predict", self, args, kwargs)
+        return super().predict(**{**given, "x": self._data(given["x"])[0]})
 
-    def _data(self, data: Any) -> Any:
-        """What `fit` and its like were given, checked where the values are known, and in a form that Keras takes."""
-        if isinstance(data, Mapping):
-            self._check(data)
-        elif isinstance(data, Generator):
-            # Keras takes nothing but tuples from a generator.
-            return ((batch,) if isinstance(batch, Mapping) else batch for batch in data)
-        return data
+    def train_on_batch(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        class_weight: Any = None,
+        return_dict: bool = False,
+    ) -> Any:
+        """As `keras.Model.train_on_batch`; `x` and `sample_weight` as in `fit`, and at least two pairs."""
+        if class_weight is not None:
+            raise InputError(
+                f"class_weight has no meaning for {type(self).__name__}, which has no classes: give sample_weight"
+            )
+        x, y = self._data(x, y, sample_weight)
+        if isinstance(x, dict) and self._compares_pairs():
+            check_batch_norm(_rows(x))
+        return super().train_on_batch(x, y, return_dict=return_dict)
+
+    def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False) -> Any:
+        """As `keras.Model.test_on_batch`; `x` and `sample_weight` as in `fit`."""
+        x, y = self._data(x, y, sample_weight)
+        return super().test_on_batch(x, y, return_dict=return_dict)
+
+    def predict_on_batch(self, x: Any) -> Any:
+        """As `keras.Model.predict_on_batch`; `x` as in `fit`."""
+        return super().predict_on_batch(self._data(x)[0])
+
+    _own_loss: ClassVar[str] = ""
+    """What is to be said of the loss of a class, if it has one."""
+    _an_output: ClassVar[str] = "pooler_output"
+    """The name of a tensor in the records that it returns."""
+
+    def _returns_records(self) -> bool:
+        """Whether outputs are the records of this module: a subclass may return anything."""
+        return type(self).call.__module__ == __name__
+
+    def _compares_pairs(self) -> bool:
+        """Whether the contrastive loss is what is trained."""
+        return False
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Tensor:
+        """As `keras.Model.compute_loss`; a tower has no loss of its own. Keras calls this."""
+        if self._returns_records() and self.loss is None:
+            name = type(self).__name__
+            raise InputError(
+                f"{name} has no loss to train with: train a GroupViTModel, or compile a model of one output with a loss, "
+                f"keras.Model(inputs, model(inputs).{self._an_output})"
+            )
+        return super().compute_loss(x, y, y_pred, sample_weight, training)
+
+    def _data(self, x: Any, y: Any = None, sample_weight: Any = None) -> tuple[Any, Any]:
+        """What `fit` and its like were given, in a form that Keras takes, checked where the values are known.
+
+        Weights travel as `y`, since Keras drops them where there is none.
+        """
+        x = known(x)
+        if isinstance(x, Mapping | list | tuple) or hasattr(x, "dtype"):
+            x = self._named((x,), {})
+            self._check(x)
+        if not self._returns_records():
+            return x, y if sample_weight is None or y is not None else {SAMPLE_WEIGHT: sample_weight}
+        _no_targets(y, type(self).__name__)
+        if sample_weight is None:
+            return x, y if isinstance(y, Mapping) and y else None
+        weights = np.asarray(sample_weight)
+        if isinstance(x, dict):
+            check_sample_weight(weights.shape, _rows(x))
+        elif weights.ndim:
+            raise InputError("sample_weight goes with arrays: a data set yields it itself, as (x, {}, sample_weight)")
+        return x, {SAMPLE_WEIGHT: weights}
 
     def _flag(self, name: str, value: bool | None) -> bool:
         """A flag of `call`: as given, else the configuration's."""
@@ -155,7 +302,7 @@ class GroupViTTextModel(GroupViTPreTrainedModel):
         self.init_weights()
 
     def build(self, input_shape: Any = None) -> None:
-        self.text_model.build()
+        self.text_model.build((None, None))
 
     def get_input_embeddings(self) -> keras.layers.Embedding:
         return self.text_model.embeddings.token_embedding
@@ -196,7 +343,7 @@ class GroupViTVisionModel(GroupViTPreTrainedModel):
         self.init_weights()
 
     def build(self, input_shape: Any = None) -> None:
-        self.vision_model.build()
+        self.vision_model.build((None, None, None, None))
 
     def get_input_embeddings(self) -> keras.layers.Layer:
         return self.vision_model.embeddings.patch_embeddings
@@ -227,6 +374,8 @@ class GroupViTModel(GroupViTPreTrainedModel):
     """
 
     config: GroupViTConfig
+    _own_loss: ClassVar[str] = ", and trains with a contrastive loss of its own"
+    _an_output: ClassVar[str] = "logits_per_image"
 
     def __init__(self, config: GroupViTConfig, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
@@ -246,8 +395,10 @@ class GroupViTModel(GroupViTPreTrainedModel):
         self.init_weights()
 
     def build(self, input_shape: Any = None) -> None:
+        if self.built:
+            return
         for layer in (self.text_model, self.vision_model, self.visual_projection, self.text_projection):
-            layer.build()
+            layer.build((None,))  # no layer looks at it, but `summary` at whether there is one
         self.logit_scale = self.add_weight(
             shape=(),
             initializer=keras.initializers.Constant(self.config.logit_scale_init_value),
@@ -412,17 +563,66 @@ class GroupViTModel(GroupViTPreTrainedModel):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Tensor:
-        """The contrastive loss of the batch, or that of `compile(loss=...)` where one was given. Keras calls this."""
-        if y is not None or self.loss is not None:
+        """The contrastive loss of the batch, or that of `compile(loss=...)` where a subclass was given one. Keras calls this.
+
+        Args:
+            sample_weight: `[B]`, see `groupvit_tf.loss.symmetric_cross_entropy`.
+        """
+        if not self._compares_pairs():
             return super().compute_loss(x, y, y_pred, sample_weight, training)
+        _no_targets(y, type(self).__name__)
+        if sample_weight is None and y:
+            sample_weight = y[SAMPLE_WEIGHT]
         similarities = self._global_similarities(y_pred)
+        weights = None
+        if sample_weight is not None:
+            check_sample_weight(tuple(sample_weight.shape), y_pred.image_embeds.shape[0])
+            weights = gather(ops.reshape(ops.cast(sample_weight, similarities.dtype), (-1,)))
+        if training:
+            self._steps.count(ops.shape(similarities)[0])
         scale = ops.exp(ops.cast(self.logit_scale, similarities.dtype))
         # Each replica computes the whole batch's loss; the strategy adds the replicas' gradients up.
-        return symmetric_cross_entropy(similarities * scale) / num_replicas()
+        return symmetric_cross_entropy(similarities * scale, weights) / num_replicas()
+
+    def train_step(self, *arguments: Any) -> Any:
+        """A step of `fit`, which a batch of a single pair leaves out: it has no gradient, and no batch statistics. Keras calls this."""
+        inputs, _, _ = keras.utils.unpack_x_y_sample_weight(arguments[-1])
+        # Under a strategy all replicas take the step, with a gradient of zero: none may leave the others waiting.
+        if not self._compares_pairs() or num_replicas() > 1:
+            return super().train_step(*arguments)
+        pixels = self._named((inputs,), {}).get("pixel_values")
+        rows = None if pixels is None else pixels.shape[0]
+        if pixels is None or (rows is not None and rows != 1):
+            return super().train_step(*arguments)
+        if rows == 1:
+            return self._leave_out(*arguments)
+        import tensorflow as tf  # nowhere else are sizes unknown
+
+        whole = super().train_step
+        return tf.cond(tf.shape(pixels)[0] == 1, lambda: self._leave_out(*arguments), lambda: whole(*arguments))
+
+    def _leave_out(self, *arguments: Any) -> Any:
+        """What a step returns that changed nothing."""
+        self._steps.count(1)
+        if keras.backend.backend() == "tensorflow":
+            return self.get_metrics_result()
+        state = arguments[0]
+        variables = (
+            *self.trainable_variables,
+            *self.non_trainable_variables,
+            *self.optimizer.variables,
+            *self.metrics_variables,
+        )
+        values = [value for part in state for value in part]
+        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+            return self.get_metrics_result(), state
+
+    def _compares_pairs(self) -> bool:
+        return self.loss is None and self._returns_records()
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
         """Adds the share of images whose own text is the most similar of the batch, and the reverse. Keras calls this."""
-        if y is None and self.loss is None:
+        if self._compares_pairs():
             # Without the temperature, which changes no order: while JAX computes metrics, variables have no values.
             similarities = self._global_similarities(y_pred)
             own = ops.arange(ops.shape(similarities)[0])
@@ -442,6 +642,53 @@ class GroupViTModel(GroupViTPreTrainedModel):
         return ops.matmul(ops.cast(images, wide), ops.transpose(ops.cast(texts, wide)))
 
 
-def _is_nested_numbers(value: Sequence[Any]) -> bool:
-    """Whether a list is one tensor written out, and not a list of tensors."""
-    return bool(value) and all(isinstance(part, list | tuple | int | float) for part in value)
+class _Steps:
+    """How many steps of `fit` had a single pair and were left out, and how many were taken.
+
+    Its variables are no weights, so no layer may see them. JAX, which has none in a step, counts what it compiles.
+    """
+
+    def __init__(self) -> None:
+        self.on_tensorflow = keras.backend.backend() == "tensorflow"
+        self.alone, self.together = (self._number() for _ in range(2))
+
+    def _number(self) -> Any:
+        if not self.on_tensorflow:
+            return 0
+        return keras.Variable(0, dtype="int32", trainable=False, aggregation="only_first_replica", name="steps")
+
+    def count(self, pairs: Any) -> None:
+        """Takes note of a step with so many pairs, over all replicas."""
+        if self.on_tensorflow:
+            alone = ops.cast(ops.equal(pairs, 1), "int32")
+            self.alone.assign_add(alone)
+            self.together.assign_add(1 - alone)
+        elif pairs == 1:
+            self.alone += 1
+        else:
+            self.together += 1
+
+    def numbers(self) -> tuple[int, int]:
+        """Of single pairs, of others."""
+        return np.asarray(self.alone).item(), np.asarray(self.together).item()
+
+
+def _bound(method: str, model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call to a method of `keras.Model`, by name. TypeError for those that it has not."""
+    bound = inspect.signature(getattr(keras.Model, method)).bind(model, *args, **kwargs)
+    return {name: value for name, value in bound.arguments.items() if name not in ("self", "kwargs")}
+
+
+def _rows(inputs: Mapping[str, Any]) -> int:
+    """How many images or texts there are."""
+    value = inputs["pixel_values"] if "pixel_values" in inputs else inputs["input_ids"]
+    return int(value.shape[0])
+
+
+def _no_targets(y: Any, model: str) -> None:
+    """InputError for targets, which the models have no use for; an empty dictionary is none."""
+    if y is None or (isinstance(y, Mapping) and y.keys() <= {SAMPLE_WEIGHT}):
+        return
+    raise InputError(
+        f"{model} takes no y in fit and evaluate: image i belongs to text i; leave it out, or yield an empty dictionary instead"
+    )

@@ -1,5 +1,5 @@
-"""The records of `groupvit_common.outputs`, made known to Keras, so that `fit`, `predict`, `tf.function`, XLA, functional models and
-JAX find the tensors in them."""
+"""The records of `groupvit_common.outputs` and the encodings of the processor, made known to Keras, so that `fit`, `predict`,
+`tf.function`, XLA, functional models and JAX find the tensors in them."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,6 +8,7 @@ import keras
 import optree
 
 from groupvit_common.outputs import BaseModelOutput, BaseModelOutputWithPooling, GroupViTModelOutput, ModelOutput
+from groupvit_common.tokenizer import BatchEncoding
 
 __all__ = ["BaseModelOutput", "BaseModelOutputWithPooling", "GroupViTModelOutput", "ModelOutput"]
 
@@ -30,5 +31,5 @@ def _register(record: Any) -> None:
         jax.tree_util.register_pytree_node(record, flatten, unflatten)
 
 
-for _record in (BaseModelOutput, BaseModelOutputWithPooling, GroupViTModelOutput):
+for _record in (BaseModelOutput, BaseModelOutputWithPooling, GroupViTModelOutput, BatchEncoding):
     _register(_record)

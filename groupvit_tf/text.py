@@ -9,10 +9,11 @@ import keras
 import ml_dtypes
 import numpy as np
 from keras import ops
+from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
 from groupvit_common.checks import check_id_range, check_input_ids
 from groupvit_common.config import GroupViTTextConfig
-from groupvit_tf.layers import EncoderLayer, LayerNorm, Tensor
+from groupvit_tf.layers import EncoderLayer, LayerNorm, Tensor, Tracked
 from groupvit_tf.outputs import BaseModelOutputWithPooling
 
 # Early checkpoints carry this value by mistake; transformers then pools at the largest id, and so do we.
@@ -46,7 +47,7 @@ class TextEmbeddings(keras.layers.Layer):
         return self.token_embedding(input_ids) + self.position_embedding(position_ids)
 
 
-class TextEncoder(keras.layers.Layer):
+class TextEncoder(Tracked, keras.layers.Layer):
     def __init__(self, config: GroupViTTextConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.gradient_checkpointing = False
@@ -66,6 +67,7 @@ class TextTower(keras.layers.Layer):
     def __init__(self, config: GroupViTTextConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.config = config
+        self.output_shape = (None, config.hidden_size)  # of the pooled text, for `summary`
         self.embeddings = TextEmbeddings(config, name="embeddings", dtype=self.dtype_policy)
         self.encoder = TextEncoder(config, name="encoder", dtype=self.dtype_policy)
         self.final_layer_norm = LayerNorm(
@@ -126,7 +128,9 @@ def check_ids(input_ids: Any, attention_mask: Any, config: GroupViTTextConfig) -
     """InputError for ids that the tower cannot read. Their range is checked where the values are known: not in a graph."""
     dtype = keras.backend.standardize_dtype(input_ids.dtype)
     mask_shape = None if attention_mask is None else tuple(attention_mask.shape)
-    check_input_ids(tuple(input_ids.shape), dtype, "int" in dtype, mask_shape, config)
+    # Keras builds models around ours from shapes alone: what stands for ids then are floating-point placeholders.
+    is_integer = "int" in dtype or in_symbolic_scope()
+    check_input_ids(tuple(input_ids.shape), dtype, is_integer, mask_shape, config)
     ids = _values(input_ids)
     if ids is not None and ids.size:
         check_id_range(int(ids.min()), int(ids.max()), config)

@@ -14,7 +14,7 @@ from groupvit_common.config import GroupViTVisionConfig
 from groupvit_common.errors import InputError
 from groupvit_common.resample import resize_matrix
 from groupvit_tf.grouping import TokenAssign
-from groupvit_tf.layers import EncoderLayer, LayerNorm, MixerMLP, Tensor, mean, wide_dtype
+from groupvit_tf.layers import EncoderLayer, LayerNorm, MixerMLP, Tensor, Tracked, mean, wide_dtype
 from groupvit_tf.outputs import BaseModelOutputWithPooling
 
 
@@ -109,7 +109,7 @@ class StageOutput(NamedTuple):
     """The segments `[B, S, D]` as they entered the grouping block."""
 
 
-class Stage(keras.layers.Layer):
+class Stage(Tracked, keras.layers.Layer):
     """Transformer layers over segments and group tokens together, then (but in the last stage) a grouping block."""
 
     def __init__(self, config: GroupViTVisionConfig, index: int, **kwargs: Any) -> None:
@@ -198,7 +198,7 @@ class GroupProjector(keras.layers.Layer):
         return self.mixer(self.norm(x))
 
 
-class VisionEncoder(keras.layers.Layer):
+class VisionEncoder(Tracked, keras.layers.Layer):
     def __init__(self, config: GroupViTVisionConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.stages = [
@@ -216,6 +216,7 @@ class VisionTower(keras.layers.Layer):
     def __init__(self, config: GroupViTVisionConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.config = config
+        self.output_shape = (None, config.hidden_size)  # of the pooled image, for `summary`
         self.embeddings = VisionEmbeddings(config, name="embeddings", dtype=self.dtype_policy)
         self.encoder = VisionEncoder(config, name="encoder", dtype=self.dtype_policy)
         self.layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps, name="layernorm", dtype=self.dtype_policy)

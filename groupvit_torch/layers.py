@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from groupvit_common.checks import check_batch_norm
 from groupvit_common.config import GroupViTTextConfig, GroupViTVisionConfig
 
 TowerConfig = GroupViTTextConfig | GroupViTVisionConfig
@@ -128,11 +129,20 @@ class EncoderLayer(nn.Module):
         return x + drop_path(self.mlp(self.layer_norm2(x)), self.drop_path, self.training), weights
 
 
+class BatchNorm(nn.BatchNorm1d):
+    """Batch norm over `[B, D]` that refuses a batch of one in training in a sentence of ours."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            check_batch_norm(x.shape[0])
+        return super().forward(x)
+
+
 def projection(width: int, hidden_features: int, out_features: int) -> nn.Sequential:
     """The MLP that carries a tower's output into the shared embedding (paper, section 3.2; batch norm as in the authors' code)."""
     return nn.Sequential(
         nn.Linear(width, hidden_features),
-        nn.BatchNorm1d(hidden_features),
+        BatchNorm(hidden_features),
         nn.ReLU(),
         nn.Linear(hidden_features, out_features),
     )

@@ -14,16 +14,21 @@ from torch.nn import functional as F
 _TINY = 1e-6
 
 
-def symmetric_cross_entropy(logits: Tensor) -> Tensor:
+def symmetric_cross_entropy(logits: Tensor, weights: Tensor | None = None) -> Tensor:
     """The contrastive loss of matching pairs (paper, equations 7 to 9), a float32 (or float64) scalar.
 
     Args:
         logits: `[B, B]` similarities times temperature, row i and column i belonging together. Half precision is widened:
             the sum of exponentials needs it.
+        weights: `[B]`, by which the losses of the pairs are multiplied before their mean over B is taken. A pair of weight 0
+            is still among what the others are told apart from.
     """
     logits = _wide(logits)
     target = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    if weights is None:
+        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    pairs = F.cross_entropy(logits, target, reduction="none") + F.cross_entropy(logits.T, target, reduction="none")
+    return (pairs * weights.to(pairs.dtype)).mean() / 2
 
 
 def contrastive_loss(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor | float) -> Tensor:
