@@ -17,6 +17,7 @@ from groupvit_common.layout import canonical_name
 from groupvit_common.parameters import manifest
 from groupvit_tf import GroupViTModel, GroupViTTextModel, GroupViTVisionModel
 from groupvit_tf.checkpoint import canonical_variables, from_canonical, kind, to_canonical
+from tests.conftest import smallest_config, smallest_inputs
 
 # Keras reads variables in a way that NumPy 2 calls outdated; Python shows users no such warnings from within libraries.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -263,8 +264,8 @@ np.savez(outputs, **images, **texts, **segments)
 """
 
 
-def test_a_saved_model_answers_the_same_without_this_package(tmp_path, batch):
-    model = GroupViTModel.from_pretrained(CASE)
+def test_a_saved_model_answers_the_same_without_this_package(tmp_path):
+    model, batch = GroupViTModel(smallest_config()), smallest_inputs()
     model.export(tmp_path / "saved")
     batch["pixel_values"] = batch["pixel_values"][:3]  # as many images and texts as one likes
     np.savez(tmp_path / "in.npz", **batch)
@@ -275,21 +276,22 @@ def test_a_saved_model_answers_the_same_without_this_package(tmp_path, batch):
     assert close(answers["image_features"], model.get_image_features(batch["pixel_values"]))
     assert close(answers["text_features"], model.get_text_features(**texts))
     expected = model(**batch, output_segmentation=True).segmentation_logits
-    assert answers["segmentation_logits"].shape == (3, 4, 48, 48)
+    assert answers["segmentation_logits"].shape == (3, 4, 16, 16)
     assert close(answers["segmentation_logits"], expected)
 
 
-def test_towers_as_saved_models(tmp_path, batch):
-    vision = GroupViTVisionModel.from_pretrained(CASE)
-    pixels = batch["pixel_values"][:, :, :32, :]
-    vision.export(tmp_path / "vision", image_size=(32, 48))
+def test_towers_as_saved_models(tmp_path):
+    config, batch = smallest_config(), smallest_inputs()
+    vision = GroupViTVisionModel(config.vision_config)
+    pixels = batch["pixel_values"][:, :, :8, :]
+    vision.export(tmp_path / "vision", image_size=(8, 16))
     loaded = tf.saved_model.load(tmp_path / "vision")
     served = loaded.serve(pixels)
     expected = vision(pixels)
     assert set(served) == {"last_hidden_state", "pooler_output"}
     assert all(close(value.numpy(), expected[name]) for name, value in served.items())
 
-    text = GroupViTTextModel.from_pretrained(CASE, dtype="float64")
+    text = GroupViTTextModel(config.text_config, dtype="float64")
     text.export(tmp_path / "text")
     loaded = tf.saved_model.load(tmp_path / "text")
     inputs = {name: tf.constant(batch[name]) for name in ("input_ids", "attention_mask")}

@@ -167,7 +167,8 @@ def test_evaluate_and_predict_say_what_the_model_says(model: TFGroupViTModel, in
 
 def test_fit_learns_from_every_kind_of_data(inputs: Inputs) -> None:
     model = TFGroupViTModel(smallest_config())
-    model.compile(keras.optimizers.Adam(1e-2), run_eagerly=True)
+    # The optimizer with the fewest operations, untraced: sizes of batches differ.
+    model.compile(keras.optimizers.SGD(0.1), run_eagerly=True)
     numbers = []
 
     class Count(keras.callbacks.Callback):

@@ -2,6 +2,8 @@
 
 import importlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
 
@@ -19,6 +21,9 @@ from groupvit_common.processor import GroupViTProcessor
 from groupvit_common.recipe import Recipe, get_recipe, learning_rate_at, model_config, of_checkpoint
 from groupvit_common.settings import changed
 from tests.backends import Backend
+
+# Of data sets, which are not meant where functions run untraced.
+eager_data = pytest.mark.filterwarnings("ignore:Even though the .*run_functions_eagerly:UserWarning")
 
 SMALL = changed(
     get_recipe("scenes-demo"),
@@ -60,9 +65,36 @@ def run(backend: Backend, recipe: Recipe, directory: Any, **options: Any) -> tra
     return result
 
 
-def test_what_a_run_writes_loads_and_measures_the_same_and_a_failed_run_leaves_it(backend, tmp_path):
-    recipe = small(levels=(1, 2), turns=(2, 1), held_out_scenes=1, steps=2)
+@contextmanager
+def untraced(backend: Backend) -> Iterator[None]:
+    """Within, Keras computes step by step: to trace a graph takes longer than a few steps do."""
+    if backend.name == "torch":
+        yield
+        return
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(False)
+
+
+@eager_data
+def test_what_a_run_writes_loads_and_measures_the_same_and_a_failed_run_leaves_it(backend, tmp_path, monkeypatch):
+    recipe = small(levels=(1, 2), turns=(2, 1), held_out_scenes=1, steps=2, hard_from=0.5)
+    grouping, hard = package(backend, "grouping"), []
+    assign = grouping.assign
+
+    def noted(logits, **options):
+        if logits.shape[0] == recipe.schedule.batch_size:  # what is measured comes one by one
+            hard.append(options["hard"])
+        return assign(logits, **options)
+
+    monkeypatch.setattr(grouping, "assign", noted)
     result = run(backend, recipe, tmp_path, seed=5)
+    # In Keras a graph, which is traced once more when the groups turn hard.
+    assert list(dict.fromkeys(hard)) == [False, True]
     record = json.loads((tmp_path / training.MEASURES_NAME).read_text())
     assert record["recipe"]["run"]["seed"] == 5
     assert record["steps"] == recipe.schedule.total_steps == len(result.losses)
@@ -72,17 +104,22 @@ def test_what_a_run_writes_loads_and_measures_the_same_and_a_failed_run_leaves_i
     assert training.measure(segmenter, recipe) == result.mean_iou
 
     before = (tmp_path / "model.safetensors").read_bytes()
-    with pytest.raises(GroupViTError, match=r"the loss is nan at step 1.*: try a lower learning_rate"):
+    with (
+        untraced(backend),
+        pytest.raises(GroupViTError, match=r"the loss is nan at step 1.*: try a lower learning_rate"),
+    ):
         run(backend, changed(recipe, {"naming_weight": float("nan"), "max_bad_steps": 1}), tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
+@eager_data
 def test_a_run_repeats_itself_and_turns_hard_when_told(backend, tmp_path):
     """The paper's objective, which besides its batches draws noise in the model and prompts in the data: two runs, the same but
     for the step at which they turn hard, are equal up to it."""
-    paper = small(**PAPER, levels=(1,), turns=(1,), held_out_scenes=1, steps=3)
-    soft = run(backend, changed(paper, {"hard_from": 1.0}), tmp_path)
-    hard = run(backend, changed(paper, {"hard_from": 0.5}), tmp_path)
+    paper = small(**PAPER, levels=(1,), turns=(1,), held_out_scenes=1, steps=3, precision="float32")
+    with untraced(backend):
+        soft = run(backend, changed(paper, {"hard_from": 1.0}), tmp_path)
+        hard = run(backend, changed(paper, {"hard_from": 0.5}), tmp_path)
     assert hard.losses[:2] == soft.losses[:2]
     assert hard.losses[2] != soft.losses[2]
     assert json.loads((tmp_path / "config.json").read_text())["segmentation_assignment"] == "hard"
@@ -185,7 +222,9 @@ def test_both_backends_take_the_same_steps_and_lower_the_loss(variant, pictures,
     assert losses[21] < 0.5 * losses[0]
 
 
-def fit(model: Any, recipe: Recipe, data: list[Batch[Any]], *callbacks: Any) -> tuple[list[float], Any]:
+def fit(
+    model: Any, recipe: Recipe, data: list[Batch[Any]], *callbacks: Any, eager: bool = False
+) -> tuple[list[float], Any]:
     """Keras: the loss of each step of `fit` on batches, and what `fit` trained."""
     import keras
 
@@ -201,7 +240,7 @@ def fit(model: Any, recipe: Recipe, data: list[Batch[Any]], *callbacks: Any) -> 
 
     losses: list[float] = []
     trainer = K.Trainer(model, recipe)
-    trainer.compile(K.make_optimiser(trainer), jit_compile=False)
+    trainer.compile(K.make_optimiser(trainer), jit_compile=False, run_eagerly=eager)
     trainer.fit(
         dataset(lambda: data, recipe),
         steps_per_epoch=len(data),
@@ -327,7 +366,8 @@ def test_the_mean_of_the_weights_and_the_limit_of_the_temperature(processor, pic
             variables = canonical_variables(model)
             seen.append([np.asarray(variables[name]).copy() for name in names])
 
-    fit(model, recipe, list(batches(recipe, pictures, processor, np.random.default_rng(0))), Watch(), mean)
+    data = list(batches(recipe, pictures, processor, np.random.default_rng(0)))
+    fit(model, recipe, data, Watch(), mean, eager=True)
     variables = canonical_variables(mean.new_model())
     for name, first, second, third in zip(names, *seen, strict=True):
         expected = (first * 0.25 + second * 0.75) * 0.5 + third * 0.5
