@@ -137,7 +137,11 @@ def _convert(options: argparse.Namespace) -> int:
     def opened(checkpoint: Checkpoint) -> None:
         source = checkpoint.source
         terminal.say(f"source: {source.path}: {FORMATS[source.format]}, {checkpoint.num_parameters():,} parameters")
+        for note in source.choice.notes:
+            told.append(note)
+            terminal.say(f"note: {note}")
 
+    told: list[str] = []
     bar = _Bar()
     try:
         done = convert(
@@ -150,7 +154,7 @@ def _convert(options: argparse.Namespace) -> int:
         bar.close()
     total = sum(file.stat().st_size for file in done.files)
     terminal.say(f"result: {done.destination}: {FORMATS[done.format]}, {size(total)}")
-    for note in done.notes:
+    for note in done.notes[len(told) :]:
         terminal.say(f"note: {note}")
     for line in ["not verified"] if done.verification is None else done.verification.lines():
         terminal.say(line)

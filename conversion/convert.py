@@ -117,7 +117,7 @@ def convert(
             is not the same model; or it cannot be sent to the hub.
         InputError: an argument that cannot be used, or a model that the target format does not have.
     """
-    to = target_of(destination, to)
+    by_ending, to = to is None, target_of(destination, to)
     destination, allow_missing, is_file = Path(destination), list(allow_missing), to in SUFFIXES
     if max_shard_size is not None:
         parse_size(max_shard_size)
@@ -143,7 +143,14 @@ def convert(
     # Which of the two Keras files it is goes by the suffix.
     suffix = next((end for end in SUFFIXES.get(to, ()) if destination.name.endswith(end)), "")
     with replacement(destination, suffix) as new:
-        _WRITERS[to](job, new)
+        try:
+            _WRITERS[to](job, new)
+        except InputError as error:
+            if not (by_ending and is_file):
+                raise
+            raise InputError(
+                f"{error}; {destination.name} asks for that format by its ending: name a directory for safetensors"
+            ) from error
         if verify:
             result.verification = _verified(checkpoint, new, destination, to, allow_missing)
         text = report_text(checkpoint, new, destination, to, result.verification, result.notes)

@@ -28,6 +28,8 @@ OK, SOME_FAILED, BAD_INPUT, NO_MODEL, BUG, SIGNALLED, INTERRUPTED, CLOSED_PIPE =
 
 # With this variable set, an error within this program comes with its traceback.
 _TRACEBACK = "GROUPVIT_TRACEBACK"
+# Packages that are installed under another name than they are imported by.
+_DISTRIBUTIONS = {"PIL": "pillow"}
 
 # Why stdout takes no more, once it does not.
 _lost: Exception | None = None
@@ -77,7 +79,8 @@ def _told(failure: Exception) -> int:
         error(failure)
         return failure.exit_code
     if isinstance(failure, ModuleNotFoundError) and failure.name:
-        error(f"the Python package {failure.name} is missing: pip install {failure.name.partition('.')[0]}")
+        package = failure.name.partition(".")[0]
+        error(f"the Python package {package} is missing: pip install {_DISTRIBUTIONS.get(package, package)}")
         return NO_MODEL
     if isinstance(failure, OSError):
         error(reason(failure) + (f": {failure.filename}" if failure.filename else ""))
