@@ -362,7 +362,7 @@ def test_save_to_a_file(result, tmp_path):
 
 def test_save_where_one_cannot_write(result, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot write"):
+    with pytest.raises(InputError, match="cannot be written"):
         result.save(tmp_path / "file" / "folder")
 
 
