@@ -1070,12 +1070,14 @@ def _weights_of(directory: Path | None) -> dict[str, str]:
     if directory is None:
         return {}
     from groupvit_common.checkpoint import find_weights
+    from groupvit_common.files import reading
 
     digest = hashlib.sha256()
-    for path in find_weights(directory).files:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+    with reading(directory) as held:
+        for path in find_weights(held).files:
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
     return {"weights": digest.hexdigest()}
 
 

@@ -248,7 +248,9 @@ def write_files(
                 (folder / name).touch(exist_ok=False)
                 mode = (folder / name).stat().st_mode
                 write(folder / name)
-                (folder / name).chmod(mode)
+                # Only where it differs: some network drives refuse every change.
+                if (folder / name).stat().st_mode != mode:
+                    (folder / name).chmod(mode)
                 flush(folder / name)
             # A file's name may be any bytes.
             names = [os.fsencode(name).decode("latin-1") for name in writers]
@@ -278,7 +280,7 @@ def write_texts(directory: Path, texts: Mapping[str, str]) -> list[Path]:
 def _staging(directory: Path) -> Iterator[Path]:
     """A new hidden folder in `directory`, locked for as long as its writer lives; removed in the end unless it was renamed."""
     while True:
-        folder = directory / f".groupvit-{secrets.token_hex(4)}.tmp"
+        folder = _staging_path(directory)
         folder.mkdir()
         with _locked(folder, exclusive=True, seconds=0) as held:
             # Whoever removes dead folders may have seen this one before it was locked.
@@ -292,10 +294,15 @@ def _staging(directory: Path) -> Iterator[Path]:
             return
 
 
+def _staging_path(directory: Path) -> Path:
+    return directory / f".groupvit-{secrets.token_hex(4)}.tmp"
+
+
 def _remove_dead(directory: Path) -> None:
     """Removes what killed writers left. Without locks nobody can tell, and it stays."""
-    for path in directory.iterdir():
-        if _STAGING.fullmatch(path.name) and _is_folder(path):
+    # Names, not paths: beside it there may be the results of a hundred thousand images.
+    for path in [directory / name for name in os.listdir(directory) if _STAGING.fullmatch(name)]:  # noqa: PTH208
+        if _is_folder(path):
             with contextlib.suppress(OSError), _locked(path, exclusive=True, seconds=0) as held:
                 if held:
                     shutil.rmtree(path, ignore_errors=True)
@@ -340,9 +347,11 @@ def _move(directory: Path) -> None:
         for name in _superseded(directory, files, family):
             (directory / name).unlink(missing_ok=True)
         flush(directory)
-        # Without it there is nothing left to be done but to remove the folder.
-        (commit / _MANIFEST).unlink()
-    shutil.rmtree(commit, ignore_errors=True)
+    # Renamed before it is emptied: an empty folder of this name would give way to the next save, and that be removed instead.
+    dead = _staging_path(directory)
+    with contextlib.suppress(FileNotFoundError):  # without locks: another was faster
+        commit.rename(dead)
+    shutil.rmtree(dead, ignore_errors=True)
 
 
 def _pending(directory: Path) -> tuple[list[str], str | None]:
@@ -352,7 +361,9 @@ def _pending(directory: Path) -> tuple[list[str], str | None]:
     if isinstance(files, list) and (family is None or (isinstance(family, str) and family in _FAMILIES)):
         with contextlib.suppress(AttributeError, UnicodeError):
             names = [os.fsdecode(name.encode("latin-1")) for name in files]
-            if all(name == Path(name).name and name not in ("..", _COMMIT) and "\0" not in name for name in names):
+            if all(
+                name and name == Path(name).name and name not in ("..", _COMMIT) and "\0" not in name for name in names
+            ):
                 return names, family
     raise CheckpointError(
         f"{directory / _COMMIT} is not what a save of this package leaves: remove it, or fetch all again"
@@ -380,19 +391,22 @@ def reading(directory: Path) -> Iterator[Path]:
         one of links to the files as they would be.
     """
     while True:
+        can_settle = True
         try:
             settle(directory)
-        except OSError as error:
-            if isinstance(error, CheckpointError):
-                raise
-            with tempfile.TemporaryDirectory() as view:
-                _link(directory, Path(view))
-                yield Path(view)
-            return
+        except CheckpointError:
+            raise
+        except OSError:
+            can_settle = False
         with _locked(directory, exclusive=False):
             # A save may have come to its end since then: its moves wait for this lock, and whoever comes next makes them first.
             if not _is_folder(directory / _COMMIT):
                 yield directory
+                return
+            if not can_settle:
+                with tempfile.TemporaryDirectory() as view:
+                    _link(directory, Path(view))
+                    yield Path(view)
                 return
 
 
@@ -483,8 +497,7 @@ def fit_name(name: str, ends: Iterable[str], folder: Path) -> str:
         limit = os.pathconf(folder, "PC_NAME_MAX")
     except (AttributeError, OSError, ValueError):
         limit = 255
-    # While it is written, a file has a longer name.
-    room = limit - max(len(os.fsencode(end)) for end in ends) - len(f"..{secrets.token_hex(4)}.tmp")
+    room = limit - max(len(os.fsencode(end)) for end in ends)
     if len(os.fsencode(name)) <= room:
         return name
     digest = f"-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
@@ -514,5 +527,9 @@ def flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some network drives do not know it, of folders above all.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)

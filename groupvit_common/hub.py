@@ -83,8 +83,7 @@ def resolve(
     directory = local(name)
     if directory is not None:
         return _in_directory(directory / subfolder, patterns, required)
-    directory = Path(name).expanduser()
-    _refuse_path(name, directory)
+    _refuse_path(name, _path(name))
     repository = _Repository(
         name,
         revision or None,
@@ -104,9 +103,14 @@ def bundled(name: str | os.PathLike[str]) -> Path | None:
 
 def local(name: str | os.PathLike[str]) -> Path | None:
     """The directory that a name means, None for one on the hub."""
-    directory = bundled(name) or Path(name).expanduser()
+    directory = bundled(name) or _path(name)
     # A name that is too long for a path is none, says `os.path`.
     return directory if os.fspath(name) and os.path.isdir(directory) else None  # noqa: PTH112
+
+
+def _path(name: str | os.PathLike[str]) -> Path:
+    """Of a name, with the home that `~` or `~user` stands for; a user that is not there has none, and the name stays."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111 - the method raises RuntimeError then
 
 
 def resolve_file(name_or_path: str | os.PathLike[str], file_name: str, **where: object) -> Path:
@@ -122,7 +126,7 @@ def list_repository(name: str, *, revision: str | None = None, token: str | bool
     """
     from huggingface_hub import HfApi, snapshot_download
 
-    _refuse_path(name, Path(name).expanduser())
+    _refuse_path(name, _path(name))
     repository = _Repository(name, revision, token, None, "", False)
     repository.check()
     try:

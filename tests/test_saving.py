@@ -7,8 +7,9 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 from groupvit_common import cli, files, hub
-from groupvit_common.checkpoint import find_weights, read_header
+from groupvit_common.checkpoint import find_weights, read_arrays, read_header
 from groupvit_common.config import GroupViTConfig
 from groupvit_common.errors import CheckpointError, GroupViTError, InputError
 from groupvit_common.files import reading, write_files, write_text, write_texts
@@ -37,16 +38,30 @@ def processor() -> GroupViTProcessor:
     return GroupViTProcessor(GroupViTImageProcessor(size=16, crop_size=16), tokenizer)
 
 
+def configuration() -> GroupViTConfig:
+    """One that fits the processor."""
+    config = smallest_config()
+    config.text_config.update({"vocab_size": 527, "eos_token_id": 526})
+    return config
+
+
+@cache
 def models(backend: Backend) -> tuple[Any, Any]:
-    """Two models of one configuration and different weights."""
-    first = backend.build(smallest_config())
+    """Two models of one configuration and different weights, which no test changes."""
+    first = backend.build(configuration())
     weights = {name: value + 1 for name, value in backend.weights(first).items()}
-    return first, backend.build(smallest_config(), weights)
+    return first, backend.build(configuration(), weights)
 
 
-def same(backend: Backend, model: Any, directory: Path) -> bool:
-    loaded = backend.weights(backend.load(directory))
-    return all(np.array_equal(loaded[name], value) for name, value in backend.weights(model).items())
+def stored(directory: Path) -> dict[str, np.ndarray]:
+    """What a model would be loaded from."""
+    with reading(directory) as held:
+        files_of = find_weights(held).files
+        return {name: array for path in files_of for name, array in read_arrays(path, files_of[path])}
+
+
+def equal(backend: Backend, model: Any, arrays: dict[str, np.ndarray]) -> bool:
+    return all(np.array_equal(arrays[name], value) for name, value in backend.weights(model).items())
 
 
 def visible(directory: Path) -> set[str]:
@@ -83,10 +98,11 @@ def test_a_model_whose_files_were_moved_in_part_is_the_new_one(backend, before, 
         new.save_pretrained(tmp_path, **after)
     # Whoever cannot write there reads through what is left to be done, and leaves it.
     monkeypatch.setattr(files, "_move", no_right)
-    assert same(backend, new, tmp_path)
+    loaded = backend.weights(backend.load(tmp_path)) if not after else stored(tmp_path)
+    assert equal(backend, new, loaded)
     assert (tmp_path / ".groupvit-commit").is_dir()
     monkeypatch.undo()
-    assert same(backend, new, tmp_path)
+    assert equal(backend, new, stored(tmp_path))
     assert "config.json" in visible(tmp_path)
     assert ("model.safetensors" in visible(tmp_path)) == (not after)
 
@@ -127,10 +143,30 @@ def test_leftovers_of_the_dead_are_removed_and_of_the_living_are_not(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {foreign.name, "a.json"}
 
 
+def test_a_save_that_begins_as_another_ends_is_not_removed_with_what_that_leaves(tmp_path, monkeypatch):
+    real_remove, real_settle, saves = files.shutil.rmtree, files.settle, []
+
+    def remove(path: Path, **options: bool) -> None:
+        if not saves:
+            # The first has moved its files. The second looked before the first began, and takes its place now.
+            looks = iter([lambda directory: None])
+            monkeypatch.setattr(files, "settle", lambda directory: next(looks, real_settle)(directory))
+            saves.append(threading.Thread(target=write_texts, args=(tmp_path, {"a": "second", "b": "second"})))
+            saves[0].start()
+            while not (tmp_path / ".groupvit-commit" / "a").exists():
+                time.sleep(0.001)
+        real_remove(path, **options)
+
+    monkeypatch.setattr(files.shutil, "rmtree", remove)
+    write_texts(tmp_path, {"a": "first", "b": "first"})
+    saves[0].join()
+    assert {(tmp_path / name).read_text() for name in visible(tmp_path)} == {"second"}
+
+
 def test_a_folder_that_only_looks_like_a_save_moves_nothing_out_of_place(tmp_path):
     commit, outside = tmp_path / "model" / ".groupvit-commit", tmp_path / "outside.json"
     commit.mkdir(parents=True)
-    for names in (["../outside.json"], [5], "x", [".."]):
+    for names in (["../outside.json"], [5], "x", [".."], [""], ["."]):
         (commit / ".manifest.json").write_text(json.dumps({"files": names, "family": None}))
         with pytest.raises(CheckpointError, match="not what a save of this package leaves"):
             GroupViTConfig.from_pretrained(tmp_path / "model", local_files_only=True)
@@ -188,7 +224,7 @@ def test_shards_have_names_of_their_own_and_those_of_different_saves_are_refused
     shards = {path.name for path in find_weights(tmp_path / "a").files}
     assert not shards & {path.name for path in (tmp_path / "b").iterdir()}
     assert visible(tmp_path / "a") == shards | {"config.json", "model.safetensors.index.json"}
-    assert same(backend, second, tmp_path / "a")
+    assert equal(backend, second, stored(tmp_path / "a"))
 
     second.save_pretrained(tmp_path / "c", **SHARDS)
     name = next(iter(find_weights(tmp_path / "b").files)).name
@@ -275,13 +311,11 @@ def test_a_class_of_the_users_own_keeps_its_tensors(tmp_path):
 
 def test_weights_that_are_not_finite_are_neither_saved_nor_used(backend, processor, tmp_path):
     package = importlib.import_module(f"groupvit_{backend.name}")
-    config = smallest_config()
-    config.text_config.update({"vocab_size": 527, "eos_token_id": 526})
-    model = backend.build(config)
-    weights = backend.weights(model)
+    model = models(backend)[0]
+    weights = dict(backend.weights(model))
     name = "visual_projection.1.running_var"
     weights[name] = np.full_like(weights[name], np.nan)
-    broken = backend.build(config, weights)
+    broken = backend.build(configuration(), weights)
     model.save_pretrained(tmp_path)
     ways = [partial(broken.save_pretrained, tmp_path)]
     if backend.name == "tf":
@@ -289,7 +323,7 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_used(backend, process
     for save in ways:
         with pytest.raises(InputError, match=rf"cannot be saved, because 1 of its tensors hold NaN .*\({name}\)"):
             save()
-    assert same(backend, model, tmp_path)
+    assert equal(backend, model, stored(tmp_path))
     # A file of another program.
     arrays = {key: weights[key] for key in weights}
     save_numpy = pytest.importorskip("safetensors.numpy").save_file
@@ -454,10 +488,7 @@ def test_every_door_knows_the_bundled_model(backend, tmp_path, monkeypatch):
 
 def test_all_that_a_model_folder_lacks_is_said_at_once_with_the_remedy(backend, processor, tmp_path):
     package = importlib.import_module(f"groupvit_{backend.name}")
-    config = smallest_config()
-    config.text_config.update({"vocab_size": 527, "eos_token_id": 526})
-    config.vision_config.update({"image_size": 16})
-    backend.build(config).save_pretrained(tmp_path / "model")
+    models(backend)[0].save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "processor")
     missing = r"no tokenizer \(tokenizer\.json, or vocab\.json with merges\.txt\) and no image processor"
     with pytest.raises(CheckpointError, match=rf"{missing}.*processor=.*--processor NAME"):

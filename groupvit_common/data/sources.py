@@ -383,7 +383,7 @@ class Folder:
 
     def __init__(self, settings: SourceSettings) -> None:
         self.weight = settings.weight
-        self._root = Path(settings.path).expanduser()
+        self._root = Path(os.path.expanduser(settings.path))  # noqa: PTH111 (`~user` of nobody stays)
         if not self._root.is_dir():
             raise InputError(f"there is no folder {settings.path}")
         # Image and caption; the latter's suffix in whatever case.
