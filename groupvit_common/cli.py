@@ -789,7 +789,10 @@ class _Run:
 
     def fail(self, path: Path, reason: object) -> None:
         self._failed += 1
+        from groupvit_common.images import TooLargeError
+
         text = str(reason) if str(path) in str(reason) else f"{path}: {reason}"
+        text += " (--max-pixels)" if isinstance(reason, TooLargeError) else ""
         terminal.error(text)
         if self._json:
             terminal.say_json({"source": str(path), "error": text})

@@ -53,6 +53,10 @@ _OTHER_IMAGES = frozenset(
     ]
 )
 
+SOFTWARE = "groupvit"
+"""What the results of this package have as the PNG text "Software", so that a later run does not take them for images to work on."""
+_MARK = f"Software\0{SOFTWARE}".encode()
+
 
 def is_image_name(name: str) -> bool:
     """Returns whether a folder's file of this name counts as an image: by its suffix, and unless it is hidden.
@@ -65,7 +69,8 @@ def is_image_name(name: str) -> bool:
 def images_in(folder: str | Path) -> list[Path]:
     """Returns the images of a folder, not of those inside it, by name.
 
-    Warns of files that are left out and that people take for images, such as `.heic`. InputError if there are no images.
+    Warns of files that are left out: those that people take for images, such as `.heic`, and results of an earlier run (`is_result`).
+    InputError if there are no images.
     """
     try:
         files = sorted(path for path in Path(folder).iterdir() if path.is_file() and not is_hidden(path.name))
@@ -77,6 +82,7 @@ def images_in(folder: str | Path) -> list[Path]:
     if not found:
         there = f"it has {_kinds(left_out)}; " if left_out else ""
         raise InputError(f"no images in the folder {folder}: {there}looked for {', '.join(sorted(suffixes))}")
+    found = _without_results(found, f"in the folder {folder}")
     left_out = [path for path in left_out if path.suffix.lower() in _OTHER_IMAGES]
     if left_out:
         warnings.warn(
@@ -84,6 +90,34 @@ def images_in(folder: str | Path) -> list[Path]:
             stacklevel=2,
         )
     return found
+
+
+def is_result(path: Path) -> bool:
+    """Returns whether a file is a PNG that this package wrote as a result, such as an overlay or a label map."""
+    if path.suffix.lower() != ".png":
+        return False
+    try:
+        with path.open("rb") as file:
+            file.seek(8)
+            # The texts before the pixels.
+            while len(head := file.read(8)) == 8 and head[4:] != b"IDAT":
+                length = int.from_bytes(head[:4], "big")
+                if head[4:] == b"tEXt" and file.read(len(_MARK)) == _MARK:
+                    return True
+                file.seek(length + 4 - (len(_MARK) if head[4:] == b"tEXt" else 0), os.SEEK_CUR)
+    except OSError:  # whoever opens it says so
+        pass
+    return False
+
+
+def _without_results(found: list[Path], where: str) -> list[Path]:
+    images = [path for path in found if not is_result(path)]
+    if results := len(found) - len(images):
+        told = f"{results} result{'s' if results > 1 else ''} of an earlier run; name such a file itself if it is meant"
+        if not images:
+            raise InputError(f"no images {where} but {told}")
+        warnings.warn(f"left out {where}: {told}", stacklevel=3)
+    return images
 
 
 def _kinds(paths: Iterable[Path]) -> str:
@@ -97,7 +131,7 @@ def expand(names: Iterable[str]) -> list[Path]:
     """Returns file names as they are, folders as their images, patterns (`*`, `?`, `[...]`, `**`) as what they match.
 
     A file that is not there is kept: whoever opens it says so. A file named in two ways (`a.png`, `./a.png`) counts once, and of
-    a pattern's matches each real file, whatever links lead to it.
+    a pattern's matches each real file, whatever links lead to it. Of folders and patterns results of an earlier run are left out.
 
     Raises:
         InputError: a folder without images, a pattern without matches.
@@ -107,7 +141,7 @@ def expand(names: Iterable[str]) -> list[Path]:
         if Path(name).is_dir():
             paths += images_in(name)
         elif has_magic(name) and not os.path.lexists(name):
-            paths += matching_files(name)
+            paths += _without_results(matching_files(name), f"for the pattern {name}")
         else:
             paths.append(Path(name))
     return distinct(paths)

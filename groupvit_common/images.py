@@ -43,7 +43,7 @@ _WEAKLY_MARKED = ("BMP", "DIB", "PPM", "ICO", "PCX", "SGI", "TGA")
 # First bytes of what people take for images, and what it is.
 _NOT_OPENED = (
     (0, b"%!PS", "PostScript"), (0, b"\xc5\xd0\xd3\xc6", "PostScript"), (0, b"%PDF", "PDF"), (0, b"8BPS", "Photoshop"),
-    (4, b"ftypheic", "HEIC"), (4, b"ftypheix", "HEIC"), (4, b"ftypmif1", "HEIF"), (4, b"ftypmsf1", "HEIF"),
+    (4, b"ftyphei", "HEIC"), (4, b"ftyphev", "HEIC"), (4, b"ftypmif1", "HEIF"), (4, b"ftypmsf1", "HEIF"),
     (0, b"<svg", "SVG"), (0, b"<?xml", "XML or SVG"), (0, b"<!DOCTYPE", "HTML"), (0, b"<html", "HTML"),
     (0, b"\xff\x0a", "JPEG XL"), (0, b"\0\0\0\x0cJXL ", "JPEG XL"), (0, b"\xd7\xcd\xc6\x9a", "WMF"),
 )  # fmt: skip
@@ -62,6 +62,9 @@ _STORED = _UPRIGHT | {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_27
 _SIDEWAYS = (5, 6, 7, 8)
 # Where an image's metadata may have an orientation.
 _ORIENTATION_KEYS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+
+# What of an image's information tells the largest value, where that is not the largest of 16 bits: a TIFF may have 12.
+_WHITE = "groupvit_white"
 
 _Array = np.ndarray[Any, Any]
 
@@ -203,6 +206,8 @@ class ImageHeader:
                 self._load()
             after = orientation(self._file)
             image: Image.Image = self._file
+            if image.mode == "I;16" and getattr(self._file, "tag_v2", {}).get(ExifTags.Base.BitsPerSample) == (12,):
+                image.info[_WHITE] = 4095
             if upright and after != 1:
                 image = image.transpose(_UPRIGHT[after])
             elif not upright and before != 1 and after == 1:
@@ -267,6 +272,7 @@ class ImageHeader:
             raise InputError(f"{self._name} cannot be read: {fault}")
         known = [what for at, mark, what in _NOT_OPENED if start[at:].startswith(mark)]
         what = f"it is {known[0]}; convert it to JPEG or PNG" if known else f"expected {', '.join(readers())}"
+        what = what if start else "it is empty"
         raise NotAnImageError(f"{self._name} is not an image in a format that is opened here: {what}")
 
     def _open(self, name: str, factory: Any, stream: IO[bytes], start: bytes) -> ImageFile.ImageFile:
@@ -305,7 +311,7 @@ class ImageHeader:
         if size[0] * size[1] > self._max_pixels:
             raise TooLargeError(
                 f"{self._name} has {size[0]}x{size[1]} pixels, more than max_pixels={self._max_pixels}: "
-                "make it smaller, or raise max_pixels (--max-pixels) if you trust it"
+                "make it smaller, or raise max_pixels if you trust it"
             )
 
     @contextmanager
@@ -369,10 +375,10 @@ def _grey_levels(image: Image.Image, name: str) -> _Array:
         low, high = int(numbers.min()), int(numbers.max())
         # Pillow reads 16 bits into 32 where a format has both signs; PPM's it has brought to 16 bits itself.
         if image.mode != "I" or image.format == "PPM" or high > 255:
+            white = image.info.get(_WHITE, 65535)
             if low < 0 or high > 65535:
                 raise InputError(f"{name} has values from {low} to {high}; expected 0-255, or 0-65535 for 16 bits")
-            # 65535 = 257 * 255
-            return ((numbers.astype(np.int32) + 128) // 257).astype(np.uint8)
+            return ((numbers.astype(np.int32) * 255 + white // 2) // white).astype(np.uint8)
     return to_levels(check_values(numbers, name))[0]
 
 
@@ -433,35 +439,40 @@ def _icon_sizes(stream: IO[bytes]) -> Iterator[tuple[int, int]]:
 
 
 def _without_long_texts(stream: IO[bytes]) -> io.BytesIO:
-    """A PNG without the texts and colour profiles for whose length Pillow refuses the image."""
+    """A PNG without the texts and colour profiles for whose length, alone or together, Pillow refuses the image."""
     stream.seek(0)
     content = stream.read()
     kept, at = [content[:8]], 8
+    # Half of what Pillow bears: the other half is for an orientation, which is kept.
+    room = PngImagePlugin.MAX_TEXT_MEMORY // 2
     while at + 12 <= len(content):
         end = at + 12 + int.from_bytes(content[at : at + 4], "big")
-        if not _is_long_text(content[at + 4 : at + 8], content[at + 8 : end - 4]):
+        length = _text_length(content[at + 4 : at + 8], content[at + 8 : end - 4])
+        if length <= min(PngImagePlugin.MAX_TEXT_CHUNK, room):
             kept.append(content[at:end])
+            room -= length
         at = end
     return io.BytesIO(b"".join(kept))
 
 
-def _is_long_text(kind: bytes, content: bytes) -> bool:
-    if kind not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
-        return False
+def _text_length(kind: bytes, content: bytes) -> int:
+    """How long a text or profile in a PNG is once unpacked, but no more than just too long; 0 for what is kept in any case."""
     most = PngImagePlugin.MAX_TEXT_CHUNK
-    _, _, packed = content.partition(b"\0")
+    keyword, _, packed = content.partition(b"\0")
+    # An orientation is among the first things in XMP, which may be long.
+    if kind not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP") or (kind == b"iTXt" and keyword == b"XML:com.adobe.xmp"):
+        return 0
     if kind == b"iTXt":
         is_packed = packed[:1] == b"\1"
         packed = packed[2:].split(b"\0", 2)[-1]
     else:
         is_packed, packed = kind != b"tEXt", packed[1:]
     if not is_packed:
-        # An orientation is among the first things in XMP, which may be long.
-        return len(content) > most and not content.startswith(b"XML:com.adobe.xmp\0")
+        return min(len(content), most + 1)
     try:
-        return len(zlib.decompressobj().decompress(packed, most + 1)) > most
+        return len(zlib.decompressobj().decompress(packed, most + 1))
     except zlib.error:
-        return True
+        return most + 1
 
 
 # ---- arrays ----

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.files import write_files
+from groupvit_common.image_files import SOFTWARE
 
 if TYPE_CHECKING:
     from groupvit_common.postprocess import Details, Segmentation
@@ -316,7 +317,14 @@ def _has_letters(font: Font, letters: frozenset[str]) -> bool:
 def image_writer(make: Callable[[], Image.Image], name: str) -> Callable[[Path], None]:
     """Returns a writer for `files.write_files`: makes an image and writes it in the format that the name of its file ends with."""
     formats = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-    return lambda path: make().save(path, format=formats.get(Path(name).suffix.lower(), "PNG"))
+    kind = formats.get(Path(name).suffix.lower(), "PNG")
+
+    def write(path: Path) -> None:
+        mark = PngImagePlugin.PngInfo()
+        mark.add_text("Software", SOFTWARE)
+        make().save(path, format=kind, **({"pnginfo": mark} if kind == "PNG" else {}))
+
+    return write
 
 
 def write_images(folder: Path, images: Mapping[str, Image.Image]) -> None:

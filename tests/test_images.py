@@ -20,6 +20,7 @@ from groupvit_common.errors import InputError
 from groupvit_common.image_files import distinct, expand, images_in
 from groupvit_common.image_processor import GroupViTImageProcessor
 from groupvit_common.images import load_image, stored_image
+from groupvit_common.visualize import write_images
 
 Y, X = np.mgrid[0:24, 0:40]
 UPRIGHT = np.stack([X * 6, Y * 10, (X + Y) * 4], axis=2).astype(np.uint8)
@@ -190,6 +191,24 @@ def test_a_folder_leaves_out_what_is_hidden_and_tells_of_what_is_not_opened(tmp_
         images_in(tmp_path)
 
 
+def test_results_of_an_earlier_run_are_no_images_of_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photo = Image.fromarray(UPRIGHT)
+    # With a colour profile, which comes before the texts.
+    photo.info["icc_profile"] = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    photo.save("a_overlay.png")
+    write_images(tmp_path, {"a_input.png": photo, "sheet.png": photo})
+    found = {".": "in the folder .", "*.png": r"for the pattern \*.png"}
+    for name, where in found.items():
+        with pytest.warns(UserWarning, match=f"left out {where}: 2 results of an earlier run"):
+            assert [path.name for path in expand([name])] == ["a_overlay.png"]
+    assert expand(["a_input.png"]) == [Path("a_input.png")]
+    Path("a_overlay.png").unlink()
+    for name, where in found.items():
+        with pytest.raises(InputError, match=f"no images {where} but 2 results"):
+            expand([name])
+
+
 def test_each_file_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a.png", "x/b.png", ".git/c.png", "other/d.png"):
@@ -311,6 +330,12 @@ def test_a_png_with_much_text(after):
         load_image(png(4, 3, long[0])[:-40])
 
 
+def test_a_png_with_many_texts():
+    texts = [b"zTXtComment\0\0" + zlib.compress(b"word " * 200_000)] * 80
+    xmp = b"iTXtXML:com.adobe.xmp\0\0\0\0\0" + b'<x tiff:Orientation="6"/>'
+    assert load_image(png(4, 3, *texts, xmp)).size == (3, 4)
+
+
 # ---- modes ----
 
 
@@ -322,6 +347,15 @@ def test_floating_point_files_are_as_arrays(scale, tmp_path):
     assert expected.max() == 255
     for source in (tmp_path / "f.tif", Image.fromarray(ramp)):
         np.testing.assert_array_equal(np.asarray(load_image(source)), expected)
+
+
+@pytest.mark.parametrize("orientation", [1, 3])
+def test_a_tiff_of_12_bits(orientation):
+    tags = {256: 2, 257: 1, 258: 12, 259: 1, 262: 1, 273: 8 + 2 + 10 * 12 + 4, 274: orientation, 277: 1, 278: 1, 279: 3}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    content = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + b"\x80\x0f\xff"  # 0x800, 0xFFF
+    grey = np.asarray(load_image(content))[0, :, 0].tolist()
+    assert grey == ([128, 255] if orientation == 1 else [255, 128])
 
 
 @pytest.mark.parametrize(

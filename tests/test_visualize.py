@@ -431,6 +431,7 @@ def test_segment_writes_the_pictures_asked_for(checkpoint, tmp_path, monkeypatch
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("always:left out")
 def test_a_picture_that_was_given_is_not_replaced(checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     blocks().save("p.png")
@@ -441,7 +442,9 @@ def test_a_picture_that_was_given_is_not_replaced(checkpoint, tmp_path, monkeypa
     assert (tmp_path / "p-2_pred.png").is_file()
     blocks().save("contact_sheet.png")
     assert cli.main([*base, "--sheet"]) == cli.BAD_INPUT
-    assert "contact_sheet.png is among the pictures" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "left out in the folder .: 6 results of an earlier run" in told
+    assert "contact_sheet.png is among the pictures" in told
 
 
 def test_compare_shows_where_two_results_differ(checkpoint, tmp_path, monkeypatch, capsys):
