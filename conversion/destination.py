@@ -27,8 +27,9 @@ _OWN = re.compile(
 SUFFIXES: dict[Target, tuple[str, ...]] = {"nvlabs": (".pth",), "keras": (".keras", ".weights.h5")}
 # What names of files end in, of models and archives: no directory is called so by intention. Other endings ("v1.5") are part of a name.
 _FILE_ENDINGS = re.compile(
-    r"\.(pth|pt|pt2|ckpt|bin|safetensors|h5|hdf5|keras|onnx|tflite|pb|pbtxt|msgpack|pkl|pickle|npz|npy|json|toml|yaml|yml|txt|gguf|ggml|"
-    r"mlmodel|mlpackage|engine|plan|trt|torchscript|zip|tar|gz|tgz|bz2|xz|zst|7z|jpg|jpeg|png|index|data)",
+    r"\.(pth|pt|pt2|pte|ptl|th|ckpt|bin|safetensors|h5|hdf5|he5|keras|onnx|tflite|pb|pbtxt|msgpack|pkl|pickle|joblib|npz|npy|mat|"
+    r"json|jsonl|toml|yaml|yml|xml|csv|txt|gguf|ggml|mlmodel|mlpackage|mlmodelc|engine|plan|trt|torchscript|mar|params|pdparams|"
+    r"pdiparams|weights|caffemodel|zip|tar|gz|tgz|bz2|xz|zst|7z|rar|jpg|jpeg|png|index|data)",
     re.IGNORECASE,
 )
 # What to do instead, where the format of such a file is written into a directory.

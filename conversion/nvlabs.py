@@ -323,7 +323,9 @@ def settings(config: GroupViTConfig) -> dict[str, Any]:
     if not words.num_hidden_layers:
         lacking.append("text_config.num_hidden_layers 0")
     if lacking:
-        raise InputError(f"the authors' code has no model with {', '.join(lacking)}")
+        raise InputError(
+            f"the authors' code, whose format a .pth file is, has no model with {', '.join(lacking)}: name a directory instead (native)"
+        )
     return {
         "model": {
             "type": "MultiLabelContrastive",

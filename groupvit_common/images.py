@@ -62,6 +62,10 @@ _STORED = _UPRIGHT | {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_27
 _SIDEWAYS = (5, 6, 7, 8)
 # Where an image's metadata may have an orientation.
 _ORIENTATION_KEYS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+# Pillow spreads grey levels of 2 and 4 bits over those of 8.
+_GREY_STEPS = {"L;2": 85, "L;4": 17}
+GREY_STEP = "grey_step"
+"""In the `info` of a decoded PNG of few grey levels: the difference between two of them."""
 
 # What of an image's information tells the largest value, where that is not the largest of 16 bits: a TIFF may have 12.
 _WHITE = "groupvit_white"
@@ -202,6 +206,9 @@ class ImageHeader:
         with self._faults():
             # Pillow turns a TIFF when it loads it, and forgets. (Of a PNG it would load all only to answer this.)
             before = orientation(self._file) if self._file.format == "TIFF" else 1
+            tile = next(iter(getattr(self._file, "tile", ())), None)
+            if self._file.format == "PNG" and tile is not None and tile[3] in _GREY_STEPS:
+                self._file.info[GREY_STEP] = _GREY_STEPS[tile[3]]
             with _pillows_limit_lifted(width * height):
                 self._load()
             after = orientation(self._file)

@@ -176,10 +176,8 @@ class ObjectiveSettings:
     gumbel: bool = True
 
     def __post_init__(self) -> None:
-        _check_least("objective", self, 0, "multi_label_weight", "paper_weight")
-        for name in ("naming_weight", "claim_weight", "ungrouped_weight"):
-            if getattr(self, name) < 0:  # NaN passes: it is how tests come to a loss that is not finite
-                raise InputError(f"objective.{name} must be at least 0, got {getattr(self, name)}")
+        weights = ("multi_label_weight", "naming_weight", "claim_weight", "ungrouped_weight", "paper_weight")
+        _check_least("objective", self, 0, *weights)
         _check_least("objective", self, 1, "claim_patches")
         if self.kind == "paper" and self.paper_weight:
             raise InputError(

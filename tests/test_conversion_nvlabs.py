@@ -284,5 +284,5 @@ def test_wider_layers_than_grouping_blocks() -> None:
     ],
 )  # fmt: skip
 def test_models_that_the_authors_code_does_not_have(config: GroupViTConfig, says: str) -> None:
-    with pytest.raises(InputError, match=f"the authors' code has no model .*{says}"):
+    with pytest.raises(InputError, match=f"the authors' code, .*, has no model .*{says}"):
         settings_of(config)

@@ -370,6 +370,7 @@ def test_hdf5_links_in_a_circle(tmp_path: Path, weights: bytes, state: State) ->
         ("t.pt", None, r"the authors' format ends in \.pth"),
         ("s.ckpt", None, r"the authors' format ends in \.pth"),
         ("model.tflite", None, r"ends in \.tflite"),
+        ("model.xml", None, r"ends in \.xml"),
         ("x.tar.gz", None, r"ends in \.gz"),
         ("m.pth", "native", r"native is a directory, and 'm\.pth' ends as a file does: .* for nvlabs"),
         ("m.bin", "pytorch", "pytorch is a directory"),

@@ -119,6 +119,7 @@ def test_a_file_is_based_on_another_and_settings_of_the_command_come_last(tmp_pa
             "base = 'scenes-demo'\n[objective]\nnaming_weight = -1.0",
             "objective.naming_weight must be at least 0, got -1.0",
         ),
+        ("base = 'scenes-demo'\n[objective]\nclaim_weight = nan", "objective.claim_weight must be at least 0, got nan"),
         (
             "base = 'scenes-demo'\n[objective]\nkind = 'paper'",
             "beside kind=groups, got 0.1 with kind=paper; set it to 0",

@@ -33,7 +33,7 @@ from groupvit_tf.checkpoint import canonical_variables, kind, to_canonical  # no
 from groupvit_tf.layers import DropPath  # noqa: E402
 from groupvit_tf.model import GroupViTModel  # noqa: E402
 from tests.replicas import BATCH, Losses, captions_recipe, small_config  # noqa: E402
-from tests.training import PAPER, Captions, ends_alike, quiet, stopping_at, tiny  # noqa: E402
+from tests.training import BEYOND_FLOAT32, PAPER, Captions, ends_alike, quiet, stopping_at, tiny  # noqa: E402
 
 # Of data sets, which `eagerly` does not mean.
 pytestmark = pytest.mark.filterwarnings("ignore:Even though the .*run_functions_eagerly:UserWarning")
@@ -324,13 +324,13 @@ def eagerly() -> Iterator[None]:
 
 
 def test_a_run_ends_at_its_last_bad_step_with_the_batch_saved(eagerly, tmp_path):
-    recipe = tiny(naming_weight=float("nan"), max_bad_steps=2)
+    recipe = tiny(naming_weight=BEYOND_FLOAT32, max_bad_steps=2)
     lines: list[str] = []
     with pytest.raises(
-        GroupViTError, match=r"the loss is nan at step 2 \(2 such steps\); its batch is in .*bad_batch.npz"
+        GroupViTError, match=r"the loss is inf at step 2 \(2 such steps\); its batch is in .*bad_batch.npz"
     ):
         K.train(recipe, tmp_path, log=lines.append)
-    assert any("step 1 left out: the loss is nan (1 of at most 2)" in line for line in lines)
+    assert any("step 1 left out: the loss is inf (1 of at most 2)" in line for line in lines)
     batch = np.load(tmp_path / "bad_batch.npz")
     assert batch["pixel_values"].shape == (8, 3, 48, 48)
     assert "prompts.input_ids" in batch

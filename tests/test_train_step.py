@@ -26,7 +26,7 @@ from groupvit_torch.layers import drop_path  # noqa: E402
 from groupvit_torch.loss import contrastive_loss, multi_label_contrastive_loss  # noqa: E402
 from groupvit_torch.model import GroupViTModel  # noqa: E402
 from tests.conftest import smallest_config  # noqa: E402
-from tests.training import END, PAPER, Captions, quiet, tiny, train  # noqa: E402
+from tests.training import BEYOND_FLOAT32, END, PAPER, Captions, quiet, tiny, train  # noqa: E402
 
 BATCH = 8
 EXACT = 1e-11  # float64, relative to the largest value: the same sums in another order
@@ -258,13 +258,13 @@ def test_a_gradient_that_float16_cannot_hold_lowers_its_scale_and_is_no_bad_step
 
 def test_a_run_counts_bad_steps_and_ends_with_the_batch_saved(tmp_path):
     lines: list[str] = []
-    recipe = tiny(max_bad_steps=3, claim_weight=float("nan"))
+    recipe = tiny(max_bad_steps=3, claim_weight=BEYOND_FLOAT32)
     with pytest.raises(
-        GroupViTError, match=r"the loss is nan at step 3 \(3 such steps\); its batch is in .*bad_batch.npz"
+        GroupViTError, match=r"the loss is inf at step 3 \(3 such steps\); its batch is in .*bad_batch.npz"
     ):
         train(recipe, tmp_path, log=lines.append)
     assert [line for line in lines if "left out" in line] == [
-        f"step {n} left out: the loss is nan ({n} of at most 3)" for n in (1, 2)
+        f"step {n} left out: the loss is inf ({n} of at most 3)" for n in (1, 2)
     ]
     with np.load(tmp_path / "bad_batch.npz") as batch:
         assert batch["pixels"].shape == (8, 3, 48, 48)

@@ -25,6 +25,8 @@ TINY: Mapping[str, Any] = {
 PAPER: Mapping[str, Any] = {"kind": "paper", "paper_weight": 0.0, "position_amplitude": 0.0, "hard_from": 0.0}
 
 
+BEYOND_FLOAT32 = 1e39
+"""A weight with which a loss is not finite."""
 END = 529  # the token that ends a text, of `tiny` recipes too
 
 

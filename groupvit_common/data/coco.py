@@ -211,7 +211,7 @@ def _is_count(value: Any) -> bool:
 def _outline(given: Any) -> Any:
     """Polygons of at least three points, or run lengths; None where there is none. What is something else is told when it is painted."""
     if isinstance(given, dict):
-        return given
+        return given if given.get("counts") else None
     if not isinstance(given, list):
         return None
     # Some tools write a single polygon without the list around it.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from groupvit_common.data.coco import Instances
 from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, make_scene
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.files import is_hidden, read_text
-from groupvit_common.images import image_suffixes, stored_image, to_rgb
+from groupvit_common.images import GREY_STEP, image_suffixes, stored_image, to_rgb
 from groupvit_common.prompts import Label, read_labels
 
 Mask = NDArray[np.uint8]
@@ -287,7 +288,8 @@ class _Files:
                 f"{path} must hold indices, one whole number a pixel (mode P or L), but it is an image of mode {image.mode}: "
                 f"{_NOT_INDICES.get(image.mode, 'colours were put in the place of indices')}"
             )
-        values = np.asarray(image)
+        # Grey levels of few bits are spread over those of eight as they are read.
+        values = np.asarray(image) // image.info[GREY_STEP] if GREY_STEP in image.info else np.asarray(image)
         given = np.asarray(image.getpalette() or (), np.uint8).reshape(-1, 3) if image.mode == "P" else None
         outside = values[(values < 0) | (values > IGNORE)] if values.dtype.itemsize > 1 else values[:0]
         if outside.size:
@@ -386,7 +388,7 @@ def _root(given: Path, below: Sequence[str], needed: str, layout: str) -> Path:
 def _listed(path: Path, layout: str) -> list[str]:
     """The names in a list of a split's images, one a line."""
     try:
-        names = [line.strip() for line in read_text(path).split("\n") if line.strip()]
+        names = [_composed(line.strip()) for line in read_text(path).split("\n") if line.strip()]
     except CheckpointError as error:
         if path.exists():
             raise InputError(f"cannot read the list: {error}") from error
@@ -400,7 +402,7 @@ def _listed(path: Path, layout: str) -> list[str]:
         raise InputError(f"the list {path} has the name {twice} twice")
     for name in names:
         # Label maps are written under these names.
-        if Path(name).is_absolute() or ".." in Path(name).parts or not name.isprintable():
+        if Path(name).is_absolute() or ".." in Path(name).parts or any(unicodedata.category(c) == "Cc" for c in name):
             raise InputError(f"the list {path} has {name!r}, which is no name of an image within the set")
     return names
 
@@ -578,7 +580,7 @@ def _folder(root: Path, split: str | None, names: Names) -> SegmentationSet:
     if not stems:
         raise InputError(f"no pictures in {root / 'images'}: expected {layout}")
     # A list may give names with or without their suffix.
-    whole = {path.name: stem for stem, path in pictures.items()}
+    whole = {_composed(path.name): stem for stem, path in pictures.items()}
     stems = [stem if stem in pictures else whole.get(stem, stem) for stem in stems]
     absent = [stem for stem in stems if stem not in pictures]
     if absent:
@@ -610,12 +612,17 @@ def _folder(root: Path, split: str | None, names: Names) -> SegmentationSet:
     )
 
 
+def _composed(name: str) -> str:
+    """A name as it is compared: macOS takes letters and their accents apart in the names of files, other systems and editors do not."""
+    return unicodedata.normalize("NFC", name)
+
+
 def _by_stem(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:
     """The files with one of these suffixes, by what comes before it. InputError where two share that."""
     found: dict[str, Path] = {}
     for path in _visible(folder, "*"):
         if path.suffix.lower() in suffixes and path.is_file():
-            other = found.setdefault(path.stem, path)
+            other = found.setdefault(_composed(path.stem), path)
             if other != path:
                 raise InputError(
                     f"{other} and {path.name} have one name but for the suffix, so that it is open which of them a mask or name is of: "

@@ -127,8 +127,8 @@ def _csv_rows(path: Path, columns: tuple[str, str]) -> Iterator[_Row]:
             yield from _rows(path, columns, ((reader.line_num, row) for row in reader))
         except csv.Error as error:
             raise InputError(
-                f"the table {path} cannot be read: line {reader.line_num}: {error}; a value with a quotation mark must stand in "
-                'quotation marks, with "" for each within'
+                f"the table {path} cannot be read: line {reader.line_num}: {error}; a value that begins with a quotation mark must stand "
+                'in quotation marks, with "" for each within, up to its end'
             ) from error
 
 
