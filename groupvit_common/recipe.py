@@ -239,7 +239,7 @@ class OptimizerSettings:
 class ScheduleSettings:
     """How long, and how the learning rate changes.
 
-    `batch_size`: images of one step, on all devices together. `steps`, or `epochs` of `images_per_epoch`. The rate rises in a
+    `batch_size`: images of one step, on all devices together. `steps`, or where they are 0 `epochs` of `images_per_epoch`. The rate rises in a
     line from the share `initial_rate` of `learning_rate` over `warmup_steps` (or `warmup_epochs`), then falls as a cosine to the share
     `final_rate`.
     """
@@ -436,7 +436,7 @@ def get_recipe(name_or_path: str | Path, changes: Iterable[str] = ()) -> Recipe:
     """
     path = _find(name_or_path, Path())
     # The changes come first: a file may leave out what they say.
-    table = with_changes(Recipe, _table(path, ()), dict(map(parse_change, changes)))
+    table = with_changes(Recipe, _table(path, ()), _in_epochs(dict(map(parse_change, changes)), "schedule."))
     try:
         return read_settings(Recipe, table)
     except InputError as error:
@@ -472,7 +472,15 @@ def _table(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         return table
     if not isinstance(base, str):
         raise InputError(f"{path}: base must be the name or path of a recipe, got {base!r}")
+    if isinstance(table.get("schedule"), dict):
+        table["schedule"] = _in_epochs(table["schedule"])
     return _merged(_table(_find(base, path.parent), (*seen, path)), table)
+
+
+def _in_epochs(given: Mapping[str, Any], section: str = "") -> dict[str, Any]:
+    """Settings that are laid over others: a length in epochs takes the place of one in steps, which would go before it."""
+    names = {name.removeprefix("schedule.") for name in given}
+    return {**given, f"{section}steps": 0} if "epochs" in names and "steps" not in names else dict(given)
 
 
 def _merged(base: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:

@@ -662,7 +662,7 @@ def test_only_a_checkpoint_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_refusal_leaves_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="the authors' code, .*, has no model"):
+    with pytest.raises(InputError, match=r"the authors' code, .*, has no model"):
         convert(random_checkpoint(tmp_path / "source", smallest_config()), tmp_path / "a" / "b" / "x.pth", "nvlabs")
     for name in ("x" * 300, "x" * 250):
         with pytest.raises(CheckpointError, match=r"cannot be written: File name too long"):

@@ -198,6 +198,18 @@ def test_a_warm_up_that_is_too_long_is_named_as_it_was_given(changes, message):
         get_recipe("gcc-yfcc-30e", changes)
 
 
+def test_epochs_take_the_place_of_steps(tmp_path):
+    """Where a recipe has steps, a length in epochs laid over it would be without effect."""
+    changes = ["epochs=3", "images_per_epoch=25600"]
+    (tmp_path / "mine.toml").write_text('base = "finetune"\n[schedule]\nepochs = 3\nimages_per_epoch = 25600\n')
+    for recipe in (get_recipe("finetune", changes), get_recipe(tmp_path / "mine.toml")):
+        assert recipe.schedule.total_steps == 300
+    assert get_recipe("finetune", [*changes, "steps=400"]).schedule.total_steps == 400
+    assert get_recipe(tmp_path / "mine.toml", ["schedule.steps=400"]).schedule.total_steps == 400
+    with pytest.raises(InputError, match="images_per_epoch of at least one batch, got epochs 3 of 0 images"):
+        get_recipe("finetune", ["schedule.epochs=3"])
+
+
 def test_finetuning_takes_small_steps():
     recipe = get_recipe("finetune")
     assert recipe.model.init_from
