@@ -12,6 +12,7 @@ from pathlib import Path
 from groupvit_common.errors import InputError
 
 _TRIES = 100
+_HOW = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 # Of a file system that cannot lock: some network folders.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EIO)
 
@@ -32,9 +33,14 @@ class FolderLock:
         self._path, self._file, self._owner = folder / name, -1, os.getpid()
         for _ in range(_TRIES):
             try:
-                file = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
-            except OSError:
-                return  # a folder that cannot be written in is reported by who writes
+                file = os.open(self._path, _HOW, 0o666)
+            except OSError as error:
+                if error.errno != errno.ELOOP:
+                    return  # a folder that cannot be written in is reported by who writes
+                # A link: what it leads to is not ours.
+                with suppress(OSError):
+                    self._path.unlink()
+                continue
             try:
                 _lock(file)
             except OSError as error:

@@ -345,6 +345,16 @@ def test_a_lock_ends_with_its_process(tmp_path):
     FolderLock(tmp_path, ".lock", "run").release()
 
 
+def test_a_lock_is_not_written_through_a_link(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / ".lock").symlink_to("mine.txt")
+    lock = FolderLock(tmp_path, ".lock", "run")
+    with pytest.raises(InputError, match="another run writes into"):
+        FolderLock(tmp_path, ".lock", "run")
+    lock.release()
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
 def test_a_folder_without_locks_is_told(tmp_path, monkeypatch):
     def refuse(file: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
