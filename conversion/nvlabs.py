@@ -324,7 +324,7 @@ def settings(config: GroupViTConfig) -> dict[str, Any]:
         lacking.append("text_config.num_hidden_layers 0")
     if lacking:
         raise InputError(
-            f"the authors' code, whose format a .pth file is, has no model with {', '.join(lacking)}: name a directory instead (native)"
+            f"the authors' code, whose format a .pth file is (a directory is another), has no model with {', '.join(lacking)}"
         )
     return {
         "model": {
