@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import secrets
@@ -167,6 +168,9 @@ def _put(new: Path, destination: Path) -> None:
     if not destination.is_dir():
         new.replace(destination)
         return
+    if _exchanged(new, destination):
+        # The old one has the hidden name now, and is removed with it.
+        return
     old = new.with_name(f"{new.name}.old")
     destination.rename(old)
     try:
@@ -176,6 +180,16 @@ def _put(new: Path, destination: Path) -> None:
         old.rename(destination)
         raise
     remove(old)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Swaps the names of two directories at once, so that each has one at any moment; False where the system cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):  # not Linux's, or an old one; Windows
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), ctypes.c_uint(exchange)) == 0)
 
 
 def remove(path: Path) -> None:

@@ -613,7 +613,8 @@ def test_what_is_there_is_replaced_only_if_asked_for_and_only_by_something_whole
         with pytest.raises(KeyboardInterrupt):
             convert(CASE / "bin", tmp_path / name, to, overwrite=True, progress=broken)
         assert unchanged()
-    # The last moment: the new directory is complete, and cannot be given its name.
+    # The last moment: the new directory is complete, and cannot be given its name, where the two are not exchanged at once.
+    monkeypatch.setattr("conversion.destination._exchanged", lambda one, other: False)
     rename = Path.rename
     monkeypatch.setattr(Path, "rename", lambda path, to: rename(path, to) if ".old" in f"{path}{to}" else fail())
     with pytest.raises(CheckpointError, match="cannot be written"):
