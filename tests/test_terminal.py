@@ -176,7 +176,7 @@ def test_warnings_and_logs_of_libraries_are_lines_of_this_program(streams):
         (KeyboardInterrupt(), 130, "interrupted"),
         (PermissionError(13, "Permission denied", "a/b"), 2, "Permission denied: a/b"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."), 3, "out of memory"),
-        (ModuleNotFoundError("No module named 'h5py._x'", name="h5py._x"), 3, "h5py._x is missing: pip install h5py"),
+        (ModuleNotFoundError("No module named 'h5py._x'", name="h5py._x"), 3, "package h5py is missing: pip install h5py"),
         (KeyError(99), 70, "please report it: KeyError: 99 (test_terminal.py, line "),
     ],
 )  # fmt: skip
