@@ -138,9 +138,9 @@ def known(data: Any) -> Any:
     """Inputs of a model in any form, or what yields batches of them, as Keras knows them.
 
     Encodings (any mapping) become dictionaries and lists of numbers arrays; so do those which a generator, a `keras.utils.PyDataset`, a
-    `tf.data.Dataset` or a PyTorch `DataLoader` yields.
+    `tf.data.Dataset` or a PyTorch `DataLoader` yields. Any iterator is a generator.
     """
-    if isinstance(data, Generator):
+    if isinstance(data, Iterator):
         return (_batch(batch) for batch in data)
     if isinstance(data, keras.utils.PyDataset):
         return data if isinstance(data, _Known) else _Known(data)

@@ -17,10 +17,12 @@ import groupvit_tf  # first, for a quiet start  # noqa: F401  # isort: skip
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from groupvit_common.data.captioned import CaptionedImages, SceneBatches
 from groupvit_common.data.settings import DataSettings, SourceSettings
+from groupvit_common.errors import InputError
 from groupvit_common.recipe import Recipe
 from groupvit_common.settings import changed
 from groupvit_common.training import make_processor
@@ -100,19 +102,27 @@ def by_recipe(task: Callable[[Place], tuple[Recipe, Any]], place: Place) -> tupl
 
 
 def plain(place: Place) -> tuple[list[float], Any]:
-    """The model itself in `fit`, on a data set that Keras divides; losses, validation's, and two metrics of each epoch."""
-    inputs = smallest_inputs()
-    noise = np.random.default_rng(5).gumbel(size=(4, 4, 4))
+    """The model itself in `fit`, on a data set that Keras divides, the last batch unevenly; losses, validation's, and two metrics of each
+    epoch. Then a single pair, of which one replica has all."""
+    inputs = {name: np.concatenate([array, array[:3]]) for name, array in smallest_inputs().items()}
+    noise = np.random.default_rng(5).gumbel(size=(7, 4, 4))
     with place.scope():
         keras.utils.set_random_seed(3)
         model = TFGroupViTModel(smallest_config(), dtype="float64")
         model.compile(keras.optimizers.SGD(2.0**-6, momentum=0.5), jit_compile=False)
-    data = tf.data.Dataset.from_tensor_slices({**inputs, "gumbel_noise": (noise,)}).batch(4, drop_remainder=True)
+    pairs = tf.data.Dataset.from_tensor_slices({**inputs, "gumbel_noise": (noise,)})
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    data = data.with_options(options)
+    data, one = (part.batch(4).with_options(options) for part in (pairs, pairs.take(1)))
     history = model.fit(data.repeat(3), verbose=0, validation_data=data).history
-    return [value for name in sorted(history) for value in history[name]], canonical_variables(model)
+    variables = {name: np.array(variable) for name, variable in canonical_variables(model).items()}
+    alone = model.evaluate(one, verbose=0, return_dict=True)
+    with pytest.raises(InputError, match="at least 2 images and 2 texts in a batch, got 1"):
+        model.fit(one, verbose=0)
+    assert all(np.isfinite(np.asarray(variable)).all() for variable in model.variables)
+    return [value for name in sorted(history) for value in history[name]] + [
+        alone[name] for name in sorted(alone)
+    ], variables
 
 
 def first_seeds(place: Place) -> list[int]:
