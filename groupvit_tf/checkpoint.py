@@ -232,12 +232,12 @@ class PreTrainedModel(Pretrained, Tracked, Model):
     check_finite.__doc__ = Pretrained.check_finite.__doc__
 
     def _expected(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """The tensors that `from_pretrained` will look for: name -> shape and dtype."""
+        """The tensors that a checkpoint of this model holds: name -> shape and dtype."""
+        described = self._described(self.config)
         if type(self).__module__.startswith("groupvit_tf."):
-            return self._described(self.config)
-        # A class of the user's own may have variables besides.
-        with without_initial_values():
-            return _tensors(canonical_variables(type(self)(self.config, dtype=self.dtype_policy)))
+            return described
+        # A class of the user's own may have variables besides, of whatever shape its own arguments say.
+        return _tensors(canonical_variables(self)) | described
 
     # -- Keras's own files ------------------------------------------------------------------------------------------------
 

@@ -190,12 +190,12 @@ class PreTrainedModel(Pretrained, nn.Module):
     check_finite.__doc__ = Pretrained.check_finite.__doc__
 
     def _expected(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """The tensors that `from_pretrained` will look for: name -> shape and dtype."""
+        """The tensors that a checkpoint of this model holds: name -> shape and dtype."""
+        described = self._described(self.config)
         if type(self).__module__.startswith("groupvit_torch."):
-            return self._described(self.config)
-        # A class of the user's own may have tensors besides.
-        with torch.device("meta"), _NoInit():
-            return _tensors(type(self)(self.config).state_dict())
+            return described
+        # A class of the user's own may have tensors besides, of whatever shape its own arguments say.
+        return _tensors(self.state_dict()) | described
 
     # -- the rest of transformers' base class that code relies on ---------------------------------------------------------
 

@@ -668,7 +668,7 @@ def test_bad_requests_are_told_in_one_line(capsys, arguments, message):
 def test_bad_dilations(capsys, bad):
     with pytest.raises(SystemExit):
         run_cli(capsys, "--data", "scenes", "--refine-dilations", bad)
-    assert "argument --refine-dilations" in capsys.readouterr().err
+    assert "--refine-dilations" in capsys.readouterr().err
 
 
 def test_keras_does_not_run_in_several_processes(capsys, monkeypatch):

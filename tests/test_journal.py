@@ -66,7 +66,6 @@ def test_what_was_written_is_read(pixels, classes, tmp_path, checked):
     ("change", "cause"),
     [
         ({"confusion": [[0, 1, -5], [1, 1, 7]]}, "confusion counts -5 pixels"),
-        ({"confusion": [[0, 1, float("nan")]]}, "NaN is not a JSON number"),
         ({"confusion": [[0, 1, 5.0]]}, "not three whole numbers"),
         ({"confusion": [[0, 1, True]]}, "not three whole numbers"),
         ({"confusion": [[0, 3, 5]]}, "confusion names class 3, there are 0 to 2"),
@@ -89,6 +88,13 @@ def test_a_record_of_another_shape_is_named(pixels, tmp_path, change, cause, che
         journal.read(tmp_path, journal.fault_of(pixels))
     assert str(caught.value).startswith(f"{path}, line 3, is not what an evaluation writes (")
     assert cause in str(caught.value)
+
+
+def test_a_count_that_is_nan_is_named(pixels, tmp_path):
+    path = write(tmp_path, PIXELS, {**PIXELS, "name": "b", "confusion": [[0, 1, float("nan")]]}, checked=False)
+    with pytest.raises(InputError, match="NaN is not a JSON number") as caught:
+        journal.read(tmp_path, journal.fault_of(pixels))
+    assert str(caught.value).startswith(f"{path}, line 3, ")
 
 
 @pytest.mark.parametrize(

@@ -294,7 +294,7 @@ def test_towers_as_saved_models(tmp_path):
     text = GroupViTTextModel(config.text_config, dtype="float64")
     text.export(tmp_path / "text")
     loaded = tf.saved_model.load(tmp_path / "text")
-    inputs = {name: tf.constant(batch[name]) for name in ("input_ids", "attention_mask")}
+    inputs = {name: tf.constant(batch[name], tf.int32) for name in ("input_ids", "attention_mask")}
     assert close(loaded.signatures["serving_default"](**inputs)["pooler_output"].numpy(), text(**inputs).pooler_output)
 
 
