@@ -158,7 +158,7 @@ def or_none(convert: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def _number(argument: str) -> float:
-    """Returns NaN for what is no number."""
+    """Returns NaN for a text that is not a number."""
     try:
         return float(argument)
     except ValueError:

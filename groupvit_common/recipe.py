@@ -594,7 +594,7 @@ FROM_SCRATCH = 5e-4
 
 
 def is_too_fast(recipe: Recipe) -> bool:
-    """Returns whether a run starts from a checkpoint with a learning rate at which what that has learnt is soon undone."""
+    """Returns whether a run starts from a checkpoint with a learning rate that soon undoes the checkpoint's training."""
     return bool(recipe.model.init_from) and recipe.optimizer.learning_rate > FROM_SCRATCH
 
 

@@ -236,7 +236,7 @@ class Run:
             elif is_too_fast(recipe):
                 log(
                     f"optimizer.learning_rate {recipe.optimizer.learning_rate:g} is for training from scratch, and this run starts from "
-                    f"{recipe.model.init_from}: what that has learnt may be undone; the recipe finetune has {_FINETUNE_RATE:g}"
+                    f"{recipe.model.init_from}: its training may be undone; the recipe finetune has {_FINETUNE_RATE:g}"
                 )
             if rank == 0:
                 run.checkpoints.clean()
