@@ -197,7 +197,7 @@ def internet(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         return SimpleNamespace(raw=io.BytesIO(picture.getvalue()))
 
     monkeypatch.setitem(sys.modules, "requests", SimpleNamespace(get=get))
-    monkeypatch.setattr("urllib.request.urlopen", lambda request, **_: io.BytesIO(picture.getvalue()))
+    monkeypatch.setattr("groupvit_common.images.download", lambda address: picture.getvalue())
     with FakeHub() as fake:
         point_to(fake.url, monkeypatch)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))

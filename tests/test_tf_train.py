@@ -208,7 +208,8 @@ def same_as_one(directory: Path, task: str, others: list[str]) -> None:
         assert furthest(two, {name: value for name, value in one.items() if name != "losses"}) < FLOAT64
 
 
-@pytest.mark.parametrize("task", ["captions", *(pytest.param(t, marks=pytest.mark.slow) for t in ("groups", "chunks"))])
+@pytest.mark.slow  # `fit` on two replicas is in test_tf_model.py
+@pytest.mark.parametrize("task", ["captions", "groups", "chunks"])
 def test_two_replicas_train_by_a_recipe_as_one_device_does(task, tmp_path):
     """Two logical CPUs under MirroredStrategy, with multi-label prompts, or with claims of which one replica has more, or with cached
     features of three of each replica's four images at a time."""
