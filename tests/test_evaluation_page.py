@@ -26,7 +26,7 @@ from groupvit_torch.predictor import Segmenter
 VOID = {"meta", "img", "br", "input", "link"}
 # JPEG of flat colours, blurred at edges.
 JPEG = 40
-EVIL = 'cat<script>alert("&1")</script>'
+EVIL = '</script>("&1")'
 
 
 class Page(HTMLParser):
