@@ -28,10 +28,11 @@ test-jax: $(VENV)/jax.stamp ## Run the tests of all backends with Keras on JAX (
 	  JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1 \
 	  $(BIN)/python -m pytest -k "jax or not torch" $(JAX_TESTS)
 
-lint: $(VENV)/dev.stamp ## Check style and types.
+lint: $(VENV)/dev.stamp ## Check style, types and which way imports point.
 	@$(BIN)/ruff check --quiet $(SOURCES)
 	@$(BIN)/ruff format --check --quiet $(SOURCES)
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache --no-logo > $(VENV)/imports.txt || { cat $(VENV)/imports.txt; exit 1; }
 
 format: $(VENV)/dev.stamp ## Rewrite the sources in the project's style.
 	@$(BIN)/ruff check --fix $(SOURCES)

@@ -24,12 +24,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from groupvit_common import terminal
-from groupvit_common.arguments import Parser
-from groupvit_common.data.segmentation_sets import open_sets
-from groupvit_common.evaluation import evaluate_segmentation
-from groupvit_common.recipe import Recipe, assigns_hard, get_recipe, learning_rate_at
-from groupvit_common.training import Run, grouping_measures
+from groupvit_common.cli import terminal
+from groupvit_common.cli.arguments import Parser
+from groupvit_common.evaluation.datasets.segmentation import open_sets
+from groupvit_common.evaluation.segmentation import evaluate_segmentation
+from groupvit_common.training.recipe import Recipe, assigns_hard, get_recipe, learning_rate_at
+from groupvit_common.training.run import Run, grouping_measures
 from groupvit_torch.data import Inputs
 from groupvit_torch.model import GroupViTModel
 from groupvit_torch.predictor import Segmenter

@@ -24,11 +24,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from groupvit_common import terminal
-from groupvit_common.arguments import Parser
-from groupvit_common.data.settings import DataSettings, SourceSettings
-from groupvit_common.data.stream import CaptionStream
-from groupvit_common.processor import GroupViTProcessor
+from groupvit_common.cli import terminal
+from groupvit_common.cli.arguments import Parser
+from groupvit_common.data.captions.settings import DataSettings, SourceSettings
+from groupvit_common.data.captions.stream import CaptionStream
+from groupvit_common.preprocessing.processor import GroupViTProcessor
 
 DEMO_MODEL = Path(__file__).parents[1] / "groupvit_common" / "demo_model"
 

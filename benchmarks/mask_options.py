@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from groupvit_common import terminal
-from groupvit_common.arguments import Parser
-from groupvit_common.data.segmentation_sets import SegmentationSet, open_sets
-from groupvit_common.evaluation import protocol_settings
-from groupvit_common.metrics import confusion_matrix, mean_iou
-from groupvit_common.predictor import BaseSegmenter
-from groupvit_common.prompts import Label
+from groupvit_common.cli import terminal
+from groupvit_common.cli.arguments import Parser
+from groupvit_common.evaluation.datasets.segmentation import SegmentationSet, open_sets
+from groupvit_common.evaluation.metrics import confusion_matrix, mean_iou
+from groupvit_common.evaluation.segmentation import protocol_settings
+from groupvit_common.preprocessing.prompts import Label
+from groupvit_common.segmentation.predictor import BaseSegmenter
 
 CHOOSING_SEED = "555"
 # Scenes between turns.

@@ -34,13 +34,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from groupvit_common import terminal
-from groupvit_common.arguments import Parser
-from groupvit_common.data.stream import CaptionBatch
+from groupvit_common.cli import terminal
+from groupvit_common.cli.arguments import Parser
+from groupvit_common.data.captions.stream import CaptionBatch
 from groupvit_common.errors import InputError
-from groupvit_common.postprocess import MAX_LOGIT_SCALE
-from groupvit_common.recipe import Recipe, get_recipe, model_config
-from groupvit_common.settings import changed
+from groupvit_common.segmentation.postprocess import MAX_LOGIT_SCALE
+from groupvit_common.training.recipe import Recipe, get_recipe, model_config
+from groupvit_common.training.settings import changed
 from groupvit_torch import train
 from groupvit_torch.data import Inputs
 from groupvit_torch.loss import contrastive_loss, multi_label_contrastive_loss

@@ -1,6 +1,6 @@
 """A checkpoint of any format in canonical names.
 
-Names, shapes and dtypes are as in `groupvit_common.parameters.manifest`, each value read, turned and checked when it is asked for.
+Names, shapes and dtypes are as in `groupvit_common.model.parameters.manifest`, each value read, turned and checked when it is asked for.
 """
 
 import math
@@ -15,12 +15,12 @@ import numpy as np
 from conversion.formats import WEIGHTS, Info, Source, index_shards, open_source
 from conversion.names import EXTRA, Entry, account, default_value, entries, to_parts
 from conversion.pickles import numpy_dtype
-from groupvit_common import hub
-from groupvit_common.checkpoint import CONFIG_NAME
-from groupvit_common.config import GroupViTConfig
+from groupvit_common.checkpoints import hub
+from groupvit_common.checkpoints.directory import CONFIG_NAME
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.parameters import manifest
-from groupvit_common.pretrained import wanted_dtype
+from groupvit_common.model.config import GroupViTConfig
+from groupvit_common.model.parameters import manifest
+from groupvit_common.model.pretrained import wanted_dtype
 
 # What goes with the weights from directory to directory: how texts and pictures become numbers.
 COMPANIONS = (

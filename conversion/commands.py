@@ -1,4 +1,4 @@
-"""The commands `convert`, `verify` and `inspect`. Only the standard library is imported here; see `groupvit_common.cli`."""
+"""The commands `convert`, `verify` and `inspect`. Only the standard library is imported here; see `groupvit_common.cli.command_line`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from conversion import TARGETS
-from groupvit_common import terminal
+from groupvit_common.cli import terminal
 
 if TYPE_CHECKING:
     from conversion.checkpoint import Checkpoint

@@ -1,6 +1,6 @@
 """From any checkpoint to any format.
 
-Between the two stands the canonical view, `Checkpoint`: names, shapes and dtypes as in `groupvit_common.parameters.manifest`, each value
+Between the two stands the canonical view, `Checkpoint`: names, shapes and dtypes as in `groupvit_common.model.parameters.manifest`, each value
 read, turned and checked when it is asked for. What is written appears under its name when it is complete, not before.
 """
 
@@ -28,8 +28,8 @@ from conversion.report import REPORT_NAME, report_path, report_text
 from conversion.torch_writer import dictionary, plain, write_torch_file
 from conversion.verify import Verification
 from conversion.verify import verify as compare
-from groupvit_common import hub
-from groupvit_common.checkpoint import (
+from groupvit_common.checkpoints import hub
+from groupvit_common.checkpoints.directory import (
     CONFIG_NAME,
     WEIGHTS_NAME,
     array_info,
@@ -39,10 +39,10 @@ from groupvit_common.checkpoint import (
     stored_bytes,
     write_arrays,
 )
-from groupvit_common.config import GroupViTConfig
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.files import list_files, write_text
-from groupvit_common.processor import GroupViTProcessor
+from groupvit_common.model.config import GroupViTConfig
+from groupvit_common.preprocessing.processor import GroupViTProcessor
+from groupvit_common.storage.files import list_files, write_text
 
 
 @dataclass

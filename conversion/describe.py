@@ -16,11 +16,11 @@ from conversion.formats import Source, open_source
 from conversion.names import EXTRA
 from conversion.pickles import numpy_dtype
 from conversion.verify import is_saved_model
-from groupvit_common.checkpoint import CONFIG_NAME
-from groupvit_common.config import GroupViTConfig
+from groupvit_common.checkpoints.directory import CONFIG_NAME
 from groupvit_common.errors import CheckpointError
-from groupvit_common.files import list_files
-from groupvit_common.parameters import manifest
+from groupvit_common.model.config import GroupViTConfig
+from groupvit_common.model.parameters import manifest
+from groupvit_common.storage.files import list_files
 
 FORMATS = {
     "safetensors": "safetensors in PyTorch's layout (groupvit, transformers)",

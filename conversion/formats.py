@@ -36,10 +36,10 @@ from conversion.pickles import (
     zip_members,
 )
 from conversion.wrappers import Choice, choose, some, state_dicts
-from groupvit_common.checkpoint import CONFIG_NAME, read_header
-from groupvit_common.config import GroupViTConfig
+from groupvit_common.checkpoints.directory import CONFIG_NAME, read_header
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.files import has_file, is_hidden, parse_json, read_json, settle
+from groupvit_common.model.config import GroupViTConfig
+from groupvit_common.storage.files import has_file, is_hidden, parse_json, read_json, settle
 
 Format = Literal[
     "safetensors", "pytorch", "transformers-tf", "transformers-tf-safetensors", "nvlabs", "keras", "keras-weights"

@@ -1,7 +1,7 @@
 """What each format calls each tensor, and how it lays it out: one table per format, read in both directions.
 
 A table's row is a pair of templates, canonical name and foreign name. The canonical names are those of
-`groupvit_common.parameters.manifest`, which says what there is for a configuration; the first row that fits a name gives the foreign
+`groupvit_common.model.parameters.manifest`, which says what there is for a configuration; the first row that fits a name gives the foreign
 one. In templates
 
     {s} {l} {n}   a number (of a stage, a layer, ...), spelt in the format's way
@@ -20,10 +20,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from groupvit_common.config import GroupViTConfig
 from groupvit_common.errors import CheckpointError
-from groupvit_common.layout import canonical_axes, from_canonical, to_canonical
-from groupvit_common.parameters import Parameter, manifest
+from groupvit_common.model.config import GroupViTConfig
+from groupvit_common.model.layout import canonical_axes, from_canonical, to_canonical
+from groupvit_common.model.parameters import Parameter, manifest
 
 Naming = Literal["canonical", "nvlabs", "transformers-tf", "keras"]
 Op = Literal["same", "kernel", "conv1", "vector"]

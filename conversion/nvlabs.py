@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
 from conversion.pickles import Inert, shown
-from groupvit_common.config import GroupViTConfig
 from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.model.config import GroupViTConfig
 
 _HEAD_WIDTH = 64
 _MLP_RATIO = 4

@@ -23,8 +23,8 @@ import numpy as np
 from conversion.checkpoint import Checkpoint, Values, cast, locate, read
 from conversion.formats import Source, open_source
 from conversion.names import EXTRA
-from groupvit_common.config import GroupViTConfig
 from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.model.config import GroupViTConfig
 
 BackendName = Literal["torch", "tf"]
 Arrays = dict[str, np.ndarray]

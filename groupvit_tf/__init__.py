@@ -5,8 +5,8 @@ Code written for transformers runs after changing `from transformers import ...`
 
 import os
 
-from groupvit_common.checks import check_keras_backend
-from groupvit_common.quiet import tensorflow_start_up
+from groupvit_common.model.checks import check_keras_backend
+from groupvit_common.tensorflow_logging import tensorflow_start_up
 
 with tensorflow_start_up():
     # Before Keras, which would first import a backend that need not be there.
@@ -20,11 +20,11 @@ with tensorflow_start_up():
         # Looks for GPUs now, so that not finding any is not reported in the middle of a user's work.
         tf.config.list_physical_devices()
 
-from groupvit_common.config import GroupViTConfig, GroupViTTextConfig, GroupViTVisionConfig
-from groupvit_common.image_processor import AutoImageProcessor, CLIPImageProcessor, GroupViTImageProcessor
-from groupvit_common.images import load_image
-from groupvit_common.processor import AutoProcessor, CLIPProcessor, GroupViTProcessor
-from groupvit_common.tokenizer import AutoTokenizer, CLIPTokenizer, CLIPTokenizerFast
+from groupvit_common.model.config import GroupViTConfig, GroupViTTextConfig, GroupViTVisionConfig
+from groupvit_common.preprocessing.image_processor import AutoImageProcessor, CLIPImageProcessor, GroupViTImageProcessor
+from groupvit_common.preprocessing.images import load_image
+from groupvit_common.preprocessing.processor import AutoProcessor, CLIPProcessor, GroupViTProcessor
+from groupvit_common.preprocessing.tokenizer import AutoTokenizer, CLIPTokenizer, CLIPTokenizerFast
 from groupvit_tf.model import GroupViTModel, GroupViTPreTrainedModel, GroupViTTextModel, GroupViTVisionModel
 from groupvit_tf.outputs import BaseModelOutput, BaseModelOutputWithPooling, GroupViTModelOutput
 from groupvit_tf.predictor import Segmenter

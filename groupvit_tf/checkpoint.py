@@ -15,10 +15,10 @@ from typing import Any, Self
 import keras
 import numpy as np
 
-from groupvit_common.checkpoint import Weights, array_info, compare_tensors, read_arrays
+from groupvit_common.checkpoints.directory import Weights, array_info, compare_tensors, read_arrays
 from groupvit_common.errors import InputError
-from groupvit_common.layout import canonical_axes, canonical_name, from_canonical, to_canonical
-from groupvit_common.pretrained import Pretrained, check_weights, checked_array, most_stored_dtype, wanted_dtype
+from groupvit_common.model.layout import canonical_axes, canonical_name, from_canonical, to_canonical
+from groupvit_common.model.pretrained import Pretrained, check_weights, checked_array, most_stored_dtype, wanted_dtype
 from groupvit_tf.distributed import Model, refuse_strategy
 from groupvit_tf.init import without_initial_values
 from groupvit_tf.layers import Tracked
@@ -46,7 +46,7 @@ def is_parameter(name: str) -> bool:
 
 
 def kind(variable: keras.Variable) -> str:
-    """What `to_canonical` wants to know: the kind of `groupvit_common.parameters` as far as the layout depends on it."""
+    """What `to_canonical` wants to know: the kind of `groupvit_common.model.parameters` as far as the layout depends on it."""
     return "dense" if variable.name == "kernel" else "other"
 
 
@@ -107,7 +107,7 @@ class PreTrainedModel(Pretrained, Tracked, Model):
             pretrained_model_name_or_path: a directory, or "org/name" on the hub. A tower's model also loads from a full
                 model's checkpoint.
             config: a configuration, or the directory or name of one, instead of the checkpoint's.
-            revision, token, cache_dir, subfolder, local_files_only, force_download: see `groupvit_common.hub.resolve`.
+            revision, token, cache_dir, subfolder, local_files_only, force_download: see `groupvit_common.checkpoints.hub.resolve`.
             dtype: of the floating-point variables, a dtype or its name, or a Keras policy such as "mixed_bfloat16"; Keras's
                 global policy if None, which is float32 unless set; "auto": the dtype in which the file holds the most
                 elements. Integer variables keep theirs. `torch_dtype` is its older name.
@@ -143,7 +143,7 @@ class PreTrainedModel(Pretrained, Tracked, Model):
         """The model of a configuration with given values.
 
         Args:
-            arrays: NumPy arrays under canonical names (`groupvit_common.parameters.manifest`); each is asked for once, so the
+            arrays: NumPy arrays under canonical names (`groupvit_common.model.parameters.manifest`); each is asked for once, so the
                 mapping may read or compute them. Others in it are not used.
             dtype: of the floating-point variables, as for `from_pretrained`.
 

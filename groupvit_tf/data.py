@@ -16,12 +16,12 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from groupvit_common.data.captioned import Batch
-from groupvit_common.recipe import Recipe
+from groupvit_common.training.recipe import Recipe
+from groupvit_common.training.scene_batches import Batch
 
 if TYPE_CHECKING:
-    from groupvit_common.data.stream import CaptionBatch
-    from groupvit_common.training import Stream
+    from groupvit_common.data.captions.stream import CaptionBatch
+    from groupvit_common.training.run import Stream
 
 Inputs = dict[str, Any]
 
@@ -77,7 +77,7 @@ def dataset(batches: Callable[[], Iterable[Batch[NDArray[Any]] | CaptionBatch]],
     """A recipe's batches for `fit`, made ahead while the model computes.
 
     Args:
-        batches: starts the batches of this process, such as `groupvit_common.training.Run.batches` or `lambda: stream` of a
+        batches: starts the batches of this process, such as `groupvit_common.training.run.Run.batches` or `lambda: stream` of a
             `CaptionStream`. Each has the recipe's batch size over the number of processes.
 
     Returns:

@@ -17,7 +17,7 @@ import numpy as np
 from keras import ops
 
 from groupvit_common.errors import InputError
-from groupvit_common.quiet import tensorflow_advice
+from groupvit_common.tensorflow_logging import tensorflow_advice
 
 Tensor = Any
 

@@ -10,9 +10,9 @@ from typing import Any
 import keras
 from keras import ops
 
-from groupvit_common.checks import check_pixel_values, image_sides
-from groupvit_common.config import GroupViTConfig, GroupViTTextConfig
 from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.model.checks import check_pixel_values, image_sides
+from groupvit_common.model.config import GroupViTConfig, GroupViTTextConfig
 
 Tensor = Any
 Function = Callable[..., dict[str, Tensor]]

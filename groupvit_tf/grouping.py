@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from groupvit_common.config import GroupViTVisionConfig
+from groupvit_common.model.config import GroupViTVisionConfig
 from groupvit_tf.distributed import Seeds
 from groupvit_tf.layers import MLP, Attention, Dense, LayerNorm, MixerMLP, Tensor, softmax, wide_dtype
 

@@ -14,8 +14,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from groupvit_common.checks import check_batch_norm
-from groupvit_common.config import GroupViTTextConfig, GroupViTVisionConfig
+from groupvit_common.model.checks import check_batch_norm
+from groupvit_common.model.config import GroupViTTextConfig, GroupViTVisionConfig
 from groupvit_tf.distributed import Seeds, num_replicas, replica_sum
 
 TowerConfig = GroupViTTextConfig | GroupViTVisionConfig
@@ -53,7 +53,7 @@ def _gelu_new(x: Tensor) -> Tensor:
     return x * ops.sigmoid(2 * (2 / math.pi) ** 0.5 * (x + 0.044715 * x * x * x))
 
 
-# The names of `groupvit_common.config.ACTIVATIONS`, transformers' names.
+# The names of `groupvit_common.model.config.ACTIVATIONS`, transformers' names.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": _gelu,
     "quick_gelu": _quick_gelu,

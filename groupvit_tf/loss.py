@@ -12,8 +12,8 @@ from typing import Any
 
 from keras import ops
 
+from groupvit_tf.label_maps import unit
 from groupvit_tf.layers import mean, wide_dtype
-from groupvit_tf.segmentation import unit
 
 Tensor = Any  # of whatever backend Keras runs on
 

@@ -12,17 +12,17 @@ import keras
 import numpy as np
 from keras import ops
 
-from groupvit_common.checks import check_batch_norm, check_grouping, check_pairs, check_sample_weight, given
-from groupvit_common.config import GroupViTConfig, GroupViTTextConfig, GroupViTVisionConfig
 from groupvit_common.errors import InputError
+from groupvit_common.model.checks import check_batch_norm, check_grouping, check_pairs, check_sample_weight, given
+from groupvit_common.model.config import GroupViTConfig, GroupViTTextConfig, GroupViTVisionConfig
 from groupvit_tf.checkpoint import PreTrainedModel
 from groupvit_tf.data import is_nested_numbers, known
 from groupvit_tf.distributed import gather, num_replicas
 from groupvit_tf.init import initialise
+from groupvit_tf.label_maps import grouping_map, resize_bilinear, unit
 from groupvit_tf.layers import Projection, Tensor, wide_dtype
 from groupvit_tf.loss import symmetric_cross_entropy
 from groupvit_tf.outputs import BaseModelOutputWithPooling, GroupViTModelOutput
-from groupvit_tf.segmentation import grouping_map, resize_bilinear, unit
 from groupvit_tf.text import TextTower, check_ids
 from groupvit_tf.vision import VisionTower, check_pixels
 

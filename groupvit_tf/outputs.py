@@ -1,4 +1,4 @@
-"""The records of `groupvit_common.outputs` and the encodings of the processor, made known to Keras, so that `fit`, `predict`,
+"""The records of `groupvit_common.model.outputs` and the encodings of the processor, made known to Keras, so that `fit`, `predict`,
 `tf.function`, XLA, functional models and JAX find the tensors in them."""
 
 from collections.abc import Iterable
@@ -7,8 +7,8 @@ from typing import Any
 import keras
 import optree
 
-from groupvit_common.outputs import BaseModelOutput, BaseModelOutputWithPooling, GroupViTModelOutput, ModelOutput
-from groupvit_common.tokenizer import BatchEncoding
+from groupvit_common.model.outputs import BaseModelOutput, BaseModelOutputWithPooling, GroupViTModelOutput, ModelOutput
+from groupvit_common.preprocessing.tokenizer import BatchEncoding
 
 __all__ = ["BaseModelOutput", "BaseModelOutputWithPooling", "GroupViTModelOutput", "ModelOutput"]
 

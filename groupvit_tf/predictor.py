@@ -1,4 +1,4 @@
-"""The user's door: pictures and labels -> label maps. `groupvit_common.predictor` holds what is not Keras."""
+"""The user's door: pictures and labels -> label maps. `groupvit_common.segmentation.predictor` holds what is not Keras."""
 
 import threading
 from collections import Counter
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from keras import ops
 
 from groupvit_common.errors import InputError
-from groupvit_common.postprocess import (
+from groupvit_common.segmentation.postprocess import (
     Floats,
     Look,
     PixelLabels,
@@ -22,10 +22,10 @@ from groupvit_common.postprocess import (
     label_windows,
     window_scores,
 )
-from groupvit_common.predictor import DEFAULT_MODEL, DEMO_MODEL, BaseSegmenter
+from groupvit_common.segmentation.predictor import DEFAULT_MODEL, DEMO_MODEL, BaseSegmenter
+from groupvit_tf.label_maps import grouping_map, image_probabilities, label_affinity
 from groupvit_tf.layers import Tensor, wide_dtype
 from groupvit_tf.model import GroupViTModel
-from groupvit_tf.segmentation import grouping_map, image_probabilities, label_affinity
 from groupvit_tf.vision import check_pixels
 
 __all__ = ["DEFAULT_MODEL", "DEMO_MODEL", "Segmenter"]

@@ -11,8 +11,8 @@ import numpy as np
 from keras import ops
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
-from groupvit_common.checks import check_id_range, check_input_ids
-from groupvit_common.config import GroupViTTextConfig
+from groupvit_common.model.checks import check_id_range, check_input_ids
+from groupvit_common.model.config import GroupViTTextConfig
 from groupvit_tf.layers import EncoderLayer, LayerNorm, Tensor, Tracked
 from groupvit_tf.outputs import BaseModelOutputWithPooling
 

@@ -21,12 +21,14 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from groupvit_common.checkpoint import find_weights, read_arrays
-from groupvit_common.config import GroupViTConfig
+from groupvit_common.checkpoints.directory import find_weights, read_arrays
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.postprocess import MAX_LOGIT_SCALE
-from groupvit_common.processor import GroupViTProcessor
-from groupvit_common.recipe import (
+from groupvit_common.model.config import GroupViTConfig
+from groupvit_common.preprocessing.processor import GroupViTProcessor
+from groupvit_common.segmentation.postprocess import MAX_LOGIT_SCALE
+from groupvit_common.training.checkpoints import MODEL, RESTORE_VALUES, Checkpoints, RunState, load, restoring
+from groupvit_common.training.log import RunLog
+from groupvit_common.training.recipe import (
     Recipe,
     assigns_hard,
     decays,
@@ -38,9 +40,7 @@ from groupvit_common.recipe import (
     segmentation_assignment,
     wave_positions,
 )
-from groupvit_common.run_log import RunLog
-from groupvit_common.run_state import MODEL, RESTORE_VALUES, Checkpoints, RunState, load, restoring
-from groupvit_common.training import (
+from groupvit_common.training.run import (
     MULTI_LABEL_SCALE,
     Evaluate,
     Run,
@@ -87,7 +87,7 @@ def train(
     On all GPUs of the machine, or those of all workers that `TF_CONFIG` names, or in the scope of a strategy on its devices.
 
     Args:
-        recipe: settings, or what `groupvit_common.recipe.get_recipe` takes: a name or a TOML file.
+        recipe: settings, or what `groupvit_common.training.recipe.get_recipe` takes: a name or a TOML file.
         seed: replaces the recipe's.
         resume: "never"; "auto": from the newest valid checkpoint in `out_dir` if there is one; or a checkpoint's path.
         evaluate: measures a `Segmenter` of the model now and then; held-out scenes are measured anyway in a run on scenes.
@@ -1003,7 +1003,7 @@ class Evaluation(keras.callbacks.Callback):
 
 class GroupingMeasures(keras.callbacks.Callback):
     """Adds to a step's logs, every so many, whether the grouping of some images tells anything
-    (`groupvit_common.training.grouping_measures`), for the callbacks that follow, such as Keras's `TensorBoard`; says when it does not.
+    (`groupvit_common.training.run.grouping_measures`), for the callbacks that follow, such as Keras's `TensorBoard`; says when it does not.
 
     Args:
         pixel_values: `[B, 3, H, W]`, some 32 images.

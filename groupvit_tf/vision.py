@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from groupvit_common.checks import check_pixel_values, noise_per_stage
-from groupvit_common.config import GroupViTVisionConfig
 from groupvit_common.errors import InputError
-from groupvit_common.resample import resize_matrix
+from groupvit_common.model.checks import check_pixel_values, noise_per_stage
+from groupvit_common.model.config import GroupViTVisionConfig
+from groupvit_common.model.resample import resize_matrix
 from groupvit_tf.grouping import TokenAssign
 from groupvit_tf.layers import EncoderLayer, LayerNorm, MixerMLP, Tensor, Tracked, mean, wide_dtype
 from groupvit_tf.outputs import BaseModelOutputWithPooling
@@ -71,7 +71,7 @@ class VisionEmbeddings(keras.layers.Layer):
         return self.dropout(self.layernorm(patches) + ops.cast(positions, patches.dtype), training=training)
 
     def positions(self, rows: int, columns: int) -> Tensor:
-        """Position embeddings `[1, rows * columns, D]`, bicubic (see `groupvit_common.resample`) if the grid is not the trained one."""
+        """Position embeddings `[1, rows * columns, D]`, bicubic (see `groupvit_common.model.resample`) if the grid is not the trained one."""
         stored = ops.convert_to_tensor(self.position_embeddings)
         if (rows, columns) == (self.grid, self.grid):
             return stored

@@ -3,11 +3,11 @@
 Code written for transformers runs after changing `from transformers import ...` to `from groupvit_torch import ...`.
 """
 
-from groupvit_common.config import GroupViTConfig, GroupViTTextConfig, GroupViTVisionConfig
-from groupvit_common.image_processor import AutoImageProcessor, CLIPImageProcessor, GroupViTImageProcessor
-from groupvit_common.images import load_image
-from groupvit_common.processor import AutoProcessor, CLIPProcessor, GroupViTProcessor
-from groupvit_common.tokenizer import AutoTokenizer, CLIPTokenizer, CLIPTokenizerFast
+from groupvit_common.model.config import GroupViTConfig, GroupViTTextConfig, GroupViTVisionConfig
+from groupvit_common.preprocessing.image_processor import AutoImageProcessor, CLIPImageProcessor, GroupViTImageProcessor
+from groupvit_common.preprocessing.images import load_image
+from groupvit_common.preprocessing.processor import AutoProcessor, CLIPProcessor, GroupViTProcessor
+from groupvit_common.preprocessing.tokenizer import AutoTokenizer, CLIPTokenizer, CLIPTokenizerFast
 from groupvit_torch.model import GroupViTModel, GroupViTPreTrainedModel, GroupViTTextModel, GroupViTVisionModel
 from groupvit_torch.outputs import BaseModelOutput, BaseModelOutputWithPooling, GroupViTModelOutput
 from groupvit_torch.predictor import Segmenter

@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from groupvit_common.checkpoint import Weights, array_info, compare_tensors
+from groupvit_common.checkpoints.directory import Weights, array_info, compare_tensors
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.pretrained import Pretrained, check_weights, checked_array, most_stored_dtype, wanted_dtype
+from groupvit_common.model.pretrained import Pretrained, check_weights, checked_array, most_stored_dtype, wanted_dtype
 
 
 class PreTrainedModel(Pretrained, nn.Module):
@@ -56,7 +56,7 @@ class PreTrainedModel(Pretrained, nn.Module):
             pretrained_model_name_or_path: a directory, or "org/name" on the hub. A tower's model also loads from a full
                 model's checkpoint.
             config: a configuration, or the directory or name of one, instead of the checkpoint's.
-            revision, token, cache_dir, subfolder, local_files_only, force_download: see `groupvit_common.hub.resolve`.
+            revision, token, cache_dir, subfolder, local_files_only, force_download: see `groupvit_common.checkpoints.hub.resolve`.
             dtype: of the floating-point tensors, a torch.dtype or its name; float32 if None; "auto": the one in which the
                 file holds the most elements. Integer tensors keep theirs. `torch_dtype` is its older name.
             device: where the tensors go; the CPU if None. `device_map` is accepted for a single device, and "auto" for the
@@ -99,7 +99,7 @@ class PreTrainedModel(Pretrained, nn.Module):
         """The model of a configuration with given values, on the CPU, in evaluation mode.
 
         Args:
-            arrays: NumPy arrays under canonical names (`groupvit_common.parameters.manifest`); each is asked for once, so the
+            arrays: NumPy arrays under canonical names (`groupvit_common.model.parameters.manifest`); each is asked for once, so the
                 mapping may read or compute them. Others in it are not used.
             dtype: of the floating-point tensors; float32 if None.
 

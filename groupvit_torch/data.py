@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from groupvit_common.data.captioned import Batch
+from groupvit_common.training.scene_batches import Batch
 
 if TYPE_CHECKING:
-    from groupvit_common.data.stream import CaptionBatch
+    from groupvit_common.data.captions.stream import CaptionBatch
 
 Tokens = Mapping[str, Tensor]
 
@@ -22,7 +22,7 @@ _TOKENS = 16
 
 
 def tensor_batches(batches: Iterable[Batch[NDArray[Any]]]) -> Iterator[Batch[Tensor]]:
-    """The batches of `groupvit_common.data.captioned.batches` (or of `groupvit_common.training.Run`) as tensors."""
+    """The batches of `groupvit_common.training.scene_batches.batches` (or of `groupvit_common.training.run.Run`) as tensors."""
     return (batch.map(torch.from_numpy) for batch in batches)
 
 
@@ -31,7 +31,7 @@ class Inputs:
     """What one step sees on one rank, whatever the data: B images, P patches, W prompts.
 
     pixels: `[B, 3, H, W]`; captions: tokens `[B, T]`; prompts: tokens `[W, T]`; of_caption: int64 `[B, M]`, which M of the prompts
-    are each caption's. allowed, named: see `groupvit_common.data.captioned.Batch`. shared_prompts: whether all ranks have the
+    are each caption's. allowed, named: see `groupvit_common.training.scene_batches.Batch`. shared_prompts: whether all ranks have the
     same prompts, each once; else each caption has its own.
     """
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn import functional as F
 
-from groupvit_common.checks import check_pixel_values, image_sides
-from groupvit_common.config import GroupViTConfig, GroupViTTextConfig
 from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.model.checks import check_pixel_values, image_sides
+from groupvit_common.model.config import GroupViTConfig, GroupViTTextConfig
 from groupvit_torch.checkpoint import PreTrainedModel
 
 

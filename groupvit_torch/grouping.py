@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from groupvit_common.config import GroupViTVisionConfig
+from groupvit_common.model.config import GroupViTVisionConfig
 from groupvit_torch.layers import MLP, Attention, MixerMLP
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from groupvit_common.checks import check_batch_norm
-from groupvit_common.config import GroupViTTextConfig, GroupViTVisionConfig
+from groupvit_common.model.checks import check_batch_norm
+from groupvit_common.model.config import GroupViTTextConfig, GroupViTVisionConfig
 
 TowerConfig = GroupViTTextConfig | GroupViTVisionConfig
 
@@ -23,7 +23,7 @@ def _gelu_new(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-# The names of `groupvit_common.config.ACTIVATIONS`, transformers' names.
+# The names of `groupvit_common.model.config.ACTIVATIONS`, transformers' names.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "quick_gelu": _quick_gelu,

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from groupvit_common.checks import check_grouping, check_pairs, given
-from groupvit_common.config import GroupViTConfig, GroupViTTextConfig, GroupViTVisionConfig
+from groupvit_common.model.checks import check_grouping, check_pairs, given
+from groupvit_common.model.config import GroupViTConfig, GroupViTTextConfig, GroupViTVisionConfig
 from groupvit_torch.checkpoint import PreTrainedModel
 from groupvit_torch.init import initialise
+from groupvit_torch.label_maps import grouping_map
 from groupvit_torch.layers import projection
 from groupvit_torch.loss import symmetric_cross_entropy
 from groupvit_torch.outputs import BaseModelOutputWithPooling, GroupViTModelOutput
-from groupvit_torch.segmentation import grouping_map
 from groupvit_torch.text import TextTower
 from groupvit_torch.vision import VisionTower
 

@@ -1,4 +1,4 @@
-"""The records of `groupvit_common.outputs`, made known to PyTorch, so that `torch.compile`, `torch.export`, `DataParallel` and
+"""The records of `groupvit_common.model.outputs`, made known to PyTorch, so that `torch.compile`, `torch.export`, `DataParallel` and
 `DistributedDataParallel` find the tensors in them."""
 
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.utils import _pytree
 
-from groupvit_common.outputs import BaseModelOutput, BaseModelOutputWithPooling, GroupViTModelOutput, ModelOutput
+from groupvit_common.model.outputs import BaseModelOutput, BaseModelOutputWithPooling, GroupViTModelOutput, ModelOutput
 
 __all__ = ["BaseModelOutput", "BaseModelOutputWithPooling", "GroupViTModelOutput", "ModelOutput"]
 

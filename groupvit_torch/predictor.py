@@ -1,4 +1,4 @@
-"""The user's door: pictures and labels -> label maps. `groupvit_common.predictor` holds what is not PyTorch."""
+"""The user's door: pictures and labels -> label maps. `groupvit_common.segmentation.predictor` holds what is not PyTorch."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,11 +9,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from groupvit_common.postprocess import Floats, Look, PixelLabels, Windows
-from groupvit_common.predictor import DEFAULT_MODEL, DEMO_MODEL, BaseSegmenter
+from groupvit_common.segmentation.postprocess import Floats, Look, PixelLabels, Windows
+from groupvit_common.segmentation.predictor import DEFAULT_MODEL, DEMO_MODEL, BaseSegmenter
 from groupvit_torch.checkpoint import usable_device
-from groupvit_torch.model import GroupViTModel
-from groupvit_torch.segmentation import (
+from groupvit_torch.label_maps import (
     grouping_map,
     image_probabilities,
     label_affinity,
@@ -22,6 +21,7 @@ from groupvit_torch.segmentation import (
     label_windows,
     window_scores,
 )
+from groupvit_torch.model import GroupViTModel
 
 __all__ = ["DEFAULT_MODEL", "DEMO_MODEL", "Segmenter"]
 

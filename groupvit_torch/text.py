@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from groupvit_common.checks import check_id_range, check_input_ids
-from groupvit_common.config import GroupViTTextConfig
+from groupvit_common.model.checks import check_id_range, check_input_ids
+from groupvit_common.model.config import GroupViTTextConfig
 from groupvit_torch.layers import EncoderLayer
 from groupvit_torch.outputs import BaseModelOutputWithPooling
 

@@ -1,7 +1,7 @@
 """The training loop: a recipe -> captioned pictures -> checkpoints, on one device or as many as `torchrun` starts.
 
     groupvit train scenes-demo --out DIR
-    torchrun --nproc-per-node 8 -m groupvit_common.cli train gcc-yfcc-30e --out DIR --resume auto
+    torchrun --nproc-per-node 8 -m groupvit_common.cli.command_line train gcc-yfcc-30e --out DIR --resume auto
 
 Everything is drawn from the recipe's seed. A step is one update of the weights by the whole batch, however many devices and chunks it
 is divided among: towers see images and texts one by one, and all that compares them (batch norm of the projections, losses)
@@ -29,12 +29,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
-from groupvit_common.checkpoint import find_weights, read_arrays
-from groupvit_common.config import GroupViTConfig
+from groupvit_common.checkpoints.directory import find_weights, read_arrays
 from groupvit_common.errors import CheckpointError
-from groupvit_common.postprocess import MAX_LOGIT_SCALE
-from groupvit_common.processor import GroupViTProcessor
-from groupvit_common.recipe import (
+from groupvit_common.model.config import GroupViTConfig
+from groupvit_common.preprocessing.processor import GroupViTProcessor
+from groupvit_common.segmentation.postprocess import MAX_LOGIT_SCALE
+from groupvit_common.training.checkpoints import MODEL, find, restoring
+from groupvit_common.training.log import RunLog
+from groupvit_common.training.recipe import (
     Recipe,
     assigns_hard,
     decays,
@@ -45,10 +47,7 @@ from groupvit_common.recipe import (
     segmentation_assignment,
     wave_positions,
 )
-from groupvit_common.run_log import RunLog
-from groupvit_common.run_state import MODEL, find, restoring
-from groupvit_common.settings import changed
-from groupvit_common.training import (
+from groupvit_common.training.run import (
     MULTI_LABEL_SCALE,
     Evaluate,
     Feed,
@@ -59,6 +58,7 @@ from groupvit_common.training import (
     learnt,
     multi_label_scale,
 )
+from groupvit_common.training.settings import changed
 from groupvit_torch.chunks import Features, carried_back, encoded, random_state, set_random_state
 from groupvit_torch.data import Inputs, Tokens
 from groupvit_torch.distributed import Place, gather, num_replicas, process_group, project, replica_sum
@@ -94,7 +94,7 @@ def train(
     """Trains a model and writes it to `out_dir`: weights, configuration, tokenizer, processor, `training.json`, `checkpoints/`.
 
     Args:
-        recipe: settings, or what `groupvit_common.recipe.get_recipe` takes: a name or a TOML file.
+        recipe: settings, or what `groupvit_common.training.recipe.get_recipe` takes: a name or a TOML file.
         seed: replaces the recipe's.
         resume: "never"; "auto": from the newest valid checkpoint in `out_dir` if there is one; or a checkpoint's path.
         device: None: this process's GPU if there is one, else the CPU.

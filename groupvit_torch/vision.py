@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from groupvit_common.checks import check_pixel_values, noise_per_stage
-from groupvit_common.config import GroupViTVisionConfig
-from groupvit_common.resample import resize_matrix
+from groupvit_common.model.checks import check_pixel_values, noise_per_stage
+from groupvit_common.model.config import GroupViTVisionConfig
+from groupvit_common.model.resample import resize_matrix
 from groupvit_torch.grouping import TokenAssign
 from groupvit_torch.layers import EncoderLayer, MixerMLP
 from groupvit_torch.outputs import BaseModelOutputWithPooling
@@ -53,7 +53,7 @@ class VisionEmbeddings(nn.Module):
         return self.dropout(self.layernorm(patches) + positions)
 
     def positions(self, rows: int, columns: int) -> Tensor:
-        """Position embeddings `[1, rows * columns, D]`, bicubic (see `groupvit_common.resample`) if the grid is not the trained one."""
+        """Position embeddings `[1, rows * columns, D]`, bicubic (see `groupvit_common.model.resample`) if the grid is not the trained one."""
         if (rows, columns) == (self.grid, self.grid):
             return self.position_embeddings
         stored = self.position_embeddings

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from groupvit_common.config import GroupViTConfig
-from groupvit_common.outputs import ModelOutput
+from groupvit_common.model.config import GroupViTConfig
+from groupvit_common.model.outputs import ModelOutput
 
 Arrays = dict[str, np.ndarray]
 
@@ -105,7 +105,7 @@ class TF:
             jax.config.update("jax_enable_x64", True)
 
     def build(self, config: GroupViTConfig, weights: Arrays | None = None, dtype: str = "float32") -> Any:
-        from groupvit_common.parameters import manifest
+        from groupvit_common.model.parameters import manifest
         from groupvit_tf import GroupViTModel
         from groupvit_tf.checkpoint import canonical_variables, from_canonical
 
@@ -166,7 +166,7 @@ class TF:
 
     def _canonical(self, model: Any, values: dict[str, Any]) -> Arrays:
         """The model's variables, or `values` by variable path, under the files' names and in their layout."""
-        from groupvit_common.parameters import manifest
+        from groupvit_common.model.parameters import manifest
         from groupvit_tf.checkpoint import canonical_variables, to_canonical
 
         kinds = manifest(model.config)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from groupvit_common.config import GroupViTConfig
-from groupvit_common.image_processor import GroupViTImageProcessor
-from groupvit_common.processor import GroupViTProcessor
-from groupvit_common.tokenizer import CLIPTokenizer
+from groupvit_common.model.config import GroupViTConfig
+from groupvit_common.preprocessing.image_processor import GroupViTImageProcessor
+from groupvit_common.preprocessing.processor import GroupViTProcessor
+from groupvit_common.preprocessing.tokenizer import CLIPTokenizer
 
 
 def random_checkpoint(directory: Path, seed: int, groups: tuple[int, ...] = (8,)) -> Path:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from groupvit_common.config import GroupViTConfig
+from groupvit_common.model.config import GroupViTConfig
 from tests.backends import BACKENDS, Backend
 
 REFERENCE = Path(__file__).parent / "reference"

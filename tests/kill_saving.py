@@ -13,7 +13,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from groupvit_common import files
+from groupvit_common.storage import files
 
 SHARDED = ("model-00001-of-00002.safetensors", "config.json", "model.safetensors.index.json")
 MARKED = tuple(name.replace("model-", "model-0123abcd-") for name in SHARDED)

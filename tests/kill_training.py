@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 import groupvit_torch.train  # before anything is forked  # noqa: F401
-from groupvit_common.run_state import Checkpoints
+from groupvit_common.training.checkpoints import Checkpoints
 from tests.training import quiet, tiny, train
 
 RUN = {"gumbel": True, "hard_from": 0.0, "drop_path": 0.3, "ema_decay": 0.9, "evaluate_every": 3}

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from groupvit_common.config import ACTIVATIONS, GroupViTConfig
-from groupvit_common.outputs import ModelOutput
+from groupvit_common.model.config import ACTIVATIONS, GroupViTConfig
+from groupvit_common.model.outputs import ModelOutput
 from tests.backends import TF, Arrays, Torch, _numpy
 
 PAGE = Path(__file__).parents[1] / "docs" / "parity.md"

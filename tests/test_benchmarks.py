@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import ablation, training
 from groupvit_common.errors import InputError
-from groupvit_common.recipe import Recipe, get_recipe
+from groupvit_common.training.recipe import Recipe, get_recipe
 from groupvit_torch import train
 from groupvit_torch.predictor import Segmenter
 from groupvit_torch.train import cached_backward

@@ -18,8 +18,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file, save_file
 
-from groupvit_common import files
-from groupvit_common.checkpoint import (
+from groupvit_common.checkpoints.directory import (
     array_info,
     compare_tensors,
     find_weights,
@@ -31,6 +30,7 @@ from groupvit_common.checkpoint import (
     write_arrays,
 )
 from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.storage import files
 from groupvit_torch import GroupViTModel
 from tests.backends import Backend
 from tests.fake_hub import FakeHub, point_to

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from groupvit_common.data.classification_sets import ClassificationSet, open_classification_set
 from groupvit_common.errors import InputError
+from groupvit_common.evaluation.datasets.classification import ClassificationSet, open_classification_set
 from tests.test_data_sources import write_shard
 
 

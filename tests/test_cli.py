@@ -15,16 +15,16 @@ import pytest
 import torch
 from PIL import Image
 
-from groupvit_common import cli
-from groupvit_common.config import GroupViTConfig
+from groupvit_common.cli import command_line as cli
 from groupvit_common.errors import InputError
-from groupvit_common.files import name_key
-from groupvit_common.image_files import expand, images_in
-from groupvit_common.image_processor import GroupViTImageProcessor
-from groupvit_common.processor import GroupViTProcessor
-from groupvit_common.recipe import get_recipe
-from groupvit_common.tokenizer import CLIPTokenizer
-from groupvit_common.training import Interrupted, TrainResult
+from groupvit_common.model.config import GroupViTConfig
+from groupvit_common.preprocessing.image_files import expand, images_in
+from groupvit_common.preprocessing.image_processor import GroupViTImageProcessor
+from groupvit_common.preprocessing.processor import GroupViTProcessor
+from groupvit_common.preprocessing.tokenizer import CLIPTokenizer
+from groupvit_common.storage.files import name_key
+from groupvit_common.training.recipe import get_recipe
+from groupvit_common.training.run import Interrupted, TrainResult
 from groupvit_torch.model import GroupViTModel
 from groupvit_torch.predictor import Segmenter
 
@@ -312,7 +312,7 @@ def test_tensorflow_is_quiet_in_a_terminal(here, checkpoint):
     # A user's environment, not this process's, in which TensorFlow was imported already.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
     result = subprocess.run(
-        [sys.executable, "-m", "groupvit_common.cli", "segment", photo, "--labels", "cat, dog", "--backend", "tf",
+        [sys.executable, "-m", "groupvit_common.cli.command_line", "segment", photo, "--labels", "cat, dog", "--backend", "tf",
          "--model", checkpoint, "--out", here / "out", "--dtype", "float16"],
         cwd=ROOT, env=environment, capture_output=True, check=True,
     )  # fmt: skip
@@ -457,7 +457,17 @@ def test_a_closed_pipe_ends_the_command_quietly(here, checkpoint):
     for i in range(3):
         make_picture(here / "in" / f"{i}.png", i)
     process = subprocess.Popen(
-        [sys.executable, "-m", "groupvit_common.cli", "classify", "in", "--labels", "cat, dog", "--model", checkpoint],
+        [
+            sys.executable,
+            "-m",
+            "groupvit_common.cli.command_line",
+            "classify",
+            "in",
+            "--labels",
+            "cat, dog",
+            "--model",
+            checkpoint,
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from groupvit_common.config import GroupViTConfig, GroupViTTextConfig, GroupViTVisionConfig
 from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.model.config import GroupViTConfig, GroupViTTextConfig, GroupViTVisionConfig
 from tests.conftest import REFERENCE
 
 CASES = sorted(path.name for path in (REFERENCE / "transformers").iterdir())

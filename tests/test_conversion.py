@@ -26,10 +26,10 @@ from conversion.formats import open_source
 from conversion.names import EXTRA, entries
 from conversion.pickles import read_torch_file
 from conversion.verify import deciding_settings
-from groupvit_common.checkpoint import array_info, write_arrays
-from groupvit_common.config import GroupViTConfig
+from groupvit_common.checkpoints.directory import array_info, write_arrays
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.parameters import manifest
+from groupvit_common.model.config import GroupViTConfig
+from groupvit_common.model.parameters import manifest
 from tests.backends import Backend
 from tests.conftest import REFERENCE, smallest_config
 
@@ -682,7 +682,7 @@ def test_a_conversion_that_the_system_ends_clears_up(tmp_path: Path, moment: flo
     code = f"""
 import os, signal
 from conversion import convert as module
-from groupvit_common.cli import main
+from groupvit_common.cli.command_line import main
 value = module._Job.value
 def killed(job, name):
     if job.done >= {moment} * job.total:
@@ -754,8 +754,8 @@ def test_tokenizer_and_processor_go_along(tmp_path: Path) -> None:
 
 
 def test_a_processor_from_elsewhere(tmp_path: Path) -> None:
-    from groupvit_common.predictor import DEMO_MODEL
-    from groupvit_common.processor import GroupViTProcessor
+    from groupvit_common.preprocessing.processor import GroupViTProcessor
+    from groupvit_common.segmentation.predictor import DEMO_MODEL
 
     config = smallest_config().to_dict()
     config["text_config"] |= {"vocab_size": 640, "bos_token_id": 638, "eos_token_id": 639}

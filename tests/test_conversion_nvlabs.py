@@ -14,9 +14,9 @@ from conversion.nvlabs import plain, read_config
 from conversion.nvlabs import settings as settings_of
 from conversion.pickles import Global, Inert, read_torch_file
 from conversion.verify import deciding_settings
-from groupvit_common.config import GroupViTConfig
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.parameters import manifest
+from groupvit_common.model.config import GroupViTConfig
+from groupvit_common.model.parameters import manifest
 from tests.conftest import REFERENCE
 
 CASES = ("nv_three_stage", "nv_two_stage")

@@ -15,8 +15,8 @@ from conversion.convert import convert
 from conversion.describe import describe
 from conversion.formats import open_source
 from conversion.verify import verify
-from groupvit_common.config import GroupViTConfig
 from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.model.config import GroupViTConfig
 from tests.backends import Backend
 from tests.conftest import smallest_config
 from tests.test_conversion import random_checkpoint, values

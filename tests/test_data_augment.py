@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from groupvit_common.data.augment import (
+from groupvit_common.data.captions.augment import (
     OPERATIONS,
     BadSample,
     color_jitter,
@@ -20,7 +20,7 @@ from groupvit_common.data.augment import (
     random_box,
     vary,
 )
-from groupvit_common.data.settings import DataSettings, SourceSettings
+from groupvit_common.data.captions.settings import DataSettings, SourceSettings
 from tests.conftest import REFERENCE
 
 FILL = (124, 116, 104)
@@ -194,7 +194,7 @@ def test_rand_augment_takes_the_place_of_jitter(monkeypatch: pytest.MonkeyPatch)
     def never(*arguments: object) -> None:
         raise AssertionError("jitter beside RandAugment")
 
-    monkeypatch.setattr("groupvit_common.data.augment.color_jitter", never)
+    monkeypatch.setattr("groupvit_common.data.captions.augment.color_jitter", never)
     vary(encode(gradient(20, 20)), replace(PLAIN, rand_augment=2, color_jitter=0.4), FILL, np.random.default_rng(0))
 
 

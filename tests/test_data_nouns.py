@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groupvit_common.data.nouns import _tagger, nouns_of
-from groupvit_common.data.samples import SampleMaker
-from groupvit_common.data.settings import DataSettings, SourceSettings
+from groupvit_common.data.captions.nouns import _tagger, nouns_of
+from groupvit_common.data.captions.samples import SampleMaker
+from groupvit_common.data.captions.settings import DataSettings, SourceSettings
 from groupvit_common.errors import InputError
-from groupvit_common.prompts import TEMPLATE_SETS
+from groupvit_common.preprocessing.prompts import TEMPLATE_SETS
 from tests.test_data_stream import PROCESSOR
 
 
@@ -49,9 +49,9 @@ def test_endless_captions_and_words_are_cut_short() -> None:
 
 
 def test_without_the_tagger_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("groupvit_common.data.nouns.find_spec", lambda name: None)
+    monkeypatch.setattr("groupvit_common.data.captions.nouns.find_spec", lambda name: None)
     monkeypatch.delitem(sys.modules, "HanTa", raising=False)
-    from groupvit_common.data.nouns import check_tagger
+    from groupvit_common.data.captions.nouns import check_tagger
 
     with pytest.raises(
         InputError, match=r"need the package HanTa: pip install 'groupvit\[data\]' \(or set prompts to 0\)$"

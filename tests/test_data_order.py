@@ -7,8 +7,8 @@ from itertools import islice
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groupvit_common.data.order import Draw, Listed, Position, SampleOrder
-from groupvit_common.data.sources import Entry, Unit
+from groupvit_common.data.captions.order import Draw, Listed, Position, SampleOrder
+from groupvit_common.data.captions.sources import Entry, Unit
 
 
 @dataclass

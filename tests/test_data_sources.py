@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groupvit_common.data.settings import DataSettings, SourceSettings
-from groupvit_common.data.sources import ROWS_PER_UNIT, Entry, Place, Source, expand_files, open_source
-from groupvit_common.data.stream import count_samples
+from groupvit_common.data.captions.settings import DataSettings, SourceSettings
+from groupvit_common.data.captions.sources import ROWS_PER_UNIT, Entry, Place, Source, expand_files, open_source
+from groupvit_common.data.captions.stream import count_samples
 from groupvit_common.errors import InputError
 
 

@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from groupvit_common.data.order import UNITS_PER_RANK
-from groupvit_common.data.samples import SampleMaker
-from groupvit_common.data.settings import DataSettings, SourceSettings
-from groupvit_common.data.stream import BAD_SAMPLES_ALLOWED, BAD_SHARDS_ALLOWED, CaptionBatch, CaptionStream
+from groupvit_common.data.captions.order import UNITS_PER_RANK
+from groupvit_common.data.captions.samples import SampleMaker
+from groupvit_common.data.captions.settings import DataSettings, SourceSettings
+from groupvit_common.data.captions.stream import BAD_SAMPLES_ALLOWED, BAD_SHARDS_ALLOWED, CaptionBatch, CaptionStream
 from groupvit_common.errors import GroupViTError, InputError
-from groupvit_common.processor import GroupViTProcessor
+from groupvit_common.preprocessing.processor import GroupViTProcessor
 from tests.test_data_sources import write_shard
 
 DEMO = Path(__file__).parents[1] / "groupvit_common" / "demo_model"
@@ -311,7 +311,7 @@ def children(parent: int) -> list[int]:
             if (
                 int(its_parent) == parent
                 and state != "Z"
-                and b"groupvit_common.data.processes" in (folder / "cmdline").read_bytes()
+                and b"groupvit_common.data.captions.processes" in (folder / "cmdline").read_bytes()
             ):
                 found.append(int(folder.name))
         except (FileNotFoundError, ProcessLookupError):
@@ -477,7 +477,7 @@ def test_a_file_that_went_away_is_a_bad_sample(tmp_path: Path) -> None:
 
 def test_endless_captions_and_files_cost_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A caption of one word of five million letters would keep tokenizer and tagger busy for hours."""
-    monkeypatch.setattr("groupvit_common.data.samples._MOST_BYTES", 6_000_000)
+    monkeypatch.setattr("groupvit_common.data.captions.samples._MOST_BYTES", 6_000_000)
     files = [
         *sample("good", 0),
         ("long.png", picture(1)),
@@ -501,7 +501,7 @@ def test_one_odd_picture_does_not_end_a_run(shards: SourceSettings, monkeypatch:
             raise ZeroDivisionError
         return Image.new("RGB", (12, 12))
 
-    monkeypatch.setattr("groupvit_common.data.samples.vary", vary)
+    monkeypatch.setattr("groupvit_common.data.captions.samples.vary", vary)
     source = stream(settings_of(shards), 4)
     take(source, 1)
     assert source.counters.bad == {"the image cannot be processed (ZeroDivisionError)": 1}
@@ -624,7 +624,7 @@ def test_the_documented_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_the_pipeline_needs_no_framework() -> None:
     code = """
         import sys
-        from groupvit_common.data.stream import CaptionStream
+        from groupvit_common.data.captions.stream import CaptionStream
         heavy = {"torch", "tensorflow", "keras", "pyarrow", "HanTa", "braceexpand"} & set(sys.modules)
         assert not heavy, heavy
     """

@@ -5,9 +5,9 @@ import math
 import tomllib
 from pathlib import Path
 
-from groupvit_common.config import GroupViTConfig
-from groupvit_common.parameters import manifest
-from groupvit_common.predictor import DEMO_MODEL
+from groupvit_common.model.config import GroupViTConfig
+from groupvit_common.model.parameters import manifest
+from groupvit_common.segmentation.predictor import DEMO_MODEL
 
 ROOT = Path(__file__).parent.parent
 

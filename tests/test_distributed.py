@@ -17,12 +17,12 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 
-from groupvit_common.data.captioned import CaptionedImages, SceneBatches
-from groupvit_common.data.segmentation_sets import open_sets
-from groupvit_common.evaluation import evaluate_segmentation
-from groupvit_common.recipe import Recipe
-from groupvit_common.run_state import Checkpoints
-from groupvit_common.training import Interrupted, make_processor
+from groupvit_common.evaluation.datasets.segmentation import open_sets
+from groupvit_common.evaluation.segmentation import evaluate_segmentation
+from groupvit_common.training.checkpoints import Checkpoints
+from groupvit_common.training.recipe import Recipe
+from groupvit_common.training.run import Interrupted, make_processor
+from groupvit_common.training.scene_batches import CaptionedImages, SceneBatches
 from groupvit_torch import train as T
 from groupvit_torch.distributed import Place, batch_norm, gather, num_replicas, process_group, replica_sum
 from groupvit_torch.loss import contrastive_loss
@@ -269,6 +269,6 @@ def test_a_run_of_two_ranks_stops_together_and_goes_on(two_ranks: Path) -> None:
 
 
 def _arrays(path: Path) -> dict[str, Any]:
-    from groupvit_common.run_state import load
+    from groupvit_common.training.checkpoints import load
 
     return dict(load(path).arrays)

@@ -17,10 +17,10 @@ import pytest
 from huggingface_hub import constants
 from PIL import Image
 
-from groupvit_common.config import GroupViTConfig
-from groupvit_common.image_processor import GroupViTImageProcessor
-from groupvit_common.processor import GroupViTProcessor
-from groupvit_common.tokenizer import CLIPTokenizer
+from groupvit_common.model.config import GroupViTConfig
+from groupvit_common.preprocessing.image_processor import GroupViTImageProcessor
+from groupvit_common.preprocessing.processor import GroupViTProcessor
+from groupvit_common.preprocessing.tokenizer import CLIPTokenizer
 from groupvit_torch import GroupViTModel
 from tests.fake_hub import FakeHub, point_to
 
@@ -197,7 +197,7 @@ def internet(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         return SimpleNamespace(raw=io.BytesIO(picture.getvalue()))
 
     monkeypatch.setitem(sys.modules, "requests", SimpleNamespace(get=get))
-    monkeypatch.setattr("groupvit_common.images.download", lambda address: picture.getvalue())
+    monkeypatch.setattr("groupvit_common.preprocessing.images.download", lambda address: picture.getvalue())
     with FakeHub() as fake:
         point_to(fake.url, monkeypatch)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))

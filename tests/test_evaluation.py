@@ -21,11 +21,19 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from groupvit_common import cli
-from groupvit_common.data.classification_sets import open_classification_set
-from groupvit_common.data.segmentation_sets import open_sets, voc_palette
+from groupvit_common.cli import command_line as cli
 from groupvit_common.errors import InputError
-from groupvit_common.evaluation import (
+from groupvit_common.evaluation.datasets.classification import open_classification_set
+from groupvit_common.evaluation.datasets.segmentation import open_sets, voc_palette
+from groupvit_common.evaluation.metrics import (
+    best_overlaps,
+    confusion_matrix,
+    group_counts,
+    mean_iou,
+    oracle_confusion,
+)
+from groupvit_common.evaluation.report import confusion_csv, confusion_picture, curve_picture, record_of, table
+from groupvit_common.evaluation.segmentation import (
     Options,
     Point,
     Settings,
@@ -36,16 +44,8 @@ from groupvit_common.evaluation import (
     evaluate_segmentation,
     protocol_settings,
 )
-from groupvit_common.evaluation_report import confusion_csv, confusion_picture, curve_picture, record_of, table
-from groupvit_common.metrics import (
-    best_overlaps,
-    confusion_matrix,
-    group_counts,
-    mean_iou,
-    oracle_confusion,
-)
-from groupvit_common.predictor import DEMO_MODEL
-from groupvit_common.prompts import parse_labels
+from groupvit_common.preprocessing.prompts import parse_labels
+from groupvit_common.segmentation.predictor import DEMO_MODEL
 from groupvit_torch.predictor import Segmenter as TorchSegmenter
 from tests.backends import BACKENDS
 from tests.checkpoints import random_checkpoint
@@ -549,12 +549,12 @@ def test_other_weights_under_the_same_name_are_noticed(capsys, monkeypatch, chec
     changed = {name: tensor * 1.5 if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     save_file(changed, tmp_path / "b" / "model.safetensors", metadata={"format": "pt"})
     options = ["--data", "scenes:1", "--limit", 1, "--model", "demo", "--backend", "torch", "--out", tmp_path / "out"]
-    monkeypatch.setattr("groupvit_common.hub.DEMO_MODEL", tmp_path / "a")
+    monkeypatch.setattr("groupvit_common.checkpoints.hub.DEMO_MODEL", tmp_path / "a")
     assert run_cli(capsys, *options)[0] == 0
     # The same weights in a newer file go on.
     (tmp_path / "a" / "model.safetensors").touch()
     assert run_cli(capsys, *options)[0] == 0
-    monkeypatch.setattr("groupvit_common.hub.DEMO_MODEL", tmp_path / "b")
+    monkeypatch.setattr("groupvit_common.checkpoints.hub.DEMO_MODEL", tmp_path / "b")
     code, _, err = run_cli(capsys, *options)
     assert code == cli.BAD_INPUT
     assert "holds another evaluation (weights was" in err
@@ -706,7 +706,7 @@ def test_torchrun_measures_as_one_process_does(capsys, tmp_path):
     arguments = ["--data", "scenes:1", "--limit", "9", "--model", "demo", "--backend", "torch", "--json"]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m"]
     done = subprocess.run(
-        [*command, "groupvit_common.cli", "evaluate", *arguments, "--out", str(tmp_path)],
+        [*command, "groupvit_common.cli.command_line", "evaluate", *arguments, "--out", str(tmp_path)],
         capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("{")]

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from groupvit_common import cli
-from groupvit_common.data.classification_sets import open_classification_set
-from groupvit_common.data.segmentation_sets import open_sets
+from groupvit_common.cli import command_line as cli
 from groupvit_common.errors import InputError
-from groupvit_common.evaluation import Options, Settings, evaluate_classification, evaluate_segmentation
-from groupvit_common.evaluation_page import PAGE, _about_classes, _by_turns, write_page
-from groupvit_common.evaluation_report import record_of, write_results
-from groupvit_common.journal import line_of
-from groupvit_common.metrics import confusion_matrix, mean_iou
-from groupvit_common.visualize import label_colours
+from groupvit_common.evaluation.datasets.classification import open_classification_set
+from groupvit_common.evaluation.datasets.segmentation import open_sets
+from groupvit_common.evaluation.journal import line_of
+from groupvit_common.evaluation.metrics import confusion_matrix, mean_iou
+from groupvit_common.evaluation.page import PAGE, _about_classes, _by_turns, write_page
+from groupvit_common.evaluation.report import record_of, write_results
+from groupvit_common.evaluation.segmentation import Options, Settings, evaluate_classification, evaluate_segmentation
+from groupvit_common.segmentation.figures import label_colours
 from groupvit_torch.predictor import Segmenter
 
 # Without an end tag.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from groupvit_common.errors import CheckpointError
-from groupvit_common.files import TEXT_BYTES, is_hidden, parse_json, read_bytes, read_json, read_text
+from groupvit_common.storage.files import TEXT_BYTES, is_hidden, parse_json, read_bytes, read_json, read_text
 
 
 @pytest.mark.parametrize(

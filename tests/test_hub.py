@@ -11,7 +11,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from groupvit_common import hub
+from groupvit_common.checkpoints import hub
 from groupvit_common.errors import CheckpointError, InputError
 from tests.fake_hub import FakeHub, point_to
 

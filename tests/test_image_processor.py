@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.image_processor import (
+from groupvit_common.preprocessing.image_processor import (
     CLIP_MEAN,
     CLIP_STD,
     AutoImageProcessor,
@@ -492,7 +492,7 @@ def test_an_image_behind_an_address(tmp_path, monkeypatch):
                 load_image(f"{address}/page.html")
             with pytest.raises(InputError, match=r"missing\.png cannot be downloaded: .*404|Not Found|File not found"):
                 load_image(f"{address}/missing.png")
-            monkeypatch.setattr("groupvit_common.download.BYTES", 20)
+            monkeypatch.setattr("groupvit_common.preprocessing.download.BYTES", 20)
             with pytest.raises(InputError, match="is larger than"):
                 load_image(f"{address}/green.png")
         finally:
@@ -510,7 +510,7 @@ def test_keywords_of_from_pretrained(tmp_path, monkeypatch):
         AutoImageProcessor.from_pretrained(tmp_path, sizes=3, x=1)
     asked = []
     monkeypatch.setattr(
-        "groupvit_common.image_processor.resolve",
+        "groupvit_common.preprocessing.image_processor.resolve",
         lambda *_, force_download, **__: asked.append(force_download) or tmp_path,
     )
     loaded = AutoImageProcessor.from_pretrained(

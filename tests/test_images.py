@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps, features
 
-from groupvit_common import download, images
-from groupvit_common.data.augment import vary
-from groupvit_common.data.settings import DataSettings, SourceSettings
+from groupvit_common.data.captions.augment import vary
+from groupvit_common.data.captions.settings import DataSettings, SourceSettings
 from groupvit_common.errors import InputError
-from groupvit_common.image_files import distinct, expand, images_in
-from groupvit_common.image_processor import GroupViTImageProcessor
-from groupvit_common.images import load_image, stored_image
-from groupvit_common.visualize import write_images
+from groupvit_common.preprocessing import download, images
+from groupvit_common.preprocessing.image_files import distinct, expand, images_in
+from groupvit_common.preprocessing.image_processor import GroupViTImageProcessor
+from groupvit_common.preprocessing.images import load_image, stored_image
+from groupvit_common.segmentation.figures import write_images
 
 Y, X = np.mgrid[0:24, 0:40]
 UPRIGHT = np.stack([X * 6, Y * 10, (X + Y) * 4], axis=2).astype(np.uint8)

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from groupvit_common import journal
-from groupvit_common.data.classification_sets import ClassificationSet, Picture
-from groupvit_common.data.segmentation_sets import SegmentationSet, open_sets
-from groupvit_common.data.sources import Place
+from groupvit_common.data.captions.sources import Place
 from groupvit_common.errors import InputError
-from groupvit_common.evaluation import LOCK_NAME, Options, _Journal, check_output
-from groupvit_common.locks import FolderLock
+from groupvit_common.evaluation import journal
+from groupvit_common.evaluation.datasets.classification import ClassificationSet, Picture
+from groupvit_common.evaluation.datasets.segmentation import SegmentationSet, open_sets
+from groupvit_common.evaluation.segmentation import LOCK_NAME, Options, _Journal, check_output
+from groupvit_common.storage.locks import FolderLock
 
 PIXELS = {"name": "a", "confusion": [[0, 1, 5], [1, 1, 7]], "oracle": [[0, 0, 5], [1, 0, 7]], "overlaps": [0.5]}
 CLASS = {"name": "a", "truth": 1, "best": [1, 0, 2]}
@@ -154,7 +154,7 @@ class Here:
 
 @pytest.fixture
 def settings(monkeypatch):
-    monkeypatch.setattr("groupvit_common.evaluation._settings_of", lambda segmenter: {})
+    monkeypatch.setattr("groupvit_common.evaluation.segmentation._settings_of", lambda segmenter: {})
 
 
 def test_two_evaluations_in_one_folder(pixels, tmp_path, settings):
@@ -186,7 +186,7 @@ def test_results_do_not_go_among_the_sets_files(pixels, classes, tmp_path, setti
     check_output(root, pixels)
     (tmp_path / "val" / "cat").mkdir(parents=True)
     Image.new("RGB", (4, 4)).save(tmp_path / "val" / "cat" / "a.png")
-    from groupvit_common.data.classification_sets import open_classification_set
+    from groupvit_common.evaluation.datasets.classification import open_classification_set
 
     data = open_classification_set(str(tmp_path))
     for place in (tmp_path / "val", tmp_path / "val" / "results"):

@@ -20,7 +20,7 @@ import pytest
 import tensorflow as tf
 
 from groupvit_common.errors import InputError
-from groupvit_common.tokenizer import BatchEncoding
+from groupvit_common.preprocessing.tokenizer import BatchEncoding
 from groupvit_tf import GroupViTModel, GroupViTTextModel, GroupViTVisionModel
 from groupvit_tf.data import known
 from groupvit_tf.loss import symmetric_cross_entropy
@@ -554,7 +554,7 @@ def test_a_backend_of_keras_that_is_neither_tensorflow_nor_jax() -> None:
 
 
 def test_columns_of_tables_are_texts() -> None:
-    from groupvit_common.tokenizer import _check_texts
+    from groupvit_common.preprocessing.tokenizer import _check_texts
 
     column = SimpleNamespace(tolist=lambda: ["a", "b"])
     arrow = SimpleNamespace(to_pylist=lambda: ["a", "b"])

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from groupvit_common.checkpoint import find_weights
+from groupvit_common.checkpoints.directory import find_weights
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.layout import canonical_name
-from groupvit_common.parameters import manifest
+from groupvit_common.model.layout import canonical_name
+from groupvit_common.model.parameters import manifest
 from groupvit_tf import GroupViTModel, GroupViTTextModel, GroupViTVisionModel
 from groupvit_tf.checkpoint import canonical_variables, from_canonical, kind, to_canonical
 from tests.conftest import smallest_config, smallest_inputs

@@ -10,11 +10,11 @@ from PIL import Image
 from torch.nn import functional as F
 
 from benchmarks import mask_options
-from groupvit_common import refinement
 from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, make_scene
 from groupvit_common.errors import InputError
-from groupvit_common.evaluation import evaluate_segmentation, protocol_settings
-from groupvit_common.prompts import Label
+from groupvit_common.evaluation.segmentation import evaluate_segmentation, protocol_settings
+from groupvit_common.preprocessing.prompts import Label
+from groupvit_common.segmentation import refinement
 from tests.backends import BACKENDS
 from tests.checkpoints import random_checkpoint
 

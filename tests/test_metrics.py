@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from groupvit_common.errors import InputError
-from groupvit_common.metrics import (
+from groupvit_common.evaluation.metrics import (
     best_overlaps,
     class_accuracy,
     class_iou,

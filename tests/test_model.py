@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groupvit_common.config import GroupViTConfig
 from groupvit_common.errors import InputError
+from groupvit_common.model.config import GroupViTConfig
 from tests.backends import Backend
 
 # bfloat16 keeps 8 bits, float16 11: about three roundings' worth of the largest value after a dozen layers.

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from groupvit_common.config import GroupViTConfig
-from groupvit_common.parameters import manifest
+from groupvit_common.model.config import GroupViTConfig
+from groupvit_common.model.parameters import manifest
 from tests.backends import Backend
 from tests.conftest import REFERENCE
 

@@ -5,7 +5,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from groupvit_common.outputs import GroupViTModelOutput
+from groupvit_common.model.outputs import GroupViTModelOutput
 from tests.backends import Backend
 from tests.conftest import REFERENCE
 

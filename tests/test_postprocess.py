@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from groupvit_common import postprocess
 from groupvit_common.errors import InputError
-from groupvit_common.resample import resize_matrix
-from groupvit_tf import segmentation as keras_segmentation
-from groupvit_torch import segmentation as torch_segmentation
+from groupvit_common.model.resample import resize_matrix
+from groupvit_common.segmentation import postprocess
+from groupvit_tf import label_maps as keras_segmentation
+from groupvit_torch import label_maps as torch_segmentation
 
 # What the authors' own code gives for small random models (labels scored by two softmaxes, the 5 most likely labels of the
 # image kept, hard groups). The inputs are the group and image embeddings and soft assignments of the same weights.

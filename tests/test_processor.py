@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.image_processor import GroupViTImageProcessor
-from groupvit_common.processor import AutoProcessor, CLIPProcessor, GroupViTProcessor
-from groupvit_common.tokenizer import CLIPTokenizer
+from groupvit_common.preprocessing.image_processor import GroupViTImageProcessor
+from groupvit_common.preprocessing.processor import AutoProcessor, CLIPProcessor, GroupViTProcessor
+from groupvit_common.preprocessing.tokenizer import CLIPTokenizer
 
 REFERENCE = Path(__file__).parent / "reference"
 IMAGE = REFERENCE / "images" / "2.png"
@@ -114,7 +114,8 @@ def test_force_download_reaches_the_hub(processor, tmp_path, monkeypatch):
     processor.save_pretrained(tmp_path)
     asked = []
     monkeypatch.setattr(
-        "groupvit_common.processor.resolve", lambda *_, force_download, **__: asked.append(force_download) or tmp_path
+        "groupvit_common.preprocessing.processor.resolve",
+        lambda *_, force_download, **__: asked.append(force_download) or tmp_path,
     )
     AutoProcessor.from_pretrained("org/name", force_download=True)
     AutoProcessor.from_pretrained("org/name")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from groupvit_common.errors import InputError
-from groupvit_common.prompts import (
+from groupvit_common.preprocessing.prompts import (
     TEMPLATE_SETS,
     Label,
     average_embedding,

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from groupvit_common.config import GroupViTConfig
 from groupvit_common.errors import InputError
-from groupvit_common.recipe import (
+from groupvit_common.model.config import GroupViTConfig
+from groupvit_common.training.recipe import (
     Recipe,
     assigns_hard,
     decays,
@@ -21,8 +21,8 @@ from groupvit_common.recipe import (
     recipe_names,
     wave_positions,
 )
-from groupvit_common.settings import changed, parse_change, read_settings, to_toml
-from groupvit_common.training import _FINETUNE_RATE
+from groupvit_common.training.run import _FINETUNE_RATE
+from groupvit_common.training.settings import changed, parse_change, read_settings, to_toml
 
 DEMO = get_recipe("scenes-demo")
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from groupvit_common import refinement
 from groupvit_common.errors import InputError
-from groupvit_torch import segmentation as torch_segmentation
+from groupvit_common.segmentation import refinement
+from groupvit_torch import label_maps as torch_segmentation
 
 # Sums in another order, in float64; scores are of size 1.
 FLOAT64 = 1e-12

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from groupvit_common.errors import InputError
-from groupvit_common.resample import resize_matrix
+from groupvit_common.model.resample import resize_matrix
 
 # Both sides compute in float64 with at most 4 x 4 taps of weight at most 1.3.
 ROUNDING = 1e-12

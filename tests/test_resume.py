@@ -20,10 +20,10 @@ torch = pytest.importorskip("torch")
 
 from groupvit_common import locks, run_state  # noqa: E402
 from groupvit_common.errors import CheckpointError, InputError  # noqa: E402
-from groupvit_common.locks import FolderLock  # noqa: E402
-from groupvit_common.recipe import get_recipe  # noqa: E402
-from groupvit_common.run_state import Checkpoints, RunState  # noqa: E402
-from groupvit_common.training import Interrupted, Run  # noqa: E402
+from groupvit_common.storage.locks import FolderLock  # noqa: E402
+from groupvit_common.training.checkpoints import Checkpoints, RunState  # noqa: E402
+from groupvit_common.training.recipe import get_recipe  # noqa: E402
+from groupvit_common.training.run import Interrupted, Run  # noqa: E402
 from tests.backends import Backend  # noqa: E402
 from tests.training import PAPER, ends_alike, quiet, stopping_at, tiny, train  # noqa: E402
 
@@ -117,8 +117,8 @@ def test_captioned_pictures_go_on_where_they_were(tmp_path):
     """With worker processes, in the middle of an epoch."""
     from PIL import Image
 
-    from groupvit_common.data.settings import DataSettings, SourceSettings
-    from groupvit_common.settings import changed
+    from groupvit_common.data.captions.settings import DataSettings, SourceSettings
+    from groupvit_common.training.settings import changed
 
     pictures = tmp_path / "pictures"
     pictures.mkdir()
@@ -182,7 +182,7 @@ def test_both_backends_load_what_a_checkpoint_holds(backend: Backend, tmp_path):
 
     theirs = GroupViTModel.from_pretrained(tmp_path)(torch.from_numpy(ids), torch.from_numpy(pixels)).logits_per_image
     np.testing.assert_allclose(ours, theirs.detach().numpy(), atol=1e-4)  # float32 of two programs, logits up to 10
-    from groupvit_common.processor import GroupViTProcessor
+    from groupvit_common.preprocessing.processor import GroupViTProcessor
 
     GroupViTProcessor.from_pretrained(path)
 
@@ -334,7 +334,7 @@ def test_two_trainings_in_one_folder(tmp_path):
 
 
 def test_a_lock_ends_with_its_process(tmp_path):
-    script = f"from pathlib import Path; from groupvit_common.locks import FolderLock; lock = FolderLock(Path({str(tmp_path)!r}), '.lock', 'run'); print(1, flush=True); input()"
+    script = f"from pathlib import Path; from groupvit_common.storage.locks import FolderLock; lock = FolderLock(Path({str(tmp_path)!r}), '.lock', 'run'); print(1, flush=True); input()"
     process = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
     assert process.stdout is not None
     process.stdout.readline()

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.run_log import RECORDS_NAME, RunLog, _forget_after, duration
-from groupvit_common.training import Feed, collapse, grouping_measures, matches
+from groupvit_common.training.log import RECORDS_NAME, RunLog, _forget_after, duration
+from groupvit_common.training.run import Feed, collapse, grouping_measures, matches
 from tests.training import Captions, quiet, tiny
 
 
@@ -23,7 +23,7 @@ def records(directory: Path) -> list[dict[str, Any]]:
 def test_progress_in_a_line_and_a_record(tmp_path, monkeypatch):
     lines: list[str] = []
     now = [100.0]
-    monkeypatch.setattr("groupvit_common.run_log.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("groupvit_common.training.log.time.monotonic", lambda: now[0])
     log = RunLog(tiny(steps=100, batch_size=8), tmp_path, step=0, log=lines.append)
     now[0] += 20.0  # of 10 steps
     values = {"loss": 1.25, "learning_rate": 5e-4, "groups_in_use": 3.5, "gradient_norm": math.inf}

@@ -16,16 +16,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from groupvit_common import cli, files, hub
-from groupvit_common.checkpoint import find_weights, read_arrays, read_header
-from groupvit_common.config import GroupViTConfig
+from groupvit_common.checkpoints import hub
+from groupvit_common.checkpoints.directory import find_weights, read_arrays, read_header
+from groupvit_common.cli import command_line as cli
 from groupvit_common.errors import CheckpointError, GroupViTError, InputError
-from groupvit_common.files import reading, write_files, write_text, write_texts
-from groupvit_common.image_processor import GroupViTImageProcessor
-from groupvit_common.processor import GroupViTProcessor
-from groupvit_common.recipe import changed, get_recipe
-from groupvit_common.tokenizer import CLIPTokenizer
-from groupvit_common.training import start_processor
+from groupvit_common.model.config import GroupViTConfig
+from groupvit_common.preprocessing.image_processor import GroupViTImageProcessor
+from groupvit_common.preprocessing.processor import GroupViTProcessor
+from groupvit_common.preprocessing.tokenizer import CLIPTokenizer
+from groupvit_common.storage import files
+from groupvit_common.storage.files import reading, write_files, write_text, write_texts
+from groupvit_common.training.recipe import changed, get_recipe
+from groupvit_common.training.run import start_processor
 from tests.backends import Backend
 from tests.conftest import smallest_config
 

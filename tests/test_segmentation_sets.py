@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from groupvit_common.data.coco import _unpacked
 from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, make_scene
-from groupvit_common.data.segmentation_sets import class_names, open_sets, voc_palette
 from groupvit_common.errors import InputError
+from groupvit_common.evaluation.datasets.coco import _unpacked
+from groupvit_common.evaluation.datasets.segmentation import class_names, open_sets, voc_palette
 
 SIZE = (6, 8)  # height, width
 RNG = np.random.default_rng(5)

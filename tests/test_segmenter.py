@@ -12,16 +12,16 @@ import pytest
 import torch
 from PIL import Image
 
-from groupvit_common.config import GroupViTConfig
 from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, make_scene
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.image_processor import GroupViTImageProcessor
-from groupvit_common.metrics import confusion_matrix, mean_iou
-from groupvit_common.postprocess import label_affinity
-from groupvit_common.predictor import DEMO_MODEL
-from groupvit_common.processor import GroupViTProcessor
-from groupvit_common.prompts import Label, average_embedding
-from groupvit_common.tokenizer import CLIPTokenizer
+from groupvit_common.evaluation.metrics import confusion_matrix, mean_iou
+from groupvit_common.model.config import GroupViTConfig
+from groupvit_common.preprocessing.image_processor import GroupViTImageProcessor
+from groupvit_common.preprocessing.processor import GroupViTProcessor
+from groupvit_common.preprocessing.prompts import Label, average_embedding
+from groupvit_common.preprocessing.tokenizer import CLIPTokenizer
+from groupvit_common.segmentation.postprocess import label_affinity
+from groupvit_common.segmentation.predictor import DEMO_MODEL
 from groupvit_torch.model import GroupViTModel
 from groupvit_torch.predictor import Segmenter as TorchSegmenter
 from tests.backends import BACKENDS
@@ -239,7 +239,7 @@ def test_pictures_of_one_size_share_a_batch_and_few_are_read_ahead(reference, pr
 
 
 def test_large_pictures_do_not_wait_for_company(reference, processor, monkeypatch):
-    monkeypatch.setattr("groupvit_common.predictor._PIXELS_AHEAD", 5000)
+    monkeypatch.setattr("groupvit_common.segmentation.predictor._PIXELS_AHEAD", 5000)
     segmenter = TorchSegmenter(reference, processor, labels=LABELS, batch_size=8)
     opened = 0
 

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from groupvit_common import cli, terminal
-from groupvit_common.arguments import did_you_mean
+from groupvit_common.cli import command_line as cli
+from groupvit_common.cli import terminal
+from groupvit_common.cli.arguments import did_you_mean
 from groupvit_common.errors import CheckpointError, InputError, printable
-from groupvit_common.files import fit_name, name_key, unicode_json
+from groupvit_common.storage.files import fit_name, name_key, unicode_json
 
 # A byte that is not UTF-8, an escape sequence, a line break, a direction mark, letters that cp1252 lacks, an emoji.
 ODD = "caf\udce9 \x1b[31m \n \u202e 猫 🐱"
@@ -137,7 +138,7 @@ def test_a_broken_stderr_changes_nothing(streams):
     [(">&-", 1, 1), ("2>&-", 0, 0), (">&- 2>&- <&-", 1, 0), ("> /dev/full", 1, 1), ("> /dev/full 2> /dev/full", 1, 0)],
 )
 def test_streams_that_are_closed_or_full_from_the_start(tmp_path, streams, code, lines):
-    command = f"{shlex.quote(sys.executable)} -m groupvit_common.cli --version {streams}"
+    command = f"{shlex.quote(sys.executable)} -m groupvit_common.cli.command_line --version {streams}"
     ended = subprocess.run(["sh", "-c", command], cwd=Path(__file__).parents[1], capture_output=True)
     assert ended.returncode == code
     assert len(ended.stderr.splitlines()) == lines

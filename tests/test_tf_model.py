@@ -11,9 +11,9 @@ import pytest
 import tensorflow as tf
 
 import groupvit_tf
-from groupvit_common.config import GroupViTConfig
 from groupvit_common.errors import InputError
-from groupvit_common.outputs import BaseModelOutputWithPooling
+from groupvit_common.model.config import GroupViTConfig
+from groupvit_common.model.outputs import BaseModelOutputWithPooling
 from groupvit_tf import TFGroupViTModel, TFGroupViTModelOutput, TFGroupViTTextModel, TFGroupViTVisionModel
 from groupvit_tf.checkpoint import canonical_variables
 from groupvit_tf.grouping import gumbel_noise_like

@@ -22,11 +22,11 @@ keras = pytest.importorskip("keras")
 tf = pytest.importorskip("tensorflow")
 
 from groupvit_common.errors import CheckpointError, GroupViTError, InputError  # noqa: E402
-from groupvit_common.locks import FolderLock  # noqa: E402
-from groupvit_common.recipe import Recipe, learning_rate_at  # noqa: E402
-from groupvit_common.run_state import Checkpoints  # noqa: E402
-from groupvit_common.settings import changed, to_toml  # noqa: E402
-from groupvit_common.training import LOCK_NAME, Interrupted, make_processor  # noqa: E402
+from groupvit_common.storage.locks import FolderLock  # noqa: E402
+from groupvit_common.training.checkpoints import Checkpoints  # noqa: E402
+from groupvit_common.training.recipe import Recipe, learning_rate_at  # noqa: E402
+from groupvit_common.training.run import LOCK_NAME, Interrupted, make_processor  # noqa: E402
+from groupvit_common.training.settings import changed, to_toml  # noqa: E402
 from groupvit_tf import data as D  # noqa: E402
 from groupvit_tf import train as K  # noqa: E402
 from groupvit_tf.checkpoint import canonical_variables, kind, to_canonical  # noqa: E402
@@ -132,7 +132,7 @@ def test_five_steps_of_the_papers_objective_are_those_of_pytorch():
 def test_the_authors_losses_and_gradients(tmp_path):
     from conversion.convert import convert
     from conversion.names import from_parts
-    from groupvit_common.config import GroupViTConfig
+    from groupvit_common.model.config import GroupViTConfig
     from groupvit_tf.loss import contrastive_loss, multi_label_contrastive_loss
     from tests.test_conversion import EXTRA, FLOAT32, GRADIENT, NVLABS, NVLABS_CASES, entries, values
 
@@ -257,7 +257,7 @@ def test_two_workers_run_a_recipe_measure_save_and_go_on(tmp_path):
         ]
         processes = [
             subprocess.Popen(
-                [sys.executable, "-m", "groupvit_common.cli", *command], cwd=ROOT, text=True,
+                [sys.executable, "-m", "groupvit_common.cli.command_line", *command], cwd=ROOT, text=True,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "TF_CONFIG": json.dumps(
                     {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
                 )},
@@ -432,7 +432,7 @@ def recipe_of_pictures(directory: Path) -> Recipe:
     """Twenty of them, with prompts of their captions' nouns, and a tokenizer."""
     from PIL import Image
 
-    from groupvit_common.data.settings import DataSettings, SourceSettings
+    from groupvit_common.data.captions.settings import DataSettings, SourceSettings
 
     pictures = directory / "pictures"
     pictures.mkdir()
@@ -585,7 +585,7 @@ def test_a_part_that_is_not_there_cannot_be_frozen(setting):
 
 def test_a_run_starts_from_a_checkpoint_at_another_size(eagerly, tmp_path):
     """The positions are interpolated for good, as the model does it at that size, and the second temperature goes on."""
-    from groupvit_common.processor import GroupViTProcessor
+    from groupvit_common.preprocessing.processor import GroupViTProcessor
 
     K.train(tiny(**PAPER, steps=2), tmp_path, log=quiet)
     recipe = tiny(**PAPER, init_from=str(tmp_path), image_size=64)

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.tokenizer import AutoTokenizer, BatchEncoding, CLIPTokenizer
+from groupvit_common.preprocessing.tokenizer import AutoTokenizer, BatchEncoding, CLIPTokenizer
 
 REFERENCE = Path(__file__).parent / "reference" / "tokenizer"
 SMALL = REFERENCE / "small"
@@ -410,7 +410,9 @@ def test_keywords_of_transformers_that_change_nothing_are_accepted_and_not_saved
 
 def test_force_download_reaches_the_hub(monkeypatch):
     asked = []
-    monkeypatch.setattr("groupvit_common.tokenizer.resolve", lambda *_, **where: asked.append(where) or SMALL)
+    monkeypatch.setattr(
+        "groupvit_common.preprocessing.tokenizer.resolve", lambda *_, **where: asked.append(where) or SMALL
+    )
     CLIPTokenizer.from_pretrained("org/name", force_download=True, revision="v1")
     CLIPTokenizer.from_pretrained("org/name")
     assert [(where["force_download"], where["revision"]) for where in asked] == [(True, "v1"), (False, None)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from groupvit_common.config import GroupViTConfig, GroupViTVisionConfig
+from groupvit_common.model.config import GroupViTConfig, GroupViTVisionConfig
 from groupvit_torch import GroupViTModel, GroupViTTextModel, GroupViTVisionModel
 from groupvit_torch.grouping import assign, gumbel_noise_like
 from groupvit_torch.layers import MLP

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from groupvit_common import training
-from groupvit_common.config import GroupViTConfig
-from groupvit_common.data.captioned import Batch, CaptionedImages, batches, enlarged, mix_pictures, to_pixels
 from groupvit_common.data.scenes import LEVELS, Scene, make_scene
 from groupvit_common.errors import GroupViTError, InputError
-from groupvit_common.metrics import mean_iou
-from groupvit_common.predictor import DEMO_MODEL
-from groupvit_common.processor import GroupViTProcessor
-from groupvit_common.recipe import Recipe, get_recipe, learning_rate_at, model_config, of_checkpoint
-from groupvit_common.settings import changed
+from groupvit_common.evaluation.metrics import mean_iou
+from groupvit_common.model.config import GroupViTConfig
+from groupvit_common.preprocessing.processor import GroupViTProcessor
+from groupvit_common.segmentation.predictor import DEMO_MODEL
+from groupvit_common.training import run as training
+from groupvit_common.training.recipe import Recipe, get_recipe, learning_rate_at, model_config, of_checkpoint
+from groupvit_common.training.scene_batches import Batch, CaptionedImages, batches, enlarged, mix_pictures, to_pixels
+from groupvit_common.training.settings import changed
 from tests.backends import Backend
 from tests.training import BEYOND_FLOAT32
 

@@ -18,14 +18,14 @@ import pytest
 from PIL import Image
 
 from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, make_scene
-from groupvit_common.data.segmentation_sets import open_sets
 from groupvit_common.errors import InputError
-from groupvit_common.evaluation import calibrate, evaluate_segmentation, protocol_settings
-from groupvit_common.predictor import DEMO_MODEL
-from groupvit_common.recipe import get_recipe
-from groupvit_common.run_state import Checkpoints, load
-from groupvit_common.settings import changed, to_toml
-from groupvit_common.training import Run, open_evaluation
+from groupvit_common.evaluation.datasets.segmentation import open_sets
+from groupvit_common.evaluation.segmentation import calibrate, evaluate_segmentation, protocol_settings
+from groupvit_common.segmentation.predictor import DEMO_MODEL
+from groupvit_common.training.checkpoints import Checkpoints, load
+from groupvit_common.training.recipe import get_recipe
+from groupvit_common.training.run import Run, open_evaluation
+from groupvit_common.training.settings import changed, to_toml
 from tests.backends import BACKENDS, Backend
 from tests.training import quiet, tiny
 
@@ -196,7 +196,7 @@ def test_settings(folder, tmp_path):
 
 def test_names_and_thresholds(folder):
     """Sets of one kind are told apart; a threshold is for sets that have use for one."""
-    from groupvit_common.training import open_evaluation
+    from groupvit_common.training.run import open_evaluation
 
     one, other = f"folder:{folder}", f"folder:{folder}/../{folder.name}"
     settings = tiny(**{"evaluation.data": (one, other, "scenes"), "evaluation.background": 0.5, "evaluation.limit": 2})

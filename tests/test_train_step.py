@@ -14,12 +14,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from groupvit_common.data.captioned import CaptionedImages, SceneBatches  # noqa: E402
 from groupvit_common.errors import GroupViTError, InputError  # noqa: E402
-from groupvit_common.processor import GroupViTProcessor  # noqa: E402
-from groupvit_common.recipe import Recipe  # noqa: E402
-from groupvit_common.settings import changed  # noqa: E402
-from groupvit_common.training import Run, make_processor  # noqa: E402
+from groupvit_common.preprocessing.processor import GroupViTProcessor  # noqa: E402
+from groupvit_common.training.recipe import Recipe  # noqa: E402
+from groupvit_common.training.run import Run, make_processor  # noqa: E402
+from groupvit_common.training.scene_batches import CaptionedImages, SceneBatches  # noqa: E402
+from groupvit_common.training.settings import changed  # noqa: E402
 from groupvit_torch import train as T  # noqa: E402
 from groupvit_torch.data import Inputs  # noqa: E402
 from groupvit_torch.layers import drop_path  # noqa: E402

@@ -16,8 +16,8 @@ tf = pytest.importorskip("tensorflow")
 
 import groupvit_tf  # noqa: E402
 import groupvit_torch  # noqa: E402
-from groupvit_common.config import GroupViTConfig  # noqa: E402
-from groupvit_common.recipe import decays  # noqa: E402
+from groupvit_common.model.config import GroupViTConfig  # noqa: E402
+from groupvit_common.training.recipe import decays  # noqa: E402
 from groupvit_tf.checkpoint import canonical_variables, kind, to_canonical  # noqa: E402
 from groupvit_tf.train import AdamW  # noqa: E402
 from tests.parity import Arrays, Draw, TorchSide, difference, has_gradient, watched_margins  # noqa: E402

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import groupvit_torch
-from groupvit_common.config import GroupViTConfig
+from groupvit_common.model.config import GroupViTConfig
 
 # transformers warns of its own deprecations at import and in use; they are not ours to fail on.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -20,9 +20,9 @@ from conversion.convert import convert
 from conversion.describe import describe
 from conversion.report import REPORT_NAME
 from conversion.verify import relative, sample_inputs, verify
-from groupvit_common.cli import main
-from groupvit_common.config import GroupViTConfig
+from groupvit_common.cli.command_line import main
 from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.model.config import GroupViTConfig
 from tests.conftest import REFERENCE, smallest_config
 from tests.test_conversion import CASE, NVLABS, random_checkpoint
 

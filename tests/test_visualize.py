@@ -10,11 +10,12 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from groupvit_common import cli, visualize
+from groupvit_common.cli import command_line as cli
 from groupvit_common.errors import InputError
-from groupvit_common.postprocess import Details, LabelScore, Segmentation
-from groupvit_common.predictor import BaseSegmenter
-from groupvit_common.processor import GroupViTProcessor
+from groupvit_common.preprocessing.processor import GroupViTProcessor
+from groupvit_common.segmentation import figures as visualize
+from groupvit_common.segmentation.postprocess import Details, LabelScore, Segmentation
+from groupvit_common.segmentation.predictor import BaseSegmenter
 from groupvit_torch.model import GroupViTModel
 from groupvit_torch.predictor import Segmenter
 from tests.backends import BACKENDS

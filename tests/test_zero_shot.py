@@ -10,14 +10,14 @@ from PIL import Image
 from torch.nn import functional as F
 
 from conversion.convert import convert
-from groupvit_common import postprocess
 from groupvit_common.errors import InputError
-from groupvit_common.image_processor import GroupViTImageProcessor
-from groupvit_common.postprocess import Windows
-from groupvit_common.processor import GroupViTProcessor
-from groupvit_common.prompts import average_embedding
-from groupvit_common.tokenizer import CLIPTokenizer
-from groupvit_torch import segmentation as torch_segmentation
+from groupvit_common.preprocessing.image_processor import GroupViTImageProcessor
+from groupvit_common.preprocessing.processor import GroupViTProcessor
+from groupvit_common.preprocessing.prompts import average_embedding
+from groupvit_common.preprocessing.tokenizer import CLIPTokenizer
+from groupvit_common.segmentation import postprocess
+from groupvit_common.segmentation.postprocess import Windows
+from groupvit_torch import label_maps as torch_segmentation
 from tests.backends import BACKENDS
 from tests.conftest import REFERENCE
 

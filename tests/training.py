@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from groupvit_common import run_state
-from groupvit_common.data.stream import CaptionBatch
-from groupvit_common.recipe import Recipe, get_recipe
-from groupvit_common.run_state import Checkpoints
-from groupvit_common.settings import changed
-from groupvit_common.training import TrainResult
+from groupvit_common.data.captions.stream import CaptionBatch
+from groupvit_common.training import checkpoints as run_state
+from groupvit_common.training.checkpoints import Checkpoints
+from groupvit_common.training.recipe import Recipe, get_recipe
+from groupvit_common.training.run import TrainResult
+from groupvit_common.training.settings import changed
 
 # One level, a model of some thousand parameters, no noise: half a second from start to end.
 TINY: Mapping[str, Any] = {

@@ -1,6 +1,5 @@
-"""Data that one meaning serves in both backends: captioned pictures from files, and captioned scenes made from a seed."""
+"""Training data for both backends: image-caption pairs from files, and synthetic scenes from a seed."""
 
-from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, Scene, make_scene
-from groupvit_common.data.settings import DataSettings, SourceSettings
+import lazy_loader
 
-__all__ = ["BACKGROUNDS", "LEVELS", "DataSettings", "Scene", "SourceSettings", "make_scene"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

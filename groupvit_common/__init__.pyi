@@ -1,0 +1,12 @@
+from .errors import CheckpointError as CheckpointError
+from .errors import GroupViTError as GroupViTError
+from .errors import InputError as InputError
+from .model.config import GroupViTConfig as GroupViTConfig
+from .model.config import GroupViTTextConfig as GroupViTTextConfig
+from .model.config import GroupViTVisionConfig as GroupViTVisionConfig
+from .preprocessing.image_processor import GroupViTImageProcessor as GroupViTImageProcessor
+from .preprocessing.processor import GroupViTProcessor as GroupViTProcessor
+from .preprocessing.prompts import Label as Label
+from .preprocessing.prompts import parse_labels as parse_labels
+from .preprocessing.tokenizer import CLIPTokenizer as CLIPTokenizer
+from .segmentation.postprocess import Segmentation as Segmentation

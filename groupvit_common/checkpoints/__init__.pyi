@@ -1,0 +1,3 @@
+from .directory import find_weights as find_weights
+from .hub import push as push
+from .hub import resolve as resolve

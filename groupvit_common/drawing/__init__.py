@@ -1,0 +1,1 @@
+"""Arrays in, pictures out: palettes and a canvas. Knows no result."""

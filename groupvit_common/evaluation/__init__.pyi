@@ -1,0 +1,10 @@
+from .datasets import open_classification_set as open_classification_set
+from .datasets import open_sets as open_sets
+from .page import write_page as write_page
+from .report import write_results as write_results
+from .segmentation import ClassificationResult as ClassificationResult
+from .segmentation import SegmentationResult as SegmentationResult
+from .segmentation import calibrate as calibrate
+from .segmentation import evaluate_classification as evaluate_classification
+from .segmentation import evaluate_segmentation as evaluate_segmentation
+from .segmentation import protocol_settings as protocol_settings

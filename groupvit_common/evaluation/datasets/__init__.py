@@ -1,0 +1,5 @@
+"""Data sets for evaluation, read in their published layouts."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,264 @@
+"""COCO's `instances_*.json`: objects -> masks of class indices. What labelling tools leave incomplete is left out, counted and told once."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+
+from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.storage.files import parse_json, read_bytes
+
+_MOST_BYTES = 4 << 30
+_MOST_PIXELS = 1 << 28  # of an image
+_FURTHEST = 1 << 16  # of an outline's points from the origin, in pixels
+
+Number = int | str
+"""What the file calls an image."""
+
+
+class CocoImage(NamedTuple):
+    """One image of the file. name: unlike any other's; path: within the folder of images; height, width: in pixels."""
+
+    name: str
+    path: str
+    height: int
+    width: int
+
+
+class _Object(NamedTuple):
+    where: str  # the annotation, for messages
+    value: int
+    outline: Any
+
+
+class Instances:
+    """The images of a file and their masks, painted from polygons and run lengths, smaller objects over larger ones.
+
+    Args:
+        classes: names in the order of their values in a mask.
+
+    Raises:
+        InputError: pycocotools is missing, the file is no file of instances, or has objects of other classes.
+    """
+
+    def __init__(self, path: Path, classes: Sequence[str]) -> None:
+        try:
+            from pycocotools import mask as coco
+        except ImportError as error:
+            raise InputError(
+                f"masks from {path.name} need the package pycocotools: pip install 'groupvit[evaluate]'"
+            ) from error
+        self._coco, self._path = coco, path
+        try:
+            record = parse_json(read_bytes(path, _MOST_BYTES), path)
+        except CheckpointError as error:
+            raise InputError(str(error)) from error
+        for key in ("categories", "images", "annotations"):
+            if not isinstance(record.get(key), list) or not all(isinstance(each, dict) for each in record[key]):
+                raise self._wrong(f"{key!r} must be a list of objects")
+        found = self._read_images(record["images"])
+        self.images = tuple(found.values())
+        objects = self._read_objects(record["annotations"], self._read_classes(record["categories"], classes), found)
+        self._objects = tuple(objects[number] for number in found)
+
+    def mask(self, index: int) -> NDArray[np.uint8]:
+        """The mask `[H, W]` of an image; 0 where there is no object. InputError for an outline that is none."""
+        image = self.images[index]
+        mask = np.zeros((image.height, image.width), np.uint8)
+        for each in self._objects[index]:
+            mask[self._inside(each, image)] = each.value
+        return mask
+
+    def _wrong(self, cause: str) -> InputError:
+        return InputError(f"{self._path} is not COCO's file of instances: {cause}")
+
+    # -- reading ----------------------------------------------------------------------------------------------------------
+
+    def _read_images(self, images: Sequence[Mapping[str, Any]]) -> dict[Number, CocoImage]:
+        """By their numbers, in the order of these."""
+        found: dict[Number, CocoImage] = {}
+        for place, image in enumerate(images):
+            number, path, height, width = (image.get(key) for key in ("id", "file_name", "height", "width"))
+            if not _is_number(number) or not isinstance(path, str) or not path:
+                raise self._wrong(f"image {place} of the list needs 'id' and 'file_name'")
+            if not (_is_size(height) and _is_size(width) and height * width <= _MOST_PIXELS):
+                raise self._wrong(f"image {path} needs 'height' and 'width' in pixels, got {height!r} and {width!r}")
+            if number in found:
+                raise self._wrong(f"the images {found[number].path} and {path} both have the id {number!r}")
+            found[number] = CocoImage("", path, height, width)
+        names = _names([(str(number), image.path) for number, image in found.items()])
+        named = {number: image._replace(name=name) for (number, image), name in zip(found.items(), names, strict=True)}
+        return dict(sorted(named.items(), key=lambda pair: (isinstance(pair[0], str), pair[0])))
+
+    def _read_classes(self, categories: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> dict[Number, int | str]:
+        """The value of each category in a mask; the name of one that is none of the set's."""
+        values = {name.casefold(): value for value, name in enumerate(classes)}
+        found: dict[Number, int | str] = {}
+        for place, category in enumerate(categories):
+            number, name = category.get("id"), category.get("name")
+            if not _is_number(number) or not isinstance(name, str):
+                raise self._wrong(f"category {place} of the list needs 'id' and 'name'")
+            value = values.get(name.strip().casefold(), name)
+            if found.get(number, value) != value:
+                raise self._wrong(f"two categories have the id {number!r}")
+            found[number] = value
+        return found
+
+    def _read_objects(
+        self,
+        annotations: Sequence[Mapping[str, Any]],
+        values: Mapping[Number, int | str],
+        images: Mapping[Number, CocoImage],
+    ) -> dict[Number, list[_Object]]:
+        """Of each image what is painted, in this order."""
+        of_image: dict[Number, list[tuple[bool, float, _Object]]] = {number: [] for number in images}
+        left_out: Counter[str] = Counter()
+        for place, each in enumerate(annotations):
+            where = (
+                f"the annotation {each['id']!r}" if _is_number(each.get("id")) else f"annotation {place} of the list"
+            )
+            number, category, outline = (
+                each.get("image_id"),
+                each.get("category_id"),
+                _outline(each.get("segmentation")),
+            )
+            if not _is_number(number) or number not in of_image:
+                left_out["of images that the file does not list"] += 1
+            elif outline is None:
+                left_out["without an outline"] += 1
+            else:
+                value = values.get(category) if _is_number(category) else None
+                if value is None:
+                    raise self._wrong(f"{where} is of the category {category!r}, which the file does not list")
+                if isinstance(value, str):
+                    raise self._wrong(
+                        f"{where} is of the category {value!r}, which is none of the 80 objects; for classes of your own "
+                        "make a set folder:DIR"
+                    )
+                area = each.get("area")
+                if not isinstance(area, int | float) or isinstance(area, bool):
+                    area = _area(outline)
+                of_image[number].append((not each.get("iscrowd"), -area, _Object(where, value, outline)))
+        if annotations and left_out["of images that the file does not list"] == len(annotations):
+            raise self._wrong("none of its annotations is of an image that it lists")
+        if left_out:
+            told = ", ".join(f"{count} {cause}" for cause, count in left_out.items())
+            warnings.warn(f"{self._path}: left out annotations {told} (of {len(annotations)})", stacklevel=2)
+        return {
+            number: [found for *_, found in sorted(objects, key=lambda entry: entry[:2])]
+            for number, objects in of_image.items()
+        }
+
+    # -- painting ---------------------------------------------------------------------------------------------------------
+
+    def _inside(self, each: _Object, image: CocoImage) -> NDArray[np.bool_]:
+        """`[H, W]` of polygons, or of run lengths as a list or packed into a string."""
+        height, width = image.height, image.width
+        if isinstance(each.outline, list):
+            return self._inside_polygons(each, image)
+        size, counts = each.outline.get("size"), each.outline.get("counts")
+        if size != [height, width]:
+            raise self._unreadable(
+                each, image, f"its run lengths are of {size!r} rows and columns, not [{height}, {width}]"
+            )
+        if isinstance(counts, str):
+            counts = _unpacked(counts)
+        if (
+            not isinstance(counts, list)
+            or not all(_is_count(count) for count in counts)
+            or sum(counts) != height * width
+        ):
+            raise self._unreadable(each, image, "its run lengths do not add up to the image's pixels")
+        # Outside and inside in turn, down the columns.
+        inside = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+        return inside.reshape(width, height).T
+
+    def _inside_polygons(self, each: _Object, image: CocoImage) -> NDArray[np.bool_]:
+        for polygon in each.outline:
+            fits = all(isinstance(point, int | float) and abs(point) < _FURTHEST for point in polygon)
+            if len(polygon) % 2 or not fits:
+                raise self._unreadable(each, image, "its polygon is not a list of pairs of pixels")
+        code = self._coco.merge(self._coco.frPyObjects(each.outline, image.height, image.width))
+        with warnings.catch_warnings():
+            # pycocotools 2.0.11 hands its array to NumPy 2 in a way that NumPy 2 does not like.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            inside: NDArray[np.bool_] = self._coco.decode(code).astype(bool)
+        return inside
+
+    def _unreadable(self, each: _Object, image: CocoImage, cause: str) -> InputError:
+        return InputError(f"{image.path} in {self._path}: {each.where} has an outline that cannot be read: {cause}")
+
+
+def _is_number(value: Any) -> TypeGuard[Number]:
+    return isinstance(value, int | str) and not isinstance(value, bool)
+
+
+def _is_size(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _outline(given: Any) -> Any:
+    """Polygons of at least three points, or run lengths; None where there is none. What is something else is told when it is painted."""
+    if isinstance(given, dict):
+        return given if given.get("counts") else None
+    if not isinstance(given, list):
+        return None
+    # Some tools write a single polygon without the list around it.
+    polygons = [given] if given and not any(isinstance(part, list) for part in given) else given
+    # Four numbers would be taken for a box.
+    polygons = [polygon for polygon in polygons if isinstance(polygon, list) and len(polygon) >= 6]
+    return polygons or None
+
+
+def _area(outline: Any) -> float:
+    """Pixels of an outline, for its place among others; 0 for one that cannot be read."""
+    try:
+        if isinstance(outline, dict):
+            counts = outline["counts"]
+            return float(sum((_unpacked(counts) if isinstance(counts, str) else counts)[1::2]))
+        return sum(
+            abs(sum(a * d - c * b for (a, b), (c, d) in pairwise([*points, points[0]]))) / 2
+            for points in (list(zip(polygon[::2], polygon[1::2], strict=True)) for polygon in outline)
+        )
+    except (LookupError, TypeError, ValueError, OverflowError):
+        return 0.0
+
+
+def _unpacked(text: str) -> list[int]:
+    """Run lengths of COCO's compact text: five bits a sign, the lowest first, each but the first three as difference to the one before the
+    last."""
+    counts: list[int] = []
+    number, shift = 0, 0
+    for sign in text:
+        bits = ord(sign) - 48
+        if not 0 <= bits < 64 or shift > 60:
+            return []
+        number |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            number -= (bits & 16) << (shift - 4)
+            counts.append(number + (counts[-2] if len(counts) > 2 else 0))
+            number, shift = 0, 0
+    return counts if shift == 0 else []
+
+
+def _names(images: Sequence[tuple[str, str]]) -> list[str]:
+    """A name for each image, from its number and path: the file's, without its folder and suffix where these tell nothing."""
+    paths = [
+        PurePosixPath(*(part for part in PurePosixPath(path).parts if part not in ("/", ".."))) for _, path in images
+    ]
+    for names in ([path.stem for path in paths], [path.with_suffix("").as_posix() for path in paths]):
+        if len(set(names)) == len(names):
+            return names
+    return [f"{path.with_suffix('').as_posix()}-{number}" for path, (number, _) in zip(paths, images, strict=True)]

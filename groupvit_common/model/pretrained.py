@@ -1,0 +1,364 @@
+"""What `from_pretrained`, `save_pretrained` and `push_to_hub` mean, for both backends: keywords, dtypes, configuration, checks.
+
+A backend's base class derives from `Pretrained` and adds what touches tensors.
+"""
+
+import contextlib
+import hashlib
+import math
+import os
+import tempfile
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from groupvit_common.checkpoints import hub
+from groupvit_common.checkpoints.directory import (
+    CONFIG_NAME,
+    PYTORCH_METADATA,
+    SAVE_ID,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    TensorInfo,
+    Weights,
+    bytes_of,
+    compare_tensors,
+    find_weights,
+    index_text,
+    plan_shards,
+    some,
+    stored_bytes,
+    write_arrays,
+)
+from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.model.parameters import manifest
+from groupvit_common.storage.files import json_text, reading, write_files, write_text
+
+# Tensors of a full model that a tower's model does not have are the other parts'; a tower's own start with one of these.
+_TOWER_PREFIXES = ("text_model.", "vision_model.")
+
+# The floating-point dtypes of a model: the names by which they are asked for, and those of safetensors.
+_DTYPES = {
+    "float32": "float32",
+    "float": "float32",
+    "float64": "float64",
+    "double": "float64",
+    "float16": "float16",
+    "half": "float16",
+    "bfloat16": "bfloat16",
+}
+_STORED_DTYPES = {"F32": "float32", "F64": "float64", "F16": "float16", "BF16": "bfloat16"}
+_STORED_INTEGERS = ("I64", "I32", "I16", "I8", "U8")
+
+# Keywords of transformers' `from_pretrained` that change nothing here, whatever their value: how its loader works inside, the
+# choice of an attention kernel, which is made at run time here, and whose layout the file has, which it says itself.
+_WITHOUT_EFFECT = frozenset(
+    {
+        "attn_implementation",
+        "from_pt",
+        "low_cpu_mem_usage",
+        "resume_download",
+        "trust_remote_code",
+        "weights_only",
+        "_fast_init",
+    }
+)
+# Keywords whose named values ask for nothing that is not done anyway; any other value is refused with the reason.
+_ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
+    "use_safetensors": ((None, True), "only safetensors are read"),
+    "from_tf": ((None, False), "TensorFlow's own files need conversion first"),
+    "from_flax": ((None, False), "Flax's files need conversion first"),
+    "ignore_mismatched_sizes": ((None, False), "a model is loaded whole or not at all"),
+    "output_loading_info": ((None, False), "a checkpoint that does not fit is an error that lists the tensors"),
+    "proxies": ((None,), "set the environment variable HTTPS_PROXY"),
+}
+
+
+def wanted_dtype(value: object) -> str | None:
+    """The name of the floating-point dtype that a framework's dtype or its name asks for; None for anything else."""
+    return _DTYPES.get(str(value).removeprefix("torch."))
+
+
+def most_stored_dtype(weights: Weights, names: Iterable[str]) -> str:
+    """The floating-point dtype in which the file holds most elements of the tensors `names`: what "auto" means."""
+    counts: dict[str, int] = {}
+    for name in names:
+        info = weights.tensors[name]
+        stored = _STORED_DTYPES.get(info.dtype)
+        if stored is not None:
+            counts[stored] = counts.get(stored, 0) + math.prod(info.shape)
+    return max(counts, key=lambda key: counts[key], default="float32")
+
+
+def check_weights(
+    expected: Mapping[str, tuple[tuple[int, ...], str]], weights: Weights, source: object, model: str
+) -> list[str]:
+    """The names of the tensors to read.
+
+    Args:
+        expected: the model's tensors, name -> shape and dtype.
+
+    Raises:
+        CheckpointError: the file's tensors are not the model's.
+    """
+    prefix = next((prefix for prefix in _TOWER_PREFIXES if all(name.startswith(prefix) for name in expected)), "")
+    names = compare_tensors(
+        {name: shape for name, (shape, _) in expected.items()},
+        {name: info.shape for name, info in weights.tensors.items()},
+        source=source,
+        model=f"{model} of the configuration",
+        prefix=prefix,
+    )
+    for name in names:
+        stored, dtype = weights.tensors[name].dtype, expected[name][1]
+        if stored not in (_STORED_DTYPES if dtype in _DTYPES else _STORED_INTEGERS):
+            raise CheckpointError(f"{source} does not fit: it holds {name} as {stored}, expected {dtype}")
+    return names
+
+
+def checked_array(arrays: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...], model: str) -> np.ndarray:
+    """One of `arrays`. Raises `InputError` if it is missing or not of this shape."""
+    if name not in arrays:
+        raise InputError(f"{model}.from_arrays got no array {name}")
+    array = arrays[name]
+    if array.shape != shape:
+        raise InputError(f"{model}.from_arrays got {name} of shape {list(array.shape)}, expected {list(shape)}")
+    return array
+
+
+def _remedy(missing: list[str], added: list[str]) -> str:
+    if any("parametrizations." in name or name.endswith(("_orig", "_mask", "_g", "_v")) for name in added):
+        return (
+            "undo weight normalisation, pruning or other parametrizations first "
+            "(torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.prune.remove)"
+        )
+    if any("lora" in name.lower() or "adapter" in name.lower() for name in added):
+        return "merge adapters into the weights first, or save them by themselves"
+    if any(name.endswith("_scale") or "packed_params" in name for name in added):
+        return "save the model before it is quantized"
+    if added and not missing:
+        return "take off what was added and save it by itself"
+    if added:
+        return "put back what was replaced, or save the whole with the framework's own functions"
+    return (
+        "set the configuration to the sizes that the tensors have, or save the whole with the framework's own functions"
+    )
+
+
+class Pretrained:
+    """A model that is made from a configuration, and comes from and goes to a checkpoint directory or the hub."""
+
+    config_class: ClassVar[type[Any]]
+    base_model_prefix: ClassVar[str] = ""
+    main_input_name: ClassVar[str] = "pixel_values"
+
+    config: Any
+
+    @classmethod
+    def _check_config(cls, config: object) -> None:
+        """Raises `InputError` for anything but a configuration of this class."""
+        if not isinstance(config, cls.config_class):
+            raise InputError(
+                f"{cls.__name__} takes a {cls.config_class.__name__}, got {type(config).__name__}; "
+                "use from_pretrained for a name or a directory"
+            )
+
+    @classmethod
+    @contextlib.contextmanager
+    def _opened(
+        cls,
+        name_or_path: str | Path,
+        config: Any,
+        keywords: Mapping[str, Any],
+        only: Mapping[str, tuple[tuple[Any, ...], str]],
+        **where: Any,
+    ) -> Iterator[tuple[Any, Weights, Path]]:
+        """The configuration, the weights' headers and the directory of a checkpoint, which stay as they are within the block.
+
+        The weights are those of the configuration as far as it says, so that no model of another size need be made.
+
+        Args:
+            keywords: those of the caller that are left: settings of the configuration to replace, or transformers'.
+            only: further keywords that are accepted with some values only, and why.
+            where: see `groupvit_common.checkpoints.hub.resolve`.
+        """
+        settings = dict(keywords)
+        for name, (accepted, reason) in {**_ONLY, **only}.items():
+            if name in settings and not any(settings[name] is value for value in accepted):
+                raise InputError(f"{cls.__name__}.from_pretrained cannot do {name}={settings[name]!r}: {reason}")
+            settings.pop(name, None)
+        settings = {name: value for name, value in settings.items() if name not in _WITHOUT_EFFECT}
+        needed = (WEIGHTS_NAME,) if config is not None else (CONFIG_NAME, WEIGHTS_NAME)
+        if config is not None:
+            config = cls.config_class.from_pretrained(config) if isinstance(config, str | Path) else config
+            config = cls._configuration(config, settings)
+        with reading(hub.resolve(name_or_path, patterns=needed, required=needed, **where)) as directory:
+            if config is None:
+                config = cls._configuration(cls.config_class.from_json_file(directory / CONFIG_NAME), settings)
+            weights = find_weights(directory)
+            expected = cls._described(config)
+            sizes = {name: shape for name, (shape, dtype) in expected.items() if dtype in _DTYPES}
+            if any(name not in weights.tensors or weights.tensors[name].shape != sizes[name] for name in sizes):
+                check_weights(expected, weights, directory, cls.__name__)
+            yield config, weights, directory
+
+    @staticmethod
+    def _described(config: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+        """The tensors of a configuration: name -> shape and dtype."""
+        return {
+            parameter.name: (parameter.shape, "int64" if parameter.kind == "counter" else "float32")
+            for parameter in manifest(config).values()
+        }
+
+    @classmethod
+    def _configuration(cls, config: Any, overrides: Mapping[str, Any]) -> Any:
+        settings = config.to_dict()
+        unknown = [name for name in overrides if name not in settings]
+        if unknown:
+            raise InputError(
+                f"{cls.__name__}.from_pretrained knows no keyword {unknown[0]!r}, and {type(config).__name__} has no such setting"
+            )
+        if overrides or not isinstance(config, cls.config_class):
+            return cls.config_class.from_dict({**settings, **overrides})
+        return config
+
+    @abstractmethod
+    def save_pretrained(self, save_directory: str | Path, *, max_shard_size: int | str = "5GB") -> None:
+        """Writes `config.json` and the weights into a directory."""
+
+    @staticmethod
+    def _check_saving(safe_serialization: bool, push_to_hub: bool, push_options: Mapping[str, Any]) -> None:
+        """Raises `InputError` for arguments of `save_pretrained` that ask for what is not done."""
+        if not safe_serialization:
+            raise InputError(
+                "safe_serialization=False asks for a pickle or tf_model.h5; weights are written as safetensors only"
+            )
+        if push_options and not push_to_hub:
+            raise InputError(f"{next(iter(push_options))!r} has a meaning with push_to_hub=True only")
+
+    def _save(
+        self,
+        directory: str | Path,
+        tensors: Mapping[str, TensorInfo],
+        value: Callable[[str], np.ndarray],
+        dtype: str,
+        max_shard_size: int | str,
+    ) -> None:
+        """Writes `config.json` and the weights, all files or none.
+
+        Args:
+            tensors: name -> shape and dtype.
+            value: a tensor by its name, or its bytes.
+            dtype: of the parameters, by name.
+        """
+        directory, metadata = Path(directory), dict(PYTORCH_METADATA)
+        sizes = {name: stored_bytes(info) for name, info in tensors.items()}
+        shards = plan_shards(sizes, max_shard_size)
+        index: dict[str, Callable[[Path], None]] = {}
+        if len(shards) > 1:
+            # Of the values: a model saved twice gives the same files.
+            digest = hashlib.blake2b(digest_size=4)
+            for name in sizes:
+                digest.update(name.encode())
+                digest.update(bytes_of(value(name)).data)
+            metadata[SAVE_ID] = digest.hexdigest()
+            if any(os.path.lexists(directory / shard.file_name) for shard in shards):
+                # Names of its own: other programs too find the old shards or the new ones behind the index, at any moment.
+                shards = plan_shards(sizes, max_shard_size, mark=metadata[SAVE_ID])
+            text = index_text(shards, sum(sizes.values()), metadata[SAVE_ID])
+            index[WEIGHTS_INDEX_NAME] = partial(write_text, text=text)
+        weights = {
+            shard.file_name: partial(
+                write_arrays, tensors={name: tensors[name] for name in shard.tensors}, value=value, metadata=metadata
+            )
+            for shard in shards
+        }
+        configuration = {CONFIG_NAME: partial(write_text, text=self._config_text(dtype))}
+        write_files(directory, {**weights, **configuration, **index}, family="weights")
+
+    def _check_tensors(
+        self,
+        tensors: Mapping[str, tuple[tuple[int, ...], str]],
+        expected: Mapping[str, tuple[tuple[int, ...], str]],
+        not_finite: Callable[[str], bool],
+    ) -> None:
+        """Raises `InputError` for tensors that `from_pretrained` would refuse, or that no model can use.
+
+        Args:
+            tensors: to be saved: name -> shape and dtype.
+            expected: of a model of this class and configuration.
+            not_finite: whether a tensor, by name, holds NaN or infinite values.
+        """
+        missing = [name for name in expected if name not in tensors]
+        added = [name for name in tensors if name not in expected]
+        changed = [
+            f"{name} ({list(shape)} {dtype}, expected {list(expected[name][0])} {expected[name][1]})"
+            for name, (shape, dtype) in tensors.items()
+            if name in expected and (shape != expected[name][0] or (dtype in _DTYPES) != (expected[name][1] in _DTYPES))
+        ]
+        problems = [
+            f"{len(names)} {kind}: {some(names)}"
+            for kind, names in (("missing", missing), ("added", added), ("of another shape or type", changed))
+            if names
+        ]
+        if problems:
+            raise InputError(
+                f"this {type(self).__name__} cannot be saved, because its tensors are not those of its configuration "
+                f"({'; '.join(problems)}): {_remedy(missing, added)}"
+            )
+        self._refuse_not_finite("saved", filter(not_finite, tensors))
+
+    def _refuse_not_finite(self, done: str, names: Iterable[str]) -> None:
+        """Raises `InputError` if there are `names` of tensors with NaN or infinite values; `done`: what cannot be done with them."""
+        bad = list(names)
+        if bad:
+            raise InputError(
+                f"this {type(self).__name__} cannot be {done}, because {len(bad)} of its tensors hold NaN or infinite values "
+                f"({some(bad)}): go back to weights from before they appeared"
+            )
+
+    @abstractmethod
+    def check_finite(self, done: str = "used") -> None:
+        """Raises `InputError` if a weight is NaN or infinite, naming the tensors; `done`: what cannot be done then."""
+
+    def _config_text(self, dtype: str) -> str:
+        """`config.json` with what transformers wants to know besides: the class and the dtype."""
+        ours = ("groupvit_torch.", "groupvit_tf.")
+        known = (cls for cls in type(self).__mro__ if cls.__module__.startswith(ours))
+        settings = self.config.to_dict()
+        # transformers 5 writes `dtype` instead of `torch_dtype`, and reads both: two that disagree must not meet.
+        settings.pop("dtype", None)
+        settings["architectures"] = [next(known, type(self)).__name__]
+        settings["torch_dtype"] = dtype
+        return json_text(settings)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        token: str | bool | None = None,
+        private: bool | None = None,
+        commit_message: str = "Upload model",
+        revision: str | None = None,
+        create_pr: bool = False,
+        max_shard_size: int | str = "5GB",
+    ) -> str:
+        """Sends the model's configuration and weights to the hub; returns the address of the commit or pull request.
+
+        See `groupvit_common.checkpoints.hub.push` for the arguments and errors, `save_pretrained` for `max_shard_size`.
+        """
+        with tempfile.TemporaryDirectory() as directory:
+            self.save_pretrained(directory, max_shard_size=max_shard_size)
+            return hub.push(
+                directory,
+                repo_id,
+                token=token,
+                private=private,
+                commit_message=commit_message,
+                revision=revision,
+                create_pr=create_pr,
+            )

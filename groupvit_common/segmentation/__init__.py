@@ -1,0 +1,5 @@
+"""From scores to label maps: options, postprocessing, the predictor, figures."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

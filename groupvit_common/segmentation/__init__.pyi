@@ -1,0 +1,1 @@
+from .postprocess import Segmentation as Segmentation

@@ -1,0 +1,1 @@
+"""Files on disk: bounded reading, sets of files that are saved whole, locks."""

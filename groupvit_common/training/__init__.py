@@ -1,0 +1,5 @@
+"""Training without a framework: recipes, schedules, runs, checkpoints, logs."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

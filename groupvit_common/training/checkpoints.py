@@ -1,0 +1,375 @@
+"""Where a training run stands, on disk: checkpoints that are whole or not there, of which the newest valid one is continued.
+
+    DIR/checkpoints/step-00002500/
+        model/               a model directory: what `from_pretrained` of either backend loads, with its processor
+        state.safetensors    what else consists of numbers: the optimizer's moments, random states, ...
+        state.json           everything else, and size and checksum of each file
+
+A checkpoint is written under a hidden name and renamed when all of it is on the disk, so that a process killed at any moment leaves
+at most a hidden folder, which the next one removes. A checkpoint that a faulty disk or a careless hand has changed is found by its
+checksums and passed over for the one before. No file is a pickle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import secrets
+import shutil
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from numpy.typing import NDArray
+
+from groupvit_common.checkpoints.directory import array_info, read_arrays, read_header, write_arrays
+from groupvit_common.errors import CheckpointError, GroupViTError, InputError
+from groupvit_common.storage.files import finite, flush, parse_json, read_bytes
+
+FOLDER = "checkpoints"
+MODEL = "model"
+STATE_NAME = "state.json"
+ARRAYS_NAME = "state.safetensors"
+VERSION = 1
+
+_STEP = re.compile(r"step-(\d{8,18})")
+
+RUN_VALUES = ("recipe", "finished", "bad_steps", "minutes", "untrained", "measured", "scaler", "ranks")
+"""The values without which `train` cannot go on."""
+RESTORE_VALUES = ("scaler", "ranks")
+"""The values without which Keras's callback `Checkpoint` cannot restore."""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """All that a run needs to go on as if it had never stopped, besides the weights in the model directory.
+
+    step: how many were taken; values: of JSON; arrays: by name; measure: how good the model was found, if it was (more is better).
+    """
+
+    step: int
+    values: Mapping[str, Any]
+    arrays: Mapping[str, NDArray[Any]]
+    measure: float | None = None
+
+
+class Checkpoints:
+    """Those of one run.
+
+    Args:
+        directory: of the run. keep: how many of the newest stay. keep_best: the one with the highest measure stays too.
+        log: is told what was found damaged.
+        required: values without which a checkpoint counts as damaged.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        keep: int = 3,
+        keep_best: bool = True,
+        log: Callable[[str], None] = print,
+        required: Collection[str] = (),
+    ) -> None:
+        self.folder = directory / FOLDER
+        self.keep = keep
+        self.keep_best = keep_best
+        self.log = log
+        self.required = required
+
+    def all(self) -> list[Path]:
+        """The checkpoints there are, valid or not, the oldest first."""
+        if not self.folder.is_dir():
+            return []
+        found = [(int(match[1]), path) for path in self.folder.iterdir() if (match := _STEP.fullmatch(path.name))]
+        return [path for _, path in sorted(found)]
+
+    def newest(self) -> Path | None:
+        """The newest valid checkpoint. Says which are passed over, and why."""
+        for path in reversed(self.all()):
+            try:
+                check(path, self.required)
+            except CheckpointError as error:
+                self.log(f"passing over a damaged checkpoint: {error}")
+                continue
+            return path
+        return None
+
+    def newest_of_any(self) -> Path | None:
+        """As `newest`, None only where there is no checkpoint at all.
+
+        Raises:
+            CheckpointError: there are some, and none is valid.
+        """
+        path, damaged = self.newest(), self.all()
+        if path is None and damaged:
+            raise CheckpointError(
+                f"none of the {len(damaged)} checkpoints in {self.folder} can be continued, and none was removed: bring one back "
+                "from a copy, or remove that folder to begin anew"
+            )
+        return path
+
+    def clean(self) -> None:
+        """Removes what a killed process left of a checkpoint that it was writing or removing. Only one process may write a run."""
+        if self.folder.is_dir():
+            for path in self.folder.glob(".step-*"):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def clear(self) -> None:
+        """Removes all checkpoints."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def save(self, state: RunState, write_model: Callable[[Path], None]) -> Path:
+        """Writes a checkpoint and removes those that need not stay, and those of later steps, which belong to another course of the run;
+        on failure nothing has changed.
+
+        Args:
+            write_model: writes the model and its processor into a directory.
+
+        Raises:
+            CheckpointError: it cannot be written: a full disk, a folder that is read-only.
+        """
+        path = self.folder / f"step-{state.step:08d}"
+        hidden = self.folder / f".{path.name}.{secrets.token_hex(4)}"
+        try:
+            (hidden / MODEL).mkdir(parents=True)
+            write_model(hidden / MODEL)
+            if state.arrays:
+                infos = {name: array_info(array.shape, array.dtype.name) for name, array in state.arrays.items()}
+                write_arrays(hidden / ARRAYS_NAME, infos, lambda name: state.arrays[name])
+            content = {
+                "version": VERSION,
+                "step": state.step,
+                "measure": finite(state.measure),
+                "values": finite(state.values),
+                "files": {name: _fingerprint(hidden / name) for name in _files(hidden)},
+            }
+            text = json.dumps(content)
+            (hidden / STATE_NAME).write_text(f"{zlib.crc32(text.encode()):08x} {text}\n", encoding="utf-8")
+            for place in (*(hidden / name for name in _files(hidden)), hidden / MODEL, hidden):
+                flush(place)
+            self._remove(path)  # a damaged one that was passed over, else there is none
+            hidden.rename(path)
+            flush(self.folder)
+        except OSError as error:
+            shutil.rmtree(hidden, ignore_errors=True)
+            reason = error if isinstance(error, CheckpointError) else error.strerror or error
+            raise CheckpointError(f"the checkpoint {path} cannot be written: {reason}") from error
+        self._rotate(path)
+        return path
+
+    def _rotate(self, saved: Path) -> None:
+        """Removes what need not stay after `saved` was written. What is damaged counts for nothing, so that a valid one is never removed
+        for its sake."""
+        there = self.all()
+        valid = [path for path in there[: there.index(saved) + 1] if path == saved or self._looks_valid(path)]
+        stay = set(valid[-self.keep :])
+        if self.keep_best:
+            best = max(((measure, path) for path in valid if (measure := _measure(path)) is not None), default=None)
+            stay |= set() if best is None else {best[1]}
+        for path in there:
+            if path not in stay:
+                self._remove(path)
+
+    def _looks_valid(self, path: Path) -> bool:
+        try:
+            check(path, self.required, thorough=False)
+        except CheckpointError:
+            return False
+        return True
+
+    def _remove(self, path: Path) -> None:
+        """A checkpoint disappears at once; its files after that."""
+        if not path.exists():
+            return
+        gone = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        with contextlib.suppress(OSError):  # it stays: a pity, no reason to stop
+            path.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
+
+
+def load(path: Path) -> RunState:
+    """The state of a checkpoint, which is checked first.
+
+    Raises:
+        CheckpointError: it is not there, not whole, or of a later version of this package.
+    """
+    content = check(path)
+    arrays = path / ARRAYS_NAME
+    names = read_header(arrays).tensors if arrays.exists() else {}
+    read = dict(read_arrays(arrays, names)) if names else {}
+    return RunState(content["step"], content["values"], read, content["measure"])
+
+
+def check(path: Path, required: Collection[str] = (), *, thorough: bool = True) -> dict[str, Any]:
+    """The content of a checkpoint's `state.json`, if all its files are as they were written.
+
+    Args:
+        required: values that it must have. thorough: whether the files are read, or only their sizes compared.
+
+    Raises:
+        CheckpointError: it is not whole, lacks something, or is of a later version of this package.
+    """
+    content = _content(path)
+    for name in required:
+        if name not in content["values"]:
+            raise CheckpointError(f"{path / STATE_NAME} lacks {name!r} among its values")
+    for name, fingerprint in content["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise CheckpointError(f"{path} lacks {name}")
+        size = file.stat().st_size
+        if size != fingerprint[0]:
+            raise CheckpointError(f"{file} has {size} bytes, expected {fingerprint[0]}")
+        if thorough and _fingerprint(file) != fingerprint:
+            raise CheckpointError(f"{file} is not what was written: its checksum differs")
+    if thorough and ARRAYS_NAME in content["files"]:
+        read_header(path / ARRAYS_NAME)
+    return content
+
+
+def find(directory: Path, resume: str | Path, *, log: Callable[[str], None] = print) -> Path | None:
+    """The checkpoint to continue from.
+
+    Args:
+        directory: of the run. resume: "never"; "auto", the newest valid one if there is any; or a checkpoint's path.
+
+    Raises:
+        CheckpointError: the path is no valid checkpoint, or there are checkpoints of which none is valid.
+        InputError: "never", but an unfinished run is in the folder.
+    """
+    checkpoints = Checkpoints(directory, log=log, required=RUN_VALUES)
+    if str(resume) not in ("auto", "never"):
+        if not Path(resume).is_dir():
+            raise CheckpointError(f"there is no checkpoint {resume} to continue: give never, auto or the folder of one")
+        check(Path(resume), RUN_VALUES)
+        return Path(resume)
+    newest = checkpoints.newest_of_any()
+    if newest is None or str(resume) == "auto":
+        return newest
+    content = _content(newest)
+    if not content["values"]["finished"]:
+        raise InputError(
+            f"{directory} holds an unfinished run at step {content['step']}: continue it with --resume auto "
+            '(resume="auto"), or choose another folder'
+        )
+    return None
+
+
+@contextlib.contextmanager
+def restoring(path: Path | None) -> Iterator[None]:
+    """Within, what a state of another content than was written makes fail is a CheckpointError that names the checkpoint."""
+    try:
+        yield
+    except GroupViTError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+        raise CheckpointError(
+            f"{path} cannot be continued: its state is not what a run writes ({type(error).__name__}: {str(error)[:200]})"
+        ) from error
+
+
+def _content(path: Path) -> dict[str, Any]:
+    file = path / STATE_NAME
+    checksum, _, text = read_bytes(file).rstrip(b"\n").partition(b" ")
+    if checksum != f"{zlib.crc32(text):08x}".encode():
+        raise CheckpointError(f"{file} is not what was written: its checksum differs")
+    content = parse_json(text, file)
+    version = content.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise CheckpointError(f"{path} was written by a later version of this package; continue the run with that one")
+    wrong = next((name for name, fits in _CONTENT.items() if name not in content or not fits(content[name])), None)
+    if wrong is None:
+        wrong = next(
+            (f"values.{n}" for n, value in content["values"].items() if n in _VALUES and not _VALUES[n](value)), None
+        )
+    if wrong is not None:
+        raise CheckpointError(f"{file} cannot be used: {wrong} is not what a run writes")
+    named = _STEP.fullmatch(path.name)
+    if named and int(named[1]) != content["step"]:
+        raise CheckpointError(f"{file} is of step {content['step']}, not of that of its folder")
+    if (path / ARRAYS_NAME).exists() and ARRAYS_NAME not in content["files"]:
+        raise CheckpointError(f"{file} does not account for {ARRAYS_NAME}")
+    return content
+
+
+# What may stand in `state.json`, by name.
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _are_measures(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        level.isdecimal() and (number is None or _is_number(number)) for level, number in value.items()
+    )
+
+
+def _are_files(value: Any) -> bool:
+    def inside(name: str) -> bool:
+        parts = PurePosixPath(name).parts
+        return bool(parts) and parts[0] != "/" and ".." not in parts
+
+    return isinstance(value, dict) and all(
+        inside(name) and isinstance(pair, list) and len(pair) == 2 and all(map(_is_count, pair))
+        for name, pair in value.items()
+    )
+
+
+def _are_ranks(value: Any) -> bool:
+    def fits(rank: Any) -> bool:
+        return isinstance(rank, dict) and (rank.get("data") is None or isinstance(rank["data"], dict))
+
+    return isinstance(value, list) and bool(value) and all(map(fits, value))
+
+
+_CONTENT: Mapping[str, Callable[[Any], bool]] = {
+    "version": _is_count,
+    "step": _is_count,
+    "measure": lambda value: value is None or _is_number(value),
+    "values": lambda value: isinstance(value, dict),
+    "files": lambda value: _are_files(value) and any(name.startswith(f"{MODEL}/") for name in value),
+}
+_VALUES: Mapping[str, Callable[[Any], bool]] = {
+    "recipe": lambda value: isinstance(value, dict),
+    "finished": lambda value: isinstance(value, bool),
+    "bad_steps": _is_count,
+    "minutes": _is_number,
+    "untrained": _are_measures,
+    "measured": _are_measures,
+    "scaler": lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
+    "ranks": _are_ranks,
+}
+
+
+def _measure(path: Path) -> float | None:
+    try:
+        measure: float | None = _content(path)["measure"]
+    except CheckpointError:
+        return None
+    return measure
+
+
+def _files(directory: Path) -> Iterator[str]:
+    """The files below a directory, as paths within it."""
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            yield path.relative_to(directory).as_posix()
+
+
+def _fingerprint(path: Path) -> list[int]:
+    """Bytes and CRC-32 of a file."""
+    size = checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            size += len(block)
+            checksum = zlib.crc32(block, checksum)
+    return [size, checksum]

@@ -1,0 +1,169 @@
+"""What a training run tells: lines for a reader, a file of records, TensorBoard, Weights & Biases."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.storage.files import parse_json, write_files, write_text
+from groupvit_common.training.recipe import Recipe
+from groupvit_common.training.settings import to_table
+
+RECORDS_NAME = "metrics.jsonl"
+
+
+class RunLog:
+    """Of one run, in its folder.
+
+    Args:
+        step: where the run begins; records of later steps, of a run that was killed since, are removed.
+        log: receives one line at a time.
+
+    Raises:
+        InputError: TensorBoard or Weights & Biases is wanted and not installed.
+    """
+
+    def __init__(self, recipe: Recipe, directory: Path, *, step: int, log: Callable[[str], None] = print) -> None:
+        self.recipe = recipe
+        self.log = log
+        self.path = directory / RECORDS_NAME
+        _forget_after(self.path, step)
+        self.writers: list[Any] = []
+        if recipe.run.tensorboard:
+            self.writers.append(_TensorBoard(directory / "tensorboard"))
+        if recipe.run.wandb:
+            self.writers.append(_WandB(recipe, directory))
+        self.start(step)
+
+    def start(self, step: int) -> None:
+        """Time counts from here: what is done between steps, such as measuring, is not theirs."""
+        self.since, self.since_step = time.monotonic(), step
+
+    def progress(self, step: int, values: Mapping[str, float], *, flops: float, peak: float) -> None:
+        """A line and a record of the steps since the last ones.
+
+        Args:
+            values: what is known about them besides time: "loss", "learning_rate", ...
+            flops: floating-point operations of a step; peak: what all devices can do a second; 0 where unknown.
+        """
+        schedule = self.recipe.schedule
+        seconds = (time.monotonic() - self.since) / max(step - self.since_step, 1)
+        values = {**values, "images_per_second": schedule.batch_size / seconds if seconds > 0 else math.nan}
+        if flops and peak and seconds > 0:
+            values["utilisation"] = flops / seconds / peak
+        left = seconds * (schedule.total_steps - step)
+        line = [f"step {step}/{schedule.total_steps}", f"loss {values['loss']:.3f}"]
+        if "learning_rate" in values:
+            line.append(f"lr {values['learning_rate']:.2g}")
+        line.append(f"{values['images_per_second']:.4g} images/s")
+        if "utilisation" in values:
+            line.append(f"{values['utilisation']:.0%} of peak")
+        if "groups_in_use" in values:
+            line.append(f"{values['groups_in_use']:.3g} groups in use")
+        line.append(f"{duration(left)} left")
+        self.log("  ".join(line))
+        self.record(step, values)
+        self.start(step)
+
+    def record(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers of a step, to the file and to whoever else listens."""
+        text = json.dumps({"step": step, **{name: _plain(value) for name, value in values.items()}})
+        # A full disk is told where a checkpoint is saved, and is no reason to end a run.
+        with contextlib.suppress(OSError), self.path.open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+        for writer in self.writers:
+            writer.write(step, values)
+
+    def close(self) -> None:
+        for writer in self.writers:
+            writer.close()
+
+
+def duration(seconds: float) -> str:
+    """ "5 s", "12 min", "3:05 h", "2 d 3 h"."""
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 90:
+        return f"{minutes} min"
+    return f"{minutes // 60}:{minutes % 60:02d} h" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Keeps the records of a file up to a step; a line of another shape, or that a killed process left unfinished, is none."""
+    if not path.exists():
+        return
+    kept = []
+    try:
+        with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+            for line in file:
+                if step and line.endswith("\n") and 0 <= _step_of(line, path) <= step:
+                    kept.append(line)
+        write_files(path.parent, {path.name: lambda place: write_text(place, "".join(kept))})
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be continued: {error.strerror or error}") from error
+
+
+def _step_of(line: str, path: Path) -> int:
+    """The step of a record; -1 for what is none."""
+    try:
+        step = parse_json(line, path).get("step")
+    except CheckpointError:
+        return -1
+    return step if isinstance(step, int) and not isinstance(step, bool) else -1
+
+
+def _plain(value: float) -> float | str:
+    """A JSON value: that format has no infinities."""
+    return float(value) if math.isfinite(value) else str(float(value))
+
+
+class _TensorBoard:
+    def __init__(self, directory: Path) -> None:
+        if "tensorflow" not in sys.modules:
+            # TensorBoard's own switch: where this module exists it does without TensorFlow, which takes seconds and GPU memory.
+            sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
+        try:
+            from tensorboard.summary import Writer
+        except ModuleNotFoundError as error:
+            raise InputError('run.tensorboard needs TensorBoard: pip install "groupvit[train]"') from error
+        self.writer = Writer(str(directory))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class _WandB:
+    def __init__(self, recipe: Recipe, directory: Path) -> None:
+        try:
+            import wandb
+        except ModuleNotFoundError as error:
+            raise InputError("run.wandb needs Weights & Biases: pip install wandb") from error
+        # One run there for one folder here, also after an interruption.
+        place = f"{directory.name}-{zlib.crc32(str(directory.resolve()).encode()):08x}"
+        self.run = wandb.init(
+            project=recipe.run.wandb, name=directory.name, id=place, resume="allow", dir=str(directory),
+            config=to_table(recipe),
+        )  # fmt: skip
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self.run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self.run.finish()

@@ -1,0 +1,631 @@
+"""Settings of a training run, and what follows from them as pure functions that both backends' loops use.
+
+A recipe is a TOML file: those in `recipes/` have names, your own are read by path. One may be based on another (`base = "NAME"`, or a
+path beside the file) and says only what differs. Single settings are replaced with `groupvit_common.training.settings.changed`.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from groupvit_common.data.captions.settings import DataSettings
+from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.model.config import GroupViTConfig
+from groupvit_common.storage.files import read_text
+from groupvit_common.training.settings import changed, parse_change, read_settings, with_changes
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """What is trained, and from where it starts. The defaults are the paper's model.
+
+    `depths` layers of each stage; `groups` that each grouping block leaves, with as many group tokens: one fewer than there are
+    stages. `drop_path`: the highest rate of dropped residual branches, of the last vision layer; they rise in a line from 0.
+
+    `logit_scale`: what similarities are multiplied with at first, 1 / temperature. `position_amplitude`: position embeddings
+    start as waves of this height (0: at the model's own initial values).
+
+    `tokenizer`: a checkpoint's directory or name on the hub; empty: learnt from the captions, with `vocab_size` entries.
+    `text_length`: tokens of the longest text.
+
+    `init_from`: a checkpoint to start from (directory, name on the hub, or "demo"). Its configuration and tokenizer (`tokenizer`
+    where it has none) then hold, and of the
+    settings above only `image_size` (positions are interpolated), `drop_path` and the training ones count; the recipe that is saved
+    with a run says what the model is. `freeze`: parts that stay as they are; `train_only`: the only parts that do not. Both name
+    runs of components of the tensors' names: "text_model",
+    "group_token", "vision_model.encoder.stages.0".
+    """
+
+    image_size: int = 224
+    patch_size: int = 16
+    width: int = 384
+    heads: int = 6
+    mlp_ratio: int = 4
+    depths: tuple[int, ...] = (6, 3, 3)
+    groups: tuple[int, ...] = (64, 8)
+    drop_path: float = 0.1
+    text_width: int = 256
+    text_heads: int = 4
+    text_layers: int = 12
+    text_mlp_ratio: int = 4
+    text_length: int = 77
+    embedding: int = 256
+    projection_width: int = 4096
+    initializer_range: float = 0.02
+    logit_scale: float = 1 / 0.07
+    position_amplitude: float = 0.0
+    tokenizer: str = "nvidia/groupvit-gcc-yfcc"
+    vocab_size: int = 49408
+    init_from: str = ""
+    freeze: tuple[str, ...] = ()
+    train_only: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.depths) != len(self.groups) + 1:
+            raise InputError(
+                f"model.depths must have one entry more than model.groups, whose blocks stand between the stages; "
+                f"got {list(self.depths)} and {list(self.groups)}"
+            )
+        if self.freeze and self.train_only:
+            raise InputError("model.freeze and model.train_only exclude each other: give one of them")
+        sizes = (
+            "image_size",
+            "patch_size",
+            "width",
+            "heads",
+            "mlp_ratio",
+            "text_width",
+            "text_heads",
+            "text_layers",
+            "text_mlp_ratio",
+        )
+        _check_least("model", self, 1, *sizes, "embedding", "projection_width", "vocab_size")
+        _check_least("model", self, 3, "text_length")
+        _check_least("model", self, 0, "initializer_range", "position_amplitude")
+        for name, least in (("depths", 0), ("groups", 1)):
+            if any(number < least for number in getattr(self, name)):
+                raise InputError(f"model.{name} must each be at least {least}, got {list(getattr(self, name))}")
+        for width, heads in (("width", "heads"), ("text_width", "text_heads")):
+            if getattr(self, width) % getattr(self, heads) and not self.init_from:
+                raise InputError(
+                    f"model.{width} must be a multiple of model.{heads}, got {getattr(self, width)} and {getattr(self, heads)}"
+                )
+        if self.image_size % self.patch_size and not self.init_from:
+            raise InputError(
+                f"model.image_size must be a multiple of model.patch_size, got {self.image_size} and {self.patch_size}"
+            )
+        if not 0 < self.logit_scale < math.inf:
+            raise InputError(f"model.logit_scale must be positive, got {self.logit_scale}")
+        _check_share("model", self, "drop_path")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneSettings:
+    """Made scenes as data (`groupvit_common.data`): what a run trains on that names no other data.
+
+    `levels`, one a step, in the order of `turns`, which starts again; `scenes_per_level` scenes made from the run's seed. Held-out
+    scenes are made from `held_out_seed`, `held_out_scenes` a level. `templates`: one is drawn each step for all prompts.
+    `prompts`: words of each caption for the multi-label loss. `mixed_share` of each batch is mixed for the objective "groups": part
+    of one picture beside part of another (`mixed_quarters`: parts of four), each patch answering to its own caption.
+    `single_share` of the training scenes have one object, and in `close_up_share` one thing fills the picture (`make_scene`); held-out
+    scenes have two to four objects. `size`: side of a scene in pixels, which the model sees enlarged to `image_size` (0: as it is), so
+    that a patch of as many pixels shows less of it.
+    """
+
+    levels: tuple[int, ...] = (1, 2, 3)
+    turns: tuple[int, ...] = (1, 2, 3, 2)
+    size: int = 0
+    scenes_per_level: int = 15_000
+    held_out_seed: int = 1_000_003
+    held_out_scenes: int = 200
+    templates: tuple[str, ...] = ("{}", "a {}", "a {} object", "a photo of a {}.", "a picture of {}.")
+    prompts: int = 3
+    mixed_share: float = 0.5
+    mixed_quarters: bool = False
+    single_share: float = 0.0
+    close_up_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_least("scenes", self, 1, "scenes_per_level", "held_out_scenes")
+        _check_least("scenes", self, 0, "held_out_seed", "prompts", "size")
+        _check_share("scenes", self, "mixed_share", "single_share", "close_up_share")
+        if self.single_share + self.close_up_share > 1:
+            raise InputError(
+                "scenes.single_share and scenes.close_up_share must not exceed 1 together, "
+                f"got {self.single_share} and {self.close_up_share}"
+            )
+        if not self.turns or set(self.turns) != set(self.levels):
+            raise InputError(
+                f"scenes.turns must name every one of the levels {list(self.levels)} and no other, got {list(self.turns)}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveSettings:
+    """What is learnt.
+
+    `kind` "paper": contrastive of the pooled image and its caption, plus `multi_label_weight` times multi-label contrastive with
+    the data's prompts of each caption, whose temperature is its own.
+    `kind` "groups" (scenes only) trains groups against the batch's prompts (`loss.py` of a backend), beyond the paper:
+    `naming_weight` patch naming, `claim_weight` prompt claims by `claim_patches` patches each; `ungrouped_weight` the same two for
+    the patches themselves, as they enter the grouping block; `paper_weight` the paper's losses too, on the pooled pictures that are
+    not mixed, both at the multi-label loss's temperature (the first one's is that of groups).
+
+    Grouping: soft until the share `hard_from` of the steps, then hard with straight-through gradients; `gumbel` adds the paper's
+    noise.
+    """
+
+    kind: Literal["paper", "groups"] = "paper"
+    multi_label_weight: float = 1.0
+    naming_weight: float = 1.0
+    claim_weight: float = 1.0
+    claim_patches: int = 12
+    ungrouped_weight: float = 1.0
+    paper_weight: float = 0.0
+    hard_from: float = 0.0
+    gumbel: bool = True
+
+    def __post_init__(self) -> None:
+        weights = ("multi_label_weight", "naming_weight", "claim_weight", "ungrouped_weight", "paper_weight")
+        _check_least("objective", self, 0, *weights)
+        _check_least("objective", self, 1, "claim_patches")
+        if self.kind == "paper" and self.paper_weight:
+            raise InputError(
+                f"objective.paper_weight is the share of the paper's losses beside kind=groups, got {self.paper_weight} with kind=paper; "
+                "set it to 0"
+            )
+        _check_share("objective", self, "hard_from")
+
+    @property
+    def has_paper_losses(self) -> bool:
+        """Whether the paper's losses take part."""
+        return self.kind == "paper" or self.paper_weight > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """Segmentation sets on which the model is measured, zero-shot, every `run.evaluate_every` steps, beside held-out scenes.
+
+    `data`: the sets, as `groupvit evaluate --data` calls them: "voc:VOCdevkit/VOC2012", "folder:mine"; `split`: another part of
+    each than the usual one; `limit`: so many pictures of each, the first ones (0: all). `protocol`: as `--protocol`; "usual": what
+    that command takes of itself. `background`: a threshold in the place of the protocol's, for sets with a background.
+    """
+
+    data: tuple[str, ...] = ()
+    split: str = ""
+    limit: int = 0
+    protocol: Literal["usual", "paper", "tcl", "native"] = "usual"
+    background: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_least("evaluation", self, 0, "limit")
+        if self.background is not None:
+            _check_share("evaluation", self, "background")
+        twice = [name for name in self.data if self.data.count(name) > 1]
+        if twice:
+            raise InputError(f"evaluation.data names {twice[0]} twice")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """AdamW with `weight_decay` by `decays`; gradients clipped to the norm `clip_norm` (0: not at all). The weights that are measured
+    and saved are an exponential mean with decay `ema_decay` (0: the last weights)."""
+
+    learning_rate: float = 1.6e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    weight_decay: float = 0.05
+    clip_norm: float = 5.0
+    ema_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_share("optimizer", self, "ema_decay")
+        _check_least("optimizer", self, 0, "learning_rate", "epsilon", "weight_decay", "clip_norm")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"optimizer.betas must be at least 0 and below 1, got {list(self.betas)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSettings:
+    """How long, and how the learning rate changes.
+
+    `batch_size`: images of one step, on all devices together. `steps`, or where they are 0 `epochs` of `images_per_epoch`. The rate rises in a
+    line from the share `initial_rate` of `learning_rate` over `warmup_steps` (or `warmup_epochs`), then falls as a cosine to the share
+    `final_rate`.
+    """
+
+    batch_size: int = 4096
+    steps: int = 0
+    epochs: float = 30.0
+    images_per_epoch: int = 0
+    warmup_steps: int = 0
+    warmup_epochs: float = 2.0
+    initial_rate: float = 0.0
+    final_rate: float = 0.025
+
+    def __post_init__(self) -> None:
+        # Batch norm and mixing need company.
+        _check_least("schedule", self, 4, "batch_size")
+        _check_least("schedule", self, 0, "steps", "warmup_steps", "epochs", "images_per_epoch", "warmup_epochs")
+        _check_share("schedule", self, "initial_rate", "final_rate")
+        if self.total_steps < 1:
+            raise InputError(
+                "schedule needs steps, or epochs and images_per_epoch of at least one batch, got "
+                f"epochs {self.epochs:g} of {self.images_per_epoch} images for batch_size {self.batch_size}"
+            )
+        if not self.total_warmup_steps < self.total_steps:
+            # Named as they were given.
+            by_steps, of_steps = bool(self.warmup_steps), bool(self.steps)
+            warmup = (
+                f"schedule.warmup_steps {self.warmup_steps}"
+                if by_steps
+                else f"schedule.warmup_epochs {self.warmup_epochs:g}"
+            )
+            run = f"schedule.steps {self.steps}" if of_steps else f"schedule.epochs {self.epochs:g}"
+            counted = "" if by_steps and of_steps else f" ({self.total_warmup_steps} of {self.total_steps} steps)"
+            raise InputError(
+                f"{warmup} must be less than {run}{counted}: set {'warmup_steps' if by_steps else 'warmup_epochs'} to less, such as a "
+                "twentieth of the run"
+            )
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run, whichever way they were given."""
+        return self.steps or self._steps_of(self.epochs)
+
+    @property
+    def total_warmup_steps(self) -> int:
+        return self.warmup_steps or self._steps_of(self.warmup_epochs)
+
+    def _steps_of(self, epochs: float) -> int:
+        return int(epochs * self.images_per_epoch / self.batch_size)
+
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How it is computed, watched and saved.
+
+    `seed` of all that is random; `workers`: processes that decode pictures, on each rank (scenes need none).
+    `precision` of activations (weights are float32 throughout); `compile` the towers; `gradient_checkpointing`: time for memory;
+    `chunk_size`: images that go through the towers at once on one device (0: its whole share of the batch). Smaller chunks
+    need less memory and change no gradient: features of the whole batch are compared all the same.
+
+    A line and a record every `log_every` steps; the model measured every `evaluate_every` (0: at the end); a checkpoint every `save_every`
+    steps and every `save_minutes` (0: not), of which the last `keep` and, with `keep_best`, the best measured one stay.
+    `max_bad_steps`: so many steps whose loss or gradient is no number end the run.
+
+    `tensorboard`: also write event files; `wandb`: name of a Weights & Biases project (empty: none). `peak_tflops`: what one
+    device can do at this precision, for the utilisation (0: known for some devices).
+    """
+
+    seed: int = 0
+    workers: int = 4
+    precision: Precision = "bfloat16"
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    chunk_size: int = 0
+    log_every: int = 100
+    evaluate_every: int = 2500
+    save_every: int = 2500
+    save_minutes: float = 0.0
+    keep: int = 3
+    keep_best: bool = True
+    max_bad_steps: int = 10
+    tensorboard: bool = False
+    wandb: str = ""
+    peak_tflops: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_least(
+            "run",
+            self,
+            0,
+            "seed",
+            "workers",
+            "chunk_size",
+            "save_minutes",
+            "peak_tflops",
+            "evaluate_every",
+            "save_every",
+        )
+        _check_least("run", self, 1, "log_every", "keep", "max_bad_steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One training run, in sections."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings | None = None
+    """Captioned pictures of your own; None: made scenes."""
+    scenes: SceneSettings = field(default_factory=SceneSettings)
+    objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    run: RunSettings = field(default_factory=RunSettings)
+
+    def __post_init__(self) -> None:
+        if self.run.seed == self.scenes.held_out_seed:
+            raise InputError(f"run.seed {self.run.seed} is the seed of the held-out scenes; choose another")
+        # Of a checkpoint's model, see `of_checkpoint`.
+        if self.objective.kind == "groups" and len(self.model.groups) != 1 and not self.model.init_from:
+            raise InputError(
+                f"the objective 'groups' trains one grouping block, got model.groups = {list(self.model.groups)}"
+            )
+
+        if self.objective.kind == "groups" and self.objective.paper_weight:
+            whole = self.schedule.batch_size - self.mixed_images
+            if whole < 2:
+                raise InputError(
+                    "objective.paper_weight compares pictures that are not mixed: of schedule.batch_size "
+                    f"{self.schedule.batch_size} and scenes.mixed_share {self.scenes.mixed_share} remain {whole}, at least 2 are needed"
+                )
+        if self.data is not None and self.objective.kind != "paper":
+            raise InputError(
+                f"the objective {self.objective.kind!r} is for made scenes; for a run with data set kind=paper"
+            )
+        if self.data is not None and self.data.image_size != self.model.image_size:
+            raise InputError(
+                f"data.image_size must be model.image_size, got {self.data.image_size} and {self.model.image_size}; set both"
+            )
+
+    @property
+    def scene_size(self) -> int:
+        """Side of a scene in pixels."""
+        return self.scenes.size or self.model.image_size
+
+    @property
+    def mixed_images(self) -> int:
+        """How many pictures of a batch are mixed for the objective "groups": its first ones."""
+        return int(self.schedule.batch_size * self.scenes.mixed_share)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether the multi-label loss takes part."""
+        prompts = (self.scenes if self.data is None else self.data).prompts
+        return self.objective.has_paper_losses and prompts > 0 and self.objective.multi_label_weight > 0
+
+    @property
+    def needs_prompts(self) -> bool:
+        """Whether any loss looks at prompts; else they stay out of the text tower, and of its projection's statistics."""
+        return self.objective.kind == "groups" or self.multi_label
+
+
+def _check_least(section: str, settings: Any, least: float, *names: str) -> None:
+    for name in names:
+        if not least <= getattr(settings, name) < math.inf:
+            raise InputError(f"{section}.{name} must be at least {least:g}, got {getattr(settings, name)}")
+
+
+def _check_share(section: str, settings: Any, *names: str) -> None:
+    for name in names:
+        if not 0.0 <= getattr(settings, name) <= 1.0:
+            raise InputError(f"{section}.{name} must lie between 0 and 1, got {getattr(settings, name)}")
+
+
+# Named runs and files
+
+
+def recipe_names() -> tuple[str, ...]:
+    """The named runs that come with the package."""
+    return tuple(sorted(path.stem for path in RECIPES.glob("*.toml")))
+
+
+def get_recipe(name_or_path: str | Path, changes: Iterable[str] = ()) -> Recipe:
+    """A named run, or that of a TOML file.
+
+    Args:
+        changes: settings to replace, such as "optimizer.learning_rate=1e-3" or "learning_rate=1e-3".
+
+    Raises:
+        InputError: no such name or file, a file that is no recipe, an impossible setting; says what there is.
+    """
+    path = _find(name_or_path, Path())
+    # The changes come first: a file may leave out what they say.
+    table = with_changes(Recipe, _table(path, ()), _in_epochs(dict(map(parse_change, changes)), "schedule."))
+    try:
+        return read_settings(Recipe, table)
+    except InputError as error:
+        raise InputError(f"recipe {path.stem if path.parent == RECIPES else path}: {error}") from error
+
+
+def _find(name_or_path: str | Path, beside: Path) -> Path:
+    name = str(name_or_path)
+    if name in recipe_names():
+        return RECIPES / f"{name}.toml"
+    path = beside / name
+    if path.is_file():
+        return path
+    if name.endswith(".toml"):
+        raise InputError(f"there is no recipe file {path}")
+    raise InputError(
+        f"no recipe called {name!r}; there are {', '.join(recipe_names())}, or give the path of a TOML file"
+    )
+
+
+def _table(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """The content of a recipe file, laid over that of its base."""
+    if path in seen:
+        raise InputError(f"{path} is based on itself, by way of {', '.join(map(str, seen))}")
+    try:
+        table = tomllib.loads(read_text(path))
+    except CheckpointError as error:
+        raise InputError(str(error)) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read as TOML: {error}") from error
+    base = table.pop("base", None)
+    if base is None:
+        return table
+    if not isinstance(base, str):
+        raise InputError(f"{path}: base must be the name or path of a recipe, got {base!r}")
+    if isinstance(table.get("schedule"), dict):
+        table["schedule"] = _in_epochs(table["schedule"])
+    return _merged(_table(_find(base, path.parent), (*seen, path)), table)
+
+
+def _in_epochs(given: Mapping[str, Any], section: str = "") -> dict[str, Any]:
+    """Settings that are laid over others: a length in epochs takes the place of one in steps, which would go before it."""
+    names = {name.removeprefix("schedule.") for name in given}
+    return {**given, f"{section}steps": 0} if "epochs" in names and "steps" not in names else dict(given)
+
+
+def _merged(base: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in table.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+# What follows from a recipe
+
+
+def model_config(recipe: Recipe, vocab_size: int) -> GroupViTConfig:
+    """The model that a recipe trains. `vocab_size`: of its tokenizer, whose last id ends a text."""
+    settings = recipe.model
+    text: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "hidden_size": settings.text_width,
+        "intermediate_size": settings.text_width * settings.text_mlp_ratio,
+        "num_hidden_layers": settings.text_layers,
+        "num_attention_heads": settings.text_heads,
+        "max_position_embeddings": settings.text_length,
+        "bos_token_id": vocab_size - 2,
+        "eos_token_id": vocab_size - 1,
+        "pad_token_id": vocab_size - 1,
+    }
+    vision: dict[str, Any] = {
+        "hidden_size": settings.width,
+        "intermediate_size": settings.width * settings.mlp_ratio,
+        "depths": list(settings.depths),
+        "num_hidden_layers": sum(settings.depths),
+        "num_group_tokens": [*settings.groups, 0],
+        "num_output_groups": [*settings.groups, settings.groups[-1] if settings.groups else 0],
+        "num_attention_heads": settings.heads,
+        "image_size": settings.image_size,
+        "patch_size": settings.patch_size,
+        "initializer_range": settings.initializer_range,
+        "assign_mlp_ratio": [0.5, settings.mlp_ratio],
+    }
+    return GroupViTConfig(
+        text_config=text,
+        vision_config=vision,
+        projection_dim=settings.embedding,
+        projection_intermediate_dim=settings.projection_width,
+        logit_scale_init_value=math.log(settings.logit_scale),
+        segmentation_assignment=segmentation_assignment(recipe),
+    )
+
+
+def of_checkpoint(recipe: Recipe, config: GroupViTConfig) -> Recipe:
+    """A recipe that starts from a checkpoint of this configuration: its model is the checkpoint's, whatever the recipe says of it.
+
+    Raises:
+        InputError: an image size or an objective that is not for this model.
+    """
+    vision, text = config.vision_config, config.text_config
+    groups = [after for before, after in zip(vision.num_group_tokens, vision.num_output_groups, strict=True) if before]
+    found: dict[str, Any] = {
+        "patch_size": vision.patch_size,
+        "width": vision.hidden_size,
+        "heads": vision.num_attention_heads,
+        "mlp_ratio": vision.intermediate_size / vision.hidden_size,
+        "depths": list(vision.depths),
+        "groups": groups,
+        "text_width": text.hidden_size,
+        "text_heads": text.num_attention_heads,
+        "text_layers": text.num_hidden_layers,
+        "text_mlp_ratio": text.intermediate_size / text.hidden_size,
+        "text_length": text.max_position_embeddings,
+        "embedding": config.projection_dim,
+        "projection_width": config.projection_intermediate_dim,
+        "vocab_size": text.vocab_size,
+    }
+    # A ratio that is not whole, which no recipe makes, is left as it is.
+    known = {f"model.{name}": value for name, value in found.items() if isinstance(value, list) or value == int(value)}
+    size, source = recipe.model.image_size, recipe.model.init_from
+    if size % vision.patch_size:
+        raise InputError(
+            f"model.image_size must be a multiple of the {vision.patch_size} pixels of a patch of {source}, got {size}"
+        )
+    if recipe.objective.kind == "groups" and len(groups) != 1:
+        raise InputError(
+            f"the objective 'groups' trains one grouping block, and {source} has {len(groups)} ({', '.join(map(str, groups))} groups): "
+            "use kind=paper"
+        )
+    return changed(recipe, known)
+
+
+def segmentation_assignment(recipe: Recipe) -> str:
+    """Kept in config.json for `Segmenter`: masks are best made in the way that was trained, "hard" or "soft"."""
+    return "hard" if assigns_hard(recipe, recipe.schedule.total_steps - 1) else "soft"
+
+
+def wave_positions(side: int, width: int, amplitude: float) -> NDArray[np.float32]:
+    """Starting values for position embeddings of a square grid, float32 `[side * side, width]`.
+
+    Sines and cosines of the row and of the column (Vaswani et al. 2017, in two dimensions), wavelengths 3 to 40 patches: near
+    patches are alike from the start, so that attention finds neighbours without having to learn first who they are.
+    """
+    if width % 4:
+        raise InputError(f"wave positions need a width that is a multiple of 4, got {width}")
+    frequency = 2 * np.pi / np.geomspace(3.0, 40.0, width // 4)
+    row, column = np.divmod(np.arange(side * side), side)
+    waves = [wave(axis[:, None] * frequency) for axis in (row, column) for wave in (np.sin, np.cos)]
+    return (amplitude * np.concatenate(waves, axis=1)).astype(np.float32)
+
+
+FROM_SCRATCH = 5e-4
+"""Learning rates above this are for training from scratch."""
+
+
+def is_too_fast(recipe: Recipe) -> bool:
+    """Returns whether a run starts from a checkpoint with a learning rate that soon undoes the checkpoint's training."""
+    return bool(recipe.model.init_from) and recipe.optimizer.learning_rate > FROM_SCRATCH
+
+
+def learning_rate_at(recipe: Recipe, step: int) -> float:
+    """Learning rate of step 0 .. steps - 1: linear warm-up, then a cosine down to `final_rate` of the peak."""
+    schedule, peak = recipe.schedule, recipe.optimizer.learning_rate
+    steps, warmup = schedule.total_steps, schedule.total_warmup_steps
+    if step < warmup:
+        start = peak * schedule.initial_rate
+        return start + (peak - start) * (step + 1) / warmup
+    progress = (step - warmup) / max(steps - warmup, 1)
+    cosine = 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+    return peak * (schedule.final_rate + (1.0 - schedule.final_rate) * cosine)
+
+
+def decays(name: str, dimensions: int) -> bool:
+    """Whether weight decay applies to a parameter: to matrices and filters; not to biases, norms, positions, tokens, scale."""
+    spared = ("position_embedding", "group_token", "token_embedding", "logit_scale")
+    return dimensions > 1 and not any(word in name for word in spared)
+
+
+def mean_decay_at(recipe: Recipe, step: int) -> float:
+    """What the mean of the weights keeps of itself at this step: `ema_decay`, less in the first steps, none in the very first."""
+    return min(recipe.optimizer.ema_decay, step / (step + 10))
+
+
+def assigns_hard(recipe: Recipe, step: int) -> bool:
+    """Whether patches belong to one group each at this step."""
+    return step >= recipe.objective.hard_from * recipe.schedule.total_steps
+
+
+def drop_path_rates(recipe: Recipe, layers: int) -> list[float]:
+    """How often the residual branches of each of a model's vision layers are dropped in training, from the first to the last."""
+    return [recipe.model.drop_path * layer / max(layers - 1, 1) for layer in range(layers)]
