@@ -6,7 +6,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := groupvit_common groupvit_torch groupvit_tf conversion benchmarks tests
 
 # Those over all backends that ask nothing of TensorFlow itself.
-JAX_TESTS := $(patsubst %,tests/test_%.py,jax parity model parameters outputs checkpoint segmenter)
+JAX_TESTS := tests/groupvit_tf/test_jax.py tests/segmentation/test_segmenter.py \
+  $(patsubst %,tests/model/test_%.py,parity model parameters outputs checkpoint)
 
 .PHONY: help demo test test-slow test-jax lint format train-demo parity clean
 
@@ -43,7 +44,7 @@ train-demo: $(VENV)/torch.stamp ## Train the bundled model again (some 40 minute
 	@$(BIN)/groupvit train scenes-demo-fine --out runs/scenes-demo-fine --resume auto
 
 parity: $(VENV)/dev.stamp ## Compare PyTorch and Keras on random models and write docs/parity.md (some 10 minutes).
-	@$(BIN)/python -m tests.parity
+	@$(BIN)/python -m tests.support.parity
 
 clean: ## Remove the environment and everything generated.
 	rm -rf $(VENV) demo_output runs build *.egg-info

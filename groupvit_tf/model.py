@@ -123,7 +123,7 @@ class GroupViTPreTrainedModel(PreTrainedModel):
         """As `keras.Model.compute_output_spec`, with inputs in any form: the shapes of the outputs."""
         return super().compute_output_spec(**self._named(args, kwargs))
 
-    # -- Keras's training interface: every argument of `keras.Model` does what Keras says, or is refused (tests/test_keras_api.py) --
+    # -- Keras's training interface: every argument of `keras.Model` does what Keras says, or is refused (tests/groupvit_tf/test_keras_api.py) --
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """As `keras.Model.compile`, without `loss`, `loss_weights`, `metrics` and `weighted_metrics`: outputs are records, and the

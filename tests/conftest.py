@@ -1,14 +1,11 @@
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import settings
 
 from groupvit_common.model.config import GroupViTConfig
-from tests.backends import BACKENDS, Backend
-
-REFERENCE = Path(__file__).parent / "reference"
+from tests.support.backends import BACKENDS, Backend
 
 # The same examples in every run: a change is judged by what it changes. HYPOTHESIS_PROFILE=default draws others.
 settings.register_profile("same", derandomize=True)
@@ -59,44 +56,4 @@ def tiny_inputs(tiny_config: GroupViTConfig) -> dict[str, np.ndarray]:
     attention_mask = np.ones_like(input_ids)
     attention_mask[1, 6:] = 0
     pixel_values = rng.standard_normal((3, 3, 32, 32)).astype(np.float32)
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values}
-
-
-def smallest_config() -> GroupViTConfig:
-    """Every kind of part once: what takes a second to trace as a graph."""
-    return GroupViTConfig(
-        text_config={
-            "vocab_size": 30,
-            "hidden_size": 8,
-            "intermediate_size": 12,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "max_position_embeddings": 12,
-            "bos_token_id": 28,
-            "eos_token_id": 29,
-        },
-        vision_config={
-            "hidden_size": 12,
-            "intermediate_size": 16,
-            "depths": [1, 0],
-            "num_group_tokens": [4, 0],
-            "num_output_groups": [4, 4],
-            "num_attention_heads": 2,
-            "image_size": 16,
-            "patch_size": 8,
-        },
-        projection_dim=6,
-        projection_intermediate_dim=10,
-    )
-
-
-def smallest_inputs() -> dict[str, np.ndarray]:
-    """Four texts and four images for `smallest_config`; the second text is padded."""
-    rng = np.random.default_rng(7)
-    input_ids = rng.integers(0, 28, (4, 5))
-    input_ids[:, 0], input_ids[:, -1] = 28, 29
-    input_ids[1, 3:] = 29
-    attention_mask = np.ones_like(input_ids)
-    attention_mask[1, 4:] = 0
-    pixel_values = rng.standard_normal((4, 3, 16, 16)).astype(np.float32)
     return {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values}

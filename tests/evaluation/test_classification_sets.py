@@ -1,0 +1,82 @@
+"""Classification sets as they lie on disks: folders of classes and shards; what is read, and what is said of the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from groupvit_common.errors import InputError
+from groupvit_common.evaluation.datasets.classification import ClassificationSet, open_classification_set
+from tests.data.test_sources import write_shard
+
+
+def found(opened: ClassificationSet) -> list[tuple[str, int]]:
+    return [(picture.name, picture.truth) for picture in opened]
+
+
+def test_hidden_files_and_folders_are_no_images_and_no_classes(tmp_path: Path) -> None:
+    for name in (
+        "cat/1.jpg",
+        "cat/._1.jpg",
+        "cat/Thumbs.db",
+        "dog/2.JPG",
+        ".ipynb_checkpoints/1.jpg",
+        "__MACOSX/cat/1.jpg",
+        ".DS_Store",
+    ):
+        (tmp_path / "val" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "val" / name).touch()
+    (tmp_path / "val" / "cat" / "folder.jpg").mkdir()
+    opened = open_classification_set(str(tmp_path))
+    assert opened.words == ("cat", "dog")
+    assert found(opened) == [("cat/1.jpg", 0), ("dog/2.JPG", 1)]
+    (tmp_path / "classes.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"cannot read the classes: .*classes\.txt is not UTF-8 text"):
+        open_classification_set(str(tmp_path))
+
+
+def test_shards_as_they_are_written(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("cat\r\ndog\r\n")
+    (tmp_path / "a").mkdir()
+    write_shard(
+        tmp_path / "1.tar", [("0.jpg", b""), ("1.jpg", b""), ("0.cls", b"1\n"), ("1.cls", b" 0"), ("._1.cls", b"x")]
+    )
+    write_shard(
+        tmp_path / "a" / "1.tar",
+        [("0.jpg", b""), ("0.cls", b"0"), ("2.jpg", b""), ("2.cls", b"0"), ("0.jpg", b""), ("0.cls", b"1")],
+    )
+    opened = open_classification_set(f"{tmp_path}/{{1,a/1}}.tar")
+    # Every name is another, since what is done is known by it.
+    assert found(opened) == [("1.tar/0", 1), ("1.tar/1", 0), ("1.tar/0#2", 0), ("1.tar/2", 0), ("1.tar/0#3", 1)]
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "message"),
+    [
+        (
+            "x.tar",
+            [("0.jpg", b""), ("0.cls", b"9" * 5000)],
+            r"0 in .* is of class '9{20}', but .* names classes 0 to 1",
+        ),
+        ("x.tar", [("0.jpg", b""), ("0.cls", b"")], "0 in .* is of class ''"),
+        (
+            "x.tar",
+            [("0.jpg", b""), ("0.cls", b"0"), ("0.cls", b"1")],
+            "0 in .* cannot be used: two members of the shard have one name",
+        ),
+        ("x.tar", [("0.jpg", b""), ("1.cls", b"0")], "0 in .* lacks its class"),
+        ("x.tar.gz", None, r"x\.tar\.gz: the shard is compressed \(gzip\)"),
+        ("x.TGZ", None, r"the shard is compressed \(gzip\)"),
+    ],
+)
+def test_shards_that_cannot_be_used_are_told(
+    tmp_path: Path, name: str, files: list[tuple[str, bytes]] | None, message: str
+) -> None:
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    if files is None:
+        (tmp_path / name).write_bytes(b"\x1f\x8b\x08" + bytes(100))
+    else:
+        write_shard(tmp_path / name, files)
+    with pytest.raises(InputError, match=message):
+        open_classification_set(str(tmp_path / name))

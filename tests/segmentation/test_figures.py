@@ -1,0 +1,474 @@
+"""Colours, overlays, legends; pictures of results, of small models in both backends."""
+
+import importlib
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from groupvit_common.cli import command_line as cli
+from groupvit_common.errors import InputError
+from groupvit_common.preprocessing.processor import GroupViTProcessor
+from groupvit_common.segmentation import figures as visualize
+from groupvit_common.segmentation.postprocess import Details, LabelScore, Segmentation
+from groupvit_common.segmentation.predictor import BaseSegmenter
+from groupvit_torch.model import GroupViTModel
+from groupvit_torch.predictor import Segmenter
+from tests.support.backends import BACKENDS
+from tests.support.checkpoints import random_checkpoint
+
+# Rounding of float32 through three stages, in a cosine.
+FLOAT32 = 1e-5
+FLOAT64 = 1e-12
+# Pixels at the border of two groups that are as large as each other but for rounding.
+TIES = 0.001
+
+
+def entries(count, name="label"):
+    return [visualize.Entry(c, f"{name} {i}", f"label {i}", "5%") for i, c in enumerate(visualize.palette(count))]
+
+
+def test_palette_is_stable_distinct_and_repeats_after_its_end():
+    colours = visualize.palette(256)
+    np.testing.assert_array_equal(visualize.palette(9), colours[:9])
+    assert len({tuple(c) for c in colours.tolist()}) == 256
+    np.testing.assert_array_equal(visualize.palette(300)[256:], colours[:44])
+    # The colours that most users see must not change between versions: people keep pictures side by side.
+    assert [bytes(c).hex() for c in colours[:8].tolist()] == [
+        "e69f00", "0a7fc4", "d62f4b", "00a676", "f0e442", "cc79a7", "56b4e9", "780078"]  # fmt: skip
+
+
+def test_the_first_colours_are_far_apart_for_colour_blind_eyes_too():
+    rgb = visualize._linear_rgb(visualize.palette(8))
+    for matrix in (np.eye(3), np.array(visualize._DEUTERANOPIA), np.array(visualize._PROTANOPIA)):
+        lab = visualize._oklab(np.clip(rgb @ matrix.T, 0, 1))
+        distance = np.linalg.norm(lab[:, None] - lab[None], axis=-1)[np.triu_indices(8, 1)]
+        # About 0.02 is just noticeable in OKLab.
+        assert distance.min() > 0.06
+
+
+def test_names_of_colours_are_shown_in_their_colour():
+    np.testing.assert_array_equal(visualize.label_colours(["cat", "dog"]), visualize.palette(2))
+    names = ["cat", "Red", "dog", "blue", *(f"label {i}" for i in range(300))]
+    colours = visualize.label_colours(names)
+    assert [bytes(c).hex() for c in colours[[1, 3]].tolist()] == ["d62f4b", "0a7fc4"]
+    others = np.delete(colours, [1, 3], axis=0)
+    np.testing.assert_array_equal(others[:2], visualize.palette(4)[[0, 3]])  # 1 and 2 are that blue and red
+    assert not {tuple(c) for c in others.tolist()} & {tuple(c) for c in colours[[1, 3]].tolist()}
+
+
+def test_overlay_tints_labels_and_leaves_the_background():
+    picture = Image.new("RGB", (20, 10), (100, 100, 100))
+    index_map = np.zeros((10, 20), np.uint8)
+    index_map[:, 10:] = 1
+    colours = np.array([[0, 0, 0], [200, 0, 0]], np.uint8)
+    drawn = np.asarray(visualize.overlay(picture, index_map, colours, 0.5, skip=0))
+    assert (drawn[:, :10] == 100).all()
+    np.testing.assert_allclose(drawn[5, 15], [150, 50, 50], atol=1)
+    # The outline, one pixel wide here, is stronger.
+    assert drawn[5, 10, 0] > 180
+    assert drawn[5, 11, 0] == drawn[5, 15, 0]
+    np.testing.assert_array_equal(visualize.overlay(picture, index_map, colours, 0.0), picture)
+    assert (np.asarray(visualize.overlay(picture, index_map, colours, 1.0))[:, 10:] == [200, 0, 0]).all()
+
+
+def test_outlines_are_what_lies_near_another_index():
+    index_map = np.zeros((9, 9), np.uint8)
+    index_map[4, 4] = 1
+    edge = visualize.outlines(index_map, 2)
+    expected = np.zeros((9, 9), bool)
+    expected[4, 2:7] = expected[2:7, 4] = True
+    np.testing.assert_array_equal(edge, expected)
+    assert not visualize.outlines(np.ones((1, 1), np.uint8), 3).any()
+    assert not visualize.outlines(np.ones((2, 300), np.uint8), 3).any()
+
+
+@pytest.mark.parametrize("size", [(640, 480), (480, 640), (1, 1), (32, 32), (2000, 20), (20, 2000), (700, 400)])
+@pytest.mark.parametrize("count", [1, 3, 80])
+def test_legend_neither_covers_nor_scales_the_picture(size, count):
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    drawn = visualize.with_legend(picture, entries(count))
+    np.testing.assert_array_equal(drawn.crop((0, 0, *size)), picture)
+    # Every entry's colour is there, whole: a swatch is at least 11 pixels wide inside its line.
+    outside = np.asarray(drawn).astype(int)
+    outside[: size[1], : size[0]] = 255
+    for entry in entries(count):
+        assert (outside == entry.colour).all(axis=-1).sum() >= 11 * 11
+    # The last column's text ends before the edge.
+    assert (np.asarray(drawn)[:, -3:] == 255).all() or drawn.width == size[0]
+
+
+def test_what_is_left_uncoloured_has_an_empty_swatch():
+    entry = visualize.Entry(None, "background", "label 0")
+    drawn = np.asarray(visualize.with_legend(Image.new("RGB", (200, 100)), [entry]))[100:]
+    assert drawn[:, :, 0].max() == 255
+    assert (drawn[13:26, 13:26].min(axis=(0, 1)) < 40).all()  # its outline
+    assert (drawn[15:24, 15:24] == 255).all()
+
+
+def test_no_entries_no_legend():
+    picture = Image.new("RGB", (30, 20))
+    assert visualize.with_legend(picture, []) is picture
+
+
+def test_long_names_are_cut():
+    drawn = visualize.with_legend(Image.new("RGB", (100, 100)), entries(1, "word " * 200))
+    assert drawn.width < 500
+
+
+def test_names_that_no_font_can_write(monkeypatch):
+    monkeypatch.setattr(visualize, "_SYSTEM_FONTS", ())
+    visualize._font_for.cache_clear()
+    colour = visualize.palette(1)[0]
+    for name, shown in [("cat", "cat"), ("télé", "tele"), ("猫", "label 7"), ("a\nb", "a b")]:
+        assert visualize._fit(visualize.Entry(colour, name, "label 7"), 20)[0] == shown
+    visualize._font_for.cache_clear()
+
+
+def test_a_system_font_writes_what_pillows_cannot():
+    try:
+        ImageFont.truetype("DejaVuSans.ttf", 20)
+    except OSError:
+        pytest.skip("DejaVu Sans is not installed")
+    text, font = visualize._fit(visualize.Entry(visualize.palette(1)[0], "télé", "label 7"), 20)
+    assert text == "télé"
+    assert font.getname()[0] != "Aileron"
+
+
+def test_index_image_keeps_the_indices():
+    small = np.arange(200, dtype=np.uint8).reshape(10, 20)
+    image = visualize.index_image(small, visualize.palette(200))
+    assert image.mode == "P"
+    np.testing.assert_array_equal(image, small)
+    np.testing.assert_array_equal(image.convert("RGB"), visualize.palette(200)[small])
+    large = np.arange(400, dtype=np.uint16).reshape(20, 20)
+    np.testing.assert_array_equal(visualize.index_image(large, visualize.palette(400)), large)
+
+
+@pytest.mark.parametrize(("share", "text"), [(0, "0%"), (0.001, "<1%"), (0.236, "24%"), (1, "100%")])
+def test_percent(share, text):
+    assert visualize.percent(share) == text
+
+
+# ---- pictures of a result ----
+
+
+def blocks(size=(60, 40), seed=0):
+    """A picture of random blocks; `size` = (width, height)."""
+    colours = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    return Image.fromarray(colours).resize(size, Image.Resampling.NEAREST)
+
+
+def result_of(label_map, labels, has_background=False, group_map=None):
+    shares = np.bincount(label_map.ravel(), minlength=len(labels)) / label_map.size
+    scores = tuple(LabelScore(n, None, float(s)) for n, s in zip(labels, shares, strict=True))
+    group_map = label_map if group_map is None else group_map
+    image = Image.new("RGB", label_map.shape[::-1], (100, 100, 100))
+    return Segmentation(image, label_map, tuple(labels), scores, group_map, tuple(range(len(labels))), has_background)
+
+
+@pytest.fixture
+def halves():
+    """120 x 60 pixels: background on the left, a cat on the right, and a little of a dog in its middle."""
+    label_map = np.zeros((60, 120), np.uint8)
+    label_map[:, 60:] = 1
+    label_map[25:35, 85:95] = 2
+    return result_of(label_map, ["background", "cat", "dog"], has_background=True)
+
+
+def test_pictures_of_labels(halves):
+    cat, dog = visualize.label_colours(["cat", "dog"])
+    assert visualize.show(halves, "input") is halves.image
+    drawn = np.asarray(visualize.show(halves, "pred"))
+    for y, x, colour in ((10, 10, (0, 0, 0)), (10, 110, cat), (30, 90, dog)):
+        np.testing.assert_array_equal(drawn[y, x], colour)
+    tinted = np.asarray(visualize.show(halves, "input_pred"))
+    assert tinted.shape == (60, 120, 3)
+    np.testing.assert_array_equal(tinted, halves.overlay(legend=False))
+    np.testing.assert_array_equal(tinted[10, 10], [100, 100, 100])
+    np.testing.assert_allclose(tinted[10, 110], (cat.astype(int) + 100) / 2, atol=1)
+
+
+def test_names_stand_on_their_regions(halves):
+    plain, drawn = (np.asarray(visualize.show(halves, mode)) for mode in ("input_pred", "input_pred_label"))
+    assert drawn.shape == plain.shape
+    changed = (plain != drawn).any(axis=-1)
+    # The background has no name, and the names keep clear of each other: two tags, each with its label's colour.
+    assert not changed[:, :50].any()
+    for colour in visualize.label_colours(["cat", "dog"]):
+        assert (drawn[changed] == colour).all(axis=-1).sum() > 50
+
+
+def test_places_for_names_are_deep_inside():
+    index_map = np.zeros((9, 12), np.uint8)
+    index_map[:, 7:] = 1
+    depths = visualize._depths(index_map)
+    assert depths[4, 3] == depths.max() == 3
+    assert depths[4, 9] == 2
+    assert (depths[[0, -1]] == 0).all()
+    assert (depths[:, [0, 6, 7, -1]] == 0).all()
+    for shape in ((1, 1), (2, 2), (1, 9), (9, 2)):
+        assert not visualize._depths(np.zeros(shape, np.uint8)).any()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 200), (500, 2)])
+def test_pictures_of_any_size(size):
+    label_map = np.zeros(size, np.uint8)
+    label_map[size[0] // 2 :] = 1
+    result = result_of(label_map, ["a cat with a long name", "dog"])
+    details = Details((label_map, label_map), result.labels, np.zeros((2, 2, 2), np.float32))
+    for mode in visualize.MODES:
+        drawn = visualize.show(result, mode, details)
+        if mode not in ("all_groups", "similarity"):
+            assert drawn.size == result.image.size
+    assert visualize.thumbnail(result, 64).width > 0
+
+
+def test_pictures_of_groups(halves):
+    first = np.zeros((60, 120), np.uint8)
+    first[30:] = 5
+    details = Details((first, halves.group_map), ("cat", "dog"), np.zeros((2, 6, 12), np.float32))
+    colours = visualize.palette(6).astype(int)
+    drawn = np.asarray(visualize.show(halves, "first_group", details))
+    for y, group in ((10, 0), (50, 5)):
+        np.testing.assert_allclose(drawn[y, 20], 0.6 * colours[group] + 40, atol=1)
+    final = np.asarray(visualize.show(halves, "final_group"))
+    for x, group in ((20, 0), (110, 1)):
+        np.testing.assert_allclose(final[10, x], 0.6 * colours[group] + 40, atol=1)
+    both = np.asarray(visualize.show(halves, "all_groups", details))
+    width = both.shape[1]
+    assert any((both[y : y + 60, x : x + 120] == drawn).all() for y in range(30, 70) for x in (18,))
+    assert any((both[y : y + 60, x : x + 120] == final).all() for y in range(30, 70) for x in range(150, width - 120))
+
+
+def test_heat_maps_share_one_scale():
+    values = np.zeros((2, 4, 6), np.float32)
+    values[0, :, 3:] = 1.0
+    values[1] = 0.5
+    image = Image.new("RGB", (60, 40), (128, 128, 128))
+    drawn = np.asarray(visualize.heat_map(image, values[0], 0.0, 1.0, alpha=1.0))
+    np.testing.assert_array_equal(drawn[20, 2], visualize.heat_colours(np.array(0.0)))
+    np.testing.assert_array_equal(drawn[20, 57], visualize.heat_colours(np.array(1.0)))
+    # A picture alike everywhere is no fault.
+    assert visualize.heat_map(image, values[1], 0.5, 0.5).size == image.size
+    label_map = np.zeros((40, 60), np.uint8)
+    sheet = np.asarray(
+        visualize.show(result_of(label_map, ["a", "b"]), "similarity", Details((label_map,), ("a", "b"), values))
+    )
+    grey = np.round(0.3 * 100 + 0.7 * visualize.heat_colours(np.array([0.0, 0.5, 1.0])))
+    for colour in grey:
+        assert (np.abs(sheet.astype(int) - colour).max(axis=-1) <= 1).any()
+
+
+def test_heat_colours_go_from_dark_to_light():
+    lightness = visualize._oklab(visualize._linear_rgb(visualize.heat_colours(np.linspace(0, 1, 50))))[:, 0]
+    assert (np.diff(lightness) > 0).all()
+
+
+def test_what_cannot_be_shown(halves):
+    with pytest.raises(InputError, match="unknown kind of picture 'seg'"):
+        visualize.show(halves, "seg")
+    with pytest.raises(InputError, match="give details"):
+        visualize.show(halves, "first_group")
+    other = Details((np.zeros((4, 6), np.uint8),), ("cat",), np.zeros((1, 4, 6), np.float32))
+    with pytest.raises(InputError, match="picture of 6 x 4 pixels, but the result is of 120 x 60"):
+        visualize.show(halves, "similarity", other)
+    with pytest.raises(InputError, match="at least one picture"):
+        visualize.contact_sheet([])
+    with pytest.raises(InputError, match="must be at least 1, got 0"):
+        visualize.contact_sheet([("a", halves.image)], side=0)
+
+
+def test_two_results_side_by_side(halves):
+    label_map = halves.label_map.copy()
+    label_map[:6, :12] = 1
+    drawn = np.asarray(visualize.compare(halves, result_of(label_map, halves.labels, True), ("torch", "tf")))
+    red = (drawn == visualize._DIFFERENT).all(axis=-1)
+    rows, columns = np.nonzero(red)
+    assert red.sum() == 72
+    assert (np.ptp(rows), np.ptp(columns)) == (5, 11)
+    same = np.asarray(visualize.compare(halves, halves))
+    assert not (same == visualize._DIFFERENT).all(axis=-1).any()
+    assert visualize._share(np.zeros((2, 2), bool)) == "none"
+    assert visualize._share(np.arange(20000) == 3) == "<0.01%"
+    with pytest.raises(InputError, match="other labels"):
+        visualize.compare(halves, replace(halves, labels=("background", "cat", "cow")))
+    with pytest.raises(InputError, match="120 x 60 and 3 x 2 pixels"):
+        visualize.compare(halves, result_of(np.zeros((2, 3), np.uint8), halves.labels))
+
+
+def test_contact_sheet_holds_every_picture_small():
+    pictures = [(f"picture {i} " + "x" * 300, Image.new("RGB", (400, 200), (i * 20, 255 - i, 7))) for i in range(7)]
+    drawn = np.asarray(visualize.contact_sheet(iter(pictures), side=100))
+    for _, picture in pictures:
+        at = np.argwhere((drawn == picture.getpixel((0, 0))).all(axis=-1))
+        assert np.abs(np.ptp(at, axis=0) + 1 - [50, 100]).max() <= 1
+    one_row = visualize.contact_sheet(pictures, side=100, columns=9)
+    assert one_row.width > 7 * 100 > one_row.height
+
+
+def test_a_narrow_sheet_of_similarities_cuts_names_and_no_number(monkeypatch):
+    written = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda draw, at, text, **options: written.append((text, options)))
+    similarity = np.stack([np.full((6, 2), value, np.float32) for value in (0.25, 0.5)])
+    names = ("green armchair in the garden", "cat")
+    visualize.similarity_sheet(Image.new("RGB", (20, 60)), Details((), names, similarity))
+    (long, options), (short, _) = written[:2]
+    assert long.startswith("g")
+    assert long.endswith("… (at most 0.25)")
+    assert options["font"].getlength(long) <= visualize._NARROWEST_CELL
+    assert short == "cat (at most 0.50)"
+
+
+# ---- what the models see ----
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Two grouping blocks with different numbers of groups."""
+    return random_checkpoint(tmp_path_factory.mktemp("visualize") / "model", 1, groups=(12, 6))
+
+
+def segmenter_of(name, checkpoint, **options) -> BaseSegmenter:
+    made = importlib.import_module(f"groupvit_{name}.predictor").Segmenter.from_pretrained(
+        checkpoint, device="cpu", labels="cat, couch, dog", **options
+    )
+    assert isinstance(made, BaseSegmenter)
+    return made
+
+
+@pytest.fixture(scope="module", params=sorted(BACKENDS))
+def name(request):
+    return request.param
+
+
+@pytest.mark.parametrize("windows", [{}, {"window": 16, "stride": 12, "shorter_side": 32}], ids=["whole", "windows"])
+def test_details_say_what_the_result_says(name, checkpoint, windows):
+    segmenter = segmenter_of(name, checkpoint, assignment="soft", **windows)
+    image = blocks()
+    result, details = segmenter(image), segmenter.details(image)
+    assert details.labels == ("cat", "couch", "dog")
+    assert len(details.group_maps) == 2
+    for group_map in details.group_maps:
+        assert group_map.shape == (40, 60)
+        assert len(np.unique(group_map)) > 1
+    first, final = details.group_maps
+    assert len(np.unique(first)) > len(np.unique(final))
+    assert (final != result.group_map).mean() <= TIES
+    assert details.similarity.shape == (3, 32, 48)
+    assert np.abs(details.similarity).max() <= 1
+
+
+def test_first_groups_and_similarities_by_hand(checkpoint):
+    segmenter = segmenter_of("torch", checkpoint)
+    image = blocks()
+    details = segmenter.details(image)
+    with torch.no_grad():
+        pixels = torch.from_numpy(segmenter.prepare(image)[None])
+        vision = segmenter.model.vision_model(pixels, output_attentions=True)
+        groups = segmenter.model.visual_projection(vision.last_hidden_state[0])
+        maps = torch.nn.functional.interpolate(
+            vision.attentions[0].reshape(1, 12, 8, 12).double(), (40, 60), mode="bilinear"
+        )[0].numpy()
+        texts = segmenter.processor.tokenizer(["a photo of a couch."], return_tensors="pt")
+        cosine = torch.nn.functional.cosine_similarity(groups, segmenter.model.get_text_features(**texts)).double()
+        shares = (vision.attentions[1] @ vision.attentions[0])[0].double()
+        couch = torch.nn.functional.interpolate((cosine @ shares).reshape(1, 1, 8, 12), (32, 48), mode="bilinear")[0, 0]
+    taken = np.take_along_axis(maps, details.group_maps[0][None].astype(np.int64), axis=0)[0]
+    assert (taken >= maps.max(axis=0) - FLOAT32).all()
+    np.testing.assert_allclose(details.similarity[1], couch.numpy(), rtol=0, atol=FLOAT32)
+
+
+def test_both_backends_see_the_same(checkpoint):
+    for options in ({}, {"window": 16, "shorter_side": 32}):
+        one, other = (
+            segmenter_of(each, checkpoint, dtype="float64", **options).details(blocks()) for each in sorted(BACKENDS)
+        )
+        assert len(one.group_maps) == len(other.group_maps) == 2
+        for a, b in zip(one.group_maps, other.group_maps, strict=True):
+            np.testing.assert_array_equal(a, b)
+        np.testing.assert_allclose(one.similarity, other.similarity, rtol=0, atol=FLOAT64)
+
+
+def test_details_need_labels(checkpoint):
+    segmenter = importlib.import_module("groupvit_torch.predictor").Segmenter.from_pretrained(checkpoint, device="cpu")
+    with pytest.raises(InputError, match="no labels to look for"):
+        segmenter.details(blocks())
+
+
+# ---- the command ----
+
+
+def test_segment_writes_the_pictures_asked_for(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    blocks(seed=0).save("p0.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # held upright: stored a quarter turn to the left
+    blocks(seed=1).transpose(Image.Transpose.ROTATE_90).save("p1.png", exif=exif)
+    base = ["segment", "p0.png", "p1.png", "--model", str(checkpoint), "--labels", "cat, dog", "--device", "cpu"]
+    assert cli.main([*base, "--show", " similarity,pred ,first_group,pred", "--sheet", "--out", "out"]) == 0
+    written = {file.name for file in (tmp_path / "out").iterdir()}
+    usual = {"overlay.png", "labels.png", "segmentation.json"}
+    kinds = {f"p{i}_{end}" for i in range(2) for end in {*usual, "similarity.png", "pred.png", "first_group.png"}}
+    assert written == kinds | {"contact_sheet.png"}
+    segmenter = segmenter_of("torch", checkpoint)
+    segmenter.set_labels("cat, dog")
+    result, details = segmenter(blocks(seed=1)), segmenter.details(blocks(seed=1))
+    for mode in ("pred", "first_group", "similarity"):
+        with Image.open(f"out/p1_{mode}.png") as picture:
+            np.testing.assert_array_equal(picture, visualize.show(result, mode, details))
+    capsys.readouterr()
+
+    for arguments, message in (
+        (["--show", "pred,groups"], "--show knows no 'groups': it must be among input, pred"),
+        (["--sheet", "--json"], "with --json they need --out DIR"),
+    ):
+        assert cli.main([*base, *arguments]) == cli.BAD_INPUT
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("always:left out")
+def test_a_picture_that_was_given_is_not_replaced(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    blocks().save("p.png")
+    blocks(seed=1).save("p_pred.png")
+    base = ["segment", ".", "--model", str(checkpoint), "--labels", "cat, dog", "--device", "cpu", "--out", "."]
+    assert cli.main([*base, "--show", "pred"]) == 0
+    np.testing.assert_array_equal(Image.open("p_pred.png"), blocks(seed=1))
+    assert (tmp_path / "p-2_pred.png").is_file()
+    blocks().save("contact_sheet.png")
+    assert cli.main([*base, "--sheet"]) == cli.BAD_INPUT
+    told = capsys.readouterr().err
+    assert "left out in the folder .: 6 results of an earlier run" in told
+    assert "contact_sheet.png is among the pictures" in told
+
+
+def test_compare_shows_where_two_results_differ(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    blocks().save("p.png")
+    other = tmp_path / "other"
+    model = GroupViTModel.from_pretrained(checkpoint)
+    with torch.no_grad():
+        model.visual_projection[-1].weight.mul_(-1)
+    model.save_pretrained(other)
+    GroupViTProcessor.from_pretrained(checkpoint).save_pretrained(other)
+    base = ["compare", "p.png", "--labels", "cat, dog", "--model", str(checkpoint), "--device", "cpu", "--out", "out"]
+    assert cli.main([*base, "--other", str(other), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    results = [
+        Segmenter.from_pretrained(each, device="cpu", labels="cat, dog")("p.png") for each in (checkpoint, other)
+    ]
+    different = results[0].label_map != results[1].label_map
+    assert record["different"] == different.mean() > 0
+    with Image.open(record["files"]["compare"]) as drawn:
+        assert (np.asarray(drawn) == visualize._DIFFERENT).all(axis=-1).sum() == different.sum()
+
+    assert cli.main([*base, "--backend", "torch", "--other-backend", "tf"]) == 0
+    assert re.search(r"p.png: 0\.\d+% of the pixels differ -> out.p_compare.png", capsys.readouterr().out)
+    assert cli.main(base) == cli.BAD_INPUT
+    assert "name a second model with --other" in capsys.readouterr().err

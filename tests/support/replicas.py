@@ -1,0 +1,172 @@
+"""Run by test_tf_model.py and test_tf_train.py in processes of their own: training on two replicas against training on one device.
+
+    python -m tests.support.replicas DIRECTORY plain,captions,groups one mirrored      # one after another, the second on two logical CPUs
+    python -m tests.support.replicas DIRECTORY plain workers                           # one of the workers that TF_CONFIG names
+
+Writes losses and weights of each task under each strategy to DIRECTORY/STRATEGY-RANK-TASK.npz.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import groupvit_tf  # first, for a quiet start  # noqa: F401  # isort: skip
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from groupvit_common.data.captions.settings import DataSettings, SourceSettings
+from groupvit_common.errors import InputError
+from groupvit_common.training.recipe import Recipe
+from groupvit_common.training.run import make_processor
+from groupvit_common.training.scene_batches import CaptionedImages, SceneBatches
+from groupvit_common.training.settings import changed
+from groupvit_tf import TFGroupViTModel
+from groupvit_tf.checkpoint import canonical_variables
+from groupvit_tf.data import dataset
+from groupvit_tf.distributed import Place, Seeds, here
+from groupvit_tf.train import Trainer, make_optimiser
+from tests.support.models import smallest_config, smallest_inputs
+from tests.support.training import END, PAPER, Captions, tiny
+
+STEPS, BATCH = 5, 8
+
+# A learning rate that float32 can hold, in which Keras keeps it; an epsilon that AdamW does not divide rounding by.
+SETTINGS = {"steps": STEPS, "batch_size": BATCH, "learning_rate": 2.0**-8, "epsilon": 1e-6, "gumbel": False}
+
+
+class Losses(keras.callbacks.Callback):
+    """Of each step; Keras reports their mean so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: list[float] = []
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self.model.reset_metrics()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.values.append(float(logs["loss"]))
+
+
+def small_config() -> Any:
+    """For the batches of `tests.support.training`."""
+    config = smallest_config()
+    config.text_config.vocab_size, config.text_config.eos_token_id = END + 1, END
+    config.text_config.max_position_embeddings = 32
+    config.vision_config.image_size, config.vision_config.patch_size = 48, 16
+    config.vision_config.initializer_range = 0.3  # so narrow a tower would make gradients of 1e4 of the paper's 0.02
+    return config
+
+
+def captions_recipe(**changes: Any) -> Recipe:
+    """The paper's objective on pictures with captions and prompts of their own."""
+    data = DataSettings(sources=(SourceSettings(kind="folder", path="nowhere"),), image_size=48, prompts=3)
+    return changed(tiny(**PAPER), {**SETTINGS, "data": data, **changes})
+
+
+def captions(place: Place) -> tuple[Recipe, Any]:
+    return captions_recipe(), Captions(BATCH, rank=place.rank, world=place.world)
+
+
+def chunks(place: Place) -> tuple[Recipe, Any]:
+    """Those captions with cached features on several replicas: the same numbers as one device's plain batch."""
+    recipe, stream = captions(place)
+    return changed(recipe, {"chunk_size": 3 if place.replicas > 1 else 0}), stream
+
+
+def groups(place: Place) -> tuple[Recipe, Any]:
+    """Scenes, whose prompts all replicas share."""
+    recipe = tiny(**SETTINGS)
+    pictures = {1: CaptionedImages.scenes(0, 16, 1, 48)}
+    processor = make_processor(recipe, pictures[1].captions)
+    return recipe, SceneBatches(recipe, pictures, processor, rank=place.rank, world=place.world)
+
+
+def by_recipe(task: Callable[[Place], tuple[Recipe, Any]], place: Place) -> tuple[list[float], Any]:
+    recipe, stream = task(place)
+    losses = Losses()
+    with place.scope():
+        keras.utils.set_random_seed(3)
+        model = TFGroupViTModel(small_config(), dtype="float64")
+        trainer = Trainer(model, recipe)
+        trainer.compile(make_optimiser(trainer), jit_compile=False)
+        data = dataset(lambda: stream, recipe)
+        trainer.fit(data, steps_per_epoch=STEPS, shuffle=False, verbose=0, callbacks=[losses])
+    return losses.values, trainer.named_variables()
+
+
+def plain(place: Place) -> tuple[list[float], Any]:
+    """The model itself in `fit`, on a data set that Keras divides, the last batch unevenly; losses, validation's, and two metrics of each
+    epoch. Then a single pair, of which one replica has all."""
+    inputs = {name: np.concatenate([array, array[:3]]) for name, array in smallest_inputs().items()}
+    noise = np.random.default_rng(5).gumbel(size=(7, 4, 4))
+    with place.scope():
+        keras.utils.set_random_seed(3)
+        model = TFGroupViTModel(smallest_config(), dtype="float64")
+        model.compile(keras.optimizers.SGD(2.0**-6, momentum=0.5), jit_compile=False)
+    pairs = tf.data.Dataset.from_tensor_slices({**inputs, "gumbel_noise": (noise,)})
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    data, one = (part.batch(4).with_options(options) for part in (pairs, pairs.take(1)))
+    history = model.fit(data.repeat(3), verbose=0, validation_data=data).history
+    variables = {name: np.array(variable) for name, variable in canonical_variables(model).items()}
+    alone = model.evaluate(one, verbose=0, return_dict=True)
+    with pytest.raises(InputError, match="at least 2 images and 2 texts in a batch, got 1"):
+        model.fit(one, verbose=0)
+    assert all(np.isfinite(np.asarray(variable)).all() for variable in model.variables)
+    return [value for name in sorted(history) for value in history[name]] + [
+        alone[name] for name in sorted(alone)
+    ], variables
+
+
+def first_seeds(place: Place) -> list[int]:
+    """What each replica draws first from one generator."""
+    with place.scope():
+        generator = Seeds(7)
+    drawn = place.strategy.run(tf.function(generator.next))
+    own = [int(seed[0]) for seed in place.strategy.experimental_local_results(drawn)]
+    return [seed for seeds in place.all(own) for seed in seeds]
+
+
+TASKS: dict[str, Callable[[Place], tuple[list[float], Any]]] = {
+    "plain": plain,
+    "captions": lambda place: by_recipe(captions, place),
+    "chunks": lambda place: by_recipe(chunks, place),
+    "groups": lambda place: by_recipe(groups, place),
+}
+
+
+def main() -> None:
+    directory, tasks, *strategies = sys.argv[1:]
+    places = {"one": lambda: Place(0, 1)}
+    if "mirrored" in strategies:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+        places["mirrored"] = lambda: Place(0, 1, tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+    if "workers" in strategies:
+        # Before anything else: collectives want it so.
+        there = here()
+        assert there.replicas == there.world == 2
+        assert there.all({"rank": there.rank, "text": "é" * (1 + there.rank)}) == [
+            {"rank": 0, "text": "é"},
+            {"rank": 1, "text": "éé"},
+        ]
+        places["workers"] = lambda: there
+    for strategy in strategies:
+        place = places[strategy]()
+        if place.strategy is not None:
+            assert len(set(first_seeds(place))) == 2
+        for task in tasks.split(","):
+            losses, variables = TASKS[task](place)
+            weights = {name: np.asarray(variable) for name, variable in variables.items()}
+            np.savez(Path(directory) / f"{strategy}-{place.rank}-{task}.npz", losses=losses, **weights)
+
+
+if __name__ == "__main__":
+    main()
