@@ -14,7 +14,7 @@ import numpy as np
 
 from conversion.formats import WEIGHTS, Info, Source, index_shards, open_source
 from conversion.names import EXTRA, Entry, account, default_value, entries, to_parts
-from conversion.pickles import numpy_dtype
+from conversion.torch_file import numpy_dtype
 from groupvit_common.checkpoints import hub
 from groupvit_common.checkpoints.directory import CONFIG_NAME
 from groupvit_common.errors import CheckpointError, InputError

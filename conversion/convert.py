@@ -23,8 +23,8 @@ from conversion.destination import SUFFIXES, check_destination, remove, replacem
 from conversion.formats import CONFIG_ATTRIBUTE, Format, scalar_text
 from conversion.names import EXTRA, Entry, Naming, entries, from_parts
 from conversion.nvlabs import settings
-from conversion.pickles import numpy_dtype
 from conversion.report import REPORT_NAME, report_path, report_text
+from conversion.torch_file import numpy_dtype
 from conversion.torch_writer import dictionary, plain, write_torch_file
 from conversion.verify import Verification
 from conversion.verify import verify as compare

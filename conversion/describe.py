@@ -14,7 +14,7 @@ import numpy as np
 from conversion.checkpoint import COMPANIONS, Checkpoint, locate, read
 from conversion.formats import Source, open_source
 from conversion.names import EXTRA
-from conversion.pickles import numpy_dtype
+from conversion.torch_file import numpy_dtype
 from conversion.verify import is_saved_model
 from groupvit_common.checkpoints.directory import CONFIG_NAME
 from groupvit_common.errors import CheckpointError

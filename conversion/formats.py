@@ -24,17 +24,8 @@ import numpy as np
 from conversion.magic import container
 from conversion.names import EXTRA, Naming
 from conversion.nvlabs import plain, read_config
-from conversion.pickles import (
-    Tensor,
-    TorchFile,
-    claimed_bytes,
-    escaped,
-    numpy_dtype,
-    other_tensor,
-    read_torch_file,
-    shown,
-    zip_members,
-)
+from conversion.pickle_records import Tensor, escaped, other_tensor, shown
+from conversion.torch_file import TorchFile, claimed_bytes, numpy_dtype, read_torch_file, zip_members
 from conversion.wrappers import Choice, choose, some, state_dicts
 from groupvit_common.checkpoints.directory import CONFIG_NAME, read_header
 from groupvit_common.errors import CheckpointError, InputError

@@ -1,6 +1,6 @@
 """Files that `torch.load` reads, `weights_only=True` included, written without torch.
 
-The zip format of PyTorch since 1.6 (see `conversion.pickles`): the pickle is put together opcode by opcode, because Python's own
+The zip format of PyTorch since 1.6 (see `conversion.torch_file`): the pickle is put together opcode by opcode, because Python's own
 pickler wants the classes that it names to be there.
 """
 
@@ -13,20 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from conversion.pickle_records import STORAGE_DTYPES
+
 # Of the values: torch maps files into memory where storages lie at multiples of it.
 _ALIGNMENT = 64
-_STORAGES = {
-    "float64": "DoubleStorage",
-    "float32": "FloatStorage",
-    "float16": "HalfStorage",
-    "bfloat16": "BFloat16Storage",
-    "int64": "LongStorage",
-    "int32": "IntStorage",
-    "int16": "ShortStorage",
-    "int8": "CharStorage",
-    "uint8": "ByteStorage",
-    "bool": "BoolStorage",
-}
+_STORAGES = {dtype: storage for storage, dtype in STORAGE_DTYPES.items()}
 
 
 def write_torch_file(

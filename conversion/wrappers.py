@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from conversion.names import Naming, separator, towers
-from conversion.pickles import Inert, Tensor, escaped, other_tensor
+from conversion.pickle_records import Inert, Tensor, escaped, other_tensor
 from groupvit_common.errors import CheckpointError
 
 # Parts of names that PyTorch's wrappers add, anywhere: DataParallel and DistributedDataParallel, torch.compile, fully sharded training (as

@@ -24,7 +24,7 @@ from conversion import convert as conversion_convert
 from conversion.checkpoint import read
 from conversion.formats import open_source
 from conversion.names import EXTRA, entries
-from conversion.pickles import read_torch_file
+from conversion.torch_file import read_torch_file
 from conversion.verify import deciding_settings
 from groupvit_common.checkpoints.directory import array_info, write_arrays
 from groupvit_common.errors import CheckpointError, InputError

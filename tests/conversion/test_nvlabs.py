@@ -12,7 +12,8 @@ from conversion.formats import open_source
 from conversion.names import entries
 from conversion.nvlabs import plain, read_config
 from conversion.nvlabs import settings as settings_of
-from conversion.pickles import Global, Inert, read_torch_file
+from conversion.pickle_records import Global, Inert
+from conversion.torch_file import read_torch_file
 from conversion.verify import deciding_settings
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.model.config import GroupViTConfig

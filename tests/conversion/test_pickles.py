@@ -28,7 +28,8 @@ import numpy as np
 import pytest
 
 from conversion.formats import open_source
-from conversion.pickles import Global, Inert, Tensor, TorchFile, read_torch_file, tensors_within
+from conversion.pickle_records import Global, Inert, Tensor
+from conversion.torch_file import TorchFile, read_torch_file, tensors_within
 from conversion.torch_writer import _tensor
 from groupvit_common.errors import CheckpointError
 from tests.support.paths import REFERENCE
@@ -204,7 +205,7 @@ def test_the_authors_file_needs_nobodys_classes() -> None:
     code = f"""
 import sys
 from pathlib import Path
-from conversion.pickles import read_torch_file, tensors_within
+from conversion.torch_file import read_torch_file, tensors_within
 file = read_torch_file(Path({str(path)!r}))
 assert str(file.content["config"].cls) == "omegaconf.dictconfig.DictConfig"
 assert sum(file.read(tensor).size for tensor in tensors_within(file.content)) > 100_000
@@ -492,7 +493,7 @@ def test_errors_are_short_whatever_is_in_the_file(tmp_path: Path, value: bytes, 
     """Values at every place of a file whose value a message shows."""
     header = b"".join(pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001))
     (tmp_path / "x.pt").write_bytes(header[: -len(pickle.dumps(1001, 2))] + value + b"." + b"}." * 3)
-    with pytest.raises(CheckpointError, match=re.escape(f"x.pt is damaged: its header says protocol {shows}, 1001")):
+    with pytest.raises(CheckpointError, match=re.escape(f"x.pt is damaged: its header has protocol {shows}, 1001")):
         read_torch_file(tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match=re.escape(f"'x' is {shows}, not a tensor")):
         open_source(save_program(tmp_path / "x.pt", b"(Vx\n" + value + b"d."))
