@@ -36,6 +36,7 @@ from groupvit_common.cli.arguments import (
 from groupvit_common.cli.terminal import BAD_INPUT as BAD_INPUT
 from groupvit_common.cli.terminal import OK, SIGNALLED, SOME_FAILED
 from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.evaluation.datasets.registry import DATASETS, IMAGENET
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -211,8 +212,7 @@ def _add_evaluate(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--data", nargs="+", required=True, metavar="SET",
-        help="voc:DIR, voc20:DIR, context:DIR, context59:DIR, coco-object:DIR, coco-stuff:DIR, ade20k:DIR, cityscapes:DIR, "
-        "folder:DIR, imagenet:DIR, scenes; several are measured one after the other",
+        help=f"{', '.join(spec.usage for spec in (*DATASETS.values(), IMAGENET))}; several are measured one after the other",
     )  # fmt: skip
     parser.add_argument("--split", default=None, metavar="NAME", help="the part of the set (default: for validation)")
     parser.add_argument("--limit", default=None, type=count, metavar="N", help="so many of its pictures")

@@ -98,7 +98,7 @@ def fault_of(data: SegmentationSet | ClassificationSet) -> Fault:
     """Returns what tells whether a record can be of a set."""
     if isinstance(data, SegmentationSet):
         return lambda record: _segmentation_fault(record, len(data.classes), 0 if data.has_background else None)
-    truths = {picture.name: picture.truth for picture in data}
+    truths = {image.name: image.truth for image in data}
     return lambda record: _classification_fault(record, len(data.words), truths)
 
 

@@ -27,6 +27,7 @@ from PIL import Image
 from groupvit_common.errors import InputError
 from groupvit_common.evaluation import journal as journals
 from groupvit_common.evaluation.datasets.classification import ClassificationSet
+from groupvit_common.evaluation.datasets.registry import DATASETS
 from groupvit_common.evaluation.datasets.segmentation import Mask, Names, Sample, SegmentationSet
 from groupvit_common.evaluation.journal import BEST, JOURNAL, line_of
 from groupvit_common.evaluation.metrics import (
@@ -49,9 +50,6 @@ from groupvit_common.storage.locks import FolderLock
 Counts = NDArray[np.int64]
 ProtocolName = Literal["paper", "tcl", "native"]
 PROTOCOLS: tuple[ProtocolName, ...] = ("paper", "tcl", "native")
-
-THRESHOLDS = {"voc": 0.95, "context": 0.35, "coco-object": 0.95, "folder": 0.95}
-"""The authors' background thresholds; a folder of one's own has VOC's."""
 
 LOCK_NAME = ".evaluation.lock"
 PREDICTIONS = "predictions"
@@ -88,7 +86,8 @@ class Settings:
 
 def default_protocol(kind: str) -> ProtocolName:
     """The paper's, but for scenes: their pictures are of the size that a model for them was trained at."""
-    return "native" if kind.startswith("scenes") else "paper"
+    spec = DATASETS.get(kind.partition(":")[0])
+    return "native" if spec is not None and spec.protocol == "native" else "paper"
 
 
 def protocol_settings(protocol: ProtocolName, kind: str) -> Settings:
@@ -101,7 +100,8 @@ def protocol_settings(protocol: ProtocolName, kind: str) -> Settings:
         raise InputError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}")
     if kind == "imagenet":
         return Settings() if protocol == "native" else Settings(templates="seven", normalize_prompts=False)
-    threshold = THRESHOLDS.get(kind)
+    spec = DATASETS.get(kind.partition(":")[0])
+    threshold = None if spec is None else spec.threshold
     if protocol == "native":
         return Settings(background=threshold)
     return Settings(

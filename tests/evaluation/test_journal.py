@@ -14,7 +14,7 @@ from PIL import Image
 from groupvit_common.data.captions.sources import Place
 from groupvit_common.errors import InputError
 from groupvit_common.evaluation import journal
-from groupvit_common.evaluation.datasets.classification import ClassificationSet, Picture
+from groupvit_common.evaluation.datasets.classification import ClassificationSet, ClassifiedImage
 from groupvit_common.evaluation.datasets.segmentation import SegmentationSet, open_sets
 from groupvit_common.evaluation.segmentation import LOCK_NAME, Options, _Journal, check_output
 from groupvit_common.storage.locks import FolderLock
@@ -37,7 +37,10 @@ def pixels(tmp_path_factory: pytest.TempPathFactory) -> SegmentationSet:
 @pytest.fixture(scope="module")
 def classes() -> ClassificationSet:
     return ClassificationSet(
-        "imagenet", "val", ("cat", "dog", "cow"), (Picture("a", Place("a"), 1), Picture("b", Place("b"), 0))
+        "imagenet",
+        "val",
+        ("cat", "dog", "cow"),
+        (ClassifiedImage("a", Place("a"), 1), ClassifiedImage("b", Place("b"), 0)),
     )
 
 

@@ -1,5 +1,6 @@
 """Segmentation sets in miniature copies of their layouts: what is read, and what is said of files that are missing or wrong."""
 
+import importlib
 import json
 import struct
 import tomllib
@@ -10,10 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from groupvit_common.cli import command_line as cli
 from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, make_scene
 from groupvit_common.errors import InputError
-from groupvit_common.evaluation.datasets.coco import _unpacked
+from groupvit_common.evaluation.datasets.coco_instances import _unpacked
+from groupvit_common.evaluation.datasets.registry import DATASETS, IMAGENET
 from groupvit_common.evaluation.datasets.segmentation import class_names, open_sets, voc_palette
+from tests.support.paths import ROOT
 
 SIZE = (6, 8)  # height, width
 RNG = np.random.default_rng(5)
@@ -153,7 +157,7 @@ def test_a_value_that_is_no_class_is_told(tmp_path, kind, make, stored, meant, c
 def test_a_mask_of_another_size_is_told(tmp_path, kind, make, stored, meant, count, first):
     root = make(tmp_path, values(*stored))
     write(sample_mask(root), values(*stored)[:4], voc_palette())
-    with pytest.raises(InputError, match="the mask is 8 x 4 pixels, its picture 8 x 6"):
+    with pytest.raises(InputError, match="the mask is 8 x 4 pixels, its image 8 x 6"):
         open_sets(f"{kind}:{root}")
 
 
@@ -164,7 +168,7 @@ def test_a_missing_picture_is_told(tmp_path, kind, make, stored, meant, count, f
         p for p in sorted(root.rglob("*")) if p.suffix == ".jpg" or "leftImg" in p.stem or p.parent.name == "images"
     ]
     next(p for p in pictures if p.is_file()).unlink()
-    with pytest.raises(InputError, match=r"(missing, the first is .*: expected .*NAME|no pictures in)"):
+    with pytest.raises(InputError, match=r"(missing, the first is .*: expected .*NAME|no images in)"):
         open_sets(f"{kind}:{root}")
 
 
@@ -530,6 +534,18 @@ def test_names_of_the_authors_and_of_the_sets():
         for names in ("authors", "set"):
             found = class_names(kind, names)
             assert len({name.casefold() for name in found}) == len(found)
+
+
+@pytest.mark.parametrize("spec", [*DATASETS.values(), IMAGENET], ids=lambda spec: spec.name)
+def test_a_row_of_the_registry_is_all_that_a_set_needs(spec, capsys):
+    """The set can be opened, and the help and the documentation name it."""
+    if spec is not IMAGENET:
+        assert callable(importlib.import_module(f"groupvit_common.evaluation.datasets.{spec.module}").open_dataset)
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    assert f"`{spec.usage}`" in page
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", "--help"])
+    assert spec.usage in "".join(capsys.readouterr().out.split())  # lines break at hyphens
 
 
 def test_every_renamed_class_exists():

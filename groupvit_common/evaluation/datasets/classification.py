@@ -1,4 +1,4 @@
-"""Pictures with one class each, for zero-shot classification: folders by class as ImageNet comes, or tar shards."""
+"""Images with one class each, for zero-shot classification: folders by class as ImageNet comes, or tar shards."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from PIL import Image
 from groupvit_common.data.captions.settings import SourceSettings
 from groupvit_common.data.captions.sources import Place, Shards
 from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.evaluation.datasets.registry import IMAGENET
 from groupvit_common.preprocessing.images import image_suffixes, load_image
 from groupvit_common.preprocessing.prompts import parse_label
 from groupvit_common.storage.files import is_hidden, read_text
 
 CLASS_LISTS = ("classes.txt", "classnames.txt")
-"""Words for the classes, one a line, in the order of their numbers or folders."""
+"""Names of the classes, one a line, in the order of their numbers or folders."""
 SYNSETS = ("LOC_synset_mapping.txt", "synset_words.txt")
 """ImageNet's own lists: `n01440764 tench, Tinca tinca` a line."""
 
-_LAYOUT = "{split}/CLASS/*.jpg (or CLASS/*.jpg) with words in classes.txt, or shards DIR/name-{{000..049}}.tar of .jpg and .cls"
-_TAR = re.compile(r"\.(tar|tar\.\w+|tgz)$", re.IGNORECASE)  # a compressed one is told to be so
+_TAR = re.compile(r"\.(tar|tar\.\w+|tgz)$", re.IGNORECASE)  # a compressed one is reported as such
 _SYNSET = re.compile(r"n\d{8}")
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture: `name`, where its bytes are, and its class."""
+class ClassifiedImage:
+    """One image of a set: its name, where its bytes are, and the index of its class."""
 
     name: str
     place: Place
     truth: int
 
     def image(self) -> Image.Image:
-        """Upright, RGB. InputError if it cannot be read."""
+        """Returns the image, upright, RGB. Raises `InputError` if it cannot be read."""
         if self.place.size is None:
             return load_image(self.place.path)
         return load_image(io.BytesIO(_read(self.place)))
@@ -46,98 +46,105 @@ class Picture:
 
 @dataclass(frozen=True, eq=False)
 class ClassificationSet:
-    """A set that is open. `words`: what each class is called; several may share a word, as two cranes of ImageNet do. `folders`: where
-    every folder and image would be taken for the set's."""
+    """An open classification set.
+
+    Attributes:
+        kind: its name before the colon.
+        split: the part of the set.
+        words: the name of each class; several classes may share one, as two cranes of ImageNet do.
+        images: all images.
+        folders: the folders of the set, in which other folders and images would be taken for its own.
+    """
 
     kind: str
     split: str
     words: tuple[str, ...]
-    pictures: tuple[Picture, ...]
+    images: tuple[ClassifiedImage, ...]
     folders: tuple[Path, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
-    def __getitem__(self, index: int) -> Picture:
-        return self.pictures[index]
+    def __getitem__(self, index: int) -> ClassifiedImage:
+        return self.images[index]
 
-    def __iter__(self) -> Iterator[Picture]:
-        return iter(self.pictures)
+    def __iter__(self) -> Iterator[ClassifiedImage]:
+        return iter(self.images)
 
 
 def open_classification_set(where: str, *, split: str | None = None, limit: int | None = None) -> ClassificationSet:
-    """ImageNet's folders in `where`, or the shards that it means if it ends in `.tar`.
+    """Opens ImageNet's folders in `where`, or the shards that it means if it ends in `.tar`.
 
     Args:
         split: the folder below it, by default val where there is one.
-        limit: so many pictures, spread evenly over the set.
+        limit: the number of images, spread evenly over the set.
 
     Raises:
-        InputError: files are missing or not as they should be.
+        InputError: files are missing or malformed.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit must be at least 1, got {limit}")
     if not where:
         raise InputError("imagenet needs the folder or the shards it lies in: imagenet:DIR")
-    made = _shards(where) if _TAR.search(where) else _folders(Path(os.path.expanduser(where)), split)  # noqa: PTH111 (`~user` of nobody stays)
-    if limit is None or limit >= len(made):
-        return made
-    some = tuple(made.pictures[i * len(made) // limit] for i in range(limit))
-    return replace(made, pictures=some)
+    opened = (
+        _open_shards(where) if _TAR.search(where) else _open_folders(Path(os.path.expanduser(where)), split)  # noqa: PTH111 (`~user` of nobody stays)
+    )
+    if limit is None or limit >= len(opened):
+        return opened
+    return replace(opened, images=tuple(opened.images[i * len(opened) // limit] for i in range(limit)))
 
 
-def _folders(root: Path, split: str | None) -> ClassificationSet:
-    layout = _LAYOUT.format(split=split or "val")
-    if not root.is_dir():
-        raise InputError(f"there is no folder {root}: expected {layout}")
-    if split is not None and not (root / split).is_dir():
-        raise InputError(f"there is no folder {root / split}: expected {layout}")
+def _open_folders(root: Path, split: str | None) -> ClassificationSet:
+    layout = IMAGENET.layout_of(split or "val")
+    for folder in (root, *([] if split is None else [root / split])):
+        if not folder.is_dir():
+            raise InputError(f"there is no folder {folder}: expected {layout}")
     name = split or ("val" if (root / "val").is_dir() else "all")
     base = root if name == "all" else root / name
-    folders = [path for path in _within(base) if path.is_dir()]
-    pictures = [
-        Picture(str(path.relative_to(base)), Place(str(path)), number)
+    folders = [path for path in _visible(base) if path.is_dir()]
+    images = [
+        ClassifiedImage(str(path.relative_to(base)), Place(str(path)), number)
         for number, folder in enumerate(folders)
-        for path in _within(folder)
+        for path in _visible(folder)
         if path.suffix.lower() in image_suffixes() and path.is_file()
     ]
-    if not pictures:
-        raise InputError(f"no pictures in the folders of {base}: expected {layout}")
-    words = _words([folder.name for folder in folders], (base, root), layout)
-    return ClassificationSet("imagenet", name, words, tuple(pictures), (base,))
+    if not images:
+        raise InputError(f"no images in the folders of {base}: expected {layout}")
+    words = _class_names([folder.name for folder in folders], (base, root), layout)
+    return ClassificationSet(IMAGENET.name, name, words, tuple(images), (base,))
 
 
-def _within(folder: Path) -> list[Path]:
-    """What lies in a folder, by name, but for hidden files and folders."""
+def _visible(folder: Path) -> list[Path]:
+    """Returns the files and folders in a folder, by name, without hidden ones."""
     try:
         return sorted(path for path in folder.iterdir() if not is_hidden(path.name))
     except OSError as error:
         raise InputError(f"cannot read the folder {folder}: {error.strerror or error}") from error
 
 
-def _words(names: Sequence[str], folders: Sequence[Path], layout: str) -> tuple[str, ...]:
-    """What classes with folders of these names are called."""
+def _class_names(folder_names: Sequence[str], folders: Sequence[Path], layout: str) -> tuple[str, ...]:
+    """Returns the names of classes, given those of their folders."""
     listed = _listed(folders)
     if listed is not None:
         path, words = listed
-        if len(words) != len(names):
-            raise InputError(f"{path} names {len(words)} classes, but there are {len(names)} folders of classes")
+        if len(words) != len(folder_names):
+            raise InputError(f"{path} names {len(words)} classes, but there are {len(folder_names)} folders of classes")
         return words
     for path in (folder / file for folder in folders for file in SYNSETS):
         if path.is_file():
             pairs = [line.split(maxsplit=1) for line in _text(path).splitlines() if line.strip()]
             known = {pair[0]: pair[1].split(",")[0].strip() for pair in pairs if len(pair) == 2}
-            unknown = [name for name in names if name not in known]
+            unknown = [name for name in folder_names if name not in known]
             if unknown:
                 raise InputError(f"{path} has no line for the folder {unknown[0]}")
-            return tuple(known[name] for name in names)
-    synsets = [name for name in names if _SYNSET.fullmatch(name)]
+            return tuple(known[name] for name in folder_names)
+    synsets = [name for name in folder_names if _SYNSET.fullmatch(name)]
     if synsets:
         raise InputError(
-            f"folders such as {synsets[0]} have no words to look for: put {CLASS_LISTS[0]} beside them, with the words of the "
-            f"{len(names)} classes one a line, or ImageNet's {SYNSETS[0]}: expected {layout}"
+            f"folders such as {synsets[0]} have no words to look for: put {CLASS_LISTS[0]} beside them, with the words "
+            f"of the {len(folder_names)} classes one a line, or ImageNet's {SYNSETS[0]}: expected {layout}"
         )
-    return tuple(name.replace("_", " ") for name in names)
+    return tuple(name.replace("_", " ") for name in folder_names)
 
 
 def _listed(folders: Sequence[Path]) -> tuple[Path, tuple[str, ...]] | None:
@@ -155,8 +162,8 @@ def _text(path: Path) -> str:
         raise InputError(f"cannot read the classes: {error}") from error
 
 
-def _shards(pattern: str) -> ClassificationSet:
-    layout = _LAYOUT.format(split="val")
+def _open_shards(pattern: str) -> ClassificationSet:
+    layout = IMAGENET.layout_of("val")
     source = Shards(SourceSettings(kind="webdataset", path=pattern, caption_suffix="cls"))
     # A pattern may name folders too.
     folder = Path(source.shard(0)[0]).parent
@@ -164,7 +171,7 @@ def _shards(pattern: str) -> ClassificationSet:
     if listed is None:
         raise InputError(f"there is no {CLASS_LISTS[0]} in {folder}, with words for the classes: expected {layout}")
     path, words = listed
-    pictures = []
+    images = []
     seen: Counter[str] = Counter()
     for number in range(len(source)):
         unit = source.unit(number)
@@ -174,23 +181,23 @@ def _shards(pattern: str) -> ClassificationSet:
             if entry.fault is not None:
                 raise InputError(f"{entry.key} in {entry.where} cannot be used: {entry.fault}")
             if entry.image is None or not isinstance(entry.caption, Place):
-                missing = "a picture" if entry.image is None else "its class, a .cls file"
+                missing = "an image" if entry.image is None else "its class, a .cls file"
                 raise InputError(f"{entry.key} in {entry.where} lacks {missing}: expected {layout}")
-            given = (
-                _read(entry.caption._replace(size=min(entry.caption.size or 0, 20))).decode("ascii", "replace").strip()
-            )
+            most = entry.caption._replace(size=min(entry.caption.size or 0, 20))
+            given = _read(most).decode("ascii", "replace").strip()
             if not given.isdecimal() or int(given) >= len(words):
                 raise InputError(
-                    f"{entry.key} in {entry.where} is of class {given!r}, but {path} names classes 0 to {len(words) - 1}"
+                    f"{entry.key} in {entry.where} is of class {given!r}, "
+                    f"but {path} names classes 0 to {len(words) - 1}"
                 )
             name = f"{source.names[number]}/{entry.key}"
-            # Shards of one name in other folders, or a key that a shard has twice: what was done is known by its name.
+            # Shards of one name in other folders, or a key that a shard has twice: an image is known by its name.
             seen[name] += 1
             name = f"{name}#{seen[name]}" if seen[name] > 1 else name
-            pictures.append(Picture(name, entry.image, int(given)))
-    if not pictures:
-        raise InputError(f"no pictures in {pattern}: expected {layout}")
-    return ClassificationSet("imagenet", "shards", words, tuple(pictures))
+            images.append(ClassifiedImage(name, entry.image, int(given)))
+    if not images:
+        raise InputError(f"no images in {pattern}: expected {layout}")
+    return ClassificationSet(IMAGENET.name, "shards", words, tuple(images))
 
 
 def _read(place: Place) -> bytes:

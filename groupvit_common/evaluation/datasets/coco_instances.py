@@ -1,4 +1,7 @@
-"""COCO's `instances_*.json`: objects -> masks of class indices. What labelling tools leave incomplete is left out, counted and told once."""
+"""COCO's `instances_*.json`: objects -> masks of class indices.
+
+Incomplete annotations are left out and reported once, with their number.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,11 @@ _MOST_PIXELS = 1 << 28  # of an image
 _FURTHEST = 1 << 16  # of an outline's points from the origin, in pixels
 
 Number = int | str
-"""What the file calls an image."""
+"""The id of an image or category."""
 
 
 class CocoImage(NamedTuple):
-    """One image of the file. name: unlike any other's; path: within the folder of images; height, width: in pixels."""
+    """One image of the file: its unique name, its path within the folder of images, and its size in pixels."""
 
     name: str
     path: str
@@ -39,7 +42,7 @@ class _Object(NamedTuple):
 
 
 class Instances:
-    """The images of a file and their masks, painted from polygons and run lengths, smaller objects over larger ones.
+    """Paints the masks of a file's images from polygons and run lengths, smaller objects over larger ones.
 
     Args:
         classes: names in the order of their values in a mask.
@@ -69,7 +72,7 @@ class Instances:
         self._objects = tuple(objects[number] for number in found)
 
     def mask(self, index: int) -> NDArray[np.uint8]:
-        """The mask `[H, W]` of an image; 0 where there is no object. InputError for an outline that is none."""
+        """Returns the mask `[H, W]` of an image; 0 where there is no object. `InputError` for a malformed outline."""
         image = self.images[index]
         mask = np.zeros((image.height, image.width), np.uint8)
         for each in self._objects[index]:
@@ -79,10 +82,8 @@ class Instances:
     def _wrong(self, cause: str) -> InputError:
         return InputError(f"{self._path} is not COCO's file of instances: {cause}")
 
-    # -- reading ----------------------------------------------------------------------------------------------------------
-
     def _read_images(self, images: Sequence[Mapping[str, Any]]) -> dict[Number, CocoImage]:
-        """By their numbers, in the order of these."""
+        """Returns the images by their ids, in the order of these."""
         found: dict[Number, CocoImage] = {}
         for place, image in enumerate(images):
             number, path, height, width = (image.get(key) for key in ("id", "file_name", "height", "width"))
@@ -98,7 +99,7 @@ class Instances:
         return dict(sorted(named.items(), key=lambda pair: (isinstance(pair[0], str), pair[0])))
 
     def _read_classes(self, categories: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> dict[Number, int | str]:
-        """The value of each category in a mask; the name of one that is none of the set's."""
+        """Returns the value of each category in a mask; for one that is none of the set's its name."""
         values = {name.casefold(): value for value, name in enumerate(classes)}
         found: dict[Number, int | str] = {}
         for place, category in enumerate(categories):
@@ -117,8 +118,8 @@ class Instances:
         values: Mapping[Number, int | str],
         images: Mapping[Number, CocoImage],
     ) -> dict[Number, list[_Object]]:
-        """Of each image what is painted, in this order."""
-        of_image: dict[Number, list[tuple[bool, float, _Object]]] = {number: [] for number in images}
+        """Returns the objects of each image in the order in which they are painted."""
+        objects_of: dict[Number, list[tuple[bool, float, _Object]]] = {number: [] for number in images}
         left_out: Counter[str] = Counter()
         for place, each in enumerate(annotations):
             where = (
@@ -129,7 +130,7 @@ class Instances:
                 each.get("category_id"),
                 _outline(each.get("segmentation")),
             )
-            if not _is_number(number) or number not in of_image:
+            if not _is_number(number) or number not in objects_of:
                 left_out["of images that the file does not list"] += 1
             elif outline is None:
                 left_out["without an outline"] += 1
@@ -139,27 +140,25 @@ class Instances:
                     raise self._wrong(f"{where} is of the category {category!r}, which the file does not list")
                 if isinstance(value, str):
                     raise self._wrong(
-                        f"{where} is of the category {value!r}, which is none of the 80 objects; for classes of your own "
-                        "make a set folder:DIR"
+                        f"{where} is of the category {value!r}, which is none of the 80 objects; for classes of "
+                        "your own make a set folder:DIR"
                     )
                 area = each.get("area")
                 if not isinstance(area, int | float) or isinstance(area, bool):
                     area = _area(outline)
-                of_image[number].append((not each.get("iscrowd"), -area, _Object(where, value, outline)))
+                objects_of[number].append((not each.get("iscrowd"), -area, _Object(where, value, outline)))
         if annotations and left_out["of images that the file does not list"] == len(annotations):
             raise self._wrong("none of its annotations is of an image that it lists")
         if left_out:
-            told = ", ".join(f"{count} {cause}" for cause, count in left_out.items())
-            warnings.warn(f"{self._path}: left out annotations {told} (of {len(annotations)})", stacklevel=2)
+            parts = ", ".join(f"{count} {cause}" for cause, count in left_out.items())
+            warnings.warn(f"{self._path}: left out annotations {parts} (of {len(annotations)})", stacklevel=2)
         return {
             number: [found for *_, found in sorted(objects, key=lambda entry: entry[:2])]
-            for number, objects in of_image.items()
+            for number, objects in objects_of.items()
         }
 
-    # -- painting ---------------------------------------------------------------------------------------------------------
-
     def _inside(self, each: _Object, image: CocoImage) -> NDArray[np.bool_]:
-        """`[H, W]` of polygons, or of run lengths as a list or packed into a string."""
+        """Returns the pixels inside an outline, `[H, W]`: polygons, or run lengths as a list or a string."""
         height, width = image.height, image.width
         if isinstance(each.outline, list):
             return self._inside_polygons(each, image)
@@ -209,7 +208,8 @@ def _is_count(value: Any) -> bool:
 
 
 def _outline(given: Any) -> Any:
-    """Polygons of at least three points, or run lengths; None where there is none. What is something else is told when it is painted."""
+    """Returns polygons of at least three points, or run lengths; None where there is none. Faults of an
+    outline are reported when it is painted."""
     if isinstance(given, dict):
         return given if given.get("counts") else None
     if not isinstance(given, list):
@@ -222,7 +222,7 @@ def _outline(given: Any) -> Any:
 
 
 def _area(outline: Any) -> float:
-    """Pixels of an outline, for its place among others; 0 for one that cannot be read."""
+    """Returns the number of pixels in an outline, for the order of painting; 0 for one that cannot be read."""
     try:
         if isinstance(outline, dict):
             counts = outline["counts"]
@@ -236,12 +236,12 @@ def _area(outline: Any) -> float:
 
 
 def _unpacked(text: str) -> list[int]:
-    """Run lengths of COCO's compact text: five bits a sign, the lowest first, each but the first three as difference to the one before the
-    last."""
+    """Returns the run lengths of COCO's compact text: five bits a character, the lowest first, each but the first
+    three as the difference to the one before the last."""
     counts: list[int] = []
     number, shift = 0, 0
-    for sign in text:
-        bits = ord(sign) - 48
+    for character in text:
+        bits = ord(character) - 48
         if not 0 <= bits < 64 or shift > 60:
             return []
         number |= (bits & 31) << shift
@@ -254,7 +254,7 @@ def _unpacked(text: str) -> list[int]:
 
 
 def _names(images: Sequence[tuple[str, str]]) -> list[str]:
-    """A name for each image, from its number and path: the file's, without its folder and suffix where these tell nothing."""
+    """Returns unique names, given ids and paths of images: the files', without folder and suffix where possible."""
     paths = [
         PurePosixPath(*(part for part in PurePosixPath(path).parts if part not in ("/", ".."))) for _, path in images
     ]
