@@ -20,9 +20,10 @@ from tests.support.paths import ROOT
 
 torch = pytest.importorskip("torch")
 
-from groupvit_common import locks, run_state  # noqa: E402
 from groupvit_common.errors import CheckpointError, InputError  # noqa: E402
+from groupvit_common.storage import locks  # noqa: E402
 from groupvit_common.storage.locks import FolderLock  # noqa: E402
+from groupvit_common.training import checkpoints as run_state  # noqa: E402
 from groupvit_common.training.checkpoints import Checkpoints, RunState  # noqa: E402
 from groupvit_common.training.recipe import get_recipe  # noqa: E402
 from groupvit_common.training.run import Interrupted, Run  # noqa: E402
