@@ -14,13 +14,12 @@ import numpy as np
 
 from conversion.formats import WEIGHTS, Info, Source, index_shards, open_source
 from conversion.names import EXTRA, Entry, account, default_value, entries, to_parts
-from conversion.torch_file import numpy_dtype
 from groupvit_common.checkpoints import hub
 from groupvit_common.checkpoints.directory import CONFIG_NAME
+from groupvit_common.checkpoints.dtypes import FLOATS, cast, float_dtype, most_common_float, numpy_dtype
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.model.config import GroupViTConfig
 from groupvit_common.model.parameters import manifest
-from groupvit_common.model.pretrained import wanted_dtype
 
 # What goes with the weights from directory to directory: how texts and pictures become numbers.
 COMPANIONS = (
@@ -38,7 +37,6 @@ _ON_HUB = re.compile(
     r"(?P<name>[\w.-]+/[\w.-]+(?<!\.bin)(?<!\.h5)(?<!\.pth)(?<!\.pt)(?<!\.ckpt)(?<!\.keras)(?<!\.safetensors)(?<!\.json))"
     rf"(/(?P<file>([\w.-]+/)*({WEIGHTS.pattern})))?"
 )
-_FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
 @dataclass
@@ -55,11 +53,7 @@ class Checkpoint:
     @property
     def dtype(self) -> str:
         """The floating-point dtype of most elements."""
-        counts = dict.fromkeys(_FLOATS, 0)
-        for shape, dtype in self.tensors.values():
-            if dtype in counts:
-                counts[dtype] += math.prod(shape)
-        return max(counts, key=lambda name: counts[name])
+        return most_common_float((dtype, math.prod(shape)) for shape, dtype in self.tensors.values())
 
     def num_parameters(self) -> int:
         """How many numbers the parameters hold: without batch norms' statistics, as `num_parameters` of a model."""
@@ -83,13 +77,13 @@ class Checkpoint:
         # The three parts of a fused tensor are asked for one after the other.
         if self._last[0] != entry.foreign:
             stored = self.source.value(entry.foreign)
-            if dtype in _FLOATS and not np.isfinite(stored).all():
+            if dtype in FLOATS and not np.isfinite(stored).all():
                 raise CheckpointError(f"{self._file(entry)} holds NaN or infinite values in {entry.foreign}")
             self._last = entry.foreign, dict(to_parts(entry, stored))
         array = cast(self._last[1][name], dtype)
         if len(entry.parameters) == 1:
             self._last = "", {}
-        if dtype in _FLOATS and not np.isfinite(array).all():
+        if dtype in FLOATS and not np.isfinite(array).all():
             raise CheckpointError(f"{self._file(entry)} holds values in {entry.foreign} that are too large for {dtype}")
         return array
 
@@ -125,14 +119,6 @@ def _check_counts(config: GroupViTConfig, opened: Source) -> None:
         )
 
 
-def cast(array: np.ndarray, dtype: str) -> np.ndarray:
-    """As PyTorch rounds: from float64 to the 16-bit types by way of float32; too large becomes infinite."""
-    with np.errstate(over="ignore"):
-        if dtype in ("float16", "bfloat16") and array.dtype == np.float64:
-            array = array.astype(np.float32)
-        return array.astype(numpy_dtype(dtype), copy=False)
-
-
 def read(
     source: str | Path | Source,
     *,
@@ -156,7 +142,7 @@ def read(
         CheckpointError: the source cannot be found, read or understood, or its tensors are not those of its configuration.
         InputError: an argument that cannot be used.
     """
-    wanted = None if dtype is None else wanted_dtype(dtype)
+    wanted = None if dtype is None else float_dtype(dtype)
     if dtype is not None and wanted is None:
         raise InputError(f"dtype must be float32, float64, float16 or bfloat16, got {dtype!r}")
     given = GroupViTConfig.from_pretrained(config) if isinstance(config, str | Path) else config
@@ -192,7 +178,7 @@ def read(
             if "int" not in stored and parameter.name not in filled:
                 raise CheckpointError(f"{opened.homes[foreign]} holds {foreign} as {stored}, expected integers")
             stored = "int64"
-        elif stored not in _FLOATS:
+        elif stored not in FLOATS:
             raise CheckpointError(
                 f"{opened.homes[foreign]} holds {foreign} as {stored}, expected floating-point numbers"
             )

@@ -24,25 +24,18 @@ from conversion.formats import CONFIG_ATTRIBUTE, Format, scalar_text
 from conversion.names import EXTRA, Entry, Naming, entries, from_parts
 from conversion.nvlabs import settings
 from conversion.report import REPORT_NAME, report_path, report_text
-from conversion.torch_file import numpy_dtype
 from conversion.torch_writer import dictionary, plain, write_torch_file
 from conversion.verify import Verification
 from conversion.verify import verify as compare
 from groupvit_common.checkpoints import hub
-from groupvit_common.checkpoints.directory import (
-    CONFIG_NAME,
-    WEIGHTS_NAME,
-    array_info,
-    index_text,
-    parse_size,
-    plan_shards,
-    stored_bytes,
-    write_arrays,
-)
+from groupvit_common.checkpoints.directory import CONFIG_NAME, WEIGHTS_NAME, index_text, parse_size, plan_shards
+from groupvit_common.checkpoints.dtypes import numpy_dtype
+from groupvit_common.checkpoints.safetensors_file import array_info, stored_bytes, write_arrays
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.model.config import GroupViTConfig
+from groupvit_common.model.config import GroupViTConfig, checkpoint_config_text
 from groupvit_common.preprocessing.processor import GroupViTProcessor
-from groupvit_common.storage.files import list_files, write_text
+from groupvit_common.storage.names import list_files
+from groupvit_common.storage.saving import write_text
 
 
 @dataclass
@@ -274,12 +267,7 @@ class _Job:
         return math.prod(entry.shape) * numpy_dtype(self.stored(entry)).itemsize
 
     def config_text(self, **settings: Any) -> str:
-        """`config.json` with what transformers wants to know besides: the class and the dtype."""
-        written = self.checkpoint.config.to_dict()
-        # transformers 5 writes `dtype` instead of `torch_dtype`, and reads both: two that disagree must not meet.
-        written.pop("dtype", None)
-        written |= {"architectures": ["GroupViTModel"], "torch_dtype": self.checkpoint.dtype, **settings}
-        return json.dumps(written, indent=2, sort_keys=True) + "\n"
+        return checkpoint_config_text(self.checkpoint.config, "GroupViTModel", self.checkpoint.dtype, **settings)
 
 
 def _write_sharded(

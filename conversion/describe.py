@@ -14,13 +14,13 @@ import numpy as np
 from conversion.checkpoint import COMPANIONS, Checkpoint, locate, read
 from conversion.formats import Source, open_source
 from conversion.names import EXTRA
-from conversion.torch_file import numpy_dtype
 from conversion.verify import is_saved_model
 from groupvit_common.checkpoints.directory import CONFIG_NAME
-from groupvit_common.errors import CheckpointError
+from groupvit_common.checkpoints.dtypes import numpy_dtype
+from groupvit_common.errors import CheckpointError, some
 from groupvit_common.model.config import GroupViTConfig
 from groupvit_common.model.parameters import manifest
-from groupvit_common.storage.files import list_files
+from groupvit_common.storage.names import list_files
 
 FORMATS = {
     "safetensors": "safetensors in PyTorch's layout (groupvit, transformers)",
@@ -44,7 +44,6 @@ _PARTS: tuple[tuple[str, str], ...] = (
 )
 _STATISTICS = ("running_mean", "running_var")
 _MAX_LOGIT_SCALE = 100.0
-_LISTED = 5
 
 
 @dataclass
@@ -207,9 +206,9 @@ def _examine(source: Source, result: Description) -> bool:
         elif len(shape) > 1 and not np.any(array.astype(np.float32) if numpy_dtype(dtype).kind == "V" else array):
             zero.append(name)
     if bad:
-        result.odd.append(f"NaN or infinite values in {_some(bad)}")
+        result.odd.append(f"NaN or infinite values in {some(bad)}")
     if zero:
-        result.odd.append(f"nothing but zeros in {_some(zero)}")
+        result.odd.append(f"nothing but zeros in {some(zero)}")
     return not bad
 
 
@@ -228,7 +227,7 @@ def _account(checkpoint: Checkpoint, result: Description, readable: bool) -> Non
         result.odd.append(f"floating-point numbers of several types: {', '.join(floats)}")
     extra = [name for name in checkpoint.source.tensors if name.endswith("position_ids")]
     if extra:
-        result.odd.append(f"{_some(extra)}: buffers of transformers before 4.31, which nothing needs")
+        result.odd.append(f"{some(extra)}: buffers of transformers before 4.31, which nothing needs")
     if checkpoint.config.text_config.eos_token_id == 2 and checkpoint.source.format != "nvlabs":
         result.odd.append("eos_token_id is 2, as in early checkpoints: text is pooled at its largest id")
     if not readable:
@@ -260,9 +259,4 @@ def _batch_norms(checkpoint: Checkpoint, result: Description) -> None:
         name for name in checkpoint.tensors if name.endswith("running_var") and np.any(checkpoint.value(name) < 0)
     ]
     if negative:
-        result.odd.append(f"negative variances in {_some(negative)}")
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - _LISTED
-    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+        result.odd.append(f"negative variances in {some(negative)}")

@@ -16,7 +16,7 @@ from conversion.checkpoint import COMPANIONS
 from conversion.report import REPORT_NAME
 from groupvit_common.checkpoints.directory import CONFIG_NAME
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.storage.files import flush
+from groupvit_common.storage.saving import flush
 
 # What a directory may hold to be replaced: what `convert` writes into one, nothing else that somebody may miss.
 _OWN = re.compile(

@@ -25,12 +25,16 @@ from conversion.magic import container
 from conversion.names import EXTRA, Naming
 from conversion.nvlabs import plain, read_config
 from conversion.pickle_records import Tensor, escaped, other_tensor, shown
-from conversion.torch_file import TorchFile, claimed_bytes, numpy_dtype, read_torch_file, zip_members
+from conversion.torch_file import TorchFile, claimed_bytes, read_torch_file, zip_members
 from conversion.wrappers import Choice, choose, some, state_dicts
-from groupvit_common.checkpoints.directory import CONFIG_NAME, read_header
+from groupvit_common.checkpoints.directory import CONFIG_NAME
+from groupvit_common.checkpoints.dtypes import STORED_DTYPES, numpy_dtype
+from groupvit_common.checkpoints.safetensors_file import read_header
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.model.config import GroupViTConfig
-from groupvit_common.storage.files import has_file, is_hidden, parse_json, read_json, settle
+from groupvit_common.storage.json_text import parse_json, read_json
+from groupvit_common.storage.names import is_hidden
+from groupvit_common.storage.saving import has_file, settle
 
 Format = Literal[
     "safetensors", "pytorch", "transformers-tf", "transformers-tf-safetensors", "nvlabs", "keras", "keras-weights"
@@ -51,19 +55,7 @@ WEIGHTS = re.compile(
 )
 # Files that training programs put beside the weights: the state of the optimizer, of schedules, of random generators.
 _NO_WEIGHTS = re.compile(r"(.*optim(izer)?(_states)?|scheduler|scaler|rng_state\w*|training_args)\.(pth|pt)")
-# NumPy's names of safetensors' dtypes.
-_SAFETENSORS_DTYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U8": "uint8",
-    "BOOL": "bool",
-}
+_SAFETENSORS_DTYPES = {**STORED_DTYPES, "BOOL": "bool"}
 _DTYPES = frozenset(_SAFETENSORS_DTYPES.values())
 # Where files of torch.save keep the state dict, if it is not all that they hold.
 _STATE_KEYS = ("model", "state_dict", "model_state_dict")

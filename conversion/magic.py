@@ -4,23 +4,13 @@ import os
 from pathlib import Path
 from typing import Literal
 
+from groupvit_common.checkpoints.safetensors_file import describe_impostor
 from groupvit_common.errors import CheckpointError
 
 Container = Literal["zip", "torch-legacy", "hdf5", "safetensors"]
 
 # A pickled long integer, with which PyTorch before 1.6 begins its files: 0x1950a86a20f9469cfc6c.
 _TORCH_LEGACY = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
-
-# What other files begin with that end up under the name of a weights file.
-_IMPOSTORS: tuple[tuple[bytes, str], ...] = (
-    (b"version https://git-lfs", "a Git LFS pointer, not the weights themselves; run `git lfs pull` in its repository"),
-    (b"<", "a web page or XML, not weights; the download was answered by an error or login page: download it again"),
-    (b"{", "a JSON text, not weights"),
-    (b"[", "a JSON text, not weights"),
-    (b"\x1f\x8b", "a gzip archive; unpack it first"),
-    (b"BZh", "a bzip2 archive; unpack it first"),
-    (b"\xfd7zXZ", "an xz archive; unpack it first"),
-)
 
 
 def container(path: Path) -> Container:
@@ -50,10 +40,8 @@ def container(path: Path) -> Container:
     # A header's length may begin with any byte; the header itself is a JSON object.
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < max(size, 1 << 32):
         return "safetensors"
-    text = start.lstrip(b"\xef\xbb\xbf \r\n\t")
-    for magic, meaning in _IMPOSTORS:
-        if text.startswith(magic):
-            raise CheckpointError(f"{path} is {meaning}")
+    if (meaning := describe_impostor(start)) is not None:
+        raise CheckpointError(f"{path} is {meaning}")
     if not start.strip(b"\0"):
         raise CheckpointError(f"{path} begins with zeros: the download or copy did not finish; do it again")
     if start[:1] == b"\x80" or start.startswith(b"(d"):

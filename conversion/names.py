@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from groupvit_common.errors import CheckpointError
+from groupvit_common.errors import CheckpointError, some
 from groupvit_common.model.config import GroupViTConfig
 from groupvit_common.model.layout import canonical_axes, from_canonical, to_canonical
 from groupvit_common.model.parameters import Parameter, manifest
@@ -301,14 +301,9 @@ def account(
         name for name in found if name not in expected and not _IGNORABLE.search(name) and not allowed(name)
     ]
     if any(problems.values()):
-        lists = "; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in problems.items() if names)
+        lists = "; ".join(f"{len(names)} {what}: {some(names, _LISTED)}" for what, names in problems.items() if names)
         raise CheckpointError(f"{source} does not fit its configuration. Tensors {lists}")
     return [entry for name, entry in expected.items() if name in found], absent
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - _LISTED
-    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def default_value(parameter: Parameter) -> np.ndarray:

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from groupvit_common.checkpoints.dtypes import FLOAT_ALIASES
+
 _SHOWN, _SHOWN_ITEMS = 40, 8  # how much of a file's text or list a message shows
 
 STORAGE_DTYPES = {
@@ -38,9 +40,7 @@ UNREAD_BYTES = {
 # torch's names of dtypes, where a storage has none.
 TORCH_DTYPES = {
     **{name: name for name in (*STORAGE_DTYPES.values(), *UNREAD_BYTES)},
-    "double": "float64",
-    "float": "float32",
-    "half": "float16",
+    **FLOAT_ALIASES,
     "long": "int64",
     "int": "int32",
     "short": "int16",

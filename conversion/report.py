@@ -13,7 +13,8 @@ from typing import Any
 from conversion.checkpoint import Checkpoint
 from conversion.verify import Verification
 from groupvit_common.errors import CheckpointError
-from groupvit_common.storage.files import list_files, read_json
+from groupvit_common.storage.json_text import read_json
+from groupvit_common.storage.names import list_files
 
 REPORT_NAME = "conversion_report.json"
 _PACKAGES = ("groupvit", "numpy", "h5py", "ml_dtypes", "safetensors", "torch", "tensorflow", "keras")

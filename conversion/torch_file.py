@@ -22,7 +22,8 @@ import numpy as np
 from conversion.magic import container
 from conversion.pickle_machine import MAX_PICKLE, Machine, Malformed, Refused, Unread
 from conversion.pickle_records import ITEM_BYTES, UNREAD_BYTES, Inert, Tensor, escaped, shown
-from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.checkpoints.dtypes import numpy_dtype
+from groupvit_common.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -75,19 +76,6 @@ def claimed_bytes(path: Path) -> int:
     than the file has. Without a bound a small file could request any amount of memory and time.
     """
     return 16 * path.stat().st_size + (64 << 20)
-
-
-def numpy_dtype(name: str) -> np.dtype:
-    """Returns NumPy's dtype of this name, bfloat16 included."""
-    if name == "bfloat16":
-        # NumPy has no such type; the package that adds it comes with TensorFlow and with JAX.
-        try:
-            import ml_dtypes
-        except ImportError as error:
-            raise InputError("bfloat16 takes the package ml_dtypes: pip install ml_dtypes") from error
-
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)
 
 
 def read_torch_file(path: Path) -> TorchFile:

@@ -20,9 +20,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from conversion.checkpoint import Checkpoint, Values, cast, locate, read
+from conversion.checkpoint import Checkpoint, Values, locate, read
 from conversion.formats import Source, open_source
 from conversion.names import EXTRA
+from groupvit_common.checkpoints.dtypes import cast
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.model.config import GroupViTConfig
 

@@ -5,6 +5,7 @@ Both derive from the built-in exception that code written for transformers alrea
 """
 
 import unicodedata
+from collections.abc import Sequence
 
 
 class GroupViTError(Exception):
@@ -34,6 +35,12 @@ def short(value: object) -> str:
     """A value as it is written in Python, for a message: the beginning of a long one."""
     text = repr(value)
     return text if len(text) <= 120 else f"{text[:100]}..."
+
+
+def some(names: Sequence[str], limit: int = 5) -> str:
+    """Returns the first few of some names, and how many there are besides, for a message."""
+    more = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
 def printable(text: str) -> str:

@@ -15,10 +15,12 @@ from typing import Any, Self
 import keras
 import numpy as np
 
-from groupvit_common.checkpoints.directory import Weights, array_info, compare_tensors, read_arrays
+from groupvit_common.checkpoints.directory import Weights, compare_tensors
+from groupvit_common.checkpoints.dtypes import cast, float_dtype
+from groupvit_common.checkpoints.safetensors_file import array_info, read_arrays
 from groupvit_common.errors import InputError
 from groupvit_common.model.layout import canonical_axes, canonical_name, from_canonical, to_canonical
-from groupvit_common.model.pretrained import Pretrained, check_weights, checked_array, most_stored_dtype, wanted_dtype
+from groupvit_common.model.pretrained import Pretrained, check_weights, checked_array, most_stored_dtype
 from groupvit_tf.distributed import Model, refuse_strategy
 from groupvit_tf.init import without_initial_values
 from groupvit_tf.layers import Tracked
@@ -154,7 +156,7 @@ class PreTrainedModel(Pretrained, Tracked, Model):
             model = cls(config, dtype=dtype)
         for name, variable in canonical_variables(model).items():
             array = checked_array(arrays, name, _shape(variable), cls.__name__)
-            variable.assign(_cast(from_canonical(kind(variable), array), variable.dtype))
+            variable.assign(cast(from_canonical(kind(variable), array), variable.dtype))
         return model
 
     # -- saving -----------------------------------------------------------------------------------------------------------
@@ -400,10 +402,10 @@ def _policy(value: Any) -> keras.DTypePolicy | None:
     """The dtype policy asked for; None stands for "auto"."""
     if isinstance(value, str) and value == "auto":
         return None
-    name = wanted_dtype(value)
+    name = float_dtype(value)
     try:
         policy = keras.dtype_policies.get(name or value)
-        if policy.quantization_mode is None and wanted_dtype(policy.variable_dtype):
+        if policy.quantization_mode is None and float_dtype(policy.variable_dtype):
             return policy
     except (ValueError, TypeError, AttributeError):
         pass
@@ -440,17 +442,4 @@ def _load(variables: Mapping[str, keras.Variable], weights: Weights, names: list
     for path, stored_names in weights.files.items():
         for name, array in read_arrays(path, [name for name in stored_names if name in wanted]):
             variable = variables[name]
-            variable.assign(_cast(from_canonical(kind(variable), array), variable.dtype))
-
-
-def _cast(array: np.ndarray, dtype: str) -> np.ndarray:
-    """With PyTorch's rounding: from float64 to the 16-bit types by way of float32; too large becomes infinite."""
-    with np.errstate(over="ignore"):
-        if dtype in ("float16", "bfloat16") and array.dtype == np.float64:
-            array = array.astype(np.float32)
-        if dtype == "bfloat16":
-            # NumPy has no such type; the package that adds it comes with TensorFlow and with JAX.
-            import ml_dtypes
-
-            return array.astype(ml_dtypes.bfloat16)
-        return array.astype(dtype)
+            variable.assign(cast(from_canonical(kind(variable), array), variable.dtype))

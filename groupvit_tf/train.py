@@ -21,7 +21,8 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from groupvit_common.checkpoints.directory import find_weights, read_arrays
+from groupvit_common.checkpoints.directory import find_weights
+from groupvit_common.checkpoints.safetensors_file import read_arrays
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.model.config import GroupViTConfig
 from groupvit_common.preprocessing.processor import GroupViTProcessor

@@ -14,9 +14,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from groupvit_common.checkpoints.directory import Weights, array_info, compare_tensors
+from groupvit_common.checkpoints.directory import Weights, compare_tensors
+from groupvit_common.checkpoints.dtypes import float_dtype
+from groupvit_common.checkpoints.safetensors_file import array_info
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.model.pretrained import Pretrained, check_weights, checked_array, most_stored_dtype, wanted_dtype
+from groupvit_common.model.pretrained import Pretrained, check_weights, checked_array, most_stored_dtype
 
 
 class PreTrainedModel(Pretrained, nn.Module):
@@ -292,7 +294,7 @@ def _dtype(value: torch.dtype | str | None) -> torch.dtype | None:
         return torch.float32
     if isinstance(value, str) and value == "auto":
         return None
-    name = wanted_dtype(value)
+    name = float_dtype(value)
     if name is None:
         raise InputError(f"dtype must be 'auto', float32, float64, float16 or bfloat16, got {value!r}")
     return getattr(torch, name)

@@ -29,7 +29,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
-from groupvit_common.checkpoints.directory import find_weights, read_arrays
+from groupvit_common.checkpoints.directory import find_weights
+from groupvit_common.checkpoints.safetensors_file import read_arrays
 from groupvit_common.errors import CheckpointError
 from groupvit_common.model.config import GroupViTConfig
 from groupvit_common.preprocessing.processor import GroupViTProcessor

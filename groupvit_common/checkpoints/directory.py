@@ -1,66 +1,28 @@
-"""A checkpoint directory on disk: its file names, what its weight files say about themselves, and how it is replaced.
+"""A checkpoint directory: the names of its files, which weights it holds, and whether they fit a model.
 
 A checkpoint is the layout of the Hugging Face hub: `config.json` with `model.safetensors`, or with
 `model.safetensors.index.json` and the shards that it names. Everything here works on names, shapes and bytes; a backend adds
-the tensors. The format: https://huggingface.co/docs/safetensors (8 bytes little-endian length, JSON header, data).
+the tensors.
 """
 
-import json
-import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.storage.files import WEIGHTS_FILE, has_file, json_text, list_files, parse_json, read_json
+from groupvit_common.checkpoints.safetensors_file import Header, TensorInfo, read_header
+from groupvit_common.errors import CheckpointError, InputError, some
+from groupvit_common.storage.json_text import json_text, read_json
+from groupvit_common.storage.names import list_files
+from groupvit_common.storage.saving import WEIGHTS_FILE, has_file
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 WEIGHTS_INDEX_NAME = "model.safetensors.index.json"
-
-# Bits per element of safetensors' dtypes.
-_BITS = {
-    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
-    **dict.fromkeys(("F32", "I32", "U32"), 32),
-    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
-    **dict.fromkeys(("BOOL", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
-    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
-    "F4": 4,
-}
-# What transformers knows PyTorch's layout by.
-PYTORCH_METADATA = {"format": "pt"}
 # In the metadata of a save's index and shards: which save they belong to. Files of other programs have none.
 SAVE_ID = "save_id"
 
-# NumPy's names of the dtypes that models use, widest first.
-_ARRAY_DTYPES = {
-    "I64": "int64",
-    "F64": "float64",
-    "F32": "float32",
-    "I32": "int32",
-    "BF16": "bfloat16",
-    "F16": "float16",
-    "I16": "int16",
-    "I8": "int8",
-    "U8": "uint8",
-}
-_STORED_AS = {name: stored for stored, name in _ARRAY_DTYPES.items()}
-# Some 60,000 tensors, a hundred times those of the largest model; the library's own limit of 100 MB costs gigabytes of memory.
-_MAX_HEADER_BYTES = 8 << 20
-
-# What other files begin with that end up under the name of a weights file.
-_IMPOSTORS: tuple[tuple[bytes, str], ...] = (
-    (b"version https://git-lfs", "a Git LFS pointer, not the weights themselves; run `git lfs pull` in its repository"),
-    (b"<", "a web page or XML, not weights; the download was answered by an error or login page: download it again"),
-    (b"PK\x03\x04", "a zip archive (PyTorch's pickle format), not safetensors; `groupvit convert` reads it"),
-    (b"\x80\x02", "a Python pickle, not safetensors; `groupvit convert` reads those of PyTorch"),
-    (b"\x89HDF", "an HDF5 file (TensorFlow's .h5), not safetensors; `groupvit convert` reads it"),
-    (b"{", "a JSON text, not weights"),
-)
 _FOREIGN_FILES = {
     "pytorch_model.bin": "PyTorch pickle",
     "pytorch_model.bin.index.json": "PyTorch pickle, sharded",
@@ -74,23 +36,6 @@ _IGNORABLE_UNEXPECTED = re.compile(r"(^|\.)position_ids$|^multi_label_logit_scal
 # A batch norm's step counter is used in training only, and TensorFlow has none.
 _IGNORABLE_MISSING = re.compile(r"\.num_batches_tracked$")
 
-_LISTED = 5  # names that an error message spells out
-
-
-class TensorInfo(NamedTuple):
-    """A stored tensor: shape, and dtype under safetensors' name ("F32", "BF16", "I64", ...)."""
-
-    shape: tuple[int, ...]
-    dtype: str
-
-
-class Header(NamedTuple):
-    """What a safetensors file says about itself: tensors by name, where each begins, and free metadata such as `format`."""
-
-    tensors: dict[str, TensorInfo]
-    starts: dict[str, int]  # bytes from the beginning of the file
-    metadata: dict[str, str]
-
 
 class Weights(NamedTuple):
     """The weights of a checkpoint: its files, what they hold, and which file holds what."""
@@ -100,134 +45,6 @@ class Weights(NamedTuple):
 
 
 # -- reading --------------------------------------------------------------------------------------------------------------
-
-
-def read_header(path: Path) -> Header:
-    """The header of a safetensors file, checked against the file's size; no tensor is read.
-
-    Raises:
-        CheckpointError: the file cannot be read, is something else, or is damaged; names the file and the cause.
-    """
-    try:
-        if not path.is_file():
-            raise CheckpointError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            start = file.read(64)
-            _refuse_impostor(path, size, start)
-            length = int.from_bytes(start[:8], "little")
-            if length > _MAX_HEADER_BYTES:
-                raise CheckpointError(
-                    f"{path} is not a safetensors file of a model: its header would be {length} bytes long, and "
-                    f"{_MAX_HEADER_BYTES} are the most that is read"
-                )
-            if 8 + length > size:
-                raise CheckpointError(
-                    f"{path} is truncated or not a safetensors file: it announces a header of {length} bytes "
-                    f"and is {size} bytes long; download or copy it again"
-                )
-            file.seek(8)
-            text = file.read(length)
-    except CheckpointError:
-        raise
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-    return _parse_header(path, text, size)
-
-
-def _refuse_impostor(path: Path, size: int, start: bytes) -> None:
-    if not start:
-        raise CheckpointError(f"{path} is empty (0 bytes); download or copy it again")
-    for magic, meaning in _IMPOSTORS:
-        # A length that happens to begin with such a byte has eight bytes that are no text.
-        if start.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(magic) and not _plausible_length(start, size):
-            raise CheckpointError(f"{path} is {meaning}")
-    if len(start) < 8:
-        raise CheckpointError(f"{path} is truncated: {size} bytes are no safetensors file; download or copy it again")
-
-
-def _plausible_length(start: bytes, size: int) -> bool:
-    return len(start) > 8 and int.from_bytes(start[:8], "little") <= size - 8 and start[8:9] == b"{"
-
-
-def _parse_header(path: Path, text: bytes, size: int) -> Header:
-    data_start = 8 + len(text)
-    data_bytes = size - data_start
-    damaged = f"{path} is damaged or not a safetensors file"
-    content = parse_json(text, f"the header of {path}")
-    metadata = content.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise CheckpointError(f"{damaged}: its metadata is no table of texts")
-    tensors, spans = {}, []
-    for name, entry in content.items():
-        info, span = _parse_entry(entry)
-        if info is None or span is None:
-            raise CheckpointError(f"{damaged}: the entry of tensor {name!r} makes no sense")
-        tensors[name] = info
-        spans.append((*span, name))
-    end = 0
-    for begin, after, name in sorted(spans):
-        if begin != end:
-            raise CheckpointError(f"{damaged}: tensor {name!r} starts at byte {begin}, expected {end}")
-        end = after
-    if end > data_bytes:
-        raise CheckpointError(
-            f"{path} is truncated: its header announces {end} bytes of tensors and {data_bytes} are there; "
-            "download or copy it again"
-        )
-    if end < data_bytes:
-        raise CheckpointError(f"{damaged}: {data_bytes - end} bytes follow the last tensor")
-    return Header(tensors, {name: data_start + begin for begin, _, name in spans}, metadata)
-
-
-def _parse_entry(entry: object) -> tuple[TensorInfo, tuple[int, int]] | tuple[None, None]:
-    """One tensor's header entry, or (None, None) if it is malformed or contradicts itself."""
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        return None, None
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in _BITS or not _is_sizes(shape) or not _is_sizes(offsets):
-        return None, None
-    if len(offsets) != 2 or (offsets[1] - offsets[0]) * 8 != math.prod(shape) * _BITS[dtype]:
-        return None, None
-    return TensorInfo(tuple(shape), dtype), (offsets[0], offsets[1])
-
-
-def _is_sizes(value: object) -> bool:
-    # The bound keeps products of damaged numbers small; no file has 2**63 bytes.
-    return isinstance(value, list) and len(value) < 64 and all(type(n) is int and 0 <= n < 2**63 for n in value)
-
-
-def read_arrays(path: Path, names: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors `names` of a safetensors file, one at a time, in their stored dtypes (bfloat16: that of `ml_dtypes`).
-
-    Raises:
-        CheckpointError: the file cannot be read, or holds one of them in a dtype that NumPy does not have.
-    """
-    header = read_header(path)
-    try:
-        with path.open("rb") as file:
-            for name in sorted(names, key=header.starts.__getitem__):
-                shape, stored = header.tensors[name]
-                if stored not in _ARRAY_DTYPES:
-                    raise CheckpointError(f"{path} holds {name} as {stored}; {', '.join(_ARRAY_DTYPES)} can be read")
-                array = np.empty(math.prod(shape), _array_dtype(stored))
-                file.seek(header.starts[name])
-                if file.readinto(array.view(np.uint8).data) != array.nbytes:
-                    raise CheckpointError(f"{path} is truncated: it ends within {name}")
-                yield name, array.reshape(shape)
-    except CheckpointError:
-        raise
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-
-
-def _array_dtype(stored: str) -> np.dtype:
-    if stored == "BF16":
-        # NumPy has no such type; the package that adds it comes with TensorFlow and with JAX.
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(_ARRAY_DTYPES[stored])
 
 
 def read_index(path: Path) -> dict[str, str]:
@@ -257,7 +74,7 @@ def _read_index(path: Path) -> tuple[dict[str, str], str | None]:
 def find_weights(directory: Path) -> Weights:
     """The weights in `directory`: `model.safetensors`, else the shards of `model.safetensors.index.json`.
 
-    Headers are read and checked, the index against them; no tensor is read. Hold the directory with `files.reading` until the
+    Headers are read and checked, the index against them; no tensor is read. Hold the directory with `read_lock` until the
     tensors are read too, where somebody may be saving into it.
 
     Raises:
@@ -329,12 +146,6 @@ def missing_files(
                 "with `groupvit convert SOURCE DIRECTORY`"
             )
     return CheckpointError(message)
-
-
-def some(names: Sequence[str], limit: int = _LISTED) -> str:
-    """The first few of some names, and how many there are besides, for a message."""
-    more = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
 # -- comparing ------------------------------------------------------------------------------------------------------------
@@ -471,58 +282,6 @@ def index_text(shards: Sequence[Shard], total_size: int, save_id: str | None = N
     weight_map = {name: shard.file_name for shard in shards for name in shard.tensors}
     metadata: dict[str, Any] = {"total_size": total_size} | ({} if save_id is None else {SAVE_ID: save_id})
     return json_text({"metadata": metadata, "weight_map": weight_map})
-
-
-def array_info(shape: Iterable[int], dtype: str) -> TensorInfo:
-    """How a tensor of NumPy's dtype name ("float32", "bfloat16", "int64", ...) is stored. Raises `InputError` for others."""
-    if dtype not in _STORED_AS:
-        raise InputError(f"a tensor of dtype {dtype} cannot be saved; {', '.join(_STORED_AS)} can")
-    return TensorInfo(tuple(shape), _STORED_AS[dtype])
-
-
-def stored_bytes(info: TensorInfo) -> int:
-    """How many bytes a tensor takes in a file."""
-    return math.prod(info.shape) * _BITS[info.dtype] // 8
-
-
-def write_arrays(
-    path: Path,
-    tensors: Mapping[str, TensorInfo],
-    value: Callable[[str], np.ndarray],
-    metadata: Mapping[str, str] = PYTORCH_METADATA,
-) -> None:
-    """Writes a safetensors file with one tensor in memory at a time; the library needs all, twice.
-
-    Args:
-        tensors: name -> shape and dtype.
-        value: name -> the array, of that shape and dtype or as its bytes.
-        metadata: the file's; by it transformers knows whose layout the tensors have.
-    """
-    # Widest dtypes first, so that every tensor starts at a multiple of its element's size; then by name. As the library does.
-    widest_first = list(_ARRAY_DTYPES)
-    order = sorted(tensors, key=lambda name: (widest_first.index(tensors[name].dtype), name))
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    end = 0
-    for name in order:
-        begin, end = end, end + stored_bytes(tensors[name])
-        header[name] = {
-            "dtype": tensors[name].dtype,
-            "shape": list(tensors[name].shape),
-            "data_offsets": [begin, end],
-        }
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            content = bytes_of(value(name))
-            assert content.nbytes == stored_bytes(tensors[name]), name
-            file.write(content.data)
-
-
-def bytes_of(array: np.ndarray) -> np.ndarray:
-    """The bytes of an array as they are stored."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def is_weights_file(name: str) -> bool:

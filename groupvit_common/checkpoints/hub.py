@@ -24,7 +24,8 @@ from groupvit_common.checkpoints.directory import (
     read_index,
 )
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.storage.files import has_file, list_files, settle, write_file, write_text
+from groupvit_common.storage.names import list_files
+from groupvit_common.storage.saving import has_file, settle, write_file, write_text
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError

@@ -676,7 +676,7 @@ def _output_names(paths: Sequence[Path], out: Path) -> dict[Path, str]:
     where the system takes no longer one."""
     from groupvit_common.segmentation.figures import MODES
     from groupvit_common.segmentation.postprocess import RESULT_ENDS
-    from groupvit_common.storage.files import fit_name, name_key
+    from groupvit_common.storage.names import fit_name, name_key
 
     given = {name_key(os.path.realpath(path)) for path in paths}
     folder = os.path.realpath(out)
@@ -1091,10 +1091,10 @@ def _weights_of(directory: Path | None) -> dict[str, str]:
     if directory is None:
         return {}
     from groupvit_common.checkpoints.directory import find_weights
-    from groupvit_common.storage.files import reading
+    from groupvit_common.storage.saving import read_lock
 
     digest = hashlib.sha256()
-    with reading(directory) as held:
+    with read_lock(directory) as held:
         for path in find_weights(held).files:
             with path.open("rb") as file:
                 while block := file.read(1 << 20):

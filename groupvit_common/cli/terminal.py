@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Self, TextIO
 
 from groupvit_common.errors import GroupViTError, printable
-from groupvit_common.storage.files import finite
+from groupvit_common.storage.json_text import finite
 
 OK, SOME_FAILED, BAD_INPUT, NO_MODEL, BUG, SIGNALLED, INTERRUPTED, CLOSED_PIPE = 0, 1, 2, 3, 70, 128, 130, 141
 

@@ -15,7 +15,8 @@ from typing import Any
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.evaluation.datasets.classification import ClassificationSet
 from groupvit_common.evaluation.datasets.segmentation import SegmentationSet
-from groupvit_common.storage.files import parse_json, read_bytes, unicode_json
+from groupvit_common.storage.json_text import parse_json, unicode_json
+from groupvit_common.storage.reading import read_bytes
 
 JOURNAL = "journal-{}.jsonl"
 BEST = 5

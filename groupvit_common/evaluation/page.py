@@ -25,7 +25,8 @@ from groupvit_common.evaluation.report import RESULTS
 from groupvit_common.evaluation.segmentation import SegmentationResult
 from groupvit_common.segmentation import figures as visualize
 from groupvit_common.segmentation.postprocess import Indices
-from groupvit_common.storage.files import read_json, write_files, write_text
+from groupvit_common.storage.json_text import read_json
+from groupvit_common.storage.saving import write_files, write_text
 
 PAGE = "report.html"
 

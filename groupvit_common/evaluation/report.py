@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from groupvit_common.errors import printable
 from groupvit_common.evaluation.segmentation import ClassificationResult, Counts, Point, SegmentationResult, best_point
-from groupvit_common.storage.files import finite, unicode_json, write_files, write_text
+from groupvit_common.storage.json_text import finite, unicode_json
+from groupvit_common.storage.saving import write_files, write_text
 
 RESULTS = "results.json"
 CONFUSION_CSV = "confusion.csv"

@@ -14,10 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, dataclass_transform, get_origin
 
+from groupvit_common.checkpoints.directory import CONFIG_NAME
 from groupvit_common.errors import CheckpointError, InputError, short
-from groupvit_common.storage.files import json_text, read_json, reading, write_file, write_text
+from groupvit_common.storage.json_text import json_text, read_json
+from groupvit_common.storage.saving import read_lock, write_file, write_text
 
-CONFIG_NAME = "config.json"
 # Of any width or count in a model; of layers, which are made one by one; of token ids.
 _MOST, _MOST_LAYERS, _MOST_IDS = 1 << 20, 1 << 10, (1 << 31) - 1
 ACTIVATIONS = ("gelu", "quick_gelu", "gelu_new", "relu", "selu", "silu")
@@ -137,7 +138,7 @@ class _Config:
         if isinstance(name, str | os.PathLike) and bundled(name) is None and os.path.isfile(name):  # noqa: PTH113
             config = cls.from_json_file(name, **overrides)
         else:
-            with reading(resolve(name, patterns=[CONFIG_NAME], required=[CONFIG_NAME], **where)) as directory:
+            with read_lock(resolve(name, patterns=[CONFIG_NAME], required=[CONFIG_NAME], **where)) as directory:
                 config = cls.from_json_file(directory / CONFIG_NAME, **overrides)
         return (config, kwargs) if return_unused else config
 
@@ -402,6 +403,14 @@ class GroupViTConfig(_Config):
         self._check_numbers("logit_scale_init_value", least=-math.inf)
         if not isinstance(self.output_segmentation, bool):
             raise self._error("output_segmentation", "true or false")
+
+
+def checkpoint_config_text(config: _Config, architecture: str, dtype: str, **settings: Any) -> str:
+    """Returns the text of a checkpoint's `config.json`, with what transformers wants to know besides: the class and the dtype."""
+    content = config.to_dict()
+    # transformers 5 writes `dtype` instead of `torch_dtype`, and reads both: two that disagree must not meet.
+    content.pop("dtype", None)
+    return json_text(content | {"architectures": [architecture], "torch_dtype": dtype} | settings)
 
 
 C = TypeVar("C", bound=_Config)

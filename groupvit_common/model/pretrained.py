@@ -19,40 +19,30 @@ import numpy as np
 from groupvit_common.checkpoints import hub
 from groupvit_common.checkpoints.directory import (
     CONFIG_NAME,
-    PYTORCH_METADATA,
     SAVE_ID,
     WEIGHTS_INDEX_NAME,
     WEIGHTS_NAME,
-    TensorInfo,
     Weights,
-    bytes_of,
     compare_tensors,
     find_weights,
     index_text,
     plan_shards,
-    some,
+)
+from groupvit_common.checkpoints.dtypes import FLOATS, STORED_DTYPES, most_common_float
+from groupvit_common.checkpoints.safetensors_file import (
+    PYTORCH_METADATA,
+    TensorInfo,
+    bytes_of,
     stored_bytes,
     write_arrays,
 )
-from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.errors import CheckpointError, InputError, some
+from groupvit_common.model.config import checkpoint_config_text
 from groupvit_common.model.parameters import manifest
-from groupvit_common.storage.files import json_text, reading, write_files, write_text
+from groupvit_common.storage.saving import read_lock, write_files, write_text
 
 # Tensors of a full model that a tower's model does not have are the other parts'; a tower's own start with one of these.
 _TOWER_PREFIXES = ("text_model.", "vision_model.")
-
-# The floating-point dtypes of a model: the names by which they are asked for, and those of safetensors.
-_DTYPES = {
-    "float32": "float32",
-    "float": "float32",
-    "float64": "float64",
-    "double": "float64",
-    "float16": "float16",
-    "half": "float16",
-    "bfloat16": "bfloat16",
-}
-_STORED_DTYPES = {"F32": "float32", "F64": "float64", "F16": "float16", "BF16": "bfloat16"}
-_STORED_INTEGERS = ("I64", "I32", "I16", "I8", "U8")
 
 # Keywords of transformers' `from_pretrained` that change nothing here, whatever their value: how its loader works inside, the
 # choice of an attention kernel, which is made at run time here, and whose layout the file has, which it says itself.
@@ -78,20 +68,10 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
-def wanted_dtype(value: object) -> str | None:
-    """The name of the floating-point dtype that a framework's dtype or its name asks for; None for anything else."""
-    return _DTYPES.get(str(value).removeprefix("torch."))
-
-
 def most_stored_dtype(weights: Weights, names: Iterable[str]) -> str:
-    """The floating-point dtype in which the file holds most elements of the tensors `names`: what "auto" means."""
-    counts: dict[str, int] = {}
-    for name in names:
-        info = weights.tensors[name]
-        stored = _STORED_DTYPES.get(info.dtype)
-        if stored is not None:
-            counts[stored] = counts.get(stored, 0) + math.prod(info.shape)
-    return max(counts, key=lambda key: counts[key], default="float32")
+    """Returns the floating-point dtype in which the file holds most elements of the tensors `names`: the meaning of "auto"."""
+    infos = (weights.tensors[name] for name in names)
+    return most_common_float((STORED_DTYPES.get(info.dtype, ""), math.prod(info.shape)) for info in infos)
 
 
 def check_weights(
@@ -115,7 +95,7 @@ def check_weights(
     )
     for name in names:
         stored, dtype = weights.tensors[name].dtype, expected[name][1]
-        if stored not in (_STORED_DTYPES if dtype in _DTYPES else _STORED_INTEGERS):
+        if stored not in STORED_DTYPES or (STORED_DTYPES[stored] in FLOATS) != (dtype in FLOATS):
             raise CheckpointError(f"{source} does not fit: it holds {name} as {stored}, expected {dtype}")
     return names
 
@@ -196,12 +176,12 @@ class Pretrained:
         if config is not None:
             config = cls.config_class.from_pretrained(config) if isinstance(config, str | Path) else config
             config = cls._configuration(config, settings)
-        with reading(hub.resolve(name_or_path, patterns=needed, required=needed, **where)) as directory:
+        with read_lock(hub.resolve(name_or_path, patterns=needed, required=needed, **where)) as directory:
             if config is None:
                 config = cls._configuration(cls.config_class.from_json_file(directory / CONFIG_NAME), settings)
             weights = find_weights(directory)
             expected = cls._described(config)
-            sizes = {name: shape for name, (shape, dtype) in expected.items() if dtype in _DTYPES}
+            sizes = {name: shape for name, (shape, dtype) in expected.items() if dtype in FLOATS}
             if any(name not in weights.tensors or weights.tensors[name].shape != sizes[name] for name in sizes):
                 check_weights(expected, weights, directory, cls.__name__)
             yield config, weights, directory
@@ -298,7 +278,7 @@ class Pretrained:
         changed = [
             f"{name} ({list(shape)} {dtype}, expected {list(expected[name][0])} {expected[name][1]})"
             for name, (shape, dtype) in tensors.items()
-            if name in expected and (shape != expected[name][0] or (dtype in _DTYPES) != (expected[name][1] in _DTYPES))
+            if name in expected and (shape != expected[name][0] or (dtype in FLOATS) != (expected[name][1] in FLOATS))
         ]
         problems = [
             f"{len(names)} {kind}: {some(names)}"
@@ -326,15 +306,9 @@ class Pretrained:
         """Raises `InputError` if a weight is NaN or infinite, naming the tensors; `done`: what cannot be done then."""
 
     def _config_text(self, dtype: str) -> str:
-        """`config.json` with what transformers wants to know besides: the class and the dtype."""
         ours = ("groupvit_torch.", "groupvit_tf.")
         known = (cls for cls in type(self).__mro__ if cls.__module__.startswith(ours))
-        settings = self.config.to_dict()
-        # transformers 5 writes `dtype` instead of `torch_dtype`, and reads both: two that disagree must not meet.
-        settings.pop("dtype", None)
-        settings["architectures"] = [next(known, type(self)).__name__]
-        settings["torch_dtype"] = dtype
-        return json_text(settings)
+        return checkpoint_config_text(self.config, next(known, type(self)).__name__, dtype)
 
     def push_to_hub(
         self,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from groupvit_common.errors import InputError
 from groupvit_common.preprocessing.images import image_suffixes
-from groupvit_common.storage.files import is_hidden
+from groupvit_common.storage.names import is_hidden
 
 # Files that people take for images and that are not opened here: documents, drawings, formats of editors, phones and cameras.
 _OTHER_IMAGES = frozenset(

@@ -39,7 +39,8 @@ from groupvit_common.preprocessing.tokenizer import (
     check_return_tensors,
     to_tensors,
 )
-from groupvit_common.storage.files import json_text, read_json, reading, write_texts
+from groupvit_common.storage.json_text import json_text, read_json
+from groupvit_common.storage.saving import read_lock, write_texts
 
 IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
 # transformers 5 keeps the image processor's settings in the processor's file, under "image_processor"; they go first there.
@@ -171,7 +172,7 @@ class GroupViTImageProcessor:
             local_files_only=local_files_only,
             force_download=force_download,
         )
-        with reading(directory) as held:
+        with read_lock(directory) as held:
             return cls.of_directory(held, overrides)
 
     @classmethod

@@ -19,7 +19,7 @@ from groupvit_common.preprocessing.tokenizer import (
     CLIPTokenizer,
     check_keywords,
 )
-from groupvit_common.storage.files import has_file, reading, write_texts
+from groupvit_common.storage.saving import has_file, read_lock, write_texts
 
 __all__ = ["AutoProcessor", "BatchEncoding", "CLIPProcessor", "GroupViTProcessor"]
 
@@ -94,7 +94,7 @@ class GroupViTProcessor:
             raise CheckpointError(
                 f"{name_or_path} has {lacking}: take them from the checkpoint that its model began as"
             )
-        with reading(directory) as held:
+        with read_lock(directory) as held:
             return cls(
                 GroupViTImageProcessor.of_directory(held, for_images), CLIPTokenizer.of_directory(held, for_text)
             )

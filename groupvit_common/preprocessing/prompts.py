@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.storage.files import read_text
+from groupvit_common.storage.reading import read_text
 
 # Commas and bars as other scripts write them (full-width, ideographic, Arabic) separate as ours do.
 _COMMAS, _BARS = ",，、،", "|｜"

@@ -23,7 +23,9 @@ from tokenizers.trainers import BpeTrainer
 
 from groupvit_common.checkpoints.hub import resolve
 from groupvit_common.errors import CheckpointError, GroupViTError, InputError, short
-from groupvit_common.storage.files import json_text, parse_json, read_json, read_text, reading, write_texts
+from groupvit_common.storage.json_text import json_text, parse_json, read_json
+from groupvit_common.storage.reading import read_text
+from groupvit_common.storage.saving import read_lock, write_texts
 
 TOKENIZER_FILE = "tokenizer.json"
 VOCAB_FILE = "vocab.json"
@@ -263,7 +265,7 @@ class CLIPTokenizer:
             local_files_only=local_files_only,
             force_download=force_download,
         )
-        with reading(directory) as held:
+        with read_lock(directory) as held:
             return cls.of_directory(held, settings)
 
     @classmethod

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.preprocessing.image_files import SOFTWARE
-from groupvit_common.storage.files import write_files
+from groupvit_common.storage.saving import write_files
 
 if TYPE_CHECKING:
     from groupvit_common.segmentation.postprocess import Details, Segmentation
@@ -315,7 +315,7 @@ def _has_letters(font: Font, letters: frozenset[str]) -> bool:
 
 
 def image_writer(make: Callable[[], Image.Image], name: str) -> Callable[[Path], None]:
-    """Returns a writer for `files.write_files`: makes an image and writes it in the format that the name of its file ends with."""
+    """Returns a writer for `write_files`: makes an image and writes it in the format that the name of its file ends with."""
     formats = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
     kind = formats.get(Path(name).suffix.lower(), "PNG")
 

@@ -42,7 +42,9 @@ from PIL import Image
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.segmentation import figures as visualize
 from groupvit_common.segmentation.refinement import DILATIONS, refine
-from groupvit_common.storage.files import fit_name, unicode_json, write_files, write_text
+from groupvit_common.storage.json_text import unicode_json
+from groupvit_common.storage.names import fit_name
+from groupvit_common.storage.saving import write_files, write_text
 
 Assignment = Literal["hard", "soft"]
 Floats = npt.NDArray[np.floating[Any]]

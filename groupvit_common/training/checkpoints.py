@@ -25,9 +25,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from groupvit_common.checkpoints.directory import array_info, read_arrays, read_header, write_arrays
+from groupvit_common.checkpoints.safetensors_file import array_info, read_arrays, read_header, write_arrays
 from groupvit_common.errors import CheckpointError, GroupViTError, InputError
-from groupvit_common.storage.files import finite, flush, parse_json, read_bytes
+from groupvit_common.storage.json_text import finite, parse_json
+from groupvit_common.storage.reading import read_bytes
+from groupvit_common.storage.saving import flush
 
 FOLDER = "checkpoints"
 MODEL = "model"

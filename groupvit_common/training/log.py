@@ -14,7 +14,8 @@ from types import ModuleType
 from typing import Any
 
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.storage.files import parse_json, write_files, write_text
+from groupvit_common.storage.json_text import parse_json
+from groupvit_common.storage.saving import write_files, write_text
 from groupvit_common.training.recipe import Recipe
 from groupvit_common.training.settings import to_table
 

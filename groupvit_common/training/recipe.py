@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from groupvit_common.data.captions.settings import DataSettings
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.model.config import GroupViTConfig
-from groupvit_common.storage.files import read_text
+from groupvit_common.storage.reading import read_text
 from groupvit_common.training.settings import changed, parse_change, read_settings, with_changes
 
 RECIPES = Path(__file__).parent / "recipes"

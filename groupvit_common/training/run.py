@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from groupvit_common.checkpoints.directory import CONFIG_NAME, WEIGHTS_NAME, find_weights, read_arrays
+from groupvit_common.checkpoints.directory import CONFIG_NAME, WEIGHTS_NAME, find_weights
 from groupvit_common.checkpoints.hub import resolve
+from groupvit_common.checkpoints.safetensors_file import read_arrays
 from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, Scene, make_scene
 from groupvit_common.errors import CheckpointError, GroupViTError, InputError
 from groupvit_common.evaluation.datasets.segmentation import SegmentationSet, open_sets
@@ -38,8 +39,9 @@ from groupvit_common.preprocessing.image_processor import GroupViTImageProcessor
 from groupvit_common.preprocessing.processor import PROCESSOR_FILES, GroupViTProcessor, missing_parts
 from groupvit_common.preprocessing.prompts import Label
 from groupvit_common.preprocessing.tokenizer import CLIPTokenizer
-from groupvit_common.storage.files import finite, reading, write_files, write_text
+from groupvit_common.storage.json_text import finite
 from groupvit_common.storage.locks import FolderLock
+from groupvit_common.storage.saving import read_lock, write_files, write_text
 from groupvit_common.training import checkpoints as run_state
 from groupvit_common.training.checkpoints import Checkpoints, RunState
 from groupvit_common.training.log import duration
@@ -647,7 +649,7 @@ def learnt(names: Collection[str], settings: ModelSettings) -> set[str]:
 def multi_label_scale(source: str) -> float | None:
     """The multi-label loss's temperature, as the logarithm of its factor, of a checkpoint that a run of this package wrote."""
     files = (CONFIG_NAME, WEIGHTS_NAME)
-    with reading(resolve(source, patterns=files, required=files)) as directory:
+    with read_lock(resolve(source, patterns=files, required=files)) as directory:
         for path, names in find_weights(directory).files.items():
             if MULTI_LABEL_SCALE in names:
                 return float(dict(read_arrays(path, [MULTI_LABEL_SCALE]))[MULTI_LABEL_SCALE])

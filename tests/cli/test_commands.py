@@ -22,7 +22,7 @@ from groupvit_common.preprocessing.image_files import expand, images_in
 from groupvit_common.preprocessing.image_processor import GroupViTImageProcessor
 from groupvit_common.preprocessing.processor import GroupViTProcessor
 from groupvit_common.preprocessing.tokenizer import CLIPTokenizer
-from groupvit_common.storage.files import name_key
+from groupvit_common.storage.names import name_key
 from groupvit_common.training.recipe import get_recipe
 from groupvit_common.training.run import Interrupted, TrainResult
 from groupvit_torch.model import GroupViTModel

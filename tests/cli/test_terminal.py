@@ -17,7 +17,8 @@ from groupvit_common.cli import command_line as cli
 from groupvit_common.cli import terminal
 from groupvit_common.cli.arguments import did_you_mean
 from groupvit_common.errors import CheckpointError, InputError, printable
-from groupvit_common.storage.files import fit_name, name_key, unicode_json
+from groupvit_common.storage.json_text import unicode_json
+from groupvit_common.storage.names import fit_name, name_key
 from tests.support.paths import ROOT
 
 # A byte that is not UTF-8, an escape sequence, a line break, a direction mark, letters that cp1252 lacks, an emoji.

@@ -26,7 +26,7 @@ from conversion.formats import open_source
 from conversion.names import EXTRA, entries
 from conversion.torch_file import read_torch_file
 from conversion.verify import deciding_settings
-from groupvit_common.checkpoints.directory import array_info, write_arrays
+from groupvit_common.checkpoints.safetensors_file import array_info, write_arrays
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.model.config import GroupViTConfig
 from groupvit_common.model.parameters import manifest

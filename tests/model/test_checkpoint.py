@@ -18,19 +18,10 @@ from safetensors import safe_open
 from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file, save_file
 
-from groupvit_common.checkpoints.directory import (
-    array_info,
-    compare_tensors,
-    find_weights,
-    parse_size,
-    plan_shards,
-    read_arrays,
-    read_header,
-    read_index,
-    write_arrays,
-)
+from groupvit_common.checkpoints.directory import compare_tensors, find_weights, parse_size, plan_shards, read_index
+from groupvit_common.checkpoints.safetensors_file import array_info, read_arrays, read_header, write_arrays
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.storage import files
+from groupvit_common.storage import saving
 from groupvit_torch import GroupViTModel
 from tests.support.backends import Backend
 from tests.support.fake_hub import FakeHub, point_to
@@ -552,14 +543,14 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(lib, directory, monkeypatch
     before = {path.name: path.read_bytes() for path in directory.iterdir()}
     model = lib.GroupViTModel.from_pretrained(directory)
     change_scale(model)
-    flush = files.flush
+    flush = saving.flush
 
     def full_disk(path: Path) -> None:
         if failing in path.name:
             raise OSError(28, "No space left on device")
         flush(path)
 
-    monkeypatch.setattr(files, "flush", full_disk)
+    monkeypatch.setattr(saving, "flush", full_disk)
     with pytest.raises(CheckpointError, match="cannot be written: No space left"):
         model.save_pretrained(directory, max_shard_size="200KB")
     assert {path.name: path.read_bytes() for path in directory.iterdir()} == before

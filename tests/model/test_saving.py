@@ -17,15 +17,16 @@ import numpy as np
 import pytest
 
 from groupvit_common.checkpoints import hub
-from groupvit_common.checkpoints.directory import find_weights, read_arrays, read_header
+from groupvit_common.checkpoints.directory import find_weights
+from groupvit_common.checkpoints.safetensors_file import read_arrays, read_header
 from groupvit_common.cli import command_line as cli
 from groupvit_common.errors import CheckpointError, GroupViTError, InputError
 from groupvit_common.model.config import GroupViTConfig
 from groupvit_common.preprocessing.image_processor import GroupViTImageProcessor
 from groupvit_common.preprocessing.processor import GroupViTProcessor
 from groupvit_common.preprocessing.tokenizer import CLIPTokenizer
-from groupvit_common.storage import files
-from groupvit_common.storage.files import reading, write_files, write_text, write_texts
+from groupvit_common.storage import saving
+from groupvit_common.storage.saving import read_lock, write_files, write_text, write_texts
 from groupvit_common.training.recipe import changed, get_recipe
 from groupvit_common.training.run import start_processor
 from tests.support.backends import Backend
@@ -57,7 +58,7 @@ def models(backend: Backend) -> tuple[Any, Any]:
 
 def stored(directory: Path) -> dict[str, np.ndarray]:
     """What a model would be loaded from."""
-    with reading(directory) as held:
+    with read_lock(directory) as held:
         files_of = find_weights(held).files
         return {name: array for path in files_of for name, array in read_arrays(path, files_of[path])}
 
@@ -99,7 +100,7 @@ def test_a_model_whose_files_were_moved_in_part_is_the_new_one(backend, before, 
     with pytest.raises(KeyboardInterrupt):
         new.save_pretrained(tmp_path, **after)
     # Whoever cannot write there reads through what is left to be done, and leaves it.
-    monkeypatch.setattr(files, "_move", no_right)
+    monkeypatch.setattr(saving, "_move", no_right)
     loaded = backend.weights(backend.load(tmp_path)) if not after else stored(tmp_path)
     assert equal(backend, new, loaded)
     assert (tmp_path / ".groupvit-commit").is_dir()
@@ -126,7 +127,7 @@ def test_readers_meet_whole_sets_while_others_save(tmp_path):
         writer.start()
     while True:
         alive = any(writer.is_alive() for writer in writers)
-        with reading(tmp_path) as held:
+        with read_lock(tmp_path) as held:
             assert len({(held / name).read_text() for name in names}) == 1
         if not alive:
             break
@@ -139,27 +140,27 @@ def test_leftovers_of_the_dead_are_removed_and_of_the_living_are_not(tmp_path):
     dead.mkdir()
     (dead / "model.safetensors").write_text("half")
     foreign.mkdir()
-    with files._staging(tmp_path) as living:
+    with saving._staging(tmp_path) as living:
         write_texts(tmp_path, {"a.json": "{}"})
         assert {path.name for path in tmp_path.iterdir()} == {living.name, foreign.name, "a.json"}
     assert {path.name for path in tmp_path.iterdir()} == {foreign.name, "a.json"}
 
 
 def test_a_save_that_begins_as_another_ends_is_not_removed_with_what_that_leaves(tmp_path, monkeypatch):
-    real_remove, real_settle, saves = files.shutil.rmtree, files.settle, []
+    real_remove, real_settle, saves = saving.shutil.rmtree, saving.settle, []
 
     def remove(path: Path, **options: bool) -> None:
         if not saves:
             # The first has moved its files. The second looked before the first began, and takes its place now.
             looks = iter([lambda directory: None])
-            monkeypatch.setattr(files, "settle", lambda directory: next(looks, real_settle)(directory))
+            monkeypatch.setattr(saving, "settle", lambda directory: next(looks, real_settle)(directory))
             saves.append(threading.Thread(target=write_texts, args=(tmp_path, {"a": "second", "b": "second"})))
             saves[0].start()
             while not (tmp_path / ".groupvit-commit" / "a").exists():
                 time.sleep(0.001)
         real_remove(path, **options)
 
-    monkeypatch.setattr(files.shutil, "rmtree", remove)
+    monkeypatch.setattr(saving.shutil, "rmtree", remove)
     write_texts(tmp_path, {"a": "first", "b": "first"})
     saves[0].join()
     assert {(tmp_path / name).read_text() for name in visible(tmp_path)} == {"second"}
@@ -208,7 +209,7 @@ def test_everything_that_is_saved_replaces_links_and_fails_in_one_sentence(proce
             save(tmp_path / name / "folder")
         before = {path.name: path.read_bytes() for path in snapshot.iterdir()}
         with monkeypatch.context() as patched:
-            patched.setattr(files, "flush", full_disk)
+            patched.setattr(saving, "flush", full_disk)
             with pytest.raises(CheckpointError, match="cannot be written: No space left on device"):
                 save(snapshot)
         assert {path.name: path.read_bytes() for path in snapshot.iterdir()} == before

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from groupvit_common.errors import CheckpointError
-from groupvit_common.storage.files import TEXT_BYTES, is_hidden, parse_json, read_bytes, read_json, read_text
+from groupvit_common.storage.json_text import parse_json, read_json
+from groupvit_common.storage.names import is_hidden
+from groupvit_common.storage.reading import TEXT_BYTES, read_bytes, read_text
 
 
 @pytest.mark.parametrize(

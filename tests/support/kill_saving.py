@@ -13,7 +13,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from groupvit_common.storage import files
+from groupvit_common.storage import saving
 
 SHARDED = ("model-00001-of-00002.safetensors", "config.json", "model.safetensors.index.json")
 MARKED = tuple(name.replace("model-", "model-0123abcd-") for name in SHARDED)
@@ -22,12 +22,12 @@ STEPS = ("replace", "rename", "unlink", "mkdir", "rmdir", "fsync", "chmod")
 
 
 def save(directory: Path, names: tuple[str, ...], content: str) -> None:
-    writers = {name: partial(files.write_text, text=content) for name in names}
-    files.write_files(directory, writers, family="weights")
+    writers = {name: partial(saving.write_text, text=content) for name in names}
+    saving.write_files(directory, writers, family="weights")
 
 
 def found(directory: Path) -> dict[str, str]:
-    with files.reading(directory) as held:
+    with saving.read_lock(directory) as held:
         return {path.name: path.read_text() for path in held.iterdir() if not path.name.startswith(".")}
 
 

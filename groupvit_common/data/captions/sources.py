@@ -20,7 +20,7 @@ from groupvit_common.data.captions.tables import FAULTS, read_table
 from groupvit_common.errors import InputError
 from groupvit_common.preprocessing.image_files import matching_files
 from groupvit_common.preprocessing.images import image_suffixes
-from groupvit_common.storage.files import is_hidden
+from groupvit_common.storage.names import is_hidden
 
 _MOST_FILES = 1_000_000
 

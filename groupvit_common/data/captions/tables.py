@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.storage.files import parse_json
+from groupvit_common.storage.json_text import parse_json
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 

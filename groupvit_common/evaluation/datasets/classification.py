@@ -18,7 +18,8 @@ from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.evaluation.datasets.registry import IMAGENET
 from groupvit_common.preprocessing.images import image_suffixes, load_image
 from groupvit_common.preprocessing.prompts import parse_label
-from groupvit_common.storage.files import is_hidden, read_text
+from groupvit_common.storage.names import is_hidden
+from groupvit_common.storage.reading import read_text
 
 CLASS_LISTS = ("classes.txt", "classnames.txt")
 """Names of the classes, one a line, in the order of their numbers or folders."""

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.storage.files import parse_json, read_bytes
+from groupvit_common.storage.json_text import parse_json
+from groupvit_common.storage.reading import read_bytes
 
 _MOST_BYTES = 4 << 30
 _MOST_PIXELS = 1 << 28  # of an image

@@ -16,7 +16,8 @@ from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.evaluation.datasets.registry import DatasetSpec
 from groupvit_common.evaluation.datasets.segmentation import IGNORE, Bytes, Mask
 from groupvit_common.preprocessing.images import GREY_STEP, stored_image, to_rgb
-from groupvit_common.storage.files import is_hidden, read_text
+from groupvit_common.storage.names import is_hidden
+from groupvit_common.storage.reading import read_text
 
 _NO_CLASS = -1
 _MASK_MODES = ("P", "L", "1", "I", "I;16", "I;16L", "I;16B", "I;16N")
