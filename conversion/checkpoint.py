@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -215,11 +214,11 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
         present = [name for name in hub.list_repository(name, revision=revision) if "/" not in name]
         file = _preferred(name, present)
     folder, _, file = file.rpartition("/")
-    where: dict[str, Any] = {"revision": revision, "subfolder": folder}
-    directory = hub.resolve(name, patterns=(file, CONFIG_NAME, *COMPANIONS), required=(file,), **where)
+    location = hub.HubLocation(revision=revision, subfolder=folder)
+    directory = hub.resolve(name, patterns=(file, CONFIG_NAME, *COMPANIONS), required=(file,), location=location)
     if file.endswith(".index.json"):
         shards = [shard.name for shard in index_shards(directory / file, there=False)]
-        hub.resolve(name, patterns=shards, required=shards, **where)
+        hub.resolve(name, patterns=shards, required=shards, location=location)
     return directory / file
 
 

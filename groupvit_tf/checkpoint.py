@@ -93,12 +93,6 @@ class PreTrainedModel(Pretrained, Tracked, Model):
         pretrained_model_name_or_path: str | Path,
         *,
         config: Any = None,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        subfolder: str = "",
-        local_files_only: bool = False,
-        force_download: bool = False,
         dtype: Any = None,
         torch_dtype: Any = None,
         **overrides: Any,
@@ -109,11 +103,11 @@ class PreTrainedModel(Pretrained, Tracked, Model):
             pretrained_model_name_or_path: a directory, or "org/name" on the hub. A tower's model also loads from a full
                 model's checkpoint.
             config: a configuration, or the directory or name of one, instead of the checkpoint's.
-            revision, token, cache_dir, subfolder, local_files_only, force_download: see `groupvit_common.checkpoints.hub.resolve`.
             dtype: of the floating-point variables, a dtype or its name, or a Keras policy such as "mixed_bfloat16"; Keras's
                 global policy if None, which is float32 unless set; "auto": the dtype in which the file holds the most
                 elements. Integer variables keep theirs. `torch_dtype` is its older name.
-            overrides: settings of the configuration to replace. Keywords of transformers that change nothing here
+            overrides: revision, token, cache_dir, subfolder, local_files_only and force_download, as in
+                `groupvit_common.checkpoints.hub.HubLocation`; or settings of the configuration to replace. Keywords of transformers that change nothing here
                 (`from_pt`, `trust_remote_code`, ...) are accepted; those that ask for what is not done are refused.
 
         Raises:
@@ -126,12 +120,6 @@ class PreTrainedModel(Pretrained, Tracked, Model):
             config,
             overrides,
             _ONLY,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            subfolder=subfolder,
-            local_files_only=local_files_only,
-            force_download=force_download,
         )
         with opened as (config, weights, directory):
             with without_initial_values():

@@ -8,7 +8,7 @@ import keras
 import optree
 
 from groupvit_common.model.outputs import BaseModelOutput, BaseModelOutputWithPooling, GroupViTModelOutput, ModelOutput
-from groupvit_common.preprocessing.tokenizer import BatchEncoding
+from groupvit_common.preprocessing.encoding import BatchEncoding
 
 __all__ = ["BaseModelOutput", "BaseModelOutputWithPooling", "GroupViTModelOutput", "ModelOutput"]
 

@@ -40,12 +40,6 @@ class PreTrainedModel(Pretrained, nn.Module):
         pretrained_model_name_or_path: str | Path,
         *,
         config: Any = None,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        subfolder: str = "",
-        local_files_only: bool = False,
-        force_download: bool = False,
         dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
         device: torch.device | str | int | None = None,
@@ -58,12 +52,12 @@ class PreTrainedModel(Pretrained, nn.Module):
             pretrained_model_name_or_path: a directory, or "org/name" on the hub. A tower's model also loads from a full
                 model's checkpoint.
             config: a configuration, or the directory or name of one, instead of the checkpoint's.
-            revision, token, cache_dir, subfolder, local_files_only, force_download: see `groupvit_common.checkpoints.hub.resolve`.
             dtype: of the floating-point tensors, a torch.dtype or its name; float32 if None; "auto": the one in which the
                 file holds the most elements. Integer tensors keep theirs. `torch_dtype` is its older name.
             device: where the tensors go; the CPU if None. `device_map` is accepted for a single device, and "auto" for the
                 first GPU if there is one.
-            overrides: settings of the configuration to replace. Keywords of transformers that change nothing here
+            overrides: revision, token, cache_dir, subfolder, local_files_only and force_download, as in
+                `groupvit_common.checkpoints.hub.HubLocation`; or settings of the configuration to replace. Keywords of transformers that change nothing here
                 (`low_cpu_mem_usage`, `attn_implementation`, `trust_remote_code`, ...) are accepted; those that ask for what is
                 not done are refused.
 
@@ -78,12 +72,6 @@ class PreTrainedModel(Pretrained, nn.Module):
             config,
             overrides,
             {},
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            subfolder=subfolder,
-            local_files_only=local_files_only,
-            force_download=force_download,
         )
         with opened as (config, weights, directory):
             # No storage and no initial values: every tensor is about to be replaced.

@@ -1,19 +1,22 @@
 """The hub: "org/name" or a path -> a local directory, and a local directory -> the hub.
 
-What is asked of the network: one HEAD request to learn which commit a branch stands at (none for a full commit hash); files
-of that commit which the cache has, or knows to be absent, cost nothing more. Offline (`HF_HUB_OFFLINE=1` or
-`local_files_only=True`) nothing is asked. A host that cannot be reached is not tried twice: the cached copy is used, or the
-error comes at once. The cache is huggingface_hub's own, shared with transformers.
+Requests: one HEAD request to learn the commit of a branch (none for a full commit hash); files of that commit that the cache has,
+or knows to be absent, cost nothing more. Offline (`HF_HUB_OFFLINE=1` or `local_files_only=True`) there are no requests. A host that
+cannot be reached is not tried twice: the cached copy is used, or the error comes at once. The cache is huggingface_hub's own, shared
+with transformers.
+
+huggingface_hub's `snapshot_download` would list the whole repository first, and selects files by patterns where an index must say
+which shards belong together.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 from groupvit_common.checkpoints.directory import (
     CONFIG_NAME,
@@ -35,9 +38,38 @@ DEMO = "demo"
 DEMO_MODEL = Path(__file__).parents[1] / "demo_model"
 """The bundled model, trained on synthetic scenes: called "demo" wherever a checkpoint is named."""
 
-# Who converts pickled checkpoints on the hub, and how the cache remembers the commit that it was converted to.
+# The account that converts pickled checkpoints on the hub, and the cache's name for the commit of such a conversion.
 _CONVERSION_BOT = "SFconvertbot"
 _CONVERSION_REF = "groupvit-conversion"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubLocation:
+    """Keywords of every `from_pretrained` that say where files are found beside the checkpoint's name.
+
+    revision: branch, tag, pull request ("refs/pr/1") or commit; if None the default branch or, where that has pickled weights only,
+        the open pull request of the hub's conversion bot. Unused for a directory.
+    token: access token; None or True: the one that `hf auth login` stored; False: none.
+    cache_dir: folder of downloads instead of huggingface_hub's cache.
+    subfolder: a folder inside the checkpoint.
+    local_files_only: use the cache, without the network.
+    force_download: download again even if cached, e.g. after a damaged download.
+    """
+
+    revision: str | None = None
+    token: str | bool | None = None
+    cache_dir: str | os.PathLike[str] | None = None
+    subfolder: str = ""
+    local_files_only: bool = False
+    force_download: bool = False
+
+    @classmethod
+    def take(cls, keywords: dict[str, Any]) -> Self:
+        """Takes the keywords of a location out of a function's others."""
+        return cls(**{name: keywords.pop(name) for name in HUB_KEYWORDS if name in keywords})
+
+
+HUB_KEYWORDS = tuple(field.name for field in fields(HubLocation))
 
 
 def resolve(
@@ -45,14 +77,9 @@ def resolve(
     *,
     patterns: Sequence[str],
     required: Sequence[str] = (),
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    subfolder: str = "",
-    local_files_only: bool = False,
-    force_download: bool = False,
+    location: HubLocation = HubLocation(),
 ) -> Path:
-    """The local directory with those of the files `patterns` that a checkpoint has.
+    """Returns the local directory with those of the files `patterns` that a checkpoint has.
 
     Args:
         name_or_path: "demo", the bundled model, whatever folders there are ("./demo" is a folder of that name); else a directory,
@@ -60,13 +87,7 @@ def resolve(
         patterns: file names, no wildcards. `model.safetensors` also stands for the shards that take its place; other weight
             formats are never downloaded.
         required: those of them that must be there; at least one of `patterns` always must.
-        revision: branch, tag, pull request ("refs/pr/1") or commit; if None the default branch or, where that has pickled
-            weights only, the open pull request of the hub's conversion bot. Unused for a directory.
-        token: access token; None or True: the one that `hf auth login` stored; False: none.
-        cache_dir: where downloads are kept instead of huggingface_hub's cache.
-        subfolder: a folder inside the checkpoint.
-        local_files_only: take what the cache has, without the network.
-        force_download: download again even if cached, e.g. after a damaged download.
+        location: the revision, cache and so on.
 
     Returns:
         The directory, `subfolder` included.
@@ -83,44 +104,32 @@ def resolve(
         raise InputError(f"expected a directory or a name such as 'org/name', got the bytes {name[:80]!r}")
     directory = local(name)
     if directory is not None:
-        return _in_directory(directory / subfolder, patterns, required)
+        return _in_directory(directory / location.subfolder, patterns, required)
     _refuse_path(name, _path(name))
-    repository = _Repository(
-        name,
-        revision or None,
-        token,
-        None if cache_dir is None else str(cache_dir),
-        subfolder.strip("/"),
-        force_download,
-    )
+    repository = _Repository(name, location)
     repository.check()
-    return _snapshot(repository, patterns, required, local_files_only)
+    return _snapshot(repository, patterns, required)
 
 
 def bundled(name: str | os.PathLike[str]) -> Path | None:
-    """The directory of the bundled model if that is meant."""
+    """Returns the directory of the bundled model if that is meant."""
     return DEMO_MODEL if os.fspath(name) == DEMO else None
 
 
 def local(name: str | os.PathLike[str]) -> Path | None:
-    """The directory that a name means, None for one on the hub."""
+    """Returns the directory that a name means, None for one on the hub."""
     directory = bundled(name) or _path(name)
     # A name that is too long for a path is none, says `os.path`.
     return directory if os.fspath(name) and os.path.isdir(directory) else None  # noqa: PTH112
 
 
 def _path(name: str | os.PathLike[str]) -> Path:
-    """Of a name, with the home that `~` or `~user` stands for; a user that is not there has none, and the name stays."""
+    """Returns the path of a name, with the home that `~` or `~user` stands for if there is one."""
     return Path(os.path.expanduser(name))  # noqa: PTH111 - the method raises RuntimeError then
 
 
-def resolve_file(name_or_path: str | os.PathLike[str], file_name: str, **where: object) -> Path:
-    """The local path of one file of a checkpoint. `where` are the keywords of `resolve`, which also says what it raises."""
-    return resolve(name_or_path, patterns=[file_name], required=[file_name], **where) / file_name  # type: ignore[arg-type]
-
-
 def list_repository(name: str, *, revision: str | None = None, token: str | bool | None = None) -> list[str]:
-    """The files of "org/name" on the hub, sorted; offline, or without a network, those in the cache.
+    """Returns the files of "org/name" on the hub, sorted; offline, or without a network, those in the cache.
 
     Raises:
         CheckpointError: as `resolve`.
@@ -128,7 +137,7 @@ def list_repository(name: str, *, revision: str | None = None, token: str | bool
     from huggingface_hub import HfApi, snapshot_download
 
     _refuse_path(name, _path(name))
-    repository = _Repository(name, revision, token, None, "", False)
+    repository = _Repository(name, HubLocation(revision=revision, token=token))
     repository.check()
     try:
         # One request without retries: a host that cannot be reached is not tried again and again.
@@ -191,14 +200,26 @@ def _refuse_path(name: str, path: Path) -> None:
 
 @dataclass(frozen=True)
 class _Repository:
-    """A repository at a revision, and how to reach it."""
+    """A repository on the hub."""
 
     name: str
-    revision: str | None
-    token: str | bool | None
-    cache_dir: str | None
-    subfolder: str
-    force_download: bool
+    location: HubLocation
+
+    @property
+    def revision(self) -> str | None:
+        return self.location.revision or None
+
+    @property
+    def token(self) -> str | bool | None:
+        return self.location.token
+
+    @property
+    def cache_dir(self) -> str | None:
+        return None if self.location.cache_dir is None else str(self.location.cache_dir)
+
+    @property
+    def subfolder(self) -> str:
+        return self.location.subfolder.strip("/")
 
     def check(self) -> None:
         from huggingface_hub import hf_hub_url
@@ -216,7 +237,7 @@ class _Repository:
         return f"{self.subfolder}/{name}" if self.subfolder else name
 
     def commit(self, name: str) -> str:
-        """The commit that the revision stands at, by one HEAD request for a file (which need not exist), without retries."""
+        """Returns the commit of the revision, by one HEAD request for a file (which need not exist), without retries."""
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
         from huggingface_hub.errors import RemoteEntryNotFoundError
 
@@ -230,18 +251,18 @@ class _Repository:
         return commit or self.revision or "main"
 
     def cached(self, name: str, revision: str | None) -> Path | bool | None:
-        """The path of a file in the cache, False if it is known not to exist, None if nothing is known."""
+        """Returns the path of a file in the cache, False if it is known not to exist, None if nothing is known."""
         from huggingface_hub import try_to_load_from_cache
 
         found = try_to_load_from_cache(self.name, self.path(name), cache_dir=self.cache_dir, revision=revision)
         return Path(found) if isinstance(found, str) else (None if found is None else False)
 
     def download(self, name: str, revision: str | None) -> Path | None:
-        """The file, downloaded if the cache does not have it, or None if the repository does not."""
+        """Returns the file, downloaded if the cache does not have it, or None if the repository does not."""
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import RemoteEntryNotFoundError
 
-        known = None if self.force_download else self.cached(name, revision)
+        known = None if self.location.force_download else self.cached(name, revision)
         if isinstance(known, Path):
             return known
         if known is False:
@@ -254,7 +275,7 @@ class _Repository:
                     revision=revision,
                     token=self.token,
                     cache_dir=self.cache_dir,
-                    force_download=self.force_download,
+                    force_download=self.location.force_download,
                 )
             )
         except RemoteEntryNotFoundError:
@@ -270,7 +291,7 @@ class _Repository:
             )
 
     def conversion(self, offline: bool) -> str | None:
-        """The revision at which the hub's own bot offers a pickled checkpoint as safetensors, if it does.
+        """Returns the revision at which the hub's own bot offers a pickled checkpoint as safetensors, if it does.
 
         Many old checkpoints have their weights as a pickle on the default branch and as safetensors in an open pull request
         of that bot, where transformers too looks for them.
@@ -304,7 +325,7 @@ class _Repository:
         return cache / repo_folder_name(repo_id=self.name, repo_type="model") / "refs" / name
 
     def files(self, revision: str | None) -> list[str]:
-        """The files beside those looked for, for an error message; none if the hub does not tell."""
+        """Returns the files of the repository, for an error message; none if the hub does not list them."""
         from huggingface_hub import HfApi
 
         try:
@@ -319,11 +340,10 @@ class _Repository:
         return f"{self.name!r} on the hub{folder}" + (f" (revision {self.revision!r})" if self.revision else "")
 
 
-def _snapshot(
-    repository: _Repository, patterns: Sequence[str], required: Sequence[str], local_files_only: bool
-) -> Path:
+def _snapshot(repository: _Repository, patterns: Sequence[str], required: Sequence[str]) -> Path:
     from huggingface_hub.errors import RevisionNotFoundError
 
+    local_files_only = repository.location.local_files_only
     unreachable: BaseException | None = None
     commit = repository.revision
     # A commit does not move: if the cache knows all its files there is nothing to ask.
@@ -366,7 +386,8 @@ def _snapshot(
     if WEIGHTS_NAME in patterns and WEIGHTS_NAME not in found and repository.revision is None:
         converted = repository.conversion(offline)
         if converted is not None:
-            directory = _snapshot(replace(repository, revision=converted), patterns, required, local_files_only)
+            location = replace(repository.location, revision=converted)
+            directory = _snapshot(_Repository(repository.name, location), patterns, required)
             if not offline:
                 repository.remember_conversion(directory)
             return directory
@@ -401,19 +422,19 @@ def _offline_mode() -> bool:
 
 
 def _http_error() -> type[BaseException]:
-    """The base of everything that the HTTP client raises: httpx's in huggingface_hub 1, httpx2's in 2."""
+    """Returns the base of all errors of the HTTP client: httpx's in huggingface_hub 1, httpx2's in 2."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
 
 
 def _failures() -> tuple[type[BaseException], ...]:
-    """What huggingface_hub raises when things outside this program go wrong (its Xet downloader: RuntimeError)."""
+    """Returns the classes of errors that huggingface_hub raises for causes outside this program (its Xet downloader: RuntimeError)."""
     return (_http_error(), OSError, ValueError, RuntimeError)
 
 
 def _explain(error: BaseException, repository: _Repository) -> CheckpointError:
-    """What a failure of huggingface_hub means to the user, in one sentence."""
+    """Returns the error that tells the user of a failure of huggingface_hub."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -504,7 +525,8 @@ def push(
     names = [name for name in list_files(folder, folders) if not name.startswith(".") and "/." not in name]
     if not names:
         raise CheckpointError(f"there is nothing to send in {folder}: no such directory, or no files in it")
-    _Repository(repo_id, revision, token, None, "", False).check()
+    location = HubLocation(revision=revision, token=token)
+    _Repository(repo_id, location).check()
     api = HfApi(token=token)
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -526,11 +548,11 @@ def push(
             create_pr=create_pr,
         )
     except _failures() as error:
-        raise _explain_push(error, _Repository(repo_id, revision, token, None, "", False)) from error
+        raise _explain_push(error, repo_id) from error
     return str(commit.pr_url if create_pr and commit.pr_url else commit.commit_url)
 
 
-def _explain_push(error: BaseException, repository: _Repository) -> CheckpointError:
+def _explain_push(error: BaseException, name: str) -> CheckpointError:
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
@@ -547,4 +569,4 @@ def _explain_push(error: BaseException, repository: _Repository) -> CheckpointEr
         reason = f"{constants.ENDPOINT} cannot be reached ({type(error).__name__}: {error})"
     else:
         reason = str(error)
-    return CheckpointError(f"{repository.name!r} could not be sent to the hub: {' '.join(reason.split())}")
+    return CheckpointError(f"{name!r} could not be sent to the hub: {' '.join(reason.split())}")

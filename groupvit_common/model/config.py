@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, dataclass_transform, get_origin
 
 from groupvit_common.checkpoints.directory import CONFIG_NAME
+from groupvit_common.checkpoints.hub import HubLocation, bundled, resolve
 from groupvit_common.errors import CheckpointError, InputError, short
 from groupvit_common.storage.json_text import json_text, read_json
 from groupvit_common.storage.saving import read_lock, write_file, write_text
@@ -22,9 +23,6 @@ from groupvit_common.storage.saving import read_lock, write_file, write_text
 # Of any width or count in a model; of layers, which are made one by one; of token ids.
 _MOST, _MOST_LAYERS, _MOST_IDS = 1 << 20, 1 << 10, (1 << 31) - 1
 ACTIVATIONS = ("gelu", "quick_gelu", "gelu_new", "relu", "selu", "silu")
-
-# Keywords of `from_pretrained` that say where to look; every other keyword overrides a setting.
-_HUB_KEYWORDS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
 
 
 @dataclass_transform(kw_only_default=True)
@@ -125,20 +123,20 @@ class _Config:
             CheckpointError: there is no such checkpoint, or its `config.json` cannot be read or describes no possible model.
             InputError: an unknown keyword.
         """
-        where = {key: kwargs.pop(key) for key in _HUB_KEYWORDS if key in kwargs}
+        location = HubLocation.take(kwargs)
         return_unused = kwargs.pop("return_unused_kwargs", False)
         overrides = {key: kwargs.pop(key) for key in cls._defaults() if key in kwargs}
         if kwargs and not return_unused:
             raise InputError(
                 f"{cls.__name__} has no setting {', '.join(map(repr, kwargs))}; settings are {', '.join(cls._defaults())}"
             )
-        from groupvit_common.checkpoints.hub import bundled, resolve
-
         name = pretrained_model_name_or_path
         if isinstance(name, str | os.PathLike) and bundled(name) is None and os.path.isfile(name):  # noqa: PTH113
             config = cls.from_json_file(name, **overrides)
         else:
-            with read_lock(resolve(name, patterns=[CONFIG_NAME], required=[CONFIG_NAME], **where)) as directory:
+            with read_lock(
+                resolve(name, patterns=[CONFIG_NAME], required=[CONFIG_NAME], location=location)
+            ) as directory:
                 config = cls.from_json_file(directory / CONFIG_NAME, **overrides)
         return (config, kwargs) if return_unused else config
 

@@ -155,18 +155,17 @@ class Pretrained:
         config: Any,
         keywords: Mapping[str, Any],
         only: Mapping[str, tuple[tuple[Any, ...], str]],
-        **where: Any,
     ) -> Iterator[tuple[Any, Weights, Path]]:
         """The configuration, the weights' headers and the directory of a checkpoint, which stay as they are within the block.
 
         The weights are those of the configuration as far as it says, so that no model of another size need be made.
 
         Args:
-            keywords: those of the caller that are left: settings of the configuration to replace, or transformers'.
+            keywords: of the caller: those of a `HubLocation`, settings of the configuration to replace, or transformers'.
             only: further keywords that are accepted with some values only, and why.
-            where: see `groupvit_common.checkpoints.hub.resolve`.
         """
         settings = dict(keywords)
+        location = hub.HubLocation.take(settings)
         for name, (accepted, reason) in {**_ONLY, **only}.items():
             if name in settings and not any(settings[name] is value for value in accepted):
                 raise InputError(f"{cls.__name__}.from_pretrained cannot do {name}={settings[name]!r}: {reason}")
@@ -176,7 +175,7 @@ class Pretrained:
         if config is not None:
             config = cls.config_class.from_pretrained(config) if isinstance(config, str | Path) else config
             config = cls._configuration(config, settings)
-        with read_lock(hub.resolve(name_or_path, patterns=needed, required=needed, **where)) as directory:
+        with read_lock(hub.resolve(name_or_path, patterns=needed, required=needed, location=location)) as directory:
             if config is None:
                 config = cls._configuration(cls.config_class.from_json_file(directory / CONFIG_NAME), settings)
             weights = find_weights(directory)

@@ -17,8 +17,16 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from groupvit_common.checkpoints.hub import resolve
+from groupvit_common.checkpoints.hub import HUB_KEYWORDS, HubLocation, resolve
 from groupvit_common.errors import CheckpointError, InputError, short
+from groupvit_common.preprocessing.encoding import (
+    HARMLESS_KEYWORDS,
+    SECRETS,
+    BatchEncoding,
+    check_keywords,
+    check_return_tensors,
+    to_tensors,
+)
 from groupvit_common.preprocessing.images import (
     MAX_PIXELS,
     as_array,
@@ -30,15 +38,6 @@ from groupvit_common.preprocessing.images import (
     to_rgb,
 )
 from groupvit_common.preprocessing.images import load_image as load_image
-from groupvit_common.preprocessing.tokenizer import (
-    HARMLESS_KEYWORDS,
-    HUB_KEYWORDS,
-    SECRETS,
-    BatchEncoding,
-    check_keywords,
-    check_return_tensors,
-    to_tensors,
-)
 from groupvit_common.storage.json_text import json_text, read_json
 from groupvit_common.storage.saving import read_lock, write_texts
 
@@ -145,13 +144,6 @@ class GroupViTImageProcessor:
     def from_pretrained(
         cls,
         name_or_path: str | Path,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        subfolder: str = "",
-        local_files_only: bool = False,
-        force_download: bool = False,
         **overrides: Any,
     ) -> Self:
         """The image processor of a directory or hub repository: `preprocessor_config.json`, or the part of
@@ -161,18 +153,10 @@ class GroupViTImageProcessor:
         unusable.
         """
         check_keywords("image processor", overrides, (*_KEYWORDS, *HUB_KEYWORDS), HARMLESS_KEYWORDS)
+        location = HubLocation.take(overrides)
         overrides = {name: value for name, value in overrides.items() if name in _KEYWORDS}
-        directory = resolve(
-            name_or_path,
-            patterns=[IMAGE_PROCESSOR_FILE, PROCESSOR_FILE],
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            subfolder=subfolder,
-            local_files_only=local_files_only,
-            force_download=force_download,
-        )
-        with read_lock(directory) as held:
+        patterns = [IMAGE_PROCESSOR_FILE, PROCESSOR_FILE]
+        with read_lock(resolve(name_or_path, patterns=patterns, location=location)) as held:
             return cls.of_directory(held, overrides)
 
     @classmethod

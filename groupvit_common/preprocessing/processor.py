@@ -5,19 +5,16 @@ import tempfile
 from pathlib import Path
 from typing import Any, Self
 
-from groupvit_common.checkpoints.hub import local, push, resolve
+from groupvit_common.checkpoints.hub import HUB_KEYWORDS, HubLocation, local, push, resolve
 from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.preprocessing.encoding import HARMLESS_TOKENIZER_KEYWORDS, BatchEncoding, check_keywords
 from groupvit_common.preprocessing.image_processor import IMAGE_PROCESSOR_FILE, PROCESSOR_FILE, GroupViTImageProcessor
 from groupvit_common.preprocessing.tokenizer import (
-    HARMLESS_TOKENIZER_KEYWORDS,
-    HUB_KEYWORDS,
     MERGES_FILE,
     TOKENIZER_FILE,
     TOKENIZER_FILES,
     VOCAB_FILE,
-    BatchEncoding,
     CLIPTokenizer,
-    check_keywords,
 )
 from groupvit_common.storage.saving import has_file, read_lock, write_texts
 
@@ -56,13 +53,6 @@ class GroupViTProcessor:
     def from_pretrained(
         cls,
         name_or_path: str | Path,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        subfolder: str = "",
-        local_files_only: bool = False,
-        force_download: bool = False,
         **settings: Any,
     ) -> Self:
         """Both from a directory or a hub repository, in the files of transformers 4 or 5.
@@ -74,19 +64,11 @@ class GroupViTProcessor:
         valid = (*sorted(_IMAGE_SETTINGS | _TEXT_SETTINGS), *HUB_KEYWORDS)
         check_keywords("processor", settings, valid, HARMLESS_TOKENIZER_KEYWORDS)
         here = local(name_or_path) if isinstance(name_or_path, str | Path) else None
+        location = HubLocation.take(settings)
         directory = (
-            here / subfolder
+            here / location.subfolder
             if here is not None
-            else resolve(
-                name_or_path,
-                patterns=PROCESSOR_FILES,
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                subfolder=subfolder,
-                local_files_only=local_files_only,
-                force_download=force_download,
-            )
+            else resolve(name_or_path, patterns=PROCESSOR_FILES, location=location)
         )
         for_images = {name: value for name, value in settings.items() if name in _IMAGE_SETTINGS}
         for_text = {name: value for name, value in settings.items() if name not in _IMAGE_SETTINGS}

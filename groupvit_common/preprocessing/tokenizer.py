@@ -3,28 +3,40 @@
 A text is normalised (Unicode NFC, white space to one space, lower case), cut into words by CLIP's pattern, each word's bytes are
 merged by the learnt pairs, and the ids stand between the start-of-text and the end-of-text token. The work is done by the
 `tokenizers` library; this module says which pieces it is made of, and reads and writes the five files of the hub.
-
-`BatchEncoding`, what the tokenizer, the image processor and both together return, is here too.
 """
 
-import contextlib
-import importlib
 import json
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from tokenizers import AddedToken, Encoding, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
-from tokenizers.models import BPE
-from tokenizers.trainers import BpeTrainer
+from tokenizers import AddedToken, Encoding, Tokenizer, processors
 
-from groupvit_common.checkpoints.hub import resolve
-from groupvit_common.errors import CheckpointError, GroupViTError, InputError, short
-from groupvit_common.storage.json_text import json_text, parse_json, read_json
-from groupvit_common.storage.reading import read_text
+from groupvit_common.checkpoints.hub import HUB_KEYWORDS, HubLocation, resolve
+from groupvit_common.errors import CheckpointError, InputError, short
+from groupvit_common.preprocessing.encoding import (
+    HARMLESS_TOKENIZER_KEYWORDS,
+    SECRETS,
+    BatchEncoding,
+    check_keywords,
+    check_return_tensors,
+    check_text,
+    check_texts,
+    to_tensors,
+)
+from groupvit_common.preprocessing.vocabulary import (
+    END_OF_TEXT,
+    END_OF_WORD,
+    START_OF_TEXT,
+    learn_vocabulary,
+    library_errors,
+    read_tokenizer_file,
+    read_vocabulary,
+)
+from groupvit_common.storage.json_text import json_text, read_json
 from groupvit_common.storage.saving import read_lock, write_texts
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -34,18 +46,11 @@ TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 TOKENIZER_FILES = [TOKENIZER_FILE, VOCAB_FILE, MERGES_FILE, TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_FILE]
 
-START_OF_TEXT = "<|startoftext|>"
-END_OF_TEXT = "<|endoftext|>"
-END_OF_WORD = "</w>"
 # The context length of every published CLIP and GroupViT: what a vocabulary without a tokenizer_config.json gets.
 CLIP_CONTEXT_LENGTH = 77
 # transformers writes 1e30 for "no limit"; anything above this is taken so.
 _NO_LIMIT = 10**20
 
-# CLIP's word pattern (Radford et al. 2021, `simple_tokenizer.py`), in the Oniguruma syntax of `tokenizers`.
-_WORD_PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-# Far more than any vocabulary has: the library makes a table up to the largest id.
-_MOST_IDS = 1 << 20
 # Letters, a digit, a sign, and bytes that only a whole alphabet has.
 _PROBE = "a \u00e9\u4e2d 1!"
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -56,109 +61,11 @@ _SETTINGS = (
     "truncation_side",
     "clean_up_tokenization_spaces",
 )
-HUB_KEYWORDS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
-# Keywords of transformers' from_pretrained that change nothing here, and the values that may be asked for (None: any).
-HARMLESS_KEYWORDS: Mapping[str, tuple[Any, ...] | None] = {
-    "use_fast": None,  # there is one implementation
-    "trust_remote_code": None,  # no code of a checkpoint is ever run
-    "resume_download": None,  # huggingface_hub always resumes
-    "proxies": (None,),
-}
-# Settings of transformers' tokenizers, and the values that say what CLIP's tokenizer does anyway.
-HARMLESS_TOKENIZER_KEYWORDS: Mapping[str, tuple[Any, ...] | None] = {
-    **HARMLESS_KEYWORDS,
-    "add_bos_token": (True,),
-    "add_eos_token": (True,),
-    "add_prefix_space": (False,),
-    "additional_special_tokens": (None, [], ()),
-    "do_lower_case": (True,),
-    "errors": ("replace",),
-    "from_slow": (False,),
-    "split_special_tokens": (False,),
-    "verbose": None,
-}
-# Never kept, should a file hold them: older versions of other libraries wrote a caller's access token into their files.
-SECRETS = ("token", "use_auth_token")
 # transformers' clean-up of decoded English, in its order: what is removed is the space in front.
 _SPACED_PUNCTUATION = (
     (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"),
     (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"),
 )  # fmt: skip
-
-
-class BatchEncoding(dict[str, Any]):
-    """Named model inputs: a dictionary (so `model(**encoding)` works) whose keys are attributes too."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"no {name!r} in this encoding; it holds {', '.join(self) or 'nothing'}") from None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self[name] = value
-
-    def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Moves the PyTorch tensors, in place, as `Tensor.to` does: a device, a dtype or both. Other values stay as they are.
-
-        A dtype is given to floating-point tensors only: token ids and masks remain integers.
-        """
-        with_dtype = [*args, *kwargs.values()]
-        for name, value in self.items():
-            if not (hasattr(value, "to") and hasattr(value, "is_floating_point")):
-                continue
-            if value.is_floating_point():
-                self[name] = value.to(*args, **kwargs)
-                continue
-            devices = [item for item in with_dtype if isinstance(item, str | int) or type(item).__name__ == "device"]
-            if devices:
-                self[name] = value.to(devices[0])
-        return self
-
-
-def check_return_tensors(return_tensors: str | None) -> None:
-    """Raises `InputError` unless `return_tensors` is None, "np", "pt" or "tf"."""
-    if return_tensors is not None and return_tensors not in ("np", "pt", "tf"):
-        raise InputError(f"return_tensors must be None, 'np', 'pt' or 'tf', got {return_tensors!r}")
-
-
-def to_tensors(array: np.ndarray[Any, Any], return_tensors: str) -> Any:
-    """One NumPy array as the kind of tensor asked for: itself ("np"), a PyTorch ("pt") or a TensorFlow tensor ("tf").
-
-    Integers become int32 for TensorFlow and stay int64 elsewhere, as with transformers.
-    """
-    if return_tensors == "np":
-        return array
-    name, extra = ("torch", "torch") if return_tensors == "pt" else ("tensorflow", "tf")
-    try:
-        framework = importlib.import_module(name)
-    except ImportError as error:
-        message = (
-            f"return_tensors={return_tensors!r} needs {name}, which is not installed: pip install 'groupvit[{extra}]'"
-        )
-        raise InputError(message) from error
-    if name == "torch":
-        return framework.from_numpy(array)
-    return framework.constant(array.astype(np.int32) if array.dtype == np.int64 else array)
-
-
-def check_keywords(
-    owner: str, given: Mapping[str, Any], valid: Sequence[str], harmless: Mapping[str, tuple[Any, ...] | None]
-) -> None:
-    """Raises `InputError` for keywords that are neither valid nor harmless, and for a harmless one that asks for something else.
-
-    Values of unknown keywords are not repeated in the message: one may be an access token.
-    """
-    if "use_auth_token" in given:
-        raise InputError("use_auth_token is transformers' former name of an access token; pass token= instead")
-    unknown = [name for name in given if name not in valid and name not in harmless]
-    if unknown:
-        what = "is not a keyword" if len(unknown) == 1 else "are not keywords"
-        raise InputError(f"{', '.join(map(repr, unknown))} {what} of the {owner}; these are: {', '.join(valid)}")
-    for name, value in given.items():
-        values = None if name in valid else harmless[name]
-        if values is not None and value not in values:
-            raise InputError(f"{name}={value!r} cannot be had: the {owner} knows {name}={values[0]!r} only")
 
 
 class CLIPTokenizer:
@@ -218,13 +125,13 @@ class CLIPTokenizer:
             raise InputError(
                 "a tokenizer needs vocab_file and merges_file, or tokenizer_file; see also from_pretrained"
             )
-        with _library(tokenizer_file or vocab_file or "the tokenizer"):
+        with library_errors(tokenizer_file or vocab_file or "the tokenizer"):
             if tokenizer_object is not None:
                 self._backend = tokenizer_object
             elif tokenizer_file is not None:
-                self._backend = self._read_tokenizer_file(Path(tokenizer_file))
+                self._backend = read_tokenizer_file(Path(tokenizer_file), self.unk_token)
             elif vocab_file is not None and merges_file is not None:
-                self._backend = self._read_vocabulary(Path(vocab_file), Path(merges_file))
+                self._backend = read_vocabulary(Path(vocab_file), Path(merges_file), self.unk_token)
             self._add_special_tokens(specials)
             # Cut and padded here, call by call: the backend's own settings are shared state, and a saved file may carry some.
             self._backend.no_truncation()
@@ -238,13 +145,6 @@ class CLIPTokenizer:
     def from_pretrained(
         cls,
         name_or_path: str | Path,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        subfolder: str = "",
-        local_files_only: bool = False,
-        force_download: bool = False,
         **settings: Any,
     ) -> Self:
         """The tokenizer in a directory or a hub repository: `tokenizer.json`, or `vocab.json` with `merges.txt`.
@@ -255,17 +155,8 @@ class CLIPTokenizer:
         Raises `CheckpointError` when a file is missing or cannot be used.
         """
         check_keywords("tokenizer", settings, (*_SETTINGS, *HUB_KEYWORDS), HARMLESS_TOKENIZER_KEYWORDS)
-        directory = resolve(
-            name_or_path,
-            patterns=TOKENIZER_FILES,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            subfolder=subfolder,
-            local_files_only=local_files_only,
-            force_download=force_download,
-        )
-        with read_lock(directory) as held:
+        location = HubLocation.take(settings)
+        with read_lock(resolve(name_or_path, patterns=TOKENIZER_FILES, location=location)) as held:
             return cls.of_directory(held, settings)
 
     @classmethod
@@ -348,72 +239,11 @@ class CLIPTokenizer:
         """
         captions = [captions] if isinstance(captions, str) else list(captions)
         for caption in captions:
-            _check_text(caption)
+            check_text(caption)
         if not captions:
             raise InputError("a tokenizer cannot be trained on an empty list of captions")
-        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-        letters = alphabet + [letter + END_OF_WORD for letter in alphabet]
-        if not isinstance(vocab_size, int) or vocab_size < len(letters) + 2:
-            raise InputError(
-                f"vocab_size must be at least {len(letters) + 2} (256 bytes inside and 256 at the end of a word, "
-                f"two special tokens), got {vocab_size!r}"
-            )
-        learner = _assemble({}, [], None)
-        trainer = BpeTrainer(
-            vocab_size=vocab_size - 2,
-            show_progress=False,
-            # Announced as special, every letter has an id before the captions are counted (in no fixed order), and the ids
-            # decide between pairs of equal frequency: without this, two trainings differ.
-            special_tokens=letters,
-            end_of_word_suffix=END_OF_WORD,
-        )
-        learner.train_from_iterator(captions, trainer)
-        learnt = json.loads(learner.to_str())["model"]["merges"]
-        merges = [
-            (pair.split(" ")[0], pair.split(" ")[1]) if isinstance(pair, str) else (pair[0], pair[1]) for pair in learnt
-        ]
-        # Two pairs may spell the same token: it has one id.
-        tokens = list(dict.fromkeys([*letters, *(left + right for left, right in merges), START_OF_TEXT, END_OF_TEXT]))
-        vocab = {token: index for index, token in enumerate(tokens)}
-        backend = _assemble(vocab, merges, END_OF_TEXT)
+        backend = learn_vocabulary(captions, vocab_size)
         return cls(tokenizer_object=backend, model_max_length=model_max_length, **settings)
-
-    def _read_tokenizer_file(self, path: Path) -> Tokenizer:
-        text = read_text(path)
-        content = parse_json(text, path)
-        model = content.get("model")
-        if not isinstance(model, Mapping):
-            raise CheckpointError(f"{path} cannot be used as a tokenizer (it has no model); fetch or save it again")
-        if model.get("type", "BPE") != "BPE":
-            raise CheckpointError(f"{path} holds a {short(model['type'])} tokenizer; CLIP's is a BPE tokenizer")
-        _check_ids(model.get("vocab"), path)
-        added = content.get("added_tokens") or []
-        _check_ids({str(position): token.get("id") for position, token in enumerate(added)}, path)
-        if (content.get("pre_tokenizer") or {}).get("type") == "Sequence":
-            return Tokenizer.from_str(text)
-        # Written before transformers 4.17, without CLIP's word pattern: only its vocabulary is of use.
-        merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-        return self._assemble_own(model["vocab"], [(left, right) for left, right in merges])
-
-    def _read_vocabulary(self, vocab_file: Path, merges_file: Path) -> Tokenizer:
-        vocab = read_json(vocab_file)
-        _check_ids(vocab, vocab_file)
-        lines = read_text(merges_file).split("\n")
-        if lines and lines[0].startswith("#version"):
-            lines = lines[1:]
-        merges: list[tuple[str, str]] = []
-        for line in lines:
-            if not line.strip():
-                continue
-            left, space, right = line.partition(" ")
-            if not space or not left or not right or " " in right:
-                raise CheckpointError(f"{merges_file} must hold two tokens a line, found {line[:60]!r}")
-            merges.append((left, right))
-        with _library(f"{vocab_file} with {merges_file}"):
-            return self._assemble_own(vocab, merges)
-
-    def _assemble_own(self, vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
-        return _assemble(vocab, merges, self.unk_token)
 
     def _add_special_tokens(self, specials: Mapping[str, Any]) -> None:
         """Makes each special token one that the text may contain and that `skip_special_tokens` skips."""
@@ -531,7 +361,7 @@ class CLIPTokenizer:
         """
         check_return_tensors(return_tensors)
         single = isinstance(text, str)
-        texts = _check_texts(text)
+        texts = check_texts(text)
         pad_mode = _mode(
             "padding", padding, {True: "longest", False: "", None: "", "do_not_pad": ""}, ("longest", "max_length")
         )
@@ -570,7 +400,7 @@ class CLIPTokenizer:
 
     def tokenize(self, text: str, add_special_tokens: bool = False) -> list[str]:
         """The tokens of one text as strings; `</w>` ends a word."""
-        return self._encode([_check_text(text)], add_special_tokens, None)[0].tokens
+        return self._encode([check_text(text)], add_special_tokens, None)[0].tokens
 
     def _limit(self, max_length: int | None, add_special_tokens: bool, *, wanted: bool) -> int | None:
         """Tokens to cut or pad to; None where neither the call nor the tokenizer sets a limit."""
@@ -655,29 +485,6 @@ AutoTokenizer = CLIPTokenizer
 CLIPTokenizerFast = CLIPTokenizer
 
 
-def _assemble(vocab: dict[str, int], merges: list[tuple[str, str]], unk_token: str | None) -> Tokenizer:
-    """CLIP's pipeline around a byte-pair vocabulary."""
-    model = BPE(
-        vocab=vocab,
-        merges=merges,
-        unk_token=unk_token,
-        continuing_subword_prefix="",
-        end_of_word_suffix=END_OF_WORD,
-    )
-    tokenizer = Tokenizer(model)
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_WORD_PATTERN), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
-
-
 def _read_settings(directory: Path) -> dict[str, Any]:
     """The settings, and keys that are none, that `tokenizer_config.json`, `special_tokens_map.json` and `tokenizer.json` give."""
     config_file, map_file = directory / TOKENIZER_CONFIG_FILE, directory / SPECIAL_TOKENS_FILE
@@ -731,32 +538,6 @@ def _check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return contents
 
 
-def _check_ids(vocab: object, path: Path) -> None:
-    """Raises `CheckpointError` unless `vocab` is a table of token ids that a model can have."""
-    if not isinstance(vocab, Mapping):
-        raise CheckpointError(f"{path} cannot be used as a tokenizer (it has no vocabulary); fetch or save it again")
-    for token, index in vocab.items():
-        if type(index) is not int or not 0 <= index < _MOST_IDS:
-            raise CheckpointError(
-                f"{path} cannot be used as a tokenizer: token {short(token)} has the id {short(index)}, expected an integer "
-                f"from 0 to {_MOST_IDS - 1}"
-            )
-
-
-@contextlib.contextmanager
-def _library(source: object) -> Iterator[None]:
-    """Turns what the `tokenizers` library raises, or anything read from a file of another shape, into a `CheckpointError`."""
-    try:
-        yield
-    except (GroupViTError, KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # the library raises bare Exception, and its panics are no Exception at all
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(
-            f"{source} cannot be used as a tokenizer ({reason:.200}); fetch or save it again"
-        ) from error
-
-
 def _flags(token: AddedToken) -> dict[str, Any]:
     """An added token as transformers' files say it."""
     names = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
@@ -766,49 +547,6 @@ def _flags(token: AddedToken) -> dict[str, Any]:
 def _check_side(name: str, side: Any) -> None:
     if side not in ("right", "left"):
         raise InputError(f"{name} must be 'right' or 'left', got {short(side)}")
-
-
-def _check_text(text: Any) -> str:
-    if isinstance(text, str):
-        return text
-    hint = (
-        "; decode bytes first"
-        if isinstance(text, bytes)
-        else "; images are passed as images="
-        if _is_image(text)
-        else ""
-    )
-    raise InputError(f"text must be a string or a list of strings, got {type(text).__name__}{hint}")
-
-
-def _check_texts(text: Any) -> list[str]:
-    """One text or several as a list of strings."""
-    text = _listed(text)
-    if not isinstance(text, list | tuple):
-        return [_check_text(text)]
-    if not text:
-        raise InputError("the list of texts is empty; expected a string or a list of strings")
-    for position, item in enumerate(text):
-        if not isinstance(item, str):
-            missing = item is None or item != item  # NaN is unlike itself
-            hint = ": it is missing, so leave its row out" if missing is True else ""
-            raise InputError(f"text {position} of the list must be a string, got {type(item).__name__}{hint}")
-    return list(text)
-
-
-def _listed(text: Any) -> Any:
-    """The column of a table or an array of one axis as a list: pandas, NumPy, Arrow, polars, `datasets`. Anything else as it is."""
-    if _is_image(text) or getattr(text, "ndim", 1) > 1:
-        return text
-    for method in ("tolist", "to_pylist", "to_list"):
-        if callable(getattr(text, method, None)):
-            return getattr(text, method)()
-    plain = isinstance(text, list | tuple | str | bytes | Mapping)
-    return list(text) if isinstance(text, Sequence) and not plain else text
-
-
-def _is_image(value: Any) -> bool:
-    return hasattr(value, "getbands") or getattr(value, "ndim", 0) >= 2
 
 
 def _mode(name: str, value: Any, meanings: Mapping[Any, str], names: tuple[str, ...]) -> str:

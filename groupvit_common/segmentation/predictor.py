@@ -291,7 +291,7 @@ class BaseSegmenter(ABC):
                 processor; None: its own.
             device: "cpu", "cuda", "cuda:1" or another of the framework's own; None: the best there is.
             dtype: of the weights, such as "bfloat16"; float32 if None.
-            revision, token, cache_dir, local_files_only: see `groupvit_common.checkpoints.hub.resolve`.
+            revision, token, cache_dir, local_files_only: see `groupvit_common.checkpoints.hub.HubLocation`.
             options: the constructor's keywords.
 
         Raises:
@@ -305,8 +305,7 @@ class BaseSegmenter(ABC):
             model,
             patterns=[CONFIG_NAME, *companions, WEIGHTS_NAME],
             required=[CONFIG_NAME, WEIGHTS_NAME],
-            revision=revision,
-            **where,
+            location=hub.HubLocation(revision=revision, **where),
         )
         # The processor first: it is small, and a checkpoint without one is no use here.
         if processor is None:

@@ -42,8 +42,8 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         huggingface_hub.close_session()
 
 
-def resolve(name: object, **keywords: object) -> Path:
-    return hub.resolve(name, **{"patterns": MODEL_FILES, "required": MODEL_FILES, **keywords})
+def resolve(name: object, patterns=MODEL_FILES, required=MODEL_FILES, **location: object) -> Path:
+    return hub.resolve(name, patterns=patterns, required=required, location=hub.HubLocation(**location))
 
 
 def names(directory: Path) -> set[str]:
@@ -204,9 +204,9 @@ def test_revisions_and_subfolders(server):
 
 def test_one_file(server, tmp_path):
     server.add("org/name", FILES)
-    assert hub.resolve_file("org/name", "config.json").read_bytes() == b"{}"
+    assert (resolve("org/name", ["config.json"], ["config.json"]) / "config.json").read_bytes() == b"{}"
     with pytest.raises(CheckpointError, match=r"has no preprocessor_config\.json"):
-        hub.resolve_file("org/name", "preprocessor_config.json")
+        resolve("org/name", ["preprocessor_config.json"], ["preprocessor_config.json"])
 
 
 def test_a_cache_of_ones_own(server, tmp_path):

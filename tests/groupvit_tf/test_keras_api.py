@@ -20,7 +20,7 @@ import pytest
 import tensorflow as tf
 
 from groupvit_common.errors import InputError
-from groupvit_common.preprocessing.tokenizer import BatchEncoding
+from groupvit_common.preprocessing.encoding import BatchEncoding
 from groupvit_tf import GroupViTModel, GroupViTTextModel, GroupViTVisionModel
 from groupvit_tf.data import known
 from groupvit_tf.loss import symmetric_cross_entropy
@@ -554,13 +554,13 @@ def test_a_backend_of_keras_that_is_neither_tensorflow_nor_jax() -> None:
 
 
 def test_columns_of_tables_are_texts() -> None:
-    from groupvit_common.preprocessing.tokenizer import _check_texts
+    from groupvit_common.preprocessing.encoding import check_texts
 
     column = SimpleNamespace(tolist=lambda: ["a", "b"])
     arrow = SimpleNamespace(to_pylist=lambda: ["a", "b"])
     for texts in (["a", "b"], ("a", "b"), np.array(["a", "b"]), np.array(["a", "b"], object), column, arrow):
-        assert _check_texts(texts) == ["a", "b"]
-    assert _check_texts(np.array("a")) == ["a"]
+        assert check_texts(texts) == ["a", "b"]
+    assert check_texts(np.array("a")) == ["a"]
     for wrong, says in (
         (np.array(["a", float("nan")], object), "text 1 of the list must be a string, got float: it is missing"),
         (["a", None], "got NoneType: it is missing"),
@@ -569,4 +569,4 @@ def test_columns_of_tables_are_texts() -> None:
         (b"a", "decode bytes first"),
     ):
         with pytest.raises(InputError, match=says):
-            _check_texts(wrong)
+            check_texts(wrong)

@@ -512,7 +512,7 @@ def test_keywords_of_from_pretrained(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
         "groupvit_common.preprocessing.image_processor.resolve",
-        lambda *_, force_download, **__: asked.append(force_download) or tmp_path,
+        lambda *_, location, **__: asked.append(location.force_download) or tmp_path,
     )
     loaded = AutoImageProcessor.from_pretrained(
         "org/name", force_download=True, token="hf_SECRET", use_fast=True, trust_remote_code=True, crop_size=9

@@ -114,7 +114,7 @@ def test_force_download_reaches_the_hub(processor, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
         "groupvit_common.preprocessing.processor.resolve",
-        lambda *_, force_download, **__: asked.append(force_download) or tmp_path,
+        lambda *_, location, **__: asked.append(location.force_download) or tmp_path,
     )
     AutoProcessor.from_pretrained("org/name", force_download=True)
     AutoProcessor.from_pretrained("org/name")

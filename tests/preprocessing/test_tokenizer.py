@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.preprocessing.tokenizer import AutoTokenizer, BatchEncoding, CLIPTokenizer
+from groupvit_common.preprocessing.encoding import BatchEncoding
+from groupvit_common.preprocessing.tokenizer import AutoTokenizer, CLIPTokenizer
 from tests.support import paths
 
 REFERENCE = paths.REFERENCE / "tokenizer"
@@ -412,11 +413,11 @@ def test_keywords_of_transformers_that_change_nothing_are_accepted_and_not_saved
 def test_force_download_reaches_the_hub(monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "groupvit_common.preprocessing.tokenizer.resolve", lambda *_, **where: asked.append(where) or SMALL
+        "groupvit_common.preprocessing.tokenizer.resolve", lambda *_, location, **__: asked.append(location) or SMALL
     )
     CLIPTokenizer.from_pretrained("org/name", force_download=True, revision="v1")
     CLIPTokenizer.from_pretrained("org/name")
-    assert [(where["force_download"], where["revision"]) for where in asked] == [(True, "v1"), (False, None)]
+    assert [(location.force_download, location.revision) for location in asked] == [(True, "v1"), (False, None)]
 
 
 def test_truncation_and_padding_inside_a_tokenizer_file_are_not_obeyed(small, tmp_path):
