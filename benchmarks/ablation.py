@@ -28,8 +28,11 @@ from groupvit_common.cli import terminal
 from groupvit_common.cli.arguments import Parser
 from groupvit_common.evaluation.datasets.segmentation import open_sets
 from groupvit_common.evaluation.segmentation import evaluate_segmentation
-from groupvit_common.training.recipe import Recipe, assigns_hard, get_recipe, learning_rate_at
-from groupvit_common.training.run import Run, grouping_measures
+from groupvit_common.training.grouping_health import grouping_measures
+from groupvit_common.training.recipe import Recipe, get_recipe
+from groupvit_common.training.run import Run
+from groupvit_common.training.schedule import assigns_hard, learning_rate_at
+from groupvit_common.training.start import start_run
 from groupvit_torch.data import Inputs
 from groupvit_torch.model import GroupViTModel
 from groupvit_torch.predictor import Segmenter
@@ -124,7 +127,7 @@ def recipe_of(variant: str, seed: int, steps: int, changes: Sequence[str] = ()) 
 def trained(recipe: Recipe) -> tuple[TrainingModule, Run, dict[str, float]]:
     """A model trained by a recipe; its run; the last losses' mean and what its grouping is like."""
     with tempfile.TemporaryDirectory() as folder:
-        run = Run.begin(recipe, folder, log=lambda line: None)
+        run = start_run(recipe, folder, log=lambda line: None)
     torch.manual_seed(recipe.run.seed)
     module = TrainingModule(new_model(recipe, run.processor), recipe)
     optimiser = make_optimiser(module)

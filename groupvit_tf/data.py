@@ -77,7 +77,7 @@ def dataset(batches: Callable[[], Iterable[Batch[NDArray[Any]] | CaptionBatch]],
     """A recipe's batches for `fit`, made ahead while the model computes.
 
     Args:
-        batches: starts the batches of this process, such as `groupvit_common.training.run.Run.batches` or `lambda: stream` of a
+        batches: starts the batches of this process, such as `run.stream` of a `Run` or `lambda: stream` of a
             `CaptionStream`. Each has the recipe's batch size over the number of processes.
 
     Returns:

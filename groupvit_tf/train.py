@@ -28,29 +28,27 @@ from groupvit_common.model.config import GroupViTConfig
 from groupvit_common.preprocessing.processor import GroupViTProcessor
 from groupvit_common.segmentation.postprocess import MAX_LOGIT_SCALE
 from groupvit_common.training.checkpoints import MODEL, RESTORE_VALUES, Checkpoints, RunState, load, restoring
-from groupvit_common.training.log import RunLog
-from groupvit_common.training.recipe import (
-    Recipe,
-    assigns_hard,
-    decays,
-    drop_path_rates,
-    get_recipe,
-    learning_rate_at,
-    mean_decay_at,
+from groupvit_common.training.grouping_health import watch_grouping
+from groupvit_common.training.initial_model import (
+    MULTI_LABEL_SCALE,
     model_config,
+    multi_label_scale,
     segmentation_assignment,
+    trainable_names,
     wave_positions,
 )
-from groupvit_common.training.run import (
-    MULTI_LABEL_SCALE,
-    Evaluate,
-    Run,
-    TrainResult,
-    collapse,
-    grouping_measures,
-    learnt,
-    multi_label_scale,
+from groupvit_common.training.log import RunLog
+from groupvit_common.training.recipe import Recipe, get_recipe
+from groupvit_common.training.run import Run, TrainResult
+from groupvit_common.training.schedule import (
+    assigns_hard,
+    drop_path_rates,
+    ema_decay_at,
+    has_weight_decay,
+    learning_rate_at,
 )
+from groupvit_common.training.start import start_run
+from groupvit_common.training.validation import Evaluate
 from groupvit_tf.checkpoint import canonical_variables, from_canonical, is_parameter, kind, to_canonical
 from groupvit_tf.chunks import carried_back, encoded
 from groupvit_tf.data import Feed, dataset, inputs
@@ -105,7 +103,7 @@ def train(
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     _check(recipe, place)
     version = f"Keras {keras.__version__} on {keras.backend.backend()}"
-    run = Run.begin(
+    run = start_run(
         recipe,
         out_dir,
         seed=seed,
@@ -131,7 +129,7 @@ def _go(run: Run, place: Place) -> TrainResult:
         model, scale = start_model(recipe, run.processor)
         trainer = Trainer(model, recipe, scale)
         trainer.compile(make_optimiser(trainer), jit_compile=recipe.run.compile or keras.backend.backend() == "jax")
-    average = MeanWeights(trainer, partial(mean_decay_at, recipe)) if recipe.optimizer.ema_decay else None
+    average = MeanWeights(trainer, partial(ema_decay_at, recipe)) if recipe.optimizer.ema_decay else None
     best = _Best(trainer, average)
     if run.resumed is not None:
         assert run.resumed_from is not None
@@ -152,7 +150,7 @@ def _go(run: Run, place: Place) -> TrainResult:
                 batches = dataset(lambda: feed, recipe)
             steps = recipe.schedule.total_steps - run.step
             # Outside the scope: the model that is measured is no business of the other processes.
-            with run.heeding_signals():
+            with run.signal_handlers():
                 trainer.fit(batches, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=callbacks)
     finally:
         feed.close()
@@ -479,7 +477,7 @@ def _verdict(taken: Tensor, norm: Tensor) -> dict[str, Tensor]:
 def _freeze(trainer: Trainer) -> None:
     """Leaves out of training what the recipe says."""
     named = {name: variable for name, variable in trainer.named_variables().items() if is_parameter(name)}
-    wanted = learnt(named, trainer.recipe.model)
+    wanted = trainable_names(named, trainer.recipe.model)
     for name, variable in named.items():
         if name not in wanted:
             variable.trainable = False
@@ -749,7 +747,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def make_optimiser(trainer: Trainer) -> AdamW | LossScale:
-    """AdamW with the recipe's schedule and clipping, weight decay where `decays` says so, and the loss scaled for float16."""
+    """AdamW with the recipe's schedule and clipping, weight decay where `has_weight_decay` says so, and the loss scaled for float16."""
     recipe = trainer.recipe
     optimiser = AdamW(
         Schedule.of(recipe),
@@ -760,7 +758,7 @@ def make_optimiser(trainer: Trainer) -> AdamW | LossScale:
         global_clipnorm=recipe.optimizer.clip_norm or None,
     )
     named = trainer.named_variables()
-    spared = [v for name, v in named.items() if v.trainable and not decays(name, len(v.shape))]
+    spared = [v for name, v in named.items() if v.trainable and not has_weight_decay(name, len(v.shape))]
     optimiser.exclude_from_weight_decay(spared)
     whole = LossScale(optimiser) if trainer.compute_dtype == "float16" else optimiser
     # Now, since `fit` would trace its graph a second time for variables made in the first.
@@ -776,7 +774,7 @@ class MeanWeights(keras.callbacks.Callback):
 
     Args:
         model: whose weights: a `GroupViTModel`, which may be a part of what `fit` trains, or a `Trainer`.
-        decay_at: step 0, 1, ... -> what the mean keeps of itself, such as `partial(mean_decay_at, recipe)`.
+        decay_at: step 0, 1, ... -> what the mean keeps of itself, such as `partial(ema_decay_at, recipe)`.
     """
 
     def __init__(self, model: GroupViTModel | Trainer, decay_at: Callable[[int], float]) -> None:
@@ -849,15 +847,13 @@ class Progress(keras.callbacks.Callback):
         trainer.reset_metrics()  # else Keras reports the mean of the steps so far
         scaling = trainer.optimizer if isinstance(trainer.optimizer, LossScale) else None
         if not skipped:
-            run.step += 1
-            run.losses.append(loss)
+            run.record_step(loss)
             self.recent.append(loss)
         elif _overflowed(trainer.optimizer, loss):
             # Keras does not count such a step.
-            run.step += 1
-            run.losses.append(loss)
+            run.record_step(loss)
         else:
-            run.left_out_step(loss, norm, _flat(arrays))
+            run.record_skipped_step(loss, norm, _flat(arrays))
         if scaling is not None:
             scaling.inner_optimizer.iterations.assign(run.step)
         if run.step % run.recipe.run.log_every == 0 or run.finished:
@@ -888,7 +884,7 @@ class Progress(keras.callbacks.Callback):
     def measured(self) -> None:
         """Records what the run has just measured."""
         if self.records is not None:
-            self.records.record(self.run.step, self.run.measures())
+            self.records.record(self.run.step, self.run.validation.latest())
             self.records.start(self.run.step)
 
     def resume(self) -> None:
@@ -907,15 +903,9 @@ def _overflowed(optimizer: Any, loss: float) -> bool:
 
 
 def _watch_grouping(model: GroupViTModel, pixel_values: Any) -> tuple[dict[str, float], list[str]]:
-    """Measures of every grouping block on some images, those of the second and later ones numbered; what is wrong with any."""
+    """Measures of every grouping block on some images, and warnings (`watch_grouping`)."""
     seen = model.vision_model(ops.convert_to_tensor(pixel_values), output_attentions=True).attentions
-    named: dict[str, float] = {}
-    warnings = []
-    for number, assignment in enumerate(seen):
-        measures = grouping_measures(np.asarray(ops.cast(assignment, "float32")), of_patches=number == 0)
-        named |= {f"{name}.{number}" if number else name: value for name, value in measures.items()}
-        warnings.append(collapse(measures))
-    return named, [warning for warning in warnings if warning]
+    return watch_grouping(np.asarray(ops.cast(assignment, "float32")) for assignment in seen)
 
 
 def _flat(arrays: Mapping[str, Any], before: str = "") -> Arrays:
@@ -937,7 +927,7 @@ class _Saving(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         run = self.run
         if run.evaluates_now() and run.measures_here:
-            run.save(self.best, self.best.segmenter(run.processor), self.place)
+            run.measure_and_save(self.best, self.best.segmenter(run.processor), self.place)
             self.progress.measured()
         stop, late = self._agree(run.stop_signal, (time.monotonic() - self.last) / 60)
         saved = self._save(self.model) if stop or run.saves_now(late) else False
@@ -1004,7 +994,7 @@ class Evaluation(keras.callbacks.Callback):
 
 class GroupingMeasures(keras.callbacks.Callback):
     """Adds to a step's logs, every so many, whether the grouping of some images tells anything
-    (`groupvit_common.training.run.grouping_measures`), for the callbacks that follow, such as Keras's `TensorBoard`; says when it does not.
+    (`groupvit_common.training.grouping_health.watch_grouping`), for the callbacks that follow, such as Keras's `TensorBoard`; says when it does not.
 
     Args:
         pixel_values: `[B, 3, H, W]`, some 32 images.

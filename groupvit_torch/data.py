@@ -22,7 +22,7 @@ _TOKENS = 16
 
 
 def tensor_batches(batches: Iterable[Batch[NDArray[Any]]]) -> Iterator[Batch[Tensor]]:
-    """The batches of `groupvit_common.training.scene_batches.batches` (or of `groupvit_common.training.run.Run`) as tensors."""
+    """The batches of `groupvit_common.training.scene_batches.batches` as tensors."""
     return (batch.map(torch.from_numpy) for batch in batches)
 
 

@@ -36,30 +36,28 @@ from groupvit_common.model.config import GroupViTConfig
 from groupvit_common.preprocessing.processor import GroupViTProcessor
 from groupvit_common.segmentation.postprocess import MAX_LOGIT_SCALE
 from groupvit_common.training.checkpoints import MODEL, find, restoring
-from groupvit_common.training.log import RunLog
-from groupvit_common.training.recipe import (
-    Recipe,
-    assigns_hard,
-    decays,
-    drop_path_rates,
-    learning_rate_at,
-    mean_decay_at,
+from groupvit_common.training.grouping_health import watch_grouping
+from groupvit_common.training.initial_model import (
+    MULTI_LABEL_SCALE,
     model_config,
+    multi_label_scale,
     segmentation_assignment,
+    trainable_names,
     wave_positions,
 )
-from groupvit_common.training.run import (
-    MULTI_LABEL_SCALE,
-    Evaluate,
-    Feed,
-    Run,
-    TrainResult,
-    collapse,
-    grouping_measures,
-    learnt,
-    multi_label_scale,
+from groupvit_common.training.log import RunLog
+from groupvit_common.training.recipe import Recipe
+from groupvit_common.training.run import Feed, Run, TrainResult
+from groupvit_common.training.schedule import (
+    assigns_hard,
+    drop_path_rates,
+    ema_decay_at,
+    has_weight_decay,
+    learning_rate_at,
 )
 from groupvit_common.training.settings import changed
+from groupvit_common.training.start import start_run
+from groupvit_common.training.validation import Evaluate
 from groupvit_torch.chunks import Features, carried_back, encoded, random_state, set_random_state
 from groupvit_torch.data import Inputs, Tokens
 from groupvit_torch.distributed import Place, gather, num_replicas, process_group, project, replica_sum
@@ -113,7 +111,7 @@ def train(
         # One process decides: others might not see yet what it sees.
         found = find(Path(out_dir), resume, log=log) if place.rank == 0 else None
         resume = place.all(found)[0] or resume
-        run = Run.begin(
+        run = start_run(
             recipe,
             out_dir,
             seed=seed,
@@ -322,7 +320,7 @@ def _no_noise(model: GroupViTModel) -> list[Tensor]:
 def _freeze(module: TrainingModule) -> None:
     """Leaves out of training what the recipe says."""
     named = {name.removeprefix("model."): parameter for name, parameter in module.named_parameters()}
-    wanted = learnt(named, module.recipe.model)
+    wanted = trainable_names(named, module.recipe.model)
     for name, parameter in named.items():
         parameter.requires_grad_(name in wanted)
 
@@ -435,12 +433,12 @@ def _plain_attention(on: bool) -> Iterator[None]:
 
 
 def make_optimiser(module: TrainingModule) -> torch.optim.Optimizer:
-    """AdamW with weight decay where `decays` says so."""
+    """AdamW with weight decay where `has_weight_decay` says so."""
     settings = module.recipe.optimizer
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for name, parameter in module.named_learnt().items():
-        (decayed if decays(name, parameter.ndim) else free).append(parameter)
+        (decayed if has_weight_decay(name, parameter.ndim) else free).append(parameter)
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": free, "weight_decay": 0.0}]
     # One pass over each parameter: on a CPU a seventh of the time.
     fused = module.model.device.type in ("cpu", "cuda", "mps")
@@ -626,7 +624,7 @@ class _Loop:
     def go(self) -> TrainResult:
         run = self.run
         try:
-            with run.heeding_signals():
+            with run.signal_handlers():
                 while not run.finished:
                     self._step()
                     if run.evaluates_now():
@@ -661,15 +659,13 @@ class _Loop:
         )
         if result.taken:
             if self.mean is not None:
-                _average(self.mean, self.module, mean_decay_at(recipe, run.step))
-            run.step += 1
-            run.losses.append(result.loss)
+                _average(self.mean, self.module, ema_decay_at(recipe, run.step))
+            run.record_step(result.loss)
             self.recent.append(result.loss)
         elif result.overflowed:
-            run.step += 1
-            run.losses.append(result.loss)
+            run.record_step(result.loss)
         else:
-            run.left_out_step(result.loss, result.norm, inputs.arrays())
+            run.record_skipped_step(result.loss, result.norm, inputs.arrays())
         if run.step % recipe.run.log_every == 0 or run.finished:
             self._tell(inputs, result, rate)
 
@@ -689,13 +685,9 @@ class _Loop:
             values[MULTI_LABEL_SCALE] = float(self.module.multi_label_logit_scale.detach().exp())
         if self.scaler.is_enabled():
             values["gradient_scale"] = self.scaler.get_scale()
-        warnings = []
-        for number, assignment in enumerate(result.assignments):
-            measures = grouping_measures(assignment[:_IMAGES_WATCHED].float().cpu().numpy(), of_patches=number == 0)
-            values |= {f"{name}.{number}" if number else name: value for name, value in measures.items()}
-            warnings.append(collapse(measures))
-        self.log.progress(self.run.step, values, flops=self.flops, peak=self.peak)
-        for warning in filter(None, warnings):
+        measures, warnings = watch_grouping(a[:_IMAGES_WATCHED].float().cpu().numpy() for a in result.assignments)
+        self.log.progress(self.run.step, values | measures, flops=self.flops, peak=self.peak)
+        for warning in warnings:
             self.run.log(f"step {self.run.step}: {warning}")
         self.recent.clear()
 
@@ -712,9 +704,9 @@ class _Loop:
         if not self.run.measures_here:
             return
         with _uncompiled(self._best.model):
-            self.run.save(_Saving(self._best), self._segmenter(), self.place)
+            self.run.measure_and_save(_Saving(self._best), self._segmenter(), self.place)
         if self.log is not None:
-            self.log.record(self.run.step, self.run.measures())
+            self.log.record(self.run.step, self.run.validation.latest())
             self.log.start(self.run.step)
 
     def _agree(self, stop: int, minutes: float) -> tuple[int, float]:

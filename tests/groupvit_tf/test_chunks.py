@@ -13,9 +13,9 @@ tf = pytest.importorskip("tensorflow")
 
 from groupvit_common.errors import InputError  # noqa: E402
 from groupvit_common.training.recipe import Recipe  # noqa: E402
-from groupvit_common.training.run import make_processor  # noqa: E402
 from groupvit_common.training.scene_batches import CaptionedImages, SceneBatches  # noqa: E402
 from groupvit_common.training.settings import changed  # noqa: E402
+from groupvit_common.training.start import make_processor  # noqa: E402
 from groupvit_tf import data as D  # noqa: E402
 from groupvit_tf import train as K  # noqa: E402
 from groupvit_tf.model import GroupViTModel  # noqa: E402

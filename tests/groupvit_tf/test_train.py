@@ -1,4 +1,4 @@
-"""Training with Keras: against PyTorch and the authors' numbers, on replicas, stopped and continued, steps that are left out."""
+"""Training with Keras: against PyTorch and the authors' numbers, on replicas, stopped and continued, skipped steps."""
 
 from __future__ import annotations
 
@@ -26,9 +26,11 @@ tf = pytest.importorskip("tensorflow")
 from groupvit_common.errors import CheckpointError, GroupViTError, InputError  # noqa: E402
 from groupvit_common.storage.locks import FolderLock  # noqa: E402
 from groupvit_common.training.checkpoints import Checkpoints  # noqa: E402
-from groupvit_common.training.recipe import Recipe, learning_rate_at  # noqa: E402
-from groupvit_common.training.run import LOCK_NAME, Interrupted, make_processor  # noqa: E402
+from groupvit_common.training.recipe import Recipe  # noqa: E402
+from groupvit_common.training.run import Interrupted  # noqa: E402
+from groupvit_common.training.schedule import learning_rate_at  # noqa: E402
 from groupvit_common.training.settings import changed, to_toml  # noqa: E402
+from groupvit_common.training.start import LOCK_NAME, make_processor  # noqa: E402
 from groupvit_tf import data as D  # noqa: E402
 from groupvit_tf import train as K  # noqa: E402
 from groupvit_tf.checkpoint import canonical_variables, kind, to_canonical  # noqa: E402
@@ -288,7 +290,7 @@ def test_two_workers_run_a_recipe_measure_save_and_go_on(tmp_path):
     np.testing.assert_allclose(losses("two"), whole, rtol=1e-6)
 
 
-# Steps that are left out
+# Skipped steps
 
 
 def test_a_step_that_is_no_number_leaves_no_trace():
@@ -332,7 +334,7 @@ def test_a_run_ends_at_its_last_bad_step_with_the_batch_saved(eagerly, tmp_path)
         GroupViTError, match=r"the loss is inf at step 2 \(2 such steps\); its batch is in .*bad_batch.npz"
     ):
         K.train(recipe, tmp_path, log=lines.append)
-    assert any("step 1 left out: the loss is inf (1 of at most 2)" in line for line in lines)
+    assert any("step 1 skipped: the loss is inf (1 of at most 2)" in line for line in lines)
     batch = np.load(tmp_path / "bad_batch.npz")
     assert batch["pixel_values"].shape == (8, 3, 48, 48)
     assert "prompts.input_ids" in batch

@@ -28,7 +28,7 @@ from groupvit_common.preprocessing.tokenizer import CLIPTokenizer
 from groupvit_common.storage import saving
 from groupvit_common.storage.saving import read_lock, write_files, write_text, write_texts
 from groupvit_common.training.recipe import changed, get_recipe
-from groupvit_common.training.run import start_processor
+from groupvit_common.training.start import start_processor
 from tests.support.backends import Backend
 from tests.support.models import smallest_config
 

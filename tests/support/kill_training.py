@@ -63,7 +63,7 @@ def full_disk(directory: Path) -> dict[str, Any]:
 
     finish(fork(work))
     failed = [line for line in lines.read_text().splitlines() if "cannot be written" in line]
-    assert all("; the run goes on" in line for line in failed)
+    assert all("; training continues" in line for line in failed)
     return {"failed": failed, "left": [hidden.name for hidden in Checkpoints(path).folder.glob(".*")]}
 
 

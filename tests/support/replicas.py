@@ -23,9 +23,9 @@ import tensorflow as tf
 from groupvit_common.data.captions.settings import DataSettings, SourceSettings
 from groupvit_common.errors import InputError
 from groupvit_common.training.recipe import Recipe
-from groupvit_common.training.run import make_processor
 from groupvit_common.training.scene_batches import CaptionedImages, SceneBatches
 from groupvit_common.training.settings import changed
+from groupvit_common.training.start import make_processor
 from groupvit_tf import TFGroupViTModel
 from groupvit_tf.checkpoint import canonical_variables
 from groupvit_tf.data import dataset

@@ -21,8 +21,9 @@ from groupvit_common.evaluation.datasets.segmentation import open_sets
 from groupvit_common.evaluation.segmentation import evaluate_segmentation
 from groupvit_common.training.checkpoints import Checkpoints
 from groupvit_common.training.recipe import Recipe
-from groupvit_common.training.run import Interrupted, make_processor
+from groupvit_common.training.run import Interrupted
 from groupvit_common.training.scene_batches import CaptionedImages, SceneBatches
+from groupvit_common.training.start import make_processor
 from groupvit_torch import train as T
 from groupvit_torch.distributed import Place, batch_norm, gather, num_replicas, process_group, replica_sum
 from groupvit_torch.loss import contrastive_loss

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.training.grouping_health import collapse_warning, grouping_measures
+from groupvit_common.training.initial_model import matches
 from groupvit_common.training.log import RECORDS_NAME, RunLog, _forget_after, duration
-from groupvit_common.training.run import Feed, collapse, grouping_measures, matches
+from groupvit_common.training.run import Feed
 from tests.support.training import Captions, quiet, tiny
 
 
@@ -124,19 +126,19 @@ def test_a_grouping_that_tells_something():
     assert measures["groups_in_use"] == 4
     assert measures["assignment_entropy"] > 0.98
     assert measures["map_likeness"] == pytest.approx(0.25, abs=0.02)
-    assert collapse(measures) == ""
+    assert collapse_warning(measures) == ""
 
 
 def test_one_group_for_everything_is_a_collapse():
     measures = grouping_measures(soft(np.full((8, 16), 2), 4))
     assert measures == {"groups_in_use": 1.0, "assignment_entropy": 0.0, "map_likeness": 1.0}
-    assert "1 groups hold all patches" in collapse(measures)
+    assert "1 groups hold all patches" in collapse_warning(measures)
 
 
 def test_the_same_map_for_every_image_is_a_collapse():
     measures = grouping_measures(soft(np.tile(np.arange(16) % 4, (8, 1)), 4))
     assert measures["groups_in_use"] == 4
-    assert "maps of different images are alike in 100% of the patches" in collapse(measures)
+    assert "maps of different images are alike in 100% of the patches" in collapse_warning(measures)
     assert "map_likeness" not in grouping_measures(soft(np.zeros((1, 4), int), 2))
     assert "map_likeness" not in grouping_measures(soft(np.zeros((2, 4), int), 2), of_patches=False)
 

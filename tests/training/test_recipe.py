@@ -8,20 +8,11 @@ import pytest
 
 from groupvit_common.errors import InputError
 from groupvit_common.model.config import GroupViTConfig
-from groupvit_common.training.recipe import (
-    Recipe,
-    assigns_hard,
-    decays,
-    drop_path_rates,
-    get_recipe,
-    is_too_fast,
-    learning_rate_at,
-    model_config,
-    recipe_names,
-    wave_positions,
-)
-from groupvit_common.training.run import _FINETUNE_RATE
+from groupvit_common.training.initial_model import model_config, wave_positions
+from groupvit_common.training.recipe import Recipe, get_recipe, recipe_names
+from groupvit_common.training.schedule import assigns_hard, drop_path_rates, has_weight_decay, learning_rate_at
 from groupvit_common.training.settings import changed, parse_change, read_settings, to_toml
+from groupvit_common.training.start import _FINETUNE_RATE, is_too_fast
 from tests.support.paths import ROOT
 
 DEMO = get_recipe("scenes-demo")
@@ -295,8 +286,8 @@ def test_drop_path_rises_in_a_line():
         ("logit_scale", 0, False),
     ],
 )
-def test_what_decays(name, dimensions, expected):
-    assert decays(name, dimensions) is expected
+def test_weight_decay(name, dimensions, expected):
+    assert has_weight_decay(name, dimensions) is expected
 
 
 def test_hard_assignment_begins_where_the_recipe_says():

@@ -26,7 +26,8 @@ from groupvit_common.storage.locks import FolderLock  # noqa: E402
 from groupvit_common.training import checkpoints as run_state  # noqa: E402
 from groupvit_common.training.checkpoints import Checkpoints, RunState  # noqa: E402
 from groupvit_common.training.recipe import get_recipe  # noqa: E402
-from groupvit_common.training.run import Interrupted, Run  # noqa: E402
+from groupvit_common.training.run import Interrupted  # noqa: E402
+from groupvit_common.training.start import start_run  # noqa: E402
 from tests.support.backends import Backend  # noqa: E402
 from tests.support.training import PAPER, ends_alike, quiet, stopping_at, tiny, train  # noqa: E402
 
@@ -153,7 +154,7 @@ def test_the_best_by_a_measure_of_ones_own_stays(tmp_path):
 
 
 def test_when_a_checkpoint_is_due(tmp_path):
-    run = Run.begin(tiny(save_every=4, save_minutes=30), tmp_path, log=quiet)
+    run = start_run(tiny(save_every=4, save_minutes=30), tmp_path, log=quiet)
     run.step = 3
     assert not run.saves_now(29.0)
     assert run.saves_now(30.0)
@@ -166,7 +167,7 @@ def test_when_a_checkpoint_is_due(tmp_path):
 def test_a_rate_from_scratch_is_told_where_a_run_starts_from_a_checkpoint(tmp_path):
     for rate, told in ((1e-3, 1), (1e-5, 0)):
         lines: list[str] = []
-        Run.begin(tiny(init_from="demo", image_size=64, learning_rate=rate), tmp_path, log=lines.append).close()
+        start_run(tiny(init_from="demo", image_size=64, learning_rate=rate), tmp_path, log=lines.append).close()
         assert sum("is for training from scratch, and this run starts from demo" in line for line in lines) == told
 
 
@@ -320,12 +321,12 @@ def test_states_that_only_the_stream_can_judge_are_one_sentence(tmp_path):
 
 
 def test_two_trainings_in_one_folder(tmp_path):
-    run = Run.begin(tiny(), tmp_path, log=quiet)
+    run = start_run(tiny(), tmp_path, log=quiet)
     message = f"another training writes into {tmp_path} \\(process {os.getpid()} on .*\\): wait for its end, or choose another folder"
     for resume in ("never", "auto"):
         with pytest.raises(InputError, match=message):
             train(tiny(), tmp_path, resume=resume, log=quiet)
-    Run.begin(tiny(), tmp_path, log=quiet, rank=1, world=2)  # one of the same run
+    start_run(tiny(), tmp_path, log=quiet, rank=1, world=2)  # one of the same run
     run.close()
     assert not list(tmp_path.glob(".*.lock"))
     # A run that fails lets others in.
@@ -384,13 +385,13 @@ def test_a_folder_without_checkpoints_begins(tmp_path):
 
 
 def test_another_number_of_processes_continues_from_the_epochs_beginning(tmp_path):
-    run = Run.begin(tiny(), tmp_path, log=quiet)
+    run = start_run(tiny(), tmp_path, log=quiet)
     ranks = [{"data": {"epoch": epoch, "step": 4}} for epoch in (3, 2)]
-    assert run._place_in_data(ranks) == {"epoch": 3, "step": 4}  # scenes: every process draws the same
+    assert run._data_state(ranks) == {"epoch": 3, "step": 4}  # scenes: every process draws the same
     run.recipe = get_recipe("gcc-yfcc-30e")
-    assert run._place_in_data(ranks) == {"epoch": 2}
+    assert run._data_state(ranks) == {"epoch": 2}
     run.world = 2
-    assert run._place_in_data(ranks) == {"epoch": 3, "step": 4}
+    assert run._data_state(ranks) == {"epoch": 3, "step": 4}
 
 
 # Full disks and kills, in a process of their own
@@ -398,7 +399,7 @@ def test_another_number_of_processes_continues_from_the_epochs_beginning(tmp_pat
 
 @pytest.mark.parametrize("kills", [3, pytest.param(24, marks=pytest.mark.slow)])
 def test_full_disks_and_kills_change_no_weight(kills, tmp_path):
-    """No file may grow beyond a limit: checkpoints fail halfway, the run goes on, and later ones succeed.
+    """No file may grow beyond a limit: checkpoints fail halfway, training continues, and later ones succeed.
 
     SIGKILL at random moments and while a checkpoint is being written; now and then the newest one is truncated besides.
     """

@@ -16,10 +16,14 @@ from groupvit_common.evaluation.metrics import mean_iou
 from groupvit_common.model.config import GroupViTConfig
 from groupvit_common.preprocessing.processor import GroupViTProcessor
 from groupvit_common.segmentation.predictor import DEMO_MODEL
-from groupvit_common.training import run as training
-from groupvit_common.training.recipe import Recipe, get_recipe, learning_rate_at, model_config, of_checkpoint
+from groupvit_common.training import validation
+from groupvit_common.training.initial_model import model_config, with_checkpoint_model
+from groupvit_common.training.recipe import Recipe, get_recipe
+from groupvit_common.training.run import MEASURES_NAME, TrainResult
 from groupvit_common.training.scene_batches import Batch, CaptionedImages, batches, enlarged, mix_pictures, to_pixels
+from groupvit_common.training.schedule import learning_rate_at
 from groupvit_common.training.settings import changed
+from groupvit_common.training.start import RECIPE_NAME, make_processor, start_run
 from tests.support.backends import Backend
 from tests.support.training import BEYOND_FLOAT32
 
@@ -55,14 +59,14 @@ def pictures() -> dict[int, CaptionedImages]:
 
 @pytest.fixture(scope="module")
 def processor(pictures: dict[int, CaptionedImages]) -> GroupViTProcessor:
-    return training.make_processor(SMALL, pictures[1].captions)
+    return make_processor(SMALL, pictures[1].captions)
 
 
 # Runs
 
 
-def run(backend: Backend, recipe: Recipe, directory: Any, **options: Any) -> training.TrainResult:
-    result: training.TrainResult = package(backend).train(recipe, directory, log=quiet, **options)
+def run(backend: Backend, recipe: Recipe, directory: Any, **options: Any) -> TrainResult:
+    result: TrainResult = package(backend).train(recipe, directory, log=quiet, **options)
     return result
 
 
@@ -96,13 +100,13 @@ def test_what_a_run_writes_loads_and_measures_the_same_and_a_failed_run_leaves_i
     result = run(backend, recipe, tmp_path, seed=5)
     # In Keras a graph, which is traced once more when the groups turn hard.
     assert list(dict.fromkeys(hard)) == [False, True]
-    record = json.loads((tmp_path / training.MEASURES_NAME).read_text())
+    record = json.loads((tmp_path / MEASURES_NAME).read_text())
     assert record["recipe"]["run"]["seed"] == 5
     assert record["steps"] == recipe.schedule.total_steps == len(result.losses)
     assert set(result.mean_iou) == {1, 2}
     model, processor = backend.load(tmp_path), GroupViTProcessor.from_pretrained(tmp_path)
     segmenter = package(backend, "predictor").Segmenter(model, processor, batch_size=50)
-    assert training.measure(segmenter, recipe) == result.mean_iou
+    assert validation.scene_mean_iou(segmenter, recipe) == result.mean_iou
 
     before = (tmp_path / "model.safetensors").read_bytes()
     with (
@@ -132,7 +136,7 @@ def test_what_a_checkpoint_says_of_the_model_holds(backend, tmp_path):
         "init_from": "demo", "image_size": 64, "patch_size": 12, "groups": (64, 8), "depths": (6, 3, 3), "width": 64, "text_layers": 3,
         "text_length": 9, "projection_width": 11, "hard_from": 0.0,
     }  # fmt: skip
-    begun = training.Run.begin(changed(SMALL, other), tmp_path, log=quiet)
+    begun = start_run(changed(SMALL, other), tmp_path, log=quiet)
     model, _ = package(backend).start_model(begun.recipe, begun.processor)
     made = model_config(begun.recipe, len(begun.processor.tokenizer)).to_dict()
     for part in ("vision_config", "text_config"):
@@ -141,7 +145,7 @@ def test_what_a_checkpoint_says_of_the_model_holds(backend, tmp_path):
         }
         found = model.config.to_dict()[part]
         assert {name: found[name] for name in sizes} == sizes
-    assert get_recipe(tmp_path / training.RECIPE_NAME) == begun.recipe
+    assert get_recipe(tmp_path / RECIPE_NAME) == begun.recipe
     assert begun.recipe.model.groups == (16,)
     assert (
         GroupViTConfig.from_pretrained(DEMO_MODEL).extra["segmentation_assignment"],
@@ -170,7 +174,7 @@ def test_an_objective_for_another_model_than_the_checkpoints():
     with pytest.raises(
         InputError, match=r"'groups' trains one grouping block, and some/where has 2 \(12, 6 groups\): use kind=paper"
     ):
-        of_checkpoint(changed(SMALL, {"init_from": "some/where"}), config)
+        with_checkpoint_model(changed(SMALL, {"init_from": "some/where"}), config)
     with pytest.raises(InputError, match=r"model.image_size must be a multiple of model.patch_size, got 50 and 8"):
         changed(SMALL, {"image_size": 50})
 
@@ -285,7 +289,7 @@ def test_a_model_that_names_at_random_measures_near_nothing(backend, processor):
     Segmenter = package(backend, "predictor").Segmenter
     model = package(backend).new_model(small(precision="float32"), processor)
     scenes = [make_scene(9, index, 1, (64, 96)) for index in range(3)]
-    confusion = training.scene_confusion(Segmenter(model, processor), scenes)
+    confusion = validation.scene_confusion(Segmenter(model, processor), scenes)
     assert confusion.shape == (9, 9)
     assert confusion.sum() == 3 * 64 * 96
     truth = np.bincount(np.concatenate([scene.mask.ravel() for scene in scenes]), minlength=9)
@@ -460,7 +464,7 @@ def test_pixels_are_the_image_processors(pictures, processor):
 
 def test_scenes_are_made_at_their_own_size_and_seen_at_the_models(pictures, processor):
     recipe = small(size=48, image_size=80)
-    assert training.held_out_scenes(recipe, 1)[0].image.shape == (48, 48, 3)
+    assert validation.validation_scenes(recipe, 1)[0].image.shape == (48, 48, 3)
     batch = next(batches(recipe, pictures, processor, np.random.default_rng(0)))
     assert batch.pixels.shape == (4, 3, 80, 80)
     assert small(size=0, image_size=80).scene_size == 80
@@ -485,8 +489,8 @@ def test_mixed_patches_carry_the_words_of_their_own_picture(quarters):
 
 def test_the_most_frequent_class_everywhere_has_its_share_as_iou():
     recipe = small(held_out_scenes=5)
-    for level, value in training.majority_mean_iou(recipe).items():
-        masks = np.stack([scene.mask for scene in training.held_out_scenes(recipe, level)])
+    for level, value in validation.majority_mean_iou(recipe).items():
+        masks = np.stack([scene.mask for scene in validation.validation_scenes(recipe, level)])
         shares = np.array([(masks == k + 1).mean() for k in range(len(LEVELS[level]))])
         # Its intersection is its own pixels, its union every pixel; all other classes that occur score nothing.
         assert value == pytest.approx(100 * shares.max() / (shares > 0).sum())

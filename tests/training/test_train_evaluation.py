@@ -24,8 +24,10 @@ from groupvit_common.evaluation.segmentation import calibrate, evaluate_segmenta
 from groupvit_common.segmentation.predictor import DEMO_MODEL
 from groupvit_common.training.checkpoints import Checkpoints, load
 from groupvit_common.training.recipe import get_recipe
-from groupvit_common.training.run import Run, open_evaluation
+from groupvit_common.training.run import Run
 from groupvit_common.training.settings import changed, to_toml
+from groupvit_common.training.start import start_run
+from groupvit_common.training.validation import open_evaluation
 from tests.support.backends import BACKENDS, Backend
 from tests.support.training import quiet, tiny
 
@@ -100,9 +102,9 @@ def test_processes_share_the_pictures(backend, folder, tmp_path):
     sent: list[Any] = []
 
     def run(rank: int, every: Any) -> Run:
-        run = Run.begin(recipe, tmp_path / "shared", log=quiet, rank=rank, world=2)
+        run = start_run(recipe, tmp_path / "shared", log=quiet, rank=rank, world=2)
         assert run.measures_here
-        run.save(saving, segmenter, SimpleNamespace(rank=rank, world=2, all=every))
+        run.measure_and_save(saving, segmenter, SimpleNamespace(rank=rank, world=2, all=every))
         return run
 
     def send(value: Any) -> list[Any]:
@@ -110,11 +112,11 @@ def test_processes_share_the_pictures(backend, folder, tmp_path):
         return [None, value]
 
     second = run(1, send)
-    assert second.of_sets == {}
+    assert second.validation.sets == {}
     failure, numbers = sent
     assert (failure, numbers[3]) == ("", 2)  # pictures
     first = run(0, lambda value: [value, sent.pop(0)])
-    assert first.of_sets == pytest.approx(measured(model, folder, backend), abs=1e-9)
+    assert first.validation.sets == pytest.approx(measured(model, folder, backend), abs=1e-9)
 
 
 def test_a_picture_that_cannot_be_read_costs_a_measurement_and_no_run(folder, tmp_path):
@@ -135,7 +137,7 @@ def test_a_picture_that_cannot_be_read_costs_a_measurement_and_no_run(folder, tm
     result = train(BACKENDS["torch"]())(recipe, tmp_path / "run", log=log)
     assert len(result.losses) == 6
     (told,) = [line for line in lines if "not measured" in line]
-    assert re.match(r"step 6: folder:.*/set is not measured, the run goes on: .*2\.png", told)
+    assert re.match(r"step 6: folder:.*/set is not measured, training continues: .*2\.png", told)
     sets = json.loads((tmp_path / "run" / "training.json").read_text())["sets"]
     assert {name.partition("/")[2] for name in sets} == {names[1]}
     checkpoints = Checkpoints(tmp_path / "run")
@@ -196,7 +198,7 @@ def test_settings(folder, tmp_path):
 
 def test_names_and_thresholds(folder):
     """Sets of one kind are told apart; a threshold is for sets that have use for one."""
-    from groupvit_common.training.run import open_evaluation
+    from groupvit_common.training.validation import open_evaluation
 
     one, other = f"folder:{folder}", f"folder:{folder}/../{folder.name}"
     settings = tiny(**{"evaluation.data": (one, other, "scenes"), "evaluation.background": 0.5, "evaluation.limit": 2})

@@ -1,4 +1,4 @@
-"""A step of the PyTorch loop: cached features against the plain batch, precisions, what is frozen, what is left out."""
+"""A step of the PyTorch loop: cached features against the plain batch, precisions, what is frozen, what is skipped."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ torch = pytest.importorskip("torch")
 from groupvit_common.errors import GroupViTError, InputError  # noqa: E402
 from groupvit_common.preprocessing.processor import GroupViTProcessor  # noqa: E402
 from groupvit_common.training.recipe import Recipe  # noqa: E402
-from groupvit_common.training.run import Run, make_processor  # noqa: E402
 from groupvit_common.training.scene_batches import CaptionedImages, SceneBatches  # noqa: E402
 from groupvit_common.training.settings import changed  # noqa: E402
+from groupvit_common.training.start import make_processor, start_run  # noqa: E402
 from groupvit_torch import train as T  # noqa: E402
 from groupvit_torch.data import Inputs  # noqa: E402
 from groupvit_torch.layers import drop_path  # noqa: E402
@@ -219,7 +219,7 @@ def test_cached_features_in_half_precision(task, precision, checkpointing):
     np.testing.assert_allclose(*results, rtol=HALF)
 
 
-# Steps that are left out
+# Skipped steps
 
 
 def bad(inputs: Inputs) -> Inputs:
@@ -263,8 +263,8 @@ def test_a_run_counts_bad_steps_and_ends_with_the_batch_saved(tmp_path):
         GroupViTError, match=r"the loss is inf at step 3 \(3 such steps\); its batch is in .*bad_batch.npz"
     ):
         train(recipe, tmp_path, log=lines.append)
-    assert [line for line in lines if "left out" in line] == [
-        f"step {n} left out: the loss is inf ({n} of at most 3)" for n in (1, 2)
+    assert [line for line in lines if "skipped" in line] == [
+        f"step {n} skipped: the loss is inf ({n} of at most 3)" for n in (1, 2)
     ]
     with np.load(tmp_path / "bad_batch.npz") as batch:
         assert batch["pixels"].shape == (8, 3, 48, 48)
@@ -428,4 +428,4 @@ def test_compiled_towers_take_the_same_steps(tmp_path):
 
 def test_a_batch_must_divide_among_processes(tmp_path):
     with pytest.raises(InputError, match="batch_size must be a multiple of the number of processes, got 8 for 3"):
-        Run.begin(tiny(), tmp_path, world=3)
+        start_run(tiny(), tmp_path, world=3)

@@ -17,7 +17,7 @@ tf = pytest.importorskip("tensorflow")
 import groupvit_tf  # noqa: E402
 import groupvit_torch  # noqa: E402
 from groupvit_common.model.config import GroupViTConfig  # noqa: E402
-from groupvit_common.training.recipe import decays  # noqa: E402
+from groupvit_common.training.schedule import has_weight_decay  # noqa: E402
 from groupvit_tf.checkpoint import canonical_variables, kind, to_canonical  # noqa: E402
 from groupvit_tf.train import AdamW  # noqa: E402
 from tests.support.parity import Arrays, Draw, TorchSide, difference, has_gradient, watched_margins  # noqa: E402
@@ -119,7 +119,10 @@ def in_torch(model: Any, optimiser: str, steps: Steps, accumulate: int = 1) -> l
     else:
         named = dict(model.named_parameters())
         groups = [
-            {"params": [p for n, p in named.items() if decays(n, p.ndim) == decayed], "weight_decay": DECAY * decayed}
+            {
+                "params": [p for n, p in named.items() if has_weight_decay(n, p.ndim) == decayed],
+                "weight_decay": DECAY * decayed,
+            }
             for decayed in (True, False)
         ]
         made = torch.optim.AdamW(groups, lr=ADAMW_RATE, betas=BETAS, eps=EPSILON)
@@ -142,7 +145,7 @@ def keras_optimiser(model: Any, optimiser: str, **options: Any) -> Any:
     if optimiser == "sgd":
         return keras.optimizers.SGD(SGD_RATE, **options)
     made = AdamW(ADAMW_RATE, weight_decay=DECAY, beta_1=BETAS[0], beta_2=BETAS[1], epsilon=EPSILON, **options)
-    spared = [v for name, v in canonical_variables(model).items() if not decays(name, len(v.shape))]
+    spared = [v for name, v in canonical_variables(model).items() if not has_weight_decay(name, len(v.shape))]
     made.exclude_from_weight_decay(spared)
     return made
 
