@@ -88,7 +88,7 @@ class Segmenter(BaseSegmenter):
         with self._on_device():
             groups, images, of_blocks = self._see(pixels)
             labels, scale = ops.cast(ops.convert_to_tensor(label_embeds), images.dtype), self._scale()
-            affinity = label_affinity(groups, labels, scale, images, self.top_k, self.temperature)
+            affinity = label_affinity(groups, labels, scale, images, self.options.top_k, self.options.temperature)
             return _numpy(image_probabilities(images, labels, scale)), _numpy(affinity), _numpy(of_blocks[-1])
 
     def _blocks(self, pixels: Floats) -> tuple[Floats, list[Floats]]:

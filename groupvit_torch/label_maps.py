@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from groupvit_common.segmentation.options import DILATIONS, Assignment
 from groupvit_common.segmentation.postprocess import (
     MAX_LOGIT_SCALE,
-    Assignment,
     Indices,
     Integers,
     Look,
@@ -27,7 +27,6 @@ from groupvit_common.segmentation.postprocess import (
     strips,
 )
 from groupvit_common.segmentation.refinement import (
-    DILATIONS,
     LABELS_AT_ONCE,
     SMALLEST,
     TIMES,

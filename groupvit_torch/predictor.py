@@ -59,7 +59,7 @@ class Segmenter(BaseSegmenter):
     def _group(self, pixels: Floats, label_embeds: Floats) -> tuple[Floats, Tensor, Tensor]:
         labels, scale = self._to_device(label_embeds), self._scale()
         groups, images, of_blocks = self._look(pixels)
-        affinity = label_affinity(groups, labels, scale, images, self.top_k, self.temperature)
+        affinity = label_affinity(groups, labels, scale, images, self.options.top_k, self.options.temperature)
         return image_probabilities(images, labels, scale).cpu().numpy(), affinity, of_blocks[-1]
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from groupvit_common.cli import terminal
 from groupvit_common.cli.terminal import BAD_INPUT
+from groupvit_common.segmentation.options import OPTIONS, Kind, SegmentationOptions
 
 
 class Parser(argparse.ArgumentParser):
@@ -152,9 +153,14 @@ def distances(argument: str) -> tuple[int, ...]:
     return _different(tuple(count(part) for part in argument.split(",")), argument)
 
 
-def or_none(convert: Callable[[str], Any]) -> Callable[[str], Any]:
+def _or_none(convert: Callable[[str], Any]) -> Callable[[str], Any]:
     """Returns a type that also takes the word "none"."""
     return lambda argument: None if argument == "none" else convert(argument)
+
+
+def template(argument: str) -> str:
+    """Returns a sentence as text; what is none may be a file, whose name stays as it is."""
+    return text(argument) if "{}" in argument else argument
 
 
 def _number(argument: str) -> float:
@@ -169,3 +175,36 @@ def _different(values: tuple[Any, ...], argument: str) -> tuple[Any, ...]:
     if len(set(values)) < len(values):
         raise argparse.ArgumentTypeError(f"has a number twice, {argument!r}")
     return values
+
+
+# -- options of segmentation -----------------------------------------------------------------------------------------------
+
+_TYPES: dict[Kind, Callable[[str], Any]] = {
+    "count": count,
+    "times": count,
+    "fraction": score,
+    "positive": positive,
+    "scales": scales,
+    "distances": distances,
+    "templates": template,
+}
+
+
+def add_options(parser: Any, names: Iterable[str], *, or_none: bool = False) -> None:
+    """Adds the flags of these options of segmentation; a flag that is not given leaves no trace.
+
+    or_none: the word "none" is a value of each option that may be absent.
+    """
+    for name in names:
+        option = OPTIONS[name]
+        more: dict[str, Any] = {"metavar": option.metavar, "type": _TYPES.get(option.kind)}
+        if option.kind == "choice":
+            more = {"choices": option.choices}
+        elif option.kind == "flag":
+            # What is on by default can be switched off.
+            is_on = SegmentationOptions.__dataclass_fields__[name].default
+            more = {"action": argparse.BooleanOptionalAction if is_on else "store_true"}
+        elif or_none and option.optional:
+            more = {"metavar": f"{option.metavar}|none", "type": _or_none(more["type"])}
+        flag = "--" + name.replace("_", "-")
+        parser.add_argument(flag, default=argparse.SUPPRESS, help=option.help, **more)

@@ -14,29 +14,19 @@ import json
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from groupvit_common.cli import terminal
-from groupvit_common.cli.arguments import (
-    Parser,
-    count,
-    distances,
-    numbers,
-    or_none,
-    positive,
-    scales,
-    score,
-    text,
-    whole,
-)
+from groupvit_common.cli.arguments import Parser, add_options, count, numbers, text, whole
 from groupvit_common.cli.terminal import BAD_INPUT as BAD_INPUT
 from groupvit_common.cli.terminal import OK, SIGNALLED, SOME_FAILED
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.evaluation.datasets.registry import DATASETS, IMAGENET
+from groupvit_common.segmentation.options import OPTIONS, SegmentationOptions
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -245,36 +235,10 @@ def _add_evaluate(commands: Any) -> None:
     knobs.add_argument(
         "--names", choices=("authors", "set"), help="the authors' words for the classes, or the set's own"
     )
-    knobs.add_argument(
-        "--templates",
-        type=_template,
-        metavar="SET",
-        help="one, seven, eighty, a sentence with {} in it, or a file of such lines",
-    )
-    knobs.add_argument(
-        "--synonyms", choices=("mean", "max"), help="words of a class: their mean, or the most similar of them"
-    )
-    knobs.add_argument(
-        "--normalize-prompts", action=argparse.BooleanOptionalAction,
-        help="bring each sentence's embedding to length 1 before a label's are averaged",
-    )  # fmt: skip
-    knobs.add_argument("--background", type=or_none(score), metavar="SCORE", help="the background threshold, or none")
+    add_options(knobs, OPTIONS, or_none=True)
     knobs.add_argument(
         "--background-labels", type=text, default="", metavar="WORDS", help="words whose pixels are background"
     )
-    knobs.add_argument("--temperature", type=positive, metavar="T", help="above 1 scores are less sure, below surer")
-    knobs.add_argument("--assignment", choices=("hard", "soft"), help="how pixels get labels from groups")
-    knobs.add_argument(
-        "--top-k", type=or_none(count), metavar="K", help="labels that may appear in a picture, or none for all"
-    )
-    knobs.add_argument("--shorter-side", type=count, metavar="PIXELS", help="of a picture as the model sees it")
-    knobs.add_argument(
-        "--window", type=or_none(count), metavar="PIXELS", help="side of the windows, or none for whole pictures"
-    )
-    knobs.add_argument(
-        "--stride", type=count, metavar="PIXELS", help="from one window to the next (default: half a window)"
-    )
-    _add_masks(knobs)
 
     results = parser.add_argument_group("results")
     results.add_argument(
@@ -331,14 +295,7 @@ def _add_what(parser: Parser) -> None:
         "--processor", default=None, metavar="MODEL",
         help="the checkpoint whose tokenizer and image processor are used (default: those of --model)",
     )  # fmt: skip
-    parser.add_argument(
-        "--templates", type=_template, default="one", metavar="SET",
-        help='sentences around each word: one, seven, eighty, your own with {} in it, or a file of such lines (default: "a photo of a {}.")',
-    )  # fmt: skip
-    parser.add_argument(
-        "--synonyms", default="mean", choices=("mean", "max"),
-        help="a label with several words is their mean, or as similar as the most similar of them (default: %(default)s)",
-    )  # fmt: skip
+    add_options(parser, _OF_WORDS)
     _add_backend(parser)
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights (default: float32)")
@@ -353,82 +310,30 @@ def _add_what(parser: Parser) -> None:
 
 
 def _add_how(parser: argparse.ArgumentParser) -> None:
-    """How pixels get their labels, for `segment` and `compare` alike; but for the words, what is given is the `Segmenter`'s."""
+    """How pixels get their labels, for `segment` and `compare` alike; but for the labels, what is given is the `Segmenter`'s."""
     how = parser.add_argument_group("how pixels get labels")
-
-    def add(name: str, **options: Any) -> None:
-        how.add_argument(name, default=argparse.SUPPRESS, **options)
-
-    add(
-        "--background", type=score, metavar="SCORE",
-        help="pixels whose best label scores less (0 to 1) become background; without it every pixel gets a label",
-    )  # fmt: skip
+    add_options(how, [name for name in OPTIONS if name not in (*_OF_WORDS, *_ONLY_EVALUATE)])
     how.add_argument(
         "--background-labels", type=text, default="", metavar="WORDS",
         help="labels whose pixels become background, among --labels or besides them, such as \"sky, wall\"",
     )  # fmt: skip
-    add(
-        "--assignment", choices=("hard", "soft"),
-        help="hard: a pixel takes the label of its largest group; soft: labels are weighted by the groups in a pixel "
-        "(default: as the model was trained, else hard)",
+    how.add_argument(
+        "--batch-size", type=count, default=argparse.SUPPRESS, metavar="N",
+        help="images or windows of one size at once (default: 8)",
     )  # fmt: skip
-    add(
-        "--top-k",
-        type=count,
-        metavar="K",
-        help="only the K labels most like the whole picture may appear; each window, scale and mirrored picture ranks its own",
-    )
-    add("--temperature", type=positive, metavar="T", help="above 1 scores are less sure, below surer (default: 1)")
-    add("--batch-size", type=count, metavar="N", help="pictures or windows of one size at once (default: 8)")
-    add(
-        "--shorter-side", type=count, metavar="PIXELS",
-        help="resize pictures to this shorter side for the model (default: 448 for a model trained at 224, else its own)",
-    )  # fmt: skip
-    add(
-        "--window",
-        type=count,
-        metavar="PIXELS",
-        help="the model sees windows of the resized picture (default: all of it)",
-    )
-    add("--stride", type=count, metavar="PIXELS", help="from one window to the next (default: half a window)")
-    _add_masks(how)
 
 
-# What `_add_how` and `_add_what` know of the `Segmenter`'s options.
-_HOW = ("background", "assignment", "top_k", "temperature", "batch_size", "shorter_side", "window", "stride", "flip", "scales",
-        "refine", "refine_dilations", "foreground", "templates", "synonyms", "max_pixels")  # fmt: skip
+# Options of the words, for `classify` too, and those that only `evaluate` has.
+_OF_WORDS, _ONLY_EVALUATE = ("templates", "synonyms"), ("normalize_prompts",)
 
 
 def _how(options: argparse.Namespace) -> dict[str, Any]:
     """What was said of the `Segmenter`'s options; it knows the others' defaults."""
-    return {name: vars(options)[name] for name in _HOW if name in options}
+    return _given(options, (*OPTIONS, "batch_size", "max_pixels"))
 
 
-def _add_masks(group: Any) -> None:
-    """Better masks for more time, for `segment`, `compare` and `evaluate` alike."""
-
-    def add(name: str, **options: Any) -> None:
-        group.add_argument(name, default=argparse.SUPPRESS, **options)
-
-    add("--flip", action="store_true", help="average the scores with those of the mirrored picture")
-    add(
-        "--scales", type=scales, metavar="A,B,...",
-        help="average the scores over these multiples of the shorter side, such as 0.75,1,1.25",
-    )  # fmt: skip
-    add(
-        "--refine",
-        type=count,
-        metavar="TIMES",
-        help="let labels follow the picture's edges (PAMR), so many times, such as 10",
-    )
-    add(
-        "--refine-dilations", type=distances, metavar="A,B,...",
-        help="for --refine: how far from a pixel it looks, in pixels, such as 1,2,4 (default: 1,2,4,8,12,24)",
-    )  # fmt: skip
-    add(
-        "--foreground", type=score, metavar="SHARE",
-        help="a pixel is background unless labels that are none have this share (0 to 1) of all scores, such as 0.8",
-    )  # fmt: skip
+def _given(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    return {name: vars(options)[name] for name in names if name in options}
 
 
 def _add_backend(parser: argparse.ArgumentParser) -> None:
@@ -436,11 +341,6 @@ def _add_backend(parser: argparse.ArgumentParser) -> None:
         "--backend", choices=tuple(_BACKENDS),
         help="torch: PyTorch; tf: Keras on TensorFlow (default: the first of them that is installed)",
     )  # fmt: skip
-
-
-def _template(argument: str) -> str:
-    """A sentence as text; what is none may be a file, whose name stays as it is."""
-    return text(argument) if "{}" in argument else argument
 
 
 class _Version(argparse.Action):
@@ -492,13 +392,13 @@ def _module(backend: str | None, name: str) -> Any:
 
 
 def _segment(options: argparse.Namespace) -> int:
-    from groupvit_common.preprocessing.prompts import get_templates, parse_labels
+    from groupvit_common.preprocessing.prompts import parse_labels
 
     # All that can be wrong about the request is said before the model is loaded.
     shown = _modes(options.show)
     labels = _labels(options)
     background_labels = parse_labels(options.background_labels) if options.background_labels else ()
-    get_templates(options.templates)
+    SegmentationOptions(**_given(options, OPTIONS))
     out = Path(options.out or _DEFAULT_OUT) if options.out or not options.json else None
     run = _Run(options, only_prints=out is None)
     if out is not None:
@@ -576,7 +476,7 @@ class _Pictures:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from groupvit_common.preprocessing.prompts import get_templates, parse_labels
+    from groupvit_common.preprocessing.prompts import parse_labels
 
     if options.other is None and options.other_backend is None:
         raise InputError(
@@ -584,7 +484,7 @@ def _compare(options: argparse.Namespace) -> int:
         )
     labels = _labels(options)
     background_labels = parse_labels(options.background_labels) if options.background_labels else ()
-    get_templates(options.templates)
+    SegmentationOptions(**_given(options, OPTIONS))
     run = _Run(options)
     out = Path(options.out)
     _make_writable(out)
@@ -627,10 +527,8 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _classify(options: argparse.Namespace) -> int:
-    from groupvit_common.preprocessing.prompts import get_templates
-
     labels = _labels(options)
-    get_templates(options.templates)
+    SegmentationOptions(**_given(options, OPTIONS))
     run = _Run(options, only_prints=True)
     if not run.paths:
         return run.code()
@@ -1004,7 +902,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         default_protocol,
         protocol_settings,
     )
-    from groupvit_common.preprocessing.prompts import get_templates, parse_labels
+    from groupvit_common.preprocessing.prompts import parse_labels
 
     # All that can be wrong about the request is said before the model is loaded.
     if options.save_predictions and options.out is None:
@@ -1016,7 +914,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             "--calibrate needs --split, with pictures on which the model is not judged later, such as --split train"
         )
     background_labels = parse_labels(options.background_labels) if options.background_labels else ()
-    chosen = {name: vars(options)[name] for name in Settings.__dataclass_fields__ if name in options}
+    chosen = _given(options, ("names", *OPTIONS))
     if "window" in chosen and "stride" not in chosen:
         chosen["stride"] = None
     if background_labels and "background" not in chosen:
@@ -1026,7 +924,6 @@ def _evaluate(options: argparse.Namespace) -> int:
         kind, _, where = spelled.partition(":")
         protocol = options.protocol or default_protocol(kind)
         settings = replace(protocol_settings(protocol, kind), **chosen)
-        get_templates(settings.templates)
         if kind == "imagenet":
             work.append((open_classification_set(where, split=options.split, limit=options.limit), settings, protocol))
         else:
@@ -1169,7 +1066,7 @@ class _Evaluation:
                 segmenter,
                 self._data,
                 self._options.thresholds or CALIBRATION_THRESHOLDS,
-                self._options.temperatures or (segmenter.temperature,),
+                self._options.temperatures or (segmenter.options.temperature,),
                 self._progress,
                 self._place,
             )
@@ -1182,11 +1079,9 @@ class _Evaluation:
         self._say(record, calibration_table(curve))
 
     def _told(self, segmenter: BaseSegmenter) -> dict[str, Any]:
-        from dataclasses import asdict
-
         # What the model's own defaults filled in.
-        used = {"assignment": segmenter.assignment, "shorter_side": segmenter.shorter_side}
-        return {**self._about, "settings": {**asdict(self._settings), **used}, "processes": self._place.world}
+        used = {name: getattr(segmenter.options, name) for name in ("assignment", "shorter_side")}
+        return {**self._about, "settings": {**self._settings.to_dict(), **used}, "processes": self._place.world}
 
     def _say(self, record: dict[str, Any], text: str) -> None:
         if self._options.json:

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol, TypeVar
@@ -41,10 +41,9 @@ from groupvit_common.evaluation.metrics import (
     oracle_confusion,
     pixel_accuracy,
 )
-from groupvit_common.preprocessing.prompts import Combination, Label, parse_labels
-from groupvit_common.segmentation.postprocess import Assignment
+from groupvit_common.preprocessing.prompts import Label, parse_labels
+from groupvit_common.segmentation.options import SegmentationOptions
 from groupvit_common.segmentation.predictor import BaseSegmenter
-from groupvit_common.segmentation.refinement import DILATIONS
 from groupvit_common.storage.locks import FolderLock
 
 Counts = NDArray[np.int64]
@@ -57,31 +56,19 @@ CALIBRATION_THRESHOLDS = (*(round(0.05 * i, 2) for i in range(1, 20)), 0.97, 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How a set is evaluated: `names` of the classes (`segmentation_sets.open_sets`), and options of the `Segmenter`."""
+class Settings(SegmentationOptions):
+    """Settings of a set's evaluation: `names` of the classes (`segmentation_sets.open_sets`), and the options of segmentation."""
 
     names: Names = "authors"
-    templates: str = "one"
-    normalize_prompts: bool = True
-    background: float | None = None
-    temperature: float = 1.0
-    assignment: Assignment | None = None
-    top_k: int | None = None
-    shorter_side: int | None = None
-    window: int | None = None
-    stride: int | None = None
-    synonyms: Combination = "mean"
-    flip: bool = False
-    scales: tuple[float, ...] = (1.0,)
-    refine: int = 0
-    refine_dilations: tuple[int, ...] = DILATIONS
-    foreground: float | None = None
 
     def segmenter(self, base: BaseSegmenter, batch_size: int) -> BaseSegmenter:
-        """A segmenter of the same model with these settings."""
-        options = asdict(self)
+        """Returns a segmenter of the same model with these settings."""
+        options = self.to_dict()
         del options["names"]
         return type(base)(base.model, base.processor, batch_size=batch_size, **options)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"names": self.names, **super().to_dict()}
 
 
 def default_protocol(kind: str) -> ProtocolName:
@@ -301,11 +288,11 @@ def _told_to_all(place: Place) -> Iterator[None]:
 
 def _look_for(segmenter: BaseSegmenter, data: SegmentationSet, background_labels: Sequence[Label]) -> None:
     words = (*data.background_labels, *background_labels)
-    if data.has_background and segmenter.background is None and not words:
+    if data.has_background and segmenter.options.background is None and not words:
         raise InputError(
             f"{data.kind} has a background class: give a threshold for it, such as --background 0.95, or --background-labels"
         )
-    if not data.has_background and (segmenter.background is not None or words):
+    if not data.has_background and (segmenter.options.background is not None or words):
         raise InputError(
             f"{data.kind} has no background class: leave the background threshold and background labels out"
         )
@@ -474,24 +461,8 @@ class _Journal:
 
 def _settings_of(segmenter: BaseSegmenter) -> dict[str, Any]:
     """All that changes what a segmenter says, but for its model."""
-    return {
-        "labels": [[*label.words, *(f'"{text}"' for text in label.definitions)] for label in segmenter.labels],
-        "templates": list(segmenter.templates),
-        "normalize_prompts": segmenter.normalize_prompts,
-        "background": segmenter.background,
-        "temperature": segmenter.temperature,
-        "assignment": segmenter.assignment,
-        "top_k": segmenter.top_k,
-        "shorter_side": segmenter.shorter_side,
-        "window": segmenter.window,
-        "stride": segmenter.stride,
-        "synonyms": segmenter.synonyms,
-        "flip": segmenter.flip,
-        "scales": list(segmenter.scales),
-        "refine": segmenter.refine,
-        "refine_dilations": list(segmenter.refine_dilations),
-        "foreground": segmenter.foreground,
-    }
+    labels = [[*label.words, *(f'"{text}"' for text in label.definitions)] for label in segmenter.labels]
+    return {"labels": labels, **segmenter.options.to_dict()}
 
 
 def _same(folder: Path, head: Mapping[str, Any], old: Mapping[str, Any]) -> None:
@@ -552,21 +523,21 @@ def calibrate(
         raise InputError(f"temperatures must be numbers above 0, got {list(temperatures)}")
     classes = len(data.classes)
     counts = np.zeros((len(temperatures), len(thresholds), classes, classes), np.int64)
-    own = segmenter.background, segmenter.temperature
+    own = segmenter.options
     samples = [data[index] for index in range(place.rank, len(data), place.world)]
     try:
         # Labels are weighed against a background that any of the thresholds is.
-        segmenter.background = thresholds[0]
+        segmenter.options = replace(own, background=thresholds[0])
         segmenter.set_labels(data.labels, data.background_labels)
         with _told_to_all(place):
             for _, image, mask in _ahead(samples, _read, 2):
                 for i, temperature in enumerate(temperatures):
-                    segmenter.temperature = temperature
+                    segmenter.options = replace(segmenter.options, temperature=temperature)
                     for j, label_map in enumerate(segmenter.threshold_maps(image, thresholds)):
                         counts[i, j] += confusion_matrix(mask, label_map, classes)
                 progress(1)
     finally:
-        segmenter.background, segmenter.temperature = own
+        segmenter.options = own
     every = place.all(counts)
     if place.rank:
         return None

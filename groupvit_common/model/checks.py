@@ -24,17 +24,6 @@ def is_whole_number(value: Any) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def numbers_in(values: Any) -> list[Any] | None:
-    """What a list, a tuple or an array of one axis holds, if all of it is numbers; else None."""
-    if getattr(values, "ndim", 1) != 1 or isinstance(values, str | bytes):
-        return None
-    try:
-        listed = list(values.tolist() if hasattr(values, "tolist") else values)
-    except TypeError:
-        return None
-    return listed if all(map(is_number, listed)) else None
-
-
 def given(value: Any, name: str) -> Any:
     """`value`, which must be there. InputError if it is None."""
     if value is None:

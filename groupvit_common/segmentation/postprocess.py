@@ -33,7 +33,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,12 +41,12 @@ from PIL import Image
 
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.segmentation import figures as visualize
-from groupvit_common.segmentation.refinement import DILATIONS, refine
+from groupvit_common.segmentation.options import DILATIONS, Assignment
+from groupvit_common.segmentation.refinement import refine
 from groupvit_common.storage.json_text import unicode_json
 from groupvit_common.storage.names import fit_name
 from groupvit_common.storage.saving import write_files, write_text
 
-Assignment = Literal["hard", "soft"]
 Floats = npt.NDArray[np.floating[Any]]
 Indices = npt.NDArray[np.unsignedinteger[Any]]
 Integers = npt.NDArray[np.int64]

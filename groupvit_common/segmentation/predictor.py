@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -18,14 +17,14 @@ from groupvit_common.checkpoints import hub
 from groupvit_common.checkpoints.directory import CONFIG_NAME, WEIGHTS_NAME
 from groupvit_common.checkpoints.hub import DEMO_MODEL as DEMO_MODEL
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.model.checks import check_pixel_values, is_number, is_whole_number, numbers_in
+from groupvit_common.model.checks import check_pixel_values, is_whole_number
 from groupvit_common.preprocessing.image_files import images_in
 from groupvit_common.preprocessing.images import MAX_PIXELS, load_image
 from groupvit_common.preprocessing.processor import PROCESSOR_FILES, GroupViTProcessor, missing_parts
-from groupvit_common.preprocessing.prompts import Combination, Label, get_templates, label_embedding, parse_labels
+from groupvit_common.preprocessing.prompts import Label, get_templates, label_embedding, parse_labels
+from groupvit_common.segmentation.options import OPTIONS, SegmentationOptions
 from groupvit_common.segmentation.postprocess import (
     BACKGROUND,
-    Assignment,
     Details,
     Floats,
     Indices,
@@ -37,15 +36,12 @@ from groupvit_common.segmentation.postprocess import (
     label_similarity,
     segmentation,
 )
-from groupvit_common.segmentation.refinement import DILATIONS, check_refinement
 
 DEFAULT_MODEL = "nvidia/groupvit-gcc-yfcc"
 
 # Prompts encoded at once, and pixels of pictures read ahead at most (a 12-megapixel photo takes 36 MB).
 _PROMPTS_AT_ONCE = 256
 _PIXELS_AHEAD = 64_000_000
-# Attention over the patches of a larger image takes hours and all memory.
-_MOST_SIDE = 8192
 # A picture longer than this many times its shorter side is made smaller rather than long: attention over patches grows
 # with the square of their number.
 _LONGEST = 4
@@ -128,38 +124,10 @@ class BaseSegmenter(ABC):
             records. May be set later with `set_labels`.
         background_labels: labels, among `labels` or besides them, whose pixels become background.
             A label that is called "background" is one by itself.
-        templates: sentences around each word: "one", "seven", "eighty", or your own (`prompts.get_templates`).
-        background: pixels whose best label scores less become background, 0 to 1. Scores are the authors' (a squared
-            probability unless `top_k` is given; with `top_k=5` their thresholds mean the same here: 0.95 for VOC and COCO,
-            0.35 for Context). None: every pixel gets a label.
-        assignment: "hard": a pixel takes the label of its largest group. "soft": labels are weighted by how much of each
-            group is in the pixel. None: what the checkpoint's configuration says under `segmentation_assignment` (our own
-            key: the bundled model was trained softly), else hard, as the authors do.
-        top_k: only so many labels, those most like the whole picture, may appear. Each window, mirrored picture and scale ranks its own,
-            so that together they may bring more. None: all. The authors use 5.
-        shorter_side: pictures are resized to this shorter side, in pixels. None: 448 for a model trained at 224 (the
-            authors' evaluation), else the size at which the model was trained.
-        batch_size: pictures (or windows) of one size in the model at once.
-        window: the model sees square windows of so many pixels of the resized picture, and their scores are averaged where they
-            overlap, as in the authors' evaluation (448). A multiple of the patch size. None: it sees the picture as a whole.
-        stride: from one window to the next, in pixels. None: half a window, the authors' choice.
-        normalize_prompts: a label with several prompts is the mean of their embeddings brought to length 1, as in CLIP practice.
-            False: of the embeddings as they are, as in the authors' evaluation.
-        temperature: divides the similarities of groups and labels before they become scores: above 1 scores are less sure, below
-            1 surer. It moves what a `background` threshold means, and with soft assignment the borders.
-        synonyms: "mean": a label is the mean of its words and definitions. "max": it is as similar to anything as the most similar
-            of them. One word or definition is one voice in either.
-        flip: the model also sees the picture mirrored, and a pixel's scores are the mean of both.
-        scales: the model sees the picture at each of these multiples of `shorter_side`, and a pixel's scores are the mean over them,
-            with `flip` over all of them and their mirror images. Groups are those of the scale nearest 1.
-        refine: so many times the scores of each pixel become a mean over pixels near it of its colour, so that labels end at the
-            picture's edges (`groupvit_common.segmentation.refinement`; its authors do it 10 times). At the size at which the model sees the picture.
-        refine_dilations: how far away those pixels are, in pixels of that size.
-        foreground: a pixel is background unless the scores of labels that are none make up at least this share, 0 to 1, of the sum
-            of all scores; the best of them then counts. Needs a background in words, or a threshold. None: the largest score counts.
-
+        batch_size: images (or windows) of one size in the model at once.
         max_pixels: larger images are refused by their header, but for JPEGs that are read at half their size: see
             `groupvit_common.preprocessing.images.load_image`.
+        options: how pixels get labels, the fields of `groupvit_common.segmentation.options.SegmentationOptions`. They are attributes as well.
 
     `directory` is where `from_pretrained` found the checkpoint, None for a model that came otherwise. One segmenter may serve several
     threads, which may set labels: each call, and each iterator, uses the labels that were set when it began.
@@ -175,99 +143,42 @@ class BaseSegmenter(ABC):
         *,
         labels: str | Iterable[str | Label] | None = None,
         background_labels: str | Iterable[str | Label] = (),
-        templates: str | int | Path | Sequence[str] = "one",
-        background: float | None = None,
-        assignment: Assignment | None = None,
-        top_k: int | None = None,
-        shorter_side: int | None = None,
         batch_size: int = 8,
-        window: int | None = None,
-        stride: int | None = None,
-        normalize_prompts: bool = True,
-        temperature: float = 1.0,
-        synonyms: Combination = "mean",
-        flip: bool = False,
-        scales: Sequence[float] = (1.0,),
-        refine: int = 0,
-        refine_dilations: Sequence[int] = DILATIONS,
-        foreground: float | None = None,
         max_pixels: int = MAX_PIXELS,
+        **options: Any,
     ) -> None:
-        if background is not None and not (is_number(background) and 0 <= background <= 1):
-            raise InputError(f"background must be a score between 0 and 1, got {background!r}")
-        assignment = assignment or model.config.extra.get("segmentation_assignment", "hard")
-        if assignment not in ("hard", "soft"):
-            raise InputError(f'assignment must be "hard" or "soft", got {assignment!r}')
-        if synonyms not in ("mean", "max"):
-            raise InputError(f'synonyms must be "mean" or "max", got {synonyms!r}')
-        counts = (
-            ("top_k", top_k),
-            ("shorter_side", shorter_side),
-            ("batch_size", batch_size),
-            ("max_pixels", max_pixels),
-        )
-        for name, count in counts:
-            optional = count is None and name in ("top_k", "shorter_side")
-            if not optional and (not is_whole_number(count) or count < 1):
+        for name, count in (("batch_size", batch_size), ("max_pixels", max_pixels)):
+            if not is_whole_number(count) or count < 1:
                 raise InputError(f"{name} must be a whole number of at least 1, got {count!r}")
-        if not is_number(temperature) or not 0 < temperature < float("inf"):
-            raise InputError(f"temperature must be a number above 0, got {temperature!r}")
-        for name, choice in (("normalize_prompts", normalize_prompts), ("flip", flip)):
-            if not isinstance(choice, bool | np.bool_):
-                raise InputError(f"{name} must be True or False, got {choice!r}")
-        listed = numbers_in(scales)
-        if not listed or not all(0 < scale < float("inf") for scale in listed) or len(set(listed)) < len(listed):
-            raise InputError(f"scales must be different numbers above 0, such as 0.75, 1, 1.25, got {scales!r}")
-        check_refinement(refine, refine_dilations)
-        if foreground is not None and not (is_number(foreground) and 0 <= foreground <= 1):
-            raise InputError(f"foreground must be a share of the scores between 0 and 1, got {foreground!r}")
-        vision = model.config.vision_config
-        if window is not None and (not is_whole_number(window) or window < 1 or window % vision.patch_size):
-            raise InputError(f"window must be a multiple of the patch size {vision.patch_size}, got {window!r}")
-        if stride is not None and not is_whole_number(stride):
-            raise InputError(f"stride must be a whole number of pixels, got {stride!r}")
-        if window is None and stride is not None:
-            raise InputError(f"a stride of {stride} needs windows: give window as well")
-        self.window = window
-        self.stride = max(1, window // 2) if stride is None and window is not None else stride
-        # Refuses a stride that is no good.
-        self._windows((vision.image_size, vision.image_size))
+        chosen = SegmentationOptions(**options).for_model(model.config)
         self.model = self._ready(model)
         self.processor = processor
         self.directory: Path | None = None
-        self.templates = get_templates(templates)
-        self.background = background
-        self.assignment: Assignment = assignment
-        self.top_k = top_k
         self.batch_size = batch_size
         self.max_pixels = int(max_pixels)
-        self.normalize_prompts = normalize_prompts
-        self.temperature = temperature
-        self.synonyms = synonyms
-        side = shorter_side or (448 if vision.image_size == 224 else vision.image_size)
-        self.shorter_side = side
-        self.flip = bool(flip)
-        # What is measured in pixels is measured in those of the first.
-        self.scales = tuple(sorted(map(float, listed), key=lambda scale: abs(math.log(scale))))
-        self.refine, self.refine_dilations = int(refine), tuple(int(distance) for distance in refine_dilations)
-        self.foreground = foreground
-        sides = [max(1, round(side * scale)) for scale in self.scales]
-        if max(sides) > _MOST_SIDE:
-            raise InputError(
-                f"shorter_side times the largest of scales is {max(sides)} pixels, expected at most {_MOST_SIDE}: "
-                f"the model was trained at {vision.image_size}"
-            )
-        self._image_processors = [
-            processor.image_processor.for_segmentation(
-                scaled, vision.patch_size, longer_side=_LONGEST * max(scaled, vision.patch_size)
-            )
-            for scaled in sides
-        ]
-        self.image_processor = self._image_processors[0]
-        self._label_set: _LabelSet | None = None
         self._known: dict[Label, _Known] = {}
+        self.options = chosen
+        self._label_set: _LabelSet | None = None
         if labels is not None:
             self.set_labels(labels, background_labels)
+
+    @property
+    def options(self) -> SegmentationOptions:
+        """How pixels get labels. Options that are set count from the next call on, those of prompts for labels set afterwards."""
+        return self._options
+
+    @options.setter
+    def options(self, options: SegmentationOptions) -> None:
+        self._options = options = options.for_model(self.model.config)
+        self._known.clear()
+        assert options.shorter_side is not None
+        patch = self.model.config.vision_config.patch_size
+        sides = [max(1, round(options.shorter_side * scale)) for scale in options.scales]
+        self._image_processors = [
+            self.processor.image_processor.for_segmentation(side, patch, longer_side=_LONGEST * max(side, patch))
+            for side in sides
+        ]
+        self.image_processor = self._image_processors[0]
 
     @classmethod
     def from_pretrained(
@@ -357,7 +268,7 @@ class BaseSegmenter(ABC):
         ):
             raise InputError(f"embeddings of the labels must be {list(wanted)}, got {list(embeddings.shape)}")
         is_background = tuple(label.name.casefold() in hidden for label in every)
-        self._check_foreground(is_background, self.background)
+        self._check_foreground(is_background, self.options.background)
         self._label_set = _LabelSet(every, is_background, embeddings)
 
     @property
@@ -454,7 +365,7 @@ class BaseSegmenter(ABC):
 
         InputError for sides that are neither a multiple of the patch size nor larger than the window.
         """
-        return self._labels([self._see_picture(pixels)], pixels, size, self.background)
+        return self._labels([self._see_picture(pixels)], pixels, size, self.options.background)
 
     def pixel_scores(self, pixels: Floats, size: tuple[int, int] | None = None) -> Floats:
         """Scores `[C, H, W]`, 0 to 1, of every label and pixel of one prepared picture `[3, h, w]`, looked at once as it is.
@@ -467,10 +378,10 @@ class BaseSegmenter(ABC):
         parts = self._window_scores(
             seen.affinity,
             seen.grouping,
-            Windows.whole(size) if self.window is None else seen.windows,
+            Windows.whole(size) if self.options.window is None else seen.windows,
             size,
-            assignment=self.assignment,
-            threshold=self.background,
+            assignment=self.options.assignment,
+            threshold=self.options.background,
         )
         return np.concatenate(list(parts), axis=1)
 
@@ -530,7 +441,9 @@ class BaseSegmenter(ABC):
     # The rest.
 
     def _check_foreground(self, is_background: Sequence[bool], threshold: float | None) -> None:
-        if self.foreground is not None and (all(is_background) or not (any(is_background) or threshold is not None)):
+        if self.options.foreground is not None and (
+            all(is_background) or not (any(is_background) or threshold is not None)
+        ):
             raise InputError(
                 "foreground weighs labels against a background: give labels and background_labels, or a background threshold"
             )
@@ -544,7 +457,8 @@ class BaseSegmenter(ABC):
 
     def _encode(self, labels: Sequence[Label]) -> None:
         tokenizer, context = self.processor.tokenizer, self._context
-        prompts = [label.prompts(self.templates) for label in labels]
+        templates = get_templates(self.options.templates)
+        prompts = [label.prompts(templates) for label in labels]
         texts = [text for of_label in prompts for of_word in of_label for text in of_word]
         rows = iter(tokenizer(texts)["input_ids"] if texts else ())
         cut = tokenizer(texts, truncation=True, max_length=context)["input_ids"] if texts else ()
@@ -581,7 +495,7 @@ class BaseSegmenter(ABC):
             of_words = iter(np.split(np.concatenate(parts), np.cumsum(counts)[:-1]))
             for label, of_label, read_of_label in zip(labels, prompts, tokens, strict=True):
                 embeds = [next(of_words) for _ in of_label]
-                embedding = label_embedding(embeds, self.synonyms, self.normalize_prompts)
+                embedding = label_embedding(embeds, self.options.synonyms, self.options.normalize_prompts)
                 self._known[label] = _Known(embedding, read_of_label)
 
     def _check_different(self, labels: Sequence[Label]) -> None:
@@ -649,12 +563,13 @@ class BaseSegmenter(ABC):
 
     def _size(self, height: int, width: int, look: int = 0) -> tuple[int, int]:
         """Height and width at which a picture of this height and width is seen, at the scale of that number."""
-        if self.window is None:
+        if self.options.window is None:
             return self._image_processors[look].resized_size(height, width)
         # Windows fit any side that is as long as they are. A shorter one is seen whole and must hold whole patches.
-        patch, window = self.model.config.vision_config.patch_size, self.window
+        patch, window = self.model.config.vision_config.patch_size, self.options.window
         short, long = min(height, width), max(height, width)
-        shorter_side = self.shorter_side * self.scales[look]
+        assert self.options.shorter_side is not None
+        shorter_side = self.options.shorter_side * self.options.scales[look]
         scale = min(shorter_side / short, _LONGEST_IN_WINDOWS * shorter_side / long)
         nearest = (int(side * scale + 0.5) for side in (height, width))
         down, across = (side if side >= window else max(1, round(side / patch)) * patch for side in nearest)
@@ -662,9 +577,11 @@ class BaseSegmenter(ABC):
 
     def _looks(self, picture: _Picture) -> list[npt.NDArray[np.float32]]:
         """What the model sees of a picture: at each scale, and mirrored if that is asked for."""
-        sizes = [self._size(picture.image.height, picture.image.width, look) for look in range(len(self.scales))]
+        sizes = [
+            self._size(picture.image.height, picture.image.width, look) for look in range(len(self.options.scales))
+        ]
         looks = [self._pixels(picture, size) for size in sizes]
-        return [*looks, *(np.flip(pixels, 2) for pixels in looks)] if self.flip else looks
+        return [*looks, *(np.flip(pixels, 2) for pixels in looks)] if self.options.flip else looks
 
     def _pixels(self, picture: _Picture, size: tuple[int, int] | None = None) -> npt.NDArray[np.float32]:
         height, width = size or picture.size
@@ -680,9 +597,9 @@ class BaseSegmenter(ABC):
 
     def _windows(self, size: tuple[int, int]) -> Windows:
         """What of a prepared picture of this size the model sees at a time."""
-        if self.window is None or self.stride is None:
+        if self.options.window is None or self.options.stride is None:
             return Windows.whole(size)
-        return Windows.over(size, self.window, self.stride)
+        return Windows.over(size, self.options.window, self.options.stride)
 
     def _see_pictures(self, pictures: Sequence[Floats], labels: _LabelSet) -> list[_Seen]:
         """Prepared pictures `[3, h, w]` through the model, windows of one size together."""
@@ -724,11 +641,11 @@ class BaseSegmenter(ABC):
         is_background = looks[0].labels.is_background
         self._check_foreground(is_background, threshold)
         options: dict[str, Any] = {
-            "assignment": self.assignment,
+            "assignment": self.options.assignment,
             "threshold": threshold,
             "is_background": is_background,
         }
-        if len(looks) > 1 or self.refine or self.foreground is not None:
+        if len(looks) > 1 or self.options.refine or self.options.foreground is not None:
             side = (pixels.shape[1], pixels.shape[2])
             # A picture that is seen as a whole is one window, of any size.
             return self._label_looks(
@@ -736,20 +653,20 @@ class BaseSegmenter(ABC):
                     Look(
                         seen.affinity,
                         seen.grouping,
-                        Windows.whole(side) if self.window is None else seen.windows,
-                        mirrored=number >= len(self.scales),
+                        Windows.whole(side) if self.options.window is None else seen.windows,
+                        mirrored=number >= len(self.options.scales),
                     )
                     for number, seen in enumerate(looks)
                 ],
                 pixels,
                 size,
-                foreground=self.foreground,
-                times=self.refine,
-                dilations=self.refine_dilations,
+                foreground=self.options.foreground,
+                times=self.options.refine,
+                dilations=self.options.refine_dilations,
                 **options,
             )
         (seen,) = looks
-        if self.window is None:
+        if self.options.window is None:
             return self._label_pixels(seen.affinity[0], seen.grouping[0], size, **options)
         return self._label_windows(seen.affinity, seen.grouping, seen.windows, size, **options)
 
@@ -764,15 +681,31 @@ class BaseSegmenter(ABC):
             results.append(
                 segmentation(
                     picture.image,
-                    self._labels(seen, looks[0], size, self.background),
+                    self._labels(seen, looks[0], size, self.options.background),
                     labels.names,
                     np.mean([each.probabilities for each in seen], axis=0).tolist(),
                     is_background=labels.is_background,
-                    threshold=self.background,
+                    threshold=self.options.background,
                     source=picture.source,
                 )
             )
         return results
+
+
+def _attribute(name: str) -> property:
+    """An option as an attribute of the segmenter."""
+
+    def read(segmenter: BaseSegmenter) -> Any:
+        return getattr(segmenter.options, name)
+
+    def write(segmenter: BaseSegmenter, value: Any) -> None:
+        segmenter.options = replace(segmenter.options, **{name: value})
+
+    return property(read, write, doc=OPTIONS[name].help)
+
+
+for _name in OPTIONS:
+    setattr(BaseSegmenter, _name, _attribute(_name))
 
 
 def _short(word: str) -> str:

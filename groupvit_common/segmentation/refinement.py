@@ -23,15 +23,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from groupvit_common.errors import InputError
-from groupvit_common.model.checks import is_whole_number, numbers_in
+from groupvit_common.segmentation.options import DILATIONS
 
 Floats = npt.NDArray[np.floating[Any]]
 
-DILATIONS = (1, 2, 4, 8, 12, 24)
-"""The authors' dilations; they refine `TIMES` times."""
-
 TIMES = 10
+"""The authors refine so many times."""
+
 WIDTH = 0.1
 """Of the kernel, in standard deviations."""
 
@@ -43,17 +41,6 @@ LABELS_AT_ONCE = 32
 
 # Scores computed at once (1 MiB in float32): with the kernel's rows they stay in a core's cache.
 _STRIP_VALUES = 1 << 18
-
-
-def check_refinement(times: int, dilations: Sequence[int]) -> None:
-    """InputError for what cannot be computed; 0 times is none."""
-    if not is_whole_number(times) or times < 0:
-        raise InputError(f"refine says how many times, a whole number of 0 or more, got {times!r}")
-    listed = numbers_in(dilations)
-    if not listed or not all(is_whole_number(d) and d >= 1 for d in listed) or len(set(listed)) < len(listed):
-        raise InputError(
-            f"refine_dilations must be different distances in whole pixels, at least 1, such as 1, 2, 4, got {dilations!r}"
-        )
 
 
 def refinement_reach(dilations: Sequence[int], size: tuple[int, int]) -> tuple[int, list[tuple[int, int]]]:

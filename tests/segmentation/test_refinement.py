@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from groupvit_common.errors import InputError
 from groupvit_common.segmentation import refinement
 from groupvit_torch import label_maps as torch_segmentation
 
@@ -150,9 +149,3 @@ def test_memory_of_a_photo(labels):
     tracemalloc.stop()
     kernel = 8 * len(refinement.DILATIONS) * 500 * 500 * 4
     assert peak < scores.nbytes + 2 * kernel + 3 * min(labels, refinement.LABELS_AT_ONCE) * 500 * 500 * 4
-
-
-@pytest.mark.parametrize(("times", "dilations"), [(-1, (1,)), (2.5, (1,)), (1, ()), (1, (0, 1)), (1, (2, 2)), (1, 4)])
-def test_what_cannot_be_refined(times, dilations):
-    with pytest.raises(InputError, match="refine"):
-        refinement.check_refinement(times, dilations)
