@@ -3,13 +3,17 @@
 Shapes may have unknown sides (None) while a backend traces a graph; what is unknown is not checked.
 """
 
+from __future__ import annotations
+
 import importlib.util
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from groupvit_common.errors import InputError
-from groupvit_common.model.config import GroupViTTextConfig, GroupViTVisionConfig
+
+if TYPE_CHECKING:
+    from groupvit_common.model.config import GroupViTTextConfig, GroupViTVisionConfig
 
 Shape = Sequence[int | None]
 
