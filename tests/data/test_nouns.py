@@ -35,7 +35,7 @@ def test_nouns(caption: str, nouns: tuple[str, ...]) -> None:
     assert nouns_of(caption) == nouns
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(st.text(max_size=60))
 def test_any_text_has_nouns_or_none(caption: str) -> None:
     joined = caption.replace("’", "'")

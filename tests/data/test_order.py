@@ -51,7 +51,7 @@ buffers = st.sampled_from([0, 1, 7, 30, 1000])
 def epoch_of(order: SampleOrder, epoch: int) -> list[Draw]:
     """One rank's draws of an epoch."""
     found = []
-    draws = order.draws(Position(epoch))
+    draws = order.draws(Position(epoch), Numbers.unit)
     for draw in draws:
         found.append(draw)
         if draw.after.epoch > epoch:
@@ -64,7 +64,7 @@ def keys(draws: list[Draw]) -> Counter[str]:
     return Counter(draw.entry.key for draw in draws if isinstance(draw.entry, Entry))
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 @given(sources=sources, buffer=buffers, world=st.integers(1, 4), seed=st.integers(0, 5), epoch=st.integers(0, 3))
 def test_ranks_together_see_each_sample_as_often_as_its_weight_says(
     sources: list[Numbers], buffer: int, world: int, seed: int, epoch: int
@@ -88,21 +88,21 @@ def test_ranks_together_see_each_sample_as_often_as_its_weight_says(
     except ValueError:
         return
     assert sum(map(keys, parts), Counter()) == keys(whole)
-    # A sample is varied in the same way whichever rank has it.
+    # A sample is augmented in the same way whichever rank has it.
     assert {draw.seed for part in parts for draw in part} == {draw.seed for draw in whole}
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 @given(sources=sources, buffer=buffers, seed=st.integers(0, 5), start=st.integers(0, 80), length=st.integers(1, 60))
-def test_the_row_goes_on_from_every_place(
+def test_the_order_continues_from_every_position(
     sources: list[Numbers], buffer: int, seed: int, start: int, length: int
 ) -> None:
     order = SampleOrder(sources, seed=seed, rank=0, world=1, shuffle_buffer=buffer)
-    draws = order.draws(Position())
+    draws = order.draws(Position(), Numbers.unit)
     before, rest = list(islice(draws, start)), list(islice(draws, length))
     draws.close()
     fresh = SampleOrder(sources, seed=seed, rank=0, world=1, shuffle_buffer=buffer)
-    again = fresh.draws(before[-1].after if before else Position())
+    again = fresh.draws(before[-1].after if before else Position(), Numbers.unit)
     assert list(islice(again, length)) == rest
     again.close()
 

@@ -99,7 +99,7 @@ def test_levels_two_and_three_say_nothing_by_colour():
     """The mean colour of a class over many scenes is about the mean of all objects: colour does not give it away."""
     for level in (2, 3):
         values = {k + 1: [] for k in range(len(LEVELS[level]))}
-        for index in range(250):
+        for index in range(120):
             scene = make_scene(0, index, level)
             for value in set(np.unique(scene.mask).tolist()) - {0}:
                 values[value].append(scene.image[scene.mask == value].mean(axis=0))

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groupvit_common.data.captions.settings import DataSettings, SourceSettings
-from groupvit_common.data.captions.sources import ROWS_PER_UNIT, Entry, Place, Source, expand_files, open_source
+from groupvit_common.data.captions.sources import ROWS_PER_UNIT, ByteRange, Entry, Source, expand_files, open_source
 from groupvit_common.data.captions.stream import count_samples
 from groupvit_common.errors import InputError
 
@@ -34,8 +34,8 @@ def source(kind: str, path: Path | str, **more: object) -> Source:
     return open_source(SourceSettings(kind=kind, path=str(path), **more))
 
 
-def content(place: Place | bytes | None) -> bytes | None:
-    if not isinstance(place, Place):
+def content(place: ByteRange | bytes | None) -> bytes | None:
+    if not isinstance(place, ByteRange):
         return place
     whole = Path(place.path).read_bytes()
     return whole if place.size is None else whole[place.offset : place.offset + place.size]
@@ -312,9 +312,9 @@ def test_tables(tmp_path: Path, suffix: str) -> None:
     opened = source("table", table)
     assert len(opened) == 2
     found = [(entry.key, entry.image, entry.caption) for entry in all_entries(opened)]
-    assert found == [(name, Place(f"{tmp_path}/{name}"), caption.encode()) for name, caption in rows]
+    assert found == [(name, ByteRange(f"{tmp_path}/{name}"), caption.encode()) for name, caption in rows]
     elsewhere = all_entries(source("table", table, root="/data"))[0].image
-    assert elsewhere == Place("/data/pictures/0.jpg")
+    assert elsewhere == ByteRange("/data/pictures/0.jpg")
 
 
 def test_several_tables_with_other_columns(tmp_path: Path) -> None:
@@ -322,8 +322,8 @@ def test_several_tables_with_other_columns(tmp_path: Path) -> None:
         write_table(tmp_path / f"{number}.csv", [(f"/absolute/{number}.jpg", str(number))], ("filepath", "title"))
     opened = source("table", tmp_path / "{0..1}.csv", image_column="filepath", caption_column="title")
     assert [(entry.image, entry.caption) for entry in all_entries(opened)] == [
-        (Place("/absolute/0.jpg"), b"0"),
-        (Place("/absolute/1.jpg"), b"1"),
+        (ByteRange("/absolute/0.jpg"), b"0"),
+        (ByteRange("/absolute/1.jpg"), b"1"),
     ]
     with pytest.raises(InputError, match="has no column 'image', it has 'extra', 'title', 'filepath'"):
         source("table", tmp_path / "0.csv")
@@ -333,14 +333,14 @@ def test_rows_that_are_empty_or_not_text_spoil_no_others(tmp_path: Path) -> None
     (tmp_path / "a.csv").write_bytes(b"image,caption\n1.jpg,caf\xe9\n,no picture\n3.jpg,\n4.jpg,four\n")
     rows = [(entry.image, entry.caption) for entry in all_entries(source("table", tmp_path / "a.csv"))]
     assert rows == [
-        (Place(f"{tmp_path}/1.jpg"), b"caf\xe9"),
+        (ByteRange(f"{tmp_path}/1.jpg"), b"caf\xe9"),
         (None, b"no picture"),
-        (Place(f"{tmp_path}/3.jpg"), b""),
-        (Place(f"{tmp_path}/4.jpg"), b"four"),
+        (ByteRange(f"{tmp_path}/3.jpg"), b""),
+        (ByteRange(f"{tmp_path}/4.jpg"), b"four"),
     ]
     pyarrow.parquet.write_table(pa.table({"image": ["1.jpg", None], "caption": [None, "two"]}), tmp_path / "a.parquet")
     rows = [(entry.image, entry.caption) for entry in all_entries(source("table", tmp_path / "a.parquet"))]
-    assert rows == [(Place(f"{tmp_path}/1.jpg"), None), (None, b"two")]
+    assert rows == [(ByteRange(f"{tmp_path}/1.jpg"), None), (None, b"two")]
 
 
 @pytest.mark.parametrize(
@@ -455,7 +455,7 @@ def test_folders(tmp_path: Path) -> None:
 
 
 def test_bad_folders(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no pictures in the folder"):
+    with pytest.raises(InputError, match="no images in the folder"):
         source("folder", tmp_path)
     with pytest.raises(InputError, match="there is no folder"):
         source("folder", tmp_path / "nowhere")

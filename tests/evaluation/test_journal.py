@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from groupvit_common.data.captions.sources import Place
+from groupvit_common.data.captions.sources import ByteRange
 from groupvit_common.errors import InputError
 from groupvit_common.evaluation import journal
 from groupvit_common.evaluation.datasets.classification import ClassificationSet, ClassifiedImage
@@ -40,7 +40,7 @@ def classes() -> ClassificationSet:
         "imagenet",
         "val",
         ("cat", "dog", "cow"),
-        (ClassifiedImage("a", Place("a"), 1), ClassifiedImage("b", Place("b"), 0)),
+        (ClassifiedImage("a", ByteRange("a"), 1), ClassifiedImage("b", ByteRange("b"), 0)),
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps, features
 
-from groupvit_common.data.captions.augment import vary
+from groupvit_common.data.captions.augment import augment
 from groupvit_common.data.captions.settings import DataSettings, SourceSettings
 from groupvit_common.errors import InputError
 from groupvit_common.preprocessing import download, images
@@ -121,7 +121,7 @@ def test_training_crops_the_upright_image(kind):
     )  # fmt: skip
     for orientation in (1, 6, 7):
         turned, plain = (
-            np.asarray(vary(content, settings, (0, 0, 0), np.random.default_rng(3))).astype(int)
+            np.asarray(augment(content, settings, (0, 0, 0), np.random.default_rng(3))).astype(int)
             for content in (photo(kind, orientation), photo("PNG", 1))
         )
         assert np.abs(turned - plain).max() <= LOSS.get(kind, 0)

@@ -1,6 +1,6 @@
-"""Pictures for training: decoded, cropped at random, varied. Pillow does the work on pixels.
+"""Decodes and augments images for training: random crops, flips, RandAugment, colour jitter, erasing. Pillow does the work on pixels.
 
-Everything random is drawn from the generator given, so that a picture's variation is a function of its seed alone. The
+Everything random is drawn from the given generator, so that an image's augmentation is a function of its seed alone. The
 distributions are timm's, which the paper's recipe names: `RandomResizedCrop`, "rand-m9-mstd0.5-inc1", random erasing by noise.
 """
 
@@ -32,31 +32,33 @@ Fill = tuple[int, ...]
 
 
 class BadSample(Exception):
-    """A sample that cannot be used; the text is one of a few causes, to be counted."""
+    """An unusable sample; the text is one of a few causes, to be counted."""
 
 
-def vary(content: bytes, settings: DataSettings, fill: Fill, rng: np.random.Generator) -> Image.Image:
-    """An image file's bytes -> an RGB picture of `settings.image_size` a side, cropped, mirrored and recoloured at random.
+def augment(content: bytes, settings: DataSettings, fill: Fill, rng: np.random.Generator) -> Image.Image:
+    """Returns the RGB image in a file's bytes with sides of `settings.image_size`, cropped, mirrored and recoloured at random.
 
     Args:
-        fill: what turning and moving uncovers gets this colour.
+        fill: colour of what turning and moving uncovers.
 
-    Raises BadSample.
+    Raises:
+        BadSample: the file is not an image, damaged or too large.
     """
-    picture = cropped(content, settings, rng)
+    image = cropped(content, settings, rng)
     if rng.random() < settings.flip:
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if settings.rand_augment:
-        return rand_augment(picture, settings, fill, rng)
+        return rand_augment(image, settings, fill, rng)
     if settings.color_jitter:
-        return color_jitter(picture, settings.color_jitter, rng)
-    return picture
+        return color_jitter(image, settings.color_jitter, rng)
+    return image
 
 
 def cropped(content: bytes, settings: DataSettings, rng: np.random.Generator) -> Image.Image:
-    """An image file's bytes -> RGB, S x S: a random part of the upright image, or the middle. Decodes no finer than the part needs.
+    """Returns a random part of the upright image in a file's bytes, or its middle, as RGB. Decodes no finer than the part needs.
 
-    Raises BadSample.
+    Raises:
+        BadSample: as for `augment`.
     """
     side = settings.image_size
 
@@ -86,41 +88,41 @@ def cropped(content: bytes, settings: DataSettings, rng: np.random.Generator) ->
         raise BadSample("not an image") from error
     except InputError as error:
         raise BadSample("the image is damaged") from error
-    across, down = upright.width / size[0], upright.height / size[1]
+    scale_x, scale_y = upright.width / size[0], upright.height / size[1]
     left, upper, right, lower = box
-    # Cut out before it is resized: nothing of what lies around it seeps in.
-    part = upright.crop((round(left * across), round(upper * down), round(right * across), round(lower * down)))
+    # Cut out before it is resized: surrounding pixels do not seep in.
+    part = upright.crop((round(left * scale_x), round(upper * scale_y), round(right * scale_x), round(lower * scale_y)))
     return part.resize((side, side), _FILTERS[settings.interpolation])
 
 
 def middle(width: int, height: int) -> Box:
-    """The largest square in the middle."""
+    """Returns the largest square in the middle."""
     side = min(width, height)
     left, upper = (width - side) // 2, (height - side) // 2
     return left, upper, left + side, upper + side
 
 
 def random_box(width: int, height: int, scale: tuple[float, float], rng: np.random.Generator) -> Box:
-    """A part of a random area and aspect, anywhere; the middle where none of ten fits."""
+    """Returns a part of random area, aspect and position; the middle where none of ten fits."""
     low, high = (math.log(aspect) for aspect in _CROP_ASPECT)
     for _ in range(_TRIES):
         area = width * height * rng.uniform(*scale)
         aspect = math.exp(rng.uniform(low, high))
-        across, down = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < across <= width and 0 < down <= height:
-            left, upper = int(rng.integers(width - across + 1)), int(rng.integers(height - down + 1))
-            return left, upper, left + across, upper + down
+        part_width, part_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < part_width <= width and 0 < part_height <= height:
+            left, upper = int(rng.integers(width - part_width + 1)), int(rng.integers(height - part_height + 1))
+            return left, upper, left + part_width, upper + part_height
     least, most = _CROP_ASPECT
-    across, down = min(width, max(round(height * most), 1)), min(height, max(round(width / least), 1))
-    left, upper = (width - across) // 2, (height - down) // 2
-    return left, upper, left + across, upper + down
+    part_width, part_height = min(width, max(round(height * most), 1)), min(height, max(round(width / least), 1))
+    left, upper = (width - part_width) // 2, (height - part_height) // 2
+    return left, upper, left + part_width, upper + part_height
 
 
 # ---- colours and shapes ----
 
 
 def color_jitter(image: Image.Image, amount: float, rng: np.random.Generator) -> Image.Image:
-    """Brightness, contrast and saturation, in random order, each times 1 - amount to 1 + amount."""
+    """Scales brightness, contrast and saturation, in random order, each by 1 - amount to 1 + amount."""
     for number in rng.permutation(3):
         image = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[number](image).enhance(
             rng.uniform(max(1 - amount, 0), 1 + amount)
@@ -129,7 +131,7 @@ def color_jitter(image: Image.Image, amount: float, rng: np.random.Generator) ->
 
 
 Operation = Callable[[Image.Image, float, Image.Resampling, Fill], Image.Image]
-"""A picture, a strength of -1 to 1 (0 to 1 where a sign means nothing), how to resample, the colour of what is uncovered."""
+"""Image, strength of -1 to 1 (0 to 1 where a sign means nothing), resampling filter, colour of what is uncovered -> image."""
 
 
 def _enhance(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> Operation:
@@ -166,17 +168,17 @@ OPERATIONS: dict[str, Operation] = {
     "TranslateX": _affine(lambda strength, size: (1, 0, 0.45 * strength * size[0], 0, 1, 0)),
     "TranslateY": _affine(lambda strength, size: (1, 0, 0, 0, 1, 0.45 * strength * size[1])),
 }
-"""RandAugment's fifteen, each stronger with its strength (timm's "inc")."""
+"""RandAugment's fifteen operations, each stronger with its strength (timm's "inc")."""
 
 
 def rand_augment(image: Image.Image, settings: DataSettings, fill: Fill, rng: np.random.Generator) -> Image.Image:
-    """RandAugment (Cubuk et al. 2019) as timm does it: operations drawn with replacement, each carried out half of the time."""
+    """Applies RandAugment (Cubuk et al. 2019) as timm does: operations drawn with replacement, each carried out half of the time."""
     names = list(OPERATIONS)
     for number in rng.integers(len(names), size=settings.rand_augment):
-        carried_out = rng.random() < 0.5
+        applied = rng.random() < 0.5
         magnitude = rng.normal(settings.rand_augment_magnitude, settings.rand_augment_std)
         sign = -1 if rng.random() < 0.5 else 1
-        if carried_out:
+        if applied:
             strength = sign * min(max(magnitude, 0.0), 10.0) / 10
             image = OPERATIONS[names[number]](image, strength, _FILTERS[settings.interpolation], fill)
     return image
@@ -189,8 +191,10 @@ def erase(pixels: NDArray[np.float32], rng: np.random.Generator) -> None:
     for _ in range(_TRIES):
         area = height * width * rng.uniform(*_ERASED_AREA)
         aspect = math.exp(rng.uniform(low, high))
-        down, across = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < down < height and 0 < across < width:
-            upper, left = int(rng.integers(height - down + 1)), int(rng.integers(width - across + 1))
-            pixels[:, upper : upper + down, left : left + across] = rng.standard_normal((3, down, across), np.float32)
+        part_height, part_width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < part_height < height and 0 < part_width < width:
+            upper, left = int(rng.integers(height - part_height + 1)), int(rng.integers(width - part_width + 1))
+            pixels[:, upper : upper + part_height, left : left + part_width] = rng.standard_normal(
+                (3, part_height, part_width), np.float32
+            )
             return

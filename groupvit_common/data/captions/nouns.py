@@ -9,7 +9,7 @@ from typing import Any
 
 from groupvit_common.errors import InputError
 
-# As the tagger learnt them: "is" and "n't"; words with their hyphens; "dog" and "'s"; single signs.
+# As in the tagger's training data: "is" and "n't"; words with their hyphens; "dog" and "'s"; single signs.
 _WORDS = re.compile(r"[^\W_]+?(?=n't\b)|n't\b|[^\W_]+(?:-[^\W_]+)*|'[^\W_]+|[^\w\s]")
 _MOST_WORDS = 200  # of a caption
 _LONGEST = 30  # letters of a word: the tagger's time grows with their square
@@ -18,7 +18,7 @@ _NOUNS = ("NN0", "NN1", "NN2", "NP0")  # the British National Corpus's tags of c
 
 
 def check_tagger() -> None:
-    """InputError if the tagger is not installed."""
+    """Raises InputError if the tagger is not installed."""
     if find_spec("HanTa") is None:
         raise InputError(
             "prompts about the nouns of captions need the package HanTa: pip install 'groupvit[data]' (or set prompts to 0)"
@@ -38,7 +38,7 @@ def _tagger() -> Any:
 
 
 def nouns_of(caption: str) -> tuple[str, ...]:
-    """The different nouns of an English caption as they stand in it, in their order."""
+    """Returns the different nouns of an English caption as they are spelled in it, in their order."""
     words = [word for word in _WORDS.findall(caption.replace("’", "'"))[:_MOST_WORDS] if len(word) <= _LONGEST]
     if not words:
         return ()

@@ -1,8 +1,8 @@
-"""Which sample comes when: a pure function of the seed, the rank and the sources.
+"""The order of samples: a pure function of the seed, the rank and the sources.
 
-An epoch's units (shards, blocks of rows) are put into a random order and divided among ranks. A rank reads units until it has
-`shuffle_buffer` entries, and goes through these in random order; then the next ones. A place in this endless row is three
-numbers, and finding it again costs listing one such pool.
+An epoch's units (shards, blocks of rows) are shuffled and divided among ranks. A rank lists units until it has `shuffle_buffer`
+entries, a pool, and draws these in random order; then the next pool. A position in this endless sequence is three numbers, and
+resuming from it costs listing one pool.
 """
 
 from __future__ import annotations
@@ -18,13 +18,8 @@ from groupvit_common.data.captions.sources import Entry, Source, Unit
 from groupvit_common.errors import InputError
 
 UNITS_PER_RANK = 8
-"""Ranks get whole units where each has as many, so that a shard is read by one of them; else every rank lists all and takes its
-share of the samples. With eight, no rank has more than an eighth more to read than another."""
-
-
-def list_here(source: Source, number: int) -> Unit:
-    """A unit of a source."""
-    return source.unit(number)
+"""With as many units for each, ranks get whole units, so that one rank reads a shard; else every rank lists all units and takes
+its part of the samples. With eight, no rank reads more than an eighth more than another."""
 
 
 class Position(NamedTuple):
@@ -36,14 +31,14 @@ class Position(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """A unit that was listed; `fault` says why not to its end, None for a sound one."""
+    """A unit that was listed. fault: the reason why its rest is unreadable; None for a sound one."""
 
     where: str
     fault: str | None
 
 
 class Draw(NamedTuple):
-    """One step along the row: a sample, or word of a unit. seed: of all that is random about the sample; after: where the row goes on."""
+    """One element of the sequence: a sample, or the report of a unit. seed: of the sample's randomness; after: the next position."""
 
     entry: Entry | Listed
     seed: tuple[int, ...]
@@ -51,15 +46,15 @@ class Draw(NamedTuple):
 
 
 class SampleOrder:
-    """The endless row of one rank."""
+    """The endless sequence of one rank."""
 
     def __init__(self, sources: Sequence[Source], *, seed: int, rank: int, world: int, shuffle_buffer: int) -> None:
         self.sources, self.seed, self.rank, self.world, self.buffer = sources, seed, rank, world, shuffle_buffer
         # Many pools share an epoch.
         self.units = lru_cache(maxsize=2)(self._units)
 
-    def draws(self, start: Position, list_unit: Callable[[Source, int], Unit] = list_here) -> Generator[Draw]:
-        """The row from a position on, each pool's units before its samples. While one pool is used, a thread lists the next.
+    def draws(self, start: Position, list_unit: Callable[[Source, int], Unit]) -> Generator[Draw]:
+        """Yields the sequence from a position on, each pool's units before its samples. A thread lists the next pool meanwhile.
 
         Args:
             list_unit: lists a unit of a source, as `source.unit(number)` does.
@@ -88,14 +83,14 @@ class SampleOrder:
                 position = following
 
     def _units(self, epoch: int) -> list[tuple[int, int, int]]:
-        """All ranks' units of an epoch in their order: (their number before shuffling, source, unit)."""
+        """Returns all ranks' units of an epoch in order: (number before shuffling, source, unit)."""
         found: list[tuple[int, int]] = []
         for number, source in enumerate(self.sources):
             whole, share = divmod(source.weight, 1)
             found += [(number, unit) for unit in range(len(source))] * int(whole)
             part = round(share * len(source)) or int(share > 0)
             if part:
-                # One fixed permutation, gone through epoch by epoch, so that every unit has its turn.
+                # One fixed permutation, used up epoch by epoch, so that every unit has its turn.
                 turns = np.random.default_rng((self.seed, number)).permutation(len(source))
                 turns = turns.take(range(epoch * part, (epoch + 1) * part), mode="wrap")
                 found += [(number, int(unit)) for unit in turns]
@@ -107,7 +102,7 @@ class SampleOrder:
     def _pool(
         self, epoch: int, first: int, list_unit: Callable[[Source, int], Unit]
     ) -> tuple[list[tuple[Entry | Listed, tuple[int, ...]]], Position]:
-        """This rank's samples of the pool that starts at one of its units, in order, and where the next pool starts."""
+        """Returns this rank's samples of the pool that starts at one of its units, in order, and the start of the next pool."""
         units = self.units(epoch)
         by_unit = len(units) >= UNITS_PER_RANK * self.world
         if by_unit:

@@ -1,4 +1,4 @@
-"""Entries -> arrays: bytes read, pictures decoded and varied, captions and their prompts turned into tokens."""
+"""Entries -> arrays: reads bytes, decodes and augments images, tokenizes captions and prompts about their nouns."""
 
 from __future__ import annotations
 
@@ -12,47 +12,46 @@ from typing import IO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from groupvit_common.data.captions.augment import BadSample, erase, vary
+from groupvit_common.data.captions.augment import BadSample, augment, erase
 from groupvit_common.data.captions.nouns import nouns_of
 from groupvit_common.data.captions.settings import DataSettings
-from groupvit_common.data.captions.sources import Entry, Place
+from groupvit_common.data.captions.sources import ByteRange, Entry
 from groupvit_common.preprocessing.processor import GroupViTProcessor
 
 _OPEN_FILES = 16
-_MOST_BYTES = 256 << 20  # of a file; no picture of `max_pixels` needs as many
-_MOST_CHARACTERS = (
-    10_000  # of a caption; the rest would be cut off anyway, after minutes in the tokenizer if it is one long word
-)
+_MOST_BYTES = 256 << 20  # of a file; no image of `max_pixels` needs as many
+# Of a caption; the rest would be cut off anyway, after minutes in the tokenizer if it is one long word.
+_MOST_CHARACTERS = 10_000
 
 
-class Made(NamedTuple):
-    """What became of some entries. G of them are good, M prompts a caption, T tokens a text.
+class Samples(NamedTuple):
+    """The samples of some entries: G usable ones, with M prompts a caption and T tokens a text.
 
-    causes: per entry, why it is bad, or None. pictures: G times float32 `[3, S, S]`. tokens, mask: int64 `[G, 1 + M, T]`, the
+    causes: of each entry, the reason why it is unusable, or None. images: G times float32 `[3, S, S]`. tokens, mask: int64 `[G, 1 + M, T]`, the
     caption first.
     """
 
     causes: list[str | None]
-    pictures: list[NDArray[np.float32]]
+    images: list[NDArray[np.float32]]
     tokens: NDArray[np.int64]
     mask: NDArray[np.int64]
 
 
 class SampleMaker:
-    """Makes samples. A pure function of the entries and their seeds; can be sent to another process."""
+    """Makes samples: a pure function of the entries and their seeds; can be sent to another process."""
 
     def __init__(self, settings: DataSettings, processor: GroupViTProcessor) -> None:
         self.settings, self.tokenizer = settings, processor.tokenizer
-        # Pictures come in their final size; what is left to do is the normalisation.
+        # Images come in their final size; only the normalisation is left.
         self.image_processor = processor.image_processor.replace(do_resize=False, do_center_crop=False)
         self.sentences = settings.sentences
         self._fill = tuple(min(round(255 * mean), 255) for mean in self.image_processor.image_mean)
         self._files: OrderedDict[str, IO[bytes]] = OrderedDict()
 
-    def __call__(self, work: Sequence[tuple[Entry, tuple[int, ...]]]) -> Made:
-        """The samples of entries with their seeds."""
+    def __call__(self, work: Sequence[tuple[Entry, tuple[int, ...]]]) -> Samples:
+        """Returns the samples of entries with their seeds."""
         causes: list[str | None] = []
-        pictures: list[NDArray[np.float32]] = []
+        images: list[NDArray[np.float32]] = []
         texts: list[str] = []
         for entry, seed in work:
             try:
@@ -63,21 +62,21 @@ class SampleMaker:
                 causes.append(str(bad))
                 continue
             causes.append(None)
-            pictures.append(pixels)
+            images.append(pixels)
             texts += [caption, *self.prompts(caption, rng)]
         each = 1 + self.settings.prompts
-        if not pictures:
+        if not images:
             nothing = np.zeros((0, each, self.tokenizer.model_max_length), np.int64)
-            return Made(causes, pictures, nothing, nothing)
+            return Samples(causes, images, nothing, nothing)
         encoded = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="np")
         tokens, mask = (
-            np.asarray(encoded[name], np.int64).reshape(len(pictures), each, -1)
+            np.asarray(encoded[name], np.int64).reshape(len(images), each, -1)
             for name in ("input_ids", "attention_mask")
         )
-        return Made(causes, pictures, tokens, mask)
+        return Samples(causes, images, tokens, mask)
 
     def prompts(self, caption: str, rng: np.random.Generator) -> list[str]:
-        """Sentences about nouns of a caption drawn without replacement; where there are too few, the caption itself."""
+        """Returns sentences about nouns of a caption, drawn without replacement; the caption itself where there are too few."""
         count = self.settings.prompts
         if not count:
             return []
@@ -95,7 +94,7 @@ class SampleMaker:
             raise BadSample(entry.fault)
         if entry.caption is None:
             raise BadSample("no caption")
-        content = self._read(entry.caption, "caption") if isinstance(entry.caption, Place) else entry.caption
+        content = self._read(entry.caption, "caption") if isinstance(entry.caption, ByteRange) else entry.caption
         utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         try:
             caption = " ".join(content.decode("utf-16" if utf16 else "utf-8-sig").split())
@@ -113,17 +112,17 @@ class SampleMaker:
             raise BadSample("no image")
         content = self._read(entry.image, "image")
         try:
-            picture = vary(content, self.settings, self._fill, rng)
+            image = augment(content, self.settings, self._fill, rng)
         except BadSample:
             raise
-        except Exception as error:  # one odd picture among millions must not end a run; many will, as unusable samples
+        except Exception as error:  # one strange image among millions must not end a run; many will, as bad samples
             raise BadSample(f"the image cannot be processed ({type(error).__name__})") from error
-        pixels: NDArray[np.float32] = self.image_processor(np.asarray(picture))["pixel_values"][0]
+        pixels: NDArray[np.float32] = self.image_processor(np.asarray(image))["pixel_values"][0]
         if rng.random() < self.settings.erasing:
             erase(pixels, rng)
         return pixels
 
-    def _read(self, place: Place, what: str) -> bytes:
+    def _read(self, place: ByteRange, what: str) -> bytes:
         try:
             if place.size is None:
                 # A pipe would wait for its writer.
@@ -144,7 +143,7 @@ class SampleMaker:
         return content
 
     def _opened(self, path: str) -> IO[bytes]:
-        """A shard, kept open for its other samples."""
+        """Returns a shard, kept open for its other samples."""
         if path not in self._files:
             if len(self._files) == _OPEN_FILES:
                 self._files.popitem(last=False)[1].close()

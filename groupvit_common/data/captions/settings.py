@@ -1,4 +1,4 @@
-"""Where captioned pictures come from and what is done to them: settings of the data pipeline, without any code that reads."""
+"""Settings of the data pipeline: the sources of captioned images and their augmentation."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ _INTERPOLATIONS = ("bilinear", "bicubic")
 
 @dataclass(frozen=True, kw_only=True)
 class SourceSettings:
-    """One set of captioned pictures.
+    """One set of captioned images.
 
     kind and path:
-        "webdataset": tar shards, `"cc3m/{00000..00331}.tar"` or a pattern such as `"cc3m/*.tar"`; in them, a picture and a
-            caption under one key, `000012.jpg` and `000012.txt` (img2dataset's layout);
-        "table": a `.csv`, `.tsv`, `.jsonl` or `.parquet` file, or a pattern of such, with a column of picture files and one of captions;
-        "folder": a folder with pictures and captions side by side, `cat.jpg` and `cat.txt`, in folders inside it too.
+        "webdataset": tar shards, `"cc3m/{00000..00331}.tar"` or a pattern such as `"cc3m/*.tar"`, with an image and a caption
+            under one key, `000012.jpg` and `000012.txt` (img2dataset's layout);
+        "table": a `.csv`, `.tsv`, `.jsonl` or `.parquet` file, or a pattern of such, with a column of image files and one of
+            captions;
+        "folder": a folder with images and captions side by side, `cat.jpg` and `cat.txt`, in folders inside it too.
     weight: how often its samples occur in an epoch: 1 once, 2 twice, 0.5 every second epoch.
-    caption_suffix: what a shard's or folder's captions end in, without the dot.
-    image_column, caption_column: of a table. root: what a table's relative picture paths start from; None: the table's folder.
+    caption_suffix: of a shard's or folder's captions, without the dot.
+    image_column, caption_column: of a table. root: folder of a table's relative image paths; None: the table's own.
     """
 
     kind: SourceKind
@@ -51,23 +52,23 @@ class SourceSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """What a run reads and how it is varied; the defaults are the paper's, in the authors' settings.
+    """Data and augmentation of a training run; the defaults are the paper's, in the authors' settings.
 
     image_size: side of the square given to the model, in pixels.
-    crop_scale: share of a picture's area that a random crop has, from and to; None: no random crop, the middle of the
-        picture with its shorter side brought to `image_size`.
-    interpolation: of the resize. flip: how often a picture is mirrored.
-    rand_augment: operations drawn for each picture, 0: none. rand_augment_magnitude, rand_augment_std: their strength, 0 to 10,
+    crop_scale: smallest and largest fraction of an image's area that a random crop has; None: no random crop, the middle of
+        the image with its shorter side resized to `image_size`.
+    interpolation: of the resize. flip: probability of mirroring.
+    rand_augment: operations drawn for each image, 0: none. rand_augment_magnitude, rand_augment_std: their strength, 0 to 10,
         normally distributed. (timm's "rand-m9-mstd0.5-inc1" is 2, 9 and 0.5.)
-    color_jitter: brightness, contrast and saturation change by up to this share, where `rand_augment` is 0. (The authors set
+    color_jitter: brightness, contrast and saturation change by up to this fraction, where `rand_augment` is 0. (The authors set
         0.4 beside RandAugment; timm, which they use, then leaves the jitter out.)
-    erasing: how often a rectangle is replaced by noise.
+    erasing: probability of replacing a rectangle by noise.
     shuffle_buffer: samples among which the order is random: shards, in random order, are read until there are as many. 0: no
         shuffling at all.
     prompts: sentences about nouns of each caption, for the multi-label loss; 0: none. templates: a set by name or size
         ("eighty"), or sentences with `{}`.
-    max_bad_share: share of samples (and of shards) that may be unusable; beyond it a run is stopped. 1: never.
-    max_pixels: pictures with more are counted as unusable and not decoded.
+    max_bad_share: fraction of samples (and of shards) that may be unusable; beyond it training stops. 1: never.
+    max_pixels: larger images are counted as unusable and not decoded.
     """
 
     sources: tuple[SourceSettings, ...]
@@ -102,7 +103,7 @@ class DataSettings:
             raise InputError(f"rand_augment_magnitude must lie between 0 and 10, got {self.rand_augment_magnitude!r}")
         if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise InputError(
-                f"crop_scale must be two shares of the area, the smaller one first, or None, got {self.crop_scale!r}"
+                f"crop_scale must be two fractions of the area, the smaller one first, or None, got {self.crop_scale!r}"
             )
         if self.interpolation not in _INTERPOLATIONS:
             raise InputError(f"interpolation must be one of {', '.join(_INTERPOLATIONS)}, got {self.interpolation!r}")

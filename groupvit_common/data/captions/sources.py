@@ -1,7 +1,7 @@
-"""Shards, tables and folders: which samples there are, and where their bytes lie. Nothing is decoded here.
+"""Sources of captioned images: shards, tables and folders -> entries, which tell where a sample's bytes are.
 
-A source falls into units, a shard or a block of rows, and a unit into entries. Listing a shard reads its headers only, so that
-a place in the middle of a run is found again without decoding, or even reading, what comes before.
+A source consists of units (a shard or a block of rows), a unit of entries. Nothing is decoded. Listing a shard reads its headers
+only, so that a run resumes without decoding, or even reading, what came before.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from groupvit_common.storage.names import is_hidden
 _MOST_FILES = 1_000_000
 
 ROWS_PER_UNIT = 64
-"""Rows of a table, or files of a folder, that keep together when units are shuffled."""
+"""Rows of a table, or files of a folder, that stay together when units are shuffled."""
 
 
-class Place(NamedTuple):
-    """Bytes of a file: all of it where `size` is None."""
+class ByteRange(NamedTuple):
+    """Bytes of a file: the whole of it where `size` is None."""
 
     path: str
     offset: int = 0
@@ -37,25 +37,25 @@ class Place(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One sample that is not read yet.
+    """One sample that is not read yet; a missing part is None.
 
-    where: the shard, table or folder, for messages; what is missing is None. fault: why it cannot be used, whatever there is of it.
+    where: the shard, table or folder, for messages. fault: the reason why it is unusable, whichever parts there are.
     """
 
     key: str
     where: str
-    image: Place | None
-    caption: Place | bytes | None
+    image: ByteRange | None
+    caption: ByteRange | bytes | None
     fault: str | None = None
 
     @property
     def complete(self) -> bool:
-        """Whether it has all parts of a sample."""
+        """Whether it is usable as far as listing shows."""
         return self.fault is None and self.image is not None and self.caption is not None
 
 
 class Unit(NamedTuple):
-    """What listing one unit found. fault: why the rest of a shard cannot be read, None for a sound one."""
+    """The result of listing one unit. fault: the reason why the rest of a shard is unreadable; None for a sound one."""
 
     entries: list[Entry]
     where: str
@@ -63,7 +63,7 @@ class Unit(NamedTuple):
 
 
 class Source(Protocol):
-    """A source of captioned pictures."""
+    """A source of captioned images."""
 
     @property
     def weight(self) -> float:
@@ -71,17 +71,17 @@ class Source(Protocol):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What tells this source from another, for recognising it when a run is resumed."""
+        """Names that identify this source when a run is resumed."""
 
     def __len__(self) -> int:
         """Number of units."""
 
     def unit(self, number: int) -> Unit:
-        """The entries of one unit, always in the same order."""
+        """Returns the entries of one unit, always in the same order."""
 
 
 def open_source(settings: SourceSettings) -> Source:
-    """The source that settings describe. InputError for what is missing, empty or cannot be read."""
+    """Opens the source that settings describe. InputError if it is missing, empty or unreadable."""
     kinds: dict[str, type[Shards] | type[Table] | type[Folder]] = {
         "webdataset": Shards,
         "table": Table,
@@ -91,7 +91,7 @@ def open_source(settings: SourceSettings) -> Source:
 
 
 def expand_files(pattern: str, what: str) -> list[str]:
-    """Files that a pattern with braces (`{00..12}`, `{a,b}`) and wild cards means, in its order. InputError if one is missing."""
+    """Returns the files of a pattern with braces (`{00..12}`, `{a,b}`) and wild cards, in its order. InputError if one is missing."""
     if "://" in pattern or pattern.startswith("pipe:"):
         raise InputError(f"{what} must be files of this machine, got {pattern}: copy them here, or mount their storage")
     names = [os.path.expanduser(name) for name in _braces(pattern)]  # noqa: PTH111 (patterns are no paths)
@@ -115,7 +115,7 @@ def expand_files(pattern: str, what: str) -> list[str]:
 
 
 def _matching(pattern: str) -> list[str]:
-    """The files of a pattern with wild cards, by name, each file once however many links lead to it; hidden ones only where it says so."""
+    """Returns the files of a pattern with wild cards, sorted, each once however many links lead to it; hidden ones only if spelled."""
     spelled = Path(pattern).parts
     return sorted(
         str(path)
@@ -160,7 +160,7 @@ _COMPRESSED = {
     b"\x04\x22\x4d\x18": "lz4",
     b"PK\x03\x04": "zip",
 }
-"""First bytes of files that often have, or hide behind, the name of a tar file."""
+"""First bytes of files that often have the name of a tar file."""
 
 
 class Shards:
@@ -176,7 +176,7 @@ class Shards:
         return len(self._files)
 
     def shard(self, number: int) -> tuple[str, str]:
-        """What `list_shard` needs to know."""
+        """Returns the argument of `list_shard`."""
         return self._files[number], self._caption
 
     def unit(self, number: int) -> Unit:
@@ -189,11 +189,11 @@ class _Sample:
     def __init__(self, key: str) -> None:
         self.key, self.fault = key, ""
         self.suffixes: set[str] = set()
-        self.image: Place | None = None
-        self.caption: Place | None = None
+        self.image: ByteRange | None = None
+        self.caption: ByteRange | None = None
 
-    def add(self, suffix: str, place: Place | None, fault: str, wanted: str) -> None:
-        """Takes a member in. wanted: the suffix of captions."""
+    def add(self, suffix: str, place: ByteRange | None, fault: str, wanted: str) -> None:
+        """Adds a member. wanted: the suffix of captions."""
         is_image = f".{suffix}" in image_suffixes()
         if suffix in self.suffixes:
             self.fault = self.fault or _TWICE
@@ -211,10 +211,10 @@ class _Sample:
 
 
 def list_shard(shard: tuple[str, str]) -> Unit:
-    """The entries of a tar file, by its headers. shard: its path and what captions end in.
+    """Returns the entries of a tar file, from its headers. shard: its path and the suffix of captions.
 
-    Of several images under one key the first counts. Members of one key that stand apart are one sample, unless that key is there more
-    than once: then nobody knows which belong together.
+    Of several images under one key the first counts. Members of one key that stand apart are one sample, unless the key occurs
+    more than once: then it is open which belong together.
     """
     path, wanted = shard
     members = _Members(path)
@@ -226,14 +226,14 @@ def list_shard(shard: tuple[str, str]) -> Unit:
         if not samples or samples[-1].key != key:
             samples.append(_Sample(key))
         samples[-1].add(suffix, place, fault, wanted)
-    # The sample in which a shard breaks off has lost a part; the break itself is what is reported.
+    # The sample in which a shard breaks off has lost a part; the break itself is reported.
     if members.fault is not None and samples and not samples[-1].entry(path).complete:
         samples.pop()
     return Unit([sample.entry(path) for sample in _joined(samples)], path, members.fault)
 
 
 def _joined(samples: list[_Sample]) -> list[_Sample]:
-    """Samples whose members stand apart, put together at the place of the first."""
+    """Joins samples whose members stand apart, at the position of the first."""
     of_key: dict[str, list[_Sample]] = {}
     for sample in samples:
         of_key.setdefault(sample.key, []).append(sample)
@@ -255,14 +255,14 @@ def _joined(samples: list[_Sample]) -> list[_Sample]:
 
 
 class _Members:
-    """Names and places of a tar's files, with a fault of those that have none; after the loop, `fault` says what kept it from the end."""
+    """Iterates over names, byte ranges and faults of a tar's files; `fault` then tells why the end was not reached."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.fault: str | None = None
 
-    def __iter__(self) -> Iterator[tuple[str, Place | None, str]]:
-        places: dict[str, Place] = {}
+    def __iter__(self) -> Iterator[tuple[str, ByteRange | None, str]]:
+        places: dict[str, ByteRange] = {}
         try:
             with open(self.path, "rb") as file:  # noqa: PTH123 (str)
                 start = file.read(6)
@@ -297,19 +297,19 @@ class _Members:
         except (tarfile.TarError, ValueError, OverflowError, EOFError):
             self.fault = "the shard is truncated or not a tar file"
 
-    def _placed(self, member: tarfile.TarInfo, places: dict[str, Place]) -> tuple[Place | None, str]:
-        """Where a member's bytes are, or its fault. places: of the members before it, to which it may be a link."""
+    def _placed(self, member: tarfile.TarInfo, places: dict[str, ByteRange]) -> tuple[ByteRange | None, str]:
+        """Returns a member's bytes, or its fault. places: of the members before it, to which it may be a link."""
         if member.islnk() or member.issym():
             folder = "" if member.islnk() else posixpath.dirname(member.name)
             place = places.get(_plain(posixpath.join(folder, member.linkname)))
             return place, "" if place is not None else _LINK
         if not member.isreg() or member.issparse():
             return None, _SPECIAL
-        return Place(self.path, member.offset_data, member.size), ""
+        return ByteRange(self.path, member.offset_data, member.size), ""
 
     @staticmethod
     def _end(file: IO[bytes], offset: int, any_member: bool) -> str | None:
-        """What is wrong with the end of an archive: tarfile's loop ends at a damaged header as it does at zeros."""
+        """Returns the fault of an archive's end: tarfile's loop ends at a damaged header as it does at zeros."""
         file.seek(offset)
         rest = file.read(tarfile.BLOCKSIZE)
         if rest.strip(b"\0") or 0 < len(rest) < tarfile.BLOCKSIZE:
@@ -324,7 +324,7 @@ class _Members:
 
 
 def _plain(name: str) -> str:
-    """A member's name without `./` and the like, which tar programs put in front."""
+    """Returns a member's name without the `./` and the like that tar programs put in front."""
     return posixpath.normpath(name).lstrip("/")
 
 
@@ -341,7 +341,7 @@ def _split(name: str) -> tuple[str, str]:
 
 
 class Table:
-    """CSV, TSV, JSON lines or Parquet files with a column of image files and one of captions, read as a whole."""
+    """CSV, TSV, JSON lines or Parquet files with a column of image files and one of captions, held in memory."""
 
     def __init__(self, settings: SourceSettings) -> None:
         self.weight = settings.weight
@@ -370,7 +370,7 @@ class Table:
         entries = []
         for image, caption, line, fault in zip(*columns, strict=True):
             name = os.fsdecode(image) if image else None
-            place = None if name is None else Place(os.path.join(root, name))  # noqa: PTH118 (millions of them)
+            place = None if name is None else ByteRange(os.path.join(root, name))  # noqa: PTH118 (millions of them)
             entries.append(Entry(name or f"line {line}", where, place, caption, FAULTS[fault] or None))
         return Unit(entries, where)
 
@@ -379,7 +379,7 @@ class Table:
 
 
 class Folder:
-    """Pictures with captions beside them, in a folder and those inside it."""
+    """Images with captions beside them, in a folder and those inside it."""
 
     def __init__(self, settings: SourceSettings) -> None:
         self.weight = settings.weight
@@ -400,12 +400,12 @@ class Folder:
                     )
         if not self._files:
             raise InputError(
-                f"no pictures in the folder {settings.path}: looked for {', '.join(sorted(image_suffixes()))}"
+                f"no images in the folder {settings.path}: looked for {', '.join(sorted(image_suffixes()))}"
             )
         self.names = (self._root.name, str(len(self._files)))
 
     def _folders(self) -> Iterator[tuple[str, list[str]]]:
-        """The folder and those inside it, also by links, each once, with the names of their files; hidden ones left out."""
+        """Yields the folder and those inside it, also by links, each once, with the names of their files; no hidden ones."""
 
         def refuse(error: OSError) -> None:
             raise InputError(f"cannot read the folder {error.filename}: {error.strerror or error}") from error
@@ -429,5 +429,5 @@ class Folder:
         entries = []
         for image, caption in self._files[number * ROWS_PER_UNIT : (number + 1) * ROWS_PER_UNIT]:
             key = os.path.relpath(image, self._root)
-            entries.append(Entry(key, where, Place(image), None if caption is None else Place(caption)))
+            entries.append(Entry(key, where, ByteRange(image), None if caption is None else ByteRange(caption)))
         return Unit(entries, where)

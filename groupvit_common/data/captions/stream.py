@@ -1,8 +1,8 @@
-"""An endless stream of batches of captioned pictures, the same for a seed whatever the number of worker processes.
+"""An endless stream of batches of captioned images, the same for a seed whatever the number of worker processes.
 
-Which sample comes when is decided in one place (`order.py`) from the seed and the rank; workers only turn what they are given
-into arrays, each sample from a seed of its own (`samples.py`), and their results are taken in that order. A place in the stream
-is therefore a few numbers, and continuing from it costs listing a shard or two.
+`order.py` alone decides the order of samples, from the seed and the rank. Workers turn the entries that they are sent into
+arrays, each sample with a seed of its own (`samples.py`), and their results are taken in that order. A position in the stream is
+therefore a few numbers, and resuming costs listing a shard or two.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from groupvit_common.data.captions.order import Draw, Listed, Position, SampleOr
 from groupvit_common.data.captions.samples import SampleMaker
 from groupvit_common.data.captions.settings import DataSettings
 from groupvit_common.data.captions.sources import Entry, Source, open_source
-from groupvit_common.data.captions.workers import Here, Makers, Workers
+from groupvit_common.data.captions.workers import InlineExecutor, WorkerExecutor
 from groupvit_common.errors import InputError
 from groupvit_common.preprocessing.processor import GroupViTProcessor
 
 BAD_SAMPLES_ALLOWED = 20
 BAD_SHARDS_ALLOWED = 3
-"""However few have been read, `max_bad_share` is not asked about up to so many."""
+"""Up to so many, `max_bad_share` does not apply, however few have been read."""
 
 T = TypeVar("T")
 
-_WORST = 100  # shards whose bad samples a saved place remembers
-_PIECE = 16  # samples that are sent to a worker together
-_PREFETCHED = 2  # batches that wait, complete
+_WORST = 100  # shards whose bad samples a saved state lists
+_PIECE = 16  # samples sent to a worker together
+_PREFETCHED = 2  # complete batches that wait
 
 
 @dataclass(frozen=True, eq=False)
 class CaptionBatch:
-    """B pictures with captions of T tokens and M prompts each.
+    """B images with captions of T tokens and M prompts each.
 
     pixel_values: float32 `[B, 3, H, W]`, normalised as the processor does; input_ids, attention_mask: int64 `[B, T]`, T =
     the tokenizer's `model_max_length`; prompt_ids, prompt_mask: int64 `[B, M, T]`, None without prompts; keys: the samples' names.
@@ -57,11 +57,11 @@ class CaptionBatch:
 
 
 @dataclass
-class Tally:
-    """What has gone through a stream so far.
+class StreamStats:
+    """Counts of a stream so far.
 
-    epoch: counted from 0; read: samples, bad ones included; shards: shards (and blocks of rows) listed; bad_shards: those of them
-    that could not be read to their end; bad: cause -> samples and shards; bad_in: shard, table or folder -> the same.
+    epoch: from 0; read: samples, bad ones included; shards: shards (and blocks of rows) listed; bad_shards: those unreadable to
+    their end; bad: cause -> unusable samples and shards; bad_in: shard, table or folder -> the same.
     """
 
     epoch: int = 0
@@ -71,23 +71,25 @@ class Tally:
     bad_shards: int = 0
     bad_in: Counter[str] = field(default_factory=Counter)
 
-    def copy(self) -> Tally:
-        """One that does not change with this one."""
-        return Tally(self.epoch, self.read, Counter(self.bad), self.shards, self.bad_shards, Counter(self.bad_in))
+    def copy(self) -> StreamStats:
+        """Returns an independent copy."""
+        return StreamStats(self.epoch, self.read, Counter(self.bad), self.shards, self.bad_shards, Counter(self.bad_in))
 
 
 class CaptionStream:
-    """Batches of one rank, endless.
+    """Batches of one rank, without end.
 
-    Iterating goes on from where the last batch taken ended; `state_dict` is the place after that batch.
+    Iterating continues after the last batch taken; `state_dict` is the position after that batch.
 
     Args:
         processor: its image processor's normalisation and its tokenizer are used.
-        batch_size: of this rank. seed: of order and variation. rank, world: every rank has other samples.
-        workers: processes that decode; 0: decoding happens in this process, when a batch is asked for.
+        batch_size: of this rank.
+        seed: of order and augmentation.
+        rank, world: every rank has other samples.
+        workers: processes that decode; 0: this process decodes, when a batch is taken.
 
-    Raises InputError for sources that are missing or empty, and while iterating, when more samples are bad than
-    `settings.max_bad_share` allows.
+    Raises:
+        InputError: sources that are missing or empty; while iterating, more bad samples than `settings.max_bad_share` allows.
     """
 
     def __init__(
@@ -123,35 +125,37 @@ class CaptionStream:
             "world": world,
             "data": _digest(self._sources, settings.shuffle_buffer),
         }
-        self._position, self._tally = Position(), Tally()
+        self._position, self._stats = Position(), StreamStats()
 
-    # ---- where the stream is ----
+    # ---- position ----
 
     @property
-    def counters(self) -> Tally:
-        """What has gone through the stream up to the last batch taken."""
-        return self._tally.copy()
+    def counters(self) -> StreamStats:
+        """Counts of the stream up to the last batch taken."""
+        return self._stats.copy()
 
     def state_dict(self) -> dict[str, Any]:
-        """The place after the last batch taken, as JSON can hold it. Every rank has its own."""
-        tally = self._tally
+        """Returns the position after the last batch taken, as JSON values. Every rank has its own."""
+        stats = self._stats
         return {
             **self._identity,
             "epoch": self._position.epoch,
             "unit": self._position.unit,
             "sample": self._position.sample,
-            "read": tally.read,
-            "bad": dict(tally.bad),
-            "shards": tally.shards,
-            "bad_shards": tally.bad_shards,
-            "bad_in": dict(tally.bad_in.most_common(_WORST)),
+            "read": stats.read,
+            "bad": dict(stats.bad),
+            "shards": stats.shards,
+            "bad_shards": stats.bad_shards,
+            "bad_in": dict(stats.bad_in.most_common(_WORST)),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes to a saved place: the batches from there on are those of a run that was never interrupted.
+        """Moves to a saved position: the batches from there on are those of an uninterrupted run.
 
-        `{"epoch": n}` alone goes to the beginning of an epoch, which is how to go on with another number of ranks or other data.
-        InputError if the state is of another seed, rank or number of ranks, or of other data.
+        `{"epoch": n}` alone moves to the beginning of an epoch, for resuming with another number of ranks or other data.
+
+        Raises:
+            InputError: the state is of another seed, rank or number of ranks, or of other data.
         """
         if set(state) != {"epoch"}:
             for name, own in self._identity.items():
@@ -162,7 +166,7 @@ class CaptionStream:
                         else f"{name} {state.get(name)}, not {own}"
                     )
                     raise InputError(
-                        f"the saved place in the data is of {subject}: its order cannot be continued; to go on from the "
+                        f"the saved position in the data is of {subject}: its order cannot be resumed; to continue from the "
                         f'beginning of an epoch, load {{"epoch": {state.get("epoch", 0)}}}'
                     )
         epoch, unit, sample, read, shards, bad_shards = (
@@ -173,59 +177,61 @@ class CaptionStream:
             for name in ("bad", "bad_in")
         )
         self._position = Position(epoch, unit, sample)
-        self._tally = Tally(epoch, read, bad, shards, bad_shards, bad_in)
+        self._stats = StreamStats(epoch, read, bad, shards, bad_shards, bad_in)
 
     # ---- batches ----
 
     def __iter__(self) -> Generator[CaptionBatch]:
-        """Batches without end, from the current place on. The generator owns the workers: `close` ends them."""
+        """Yields batches without end, from the current position on. The generator owns the workers: `close` ends them."""
         made = self._batches() if not self.workers else _prefetched(self._batches, _PREFETCHED)
         try:
-            for batch, position, tally in made:
-                self._position, self._tally = position, tally
+            for batch, position, stats in made:
+                self._position, self._stats = position, stats
                 yield batch
         finally:
             made.close()
 
-    def _batches(self) -> Generator[tuple[CaptionBatch, Position, Tally]]:
-        """Batches, each with the place after it."""
-        makers: Makers = Workers(self._maker, self.workers) if self.workers else Here(self._maker)
-        draws = self._order.draws(self._position, makers.list_unit)
-        tally = self._tally.copy()
-        given: deque[list[Draw]] = deque()
+    def _batches(self) -> Generator[tuple[CaptionBatch, Position, StreamStats]]:
+        """Yields batches, each with the position and the counts after it."""
+        executor = WorkerExecutor(self._maker, self.workers) if self.workers else InlineExecutor(self._maker)
+        draws = self._order.draws(self._position, executor.list_unit)
+        stats = self._stats.copy()
+        submitted: deque[list[Draw]] = deque()
         # Of the epoch: usable samples so far, and whether it is seen from its beginning.
         epoch, usable, whole = self._position.epoch, 0, self._position == Position(self._position.epoch)
         try:
             batch, filled = self._new_batch(), 0
             while True:
-                while len(given) < makers.ahead:
-                    given.append(list(islice(draws, _PIECE)))
-                    makers.give([(draw.entry, draw.seed) for draw in given[-1] if isinstance(draw.entry, Entry)])
-                result = makers.take()
-                causes = iter(result.causes)
+                while len(submitted) < executor.ahead:
+                    submitted.append(list(islice(draws, _PIECE)))
+                    executor.submit(
+                        [(draw.entry, draw.seed) for draw in submitted[-1] if isinstance(draw.entry, Entry)]
+                    )
+                samples = executor.result()
+                causes = iter(samples.causes)
                 good = 0
-                for draw in given.popleft():
+                for draw in submitted.popleft():
                     cause = draw.entry.fault if isinstance(draw.entry, Listed) else next(causes)
-                    self._count(tally, draw, cause)
+                    self._count(stats, draw, cause)
                     usable += isinstance(draw.entry, Entry) and cause is None
                     if draw.after.epoch != epoch:
                         if whole and not usable:
-                            raise InputError(self._nothing(tally))
+                            raise InputError(self._nothing(stats))
                         epoch, usable, whole = draw.after.epoch, 0, True
                     if isinstance(draw.entry, Listed) or cause is not None:
                         continue
-                    result.next_picture(batch.pixel_values[filled])
-                    tokens, mask = result.tokens[good], result.mask[good]
+                    batch.pixel_values[filled] = samples.images[good]
+                    tokens, mask = samples.tokens[good], samples.mask[good]
                     batch.input_ids[filled], batch.attention_mask[filled] = tokens[0], mask[0]
                     if batch.prompt_ids is not None and batch.prompt_mask is not None:
                         batch.prompt_ids[filled], batch.prompt_mask[filled] = tokens[1:], mask[1:]
                     batch.keys.append(draw.entry.key)
                     filled, good = filled + 1, good + 1
                     if filled == self.batch_size:
-                        yield batch, draw.after, tally.copy()
+                        yield batch, draw.after, stats.copy()
                         batch, filled = self._new_batch(), 0
         finally:
-            makers.close()
+            executor.close()
             draws.close()
 
     def _new_batch(self) -> CaptionBatch:
@@ -240,41 +246,43 @@ class CaptionStream:
             [],
         )
 
-    def _nothing(self, tally: Tally) -> str:
+    def _nothing(self, stats: StreamStats) -> str:
         rank, world = self._order.rank, self._order.world
         of_rank = f" for rank {rank} of {world}" if world > 1 else ""
-        return f"there is no usable sample{of_rank} in a whole epoch: {_found(tally)}. Mend these files, or give others"
+        return f"there is no usable sample{of_rank} in a whole epoch: {_found(stats)}. Mend these files, or give others"
 
-    def _count(self, tally: Tally, draw: Draw, cause: str | None) -> None:
-        """Counts one sample, or one shard. InputError beyond the bound."""
+    def _count(self, stats: StreamStats, draw: Draw, cause: str | None) -> None:
+        """Counts one sample, or one shard. InputError if there are too many bad ones."""
         entry = draw.entry
-        tally.epoch = draw.after.epoch
+        stats.epoch = draw.after.epoch
         if isinstance(entry, Listed):
-            tally.shards += 1
-            tally.bad_shards += cause is not None
+            stats.shards += 1
+            stats.bad_shards += cause is not None
         else:
-            tally.read += 1
+            stats.read += 1
         if cause is None:
             return
-        tally.bad[cause] += 1
-        tally.bad_in[entry.where] += 1
+        stats.bad[cause] += 1
+        stats.bad_in[entry.where] += 1
         share = self.settings.max_bad_share
-        samples = tally.bad.total() - tally.bad_shards
+        samples = stats.bad.total() - stats.bad_shards
         if share < 1 and (
-            samples > max(BAD_SAMPLES_ALLOWED, share * tally.read)
-            or tally.bad_shards > max(BAD_SHARDS_ALLOWED, share * tally.shards)
+            samples > max(BAD_SAMPLES_ALLOWED, share * stats.read)
+            or stats.bad_shards > max(BAD_SHARDS_ALLOWED, share * stats.shards)
         ):
-            raise InputError(_too_many(tally, draw, share))
+            raise InputError(_too_many(stats, draw, share))
 
 
 def _count_of(value: Any, name: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise InputError(f"the saved place in the data is none: {name} must be a whole number from 0, got {value!r}")
+        raise InputError(
+            f"the saved position in the data is invalid: {name} must be a whole number from 0, got {value!r}"
+        )
     return value
 
 
 def count_samples(settings: DataSettings) -> int:
-    """Samples of an epoch over all ranks: complete ones, times their source's weight. Lists every shard, which may take minutes."""
+    """Returns the number of samples of an epoch over all ranks, by weight. Lists every shard, which may take minutes."""
     total = 0.0
     for chosen in settings.sources:
         source = open_source(chosen)
@@ -283,31 +291,31 @@ def count_samples(settings: DataSettings) -> int:
     return round(total)
 
 
-def _too_many(tally: Tally, draw: Draw, share: float) -> str:
-    """The sentence that stops a run."""
+def _too_many(stats: StreamStats, draw: Draw, share: float) -> str:
+    """Returns the sentence that stops training."""
     last = f", the last one {draw.entry.key!r} in {draw.entry.where}" if isinstance(draw.entry, Entry) else ""
     return (
-        f"too much of the data cannot be used: {tally.bad.total() - tally.bad_shards} of {tally.read} samples and "
-        f"{tally.bad_shards} of {tally.shards} shards or blocks, where max_bad_share = {share:g} allows less. "
-        f"Causes: {_found(tally)}{last}. Mend or leave out these files, or raise max_bad_share"
+        f"too much of the data cannot be used: {stats.bad.total() - stats.bad_shards} of {stats.read} samples and "
+        f"{stats.bad_shards} of {stats.shards} shards or blocks, where max_bad_share = {share:g} allows less. "
+        f"Causes: {_found(stats)}{last}. Mend or leave out these files, or raise max_bad_share"
     )
 
 
-def _found(tally: Tally) -> str:
-    """What was unusable, and where."""
-    causes = ", ".join(f"{cause} ({count})" for cause, count in tally.bad.most_common(5))
-    places = ", ".join(f"{place} ({count})" for place, count in tally.bad_in.most_common(3))
+def _found(stats: StreamStats) -> str:
+    """Returns causes and places of the bad samples."""
+    causes = ", ".join(f"{cause} ({count})" for cause, count in stats.bad.most_common(5))
+    places = ", ".join(f"{place} ({count})" for place, count in stats.bad_in.most_common(3))
     return f"{causes}. Most in {places}"
 
 
 def _digest(sources: list[Source], shuffle_buffer: int) -> str:
-    """What the order of samples depends on beside the seed and the rank."""
+    """Returns a digest of what the order of samples depends on besides the seed and the rank."""
     content = [shuffle_buffer, *([source.weight, len(source), *source.names] for source in sources)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def _prefetched(make: Callable[[], Generator[T]], count: int) -> Generator[T]:
-    """The same items, made in a thread that is up to `count` ahead."""
+    """Yields the same items, made in a thread that is up to `count` ahead."""
     ready: queue.Queue[T | BaseException] = queue.Queue(maxsize=count)
     stop = threading.Event()
 

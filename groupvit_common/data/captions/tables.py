@@ -1,8 +1,8 @@
 """Tables of image paths and captions -> two columns of bytes: CSV, TSV, JSON lines, Parquet.
 
-Rows of a TSV are its lines, and a quotation mark in them is one. The quoting rules of CSV, with which a value may hold delimiters and line
-ends, are for CSV alone. A row that cannot be used is kept as one that says so, to be counted with the samples; a file in which rows
-cannot be told apart is refused.
+Rows of a TSV are its lines, without quoting. The quoting rules of CSV, with which a value may hold delimiters and line ends, are
+for CSV alone. An unusable row is kept with its fault, to be counted with the samples; a file whose rows cannot be separated is
+refused.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FAULTS = (
     "the row has too few fields",
     "the line is not a JSON object of texts",
 )
-"""Why a row cannot be used, by the number in its column `fault`."""
+"""Reasons why a row is unusable, by the number in its column `fault`."""
 _TOO_MANY, _TOO_FEW, _NO_OBJECT = 1, 2, 3
 
 _DELIMITERS = (",", ";", "\t", "|")
@@ -41,11 +41,11 @@ class _Row(NamedTuple):
 def read_table(path: Path, image_column: str, caption_column: str) -> Any:
     """Returns a table as a `pyarrow.Table` of the columns image, caption (bytes or null), line (of the file, from 1) and fault.
 
-    Whether a row is text is not decided for the whole file.
+    Bytes that are not UTF-8 stay as they are: one such row does not spoil the file.
 
     Raises:
-        InputError: pyarrow is missing, another kind of file, a column that is missing or there twice, rows that cannot be told apart;
-            names the file and the line.
+        InputError: pyarrow is missing, another kind of file, a column that is missing or there twice, rows that cannot be
+            separated; names the file and the line.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -101,14 +101,14 @@ def _collected(rows: Iterator[_Row]) -> Any:
 
 
 def _encoding(path: Path) -> str:
-    """UTF-8, unless the file begins as UTF-16 does: "Unicode text" of Excel and Notepad."""
+    """Returns UTF-16 for a file with its byte order mark ("Unicode text" of Excel and Notepad), else UTF-8."""
     with path.open("rb") as file:
         start = file.read(2)
     return "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
 def _bytes(text: str) -> bytes:
-    """The bytes that were in the file, where they are no UTF-8."""
+    """Returns the bytes that the file had, also where they are not UTF-8."""
     return text.encode("utf-8", "surrogateescape")
 
 
@@ -127,13 +127,13 @@ def _csv_rows(path: Path, columns: tuple[str, str]) -> Iterator[_Row]:
             yield from _rows(path, columns, ((reader.line_num, row) for row in reader))
         except csv.Error as error:
             raise InputError(
-                f"the table {path} cannot be read: line {reader.line_num}: {error}; a value that begins with a quotation mark must stand "
-                'in quotation marks, with "" for each within, up to its end'
+                f"the table {path} cannot be read: line {reader.line_num}: {error}; a value that begins with a quotation mark must "
+                'stand in quotation marks, with "" for each within, up to its end'
             ) from error
 
 
 def _delimiter(header: str, columns: tuple[str, str]) -> str:
-    """Semicolons and tabs are what spreadsheets write in many countries; the header tells."""
+    """Returns the delimiter that the header uses: spreadsheets of many countries write semicolons or tabs."""
     for delimiter in _DELIMITERS:
         names = {name.strip().strip('"').strip().casefold() for name in header.split(delimiter)}
         if {column.casefold() for column in columns} <= names:
@@ -151,13 +151,13 @@ def _tsv_rows(path: Path, columns: tuple[str, str]) -> Iterator[_Row]:
 
 
 def _rows(path: Path, columns: tuple[str, str], fields: Iterator[tuple[int, list[str]]]) -> Iterator[_Row]:
-    """Rows from the fields of lines, of which the first that is not empty names the columns."""
+    """Yields rows from the fields of lines; the first line that is not empty names the columns."""
     _, names = next((each for each in fields if each[1]), (0, []))
     image, caption = (_column(path, column, names) for column in columns)
     for line, row in fields:
         if not row:
             continue
-        # What an editor or a trailing delimiter adds is empty.
+        # A trailing delimiter adds empty fields.
         if len(row) > len(names) and any(row[len(names) :]):
             yield _Row(line, None, None, _TOO_MANY)
         elif len(row) <= max(image, caption):
@@ -167,7 +167,7 @@ def _rows(path: Path, columns: tuple[str, str], fields: Iterator[tuple[int, list
 
 
 def _column(path: Path, wanted: str, names: Sequence[str]) -> int:
-    """The number of a column: that of just this name, else the only one that differs in case or blanks around it."""
+    """Returns the number of a column: of exactly this name, else the only one that differs in case or surrounding blanks."""
     found = [number for number, name in enumerate(names) if name == wanted]
     if not found:
         found = [number for number, name in enumerate(names) if name.strip().casefold() == wanted.strip().casefold()]
@@ -177,7 +177,8 @@ def _column(path: Path, wanted: str, names: Sequence[str]) -> int:
         raise InputError(f"{path} has {len(found)} columns {wanted!r}: rename all but one")
     shown = [repr(name[:60]) for name in names[:20]]
     raise InputError(
-        f"{path} has no column {wanted!r}, it has {', '.join(shown) or 'none'}: name them with image_column and caption_column"
+        f"{path} has no column {wanted!r}, it has {', '.join(shown) or 'none'}: name them with image_column and "
+        "caption_column"
     )
 
 
@@ -193,7 +194,7 @@ def _json_rows(path: Path, columns: tuple[str, str]) -> Iterator[_Row]:
                 yield _Row(number, None, None, _NO_OBJECT)
                 continue
             if not checked:
-                # One that the first row lacks is misspelt.
+                # A column that the first row lacks is misspelt.
                 for column in columns:
                     _column(path, column, list(record))
                 checked = True
@@ -209,7 +210,7 @@ def _parquet(path: Path, columns: tuple[str, str]) -> Any:
     import pyarrow
     import pyarrow.parquet
 
-    # The file itself: as a data set, the names of its folders could become columns.
+    # The file itself: in a data set, names of folders could become columns.
     with pyarrow.parquet.ParquetFile(path) as file:
         names = file.schema_arrow.names
         found = [names[_column(path, column, names)] for column in columns]

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from groupvit_common.data.captions.settings import SourceSettings
-from groupvit_common.data.captions.sources import Place, Shards
+from groupvit_common.data.captions.sources import ByteRange, Shards
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.evaluation.datasets.registry import IMAGENET
 from groupvit_common.preprocessing.images import image_suffixes, load_image
@@ -35,7 +35,7 @@ class ClassifiedImage:
     """One image of a set: its name, where its bytes are, and the index of its class."""
 
     name: str
-    place: Place
+    place: ByteRange
     truth: int
 
     def image(self) -> Image.Image:
@@ -104,7 +104,7 @@ def _open_folders(root: Path, split: str | None) -> ClassificationSet:
     base = root if name == "all" else root / name
     folders = [path for path in _visible(base) if path.is_dir()]
     images = [
-        ClassifiedImage(str(path.relative_to(base)), Place(str(path)), number)
+        ClassifiedImage(str(path.relative_to(base)), ByteRange(str(path)), number)
         for number, folder in enumerate(folders)
         for path in _visible(folder)
         if path.suffix.lower() in image_suffixes() and path.is_file()
@@ -181,7 +181,7 @@ def _open_shards(pattern: str) -> ClassificationSet:
         for entry in unit.entries:
             if entry.fault is not None:
                 raise InputError(f"{entry.key} in {entry.where} cannot be used: {entry.fault}")
-            if entry.image is None or not isinstance(entry.caption, Place):
+            if entry.image is None or not isinstance(entry.caption, ByteRange):
                 missing = "an image" if entry.image is None else "its class, a .cls file"
                 raise InputError(f"{entry.key} in {entry.where} lacks {missing}: expected {layout}")
             most = entry.caption._replace(size=min(entry.caption.size or 0, 20))
@@ -201,7 +201,7 @@ def _open_shards(pattern: str) -> ClassificationSet:
     return ClassificationSet(IMAGENET.name, "shards", words, tuple(images))
 
 
-def _read(place: Place) -> bytes:
+def _read(place: ByteRange) -> bytes:
     try:
         with Path(place.path).open("rb") as file:
             file.seek(place.offset)
