@@ -27,7 +27,8 @@ from groupvit_common.preprocessing.processor import GroupViTProcessor
 from groupvit_common.preprocessing.tokenizer import CLIPTokenizer
 from groupvit_common.storage import saving
 from groupvit_common.storage.saving import read_lock, write_files, write_text, write_texts
-from groupvit_common.training.recipe import changed, get_recipe
+from groupvit_common.training.recipe import get_recipe
+from groupvit_common.training.settings import changed
 from groupvit_common.training.start import start_processor
 from tests.support.backends import Backend
 from tests.support.models import smallest_config
