@@ -25,7 +25,7 @@ from groupvit_common.cli import terminal
 from groupvit_common.cli.arguments import Parser
 from groupvit_common.evaluation.datasets.segmentation import SegmentationSet, open_sets
 from groupvit_common.evaluation.metrics import confusion_matrix, mean_iou
-from groupvit_common.evaluation.segmentation import protocol_settings
+from groupvit_common.evaluation.protocols import protocol_settings
 from groupvit_common.preprocessing.prompts import Label
 from groupvit_common.segmentation.predictor import BaseSegmenter
 

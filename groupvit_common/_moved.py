@@ -19,6 +19,7 @@ _MOVED = {
         "data.settings": "data.captions.settings",
         "data.sources": "data.captions.sources",
         "data.stream": "data.captions.stream",
+        "evaluation_page": "evaluation.page",
         "hub": "checkpoints.hub",
         "image_files": "preprocessing.image_files",
         "image_processor": "preprocessing.image_processor",

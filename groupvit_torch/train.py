@@ -1,7 +1,7 @@
 """The training loop: a recipe -> captioned pictures -> checkpoints, on one device or as many as `torchrun` starts.
 
     groupvit train scenes-demo --out DIR
-    torchrun --nproc-per-node 8 -m groupvit_common.cli.command_line train gcc-yfcc-30e --out DIR --resume auto
+    torchrun --nproc-per-node 8 -m groupvit_common.cli train gcc-yfcc-30e --out DIR --resume auto
 
 Everything is drawn from the recipe's seed. A step is one update of the weights by the whole batch, however many devices and chunks it
 is divided among: towers see images and texts one by one, and all that compares them (batch norm of the projections, losses)

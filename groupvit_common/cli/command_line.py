@@ -67,7 +67,7 @@ and pictures of equal names get numbers (NAME-2).
 _EVALUATE = """\
 Measures a model by the words of a set's classes: mean IoU, IoU and accuracy of each class, and how good the groups are whatever
 they are called; top-1 and top-5 for classification. With --out a run that was killed goes on where it was. On several GPUs:
-torchrun --nproc-per-node 8 -m groupvit_common.cli.command_line evaluate --data voc:DIR --model MODEL --out DIR
+torchrun --nproc-per-node 8 -m groupvit_common.cli evaluate --data voc:DIR --model MODEL --out DIR
 """
 # What each backend needs: the module that must be there, and what it is called.
 _BACKENDS = {"torch": ("torch", "PyTorch"), "tf": ("keras", "TensorFlow")}
@@ -169,7 +169,7 @@ def _parser() -> Parser:
         "train", help="train a model by a recipe", epilog=_EXIT_CODES,
         description="Trains a model from captions alone and writes a checkpoint with its measured quality.\n"
         "The recipe scenes-demo made the bundled model. On several GPUs:\n"
-        "torchrun --nproc-per-node 8 -m groupvit_common.cli.command_line train RECIPE --out DIR --resume auto",
+        "torchrun --nproc-per-node 8 -m groupvit_common.cli train RECIPE --out DIR --resume auto",
     )  # fmt: skip
     train.add_argument("recipe", metavar="RECIPE", help="the name of a recipe, such as scenes-demo, or a TOML file")
     train.add_argument("--out", metavar="DIR", help="folder for the checkpoint")
@@ -894,14 +894,9 @@ def _train(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from groupvit_common.evaluation.datasets.classification import ClassificationSet, open_classification_set
     from groupvit_common.evaluation.datasets.segmentation import SegmentationSet, open_sets
-    from groupvit_common.evaluation.segmentation import (
-        Alone,
-        Place,
-        Settings,
-        check_output,
-        default_protocol,
-        protocol_settings,
-    )
+    from groupvit_common.evaluation.journal import check_output
+    from groupvit_common.evaluation.processes import ProcessInfo, SingleProcess
+    from groupvit_common.evaluation.protocols import ProtocolSettings, default_protocol, protocol_settings
     from groupvit_common.preprocessing.prompts import parse_labels
 
     # All that can be wrong about the request is said before the model is loaded.
@@ -909,6 +904,10 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise InputError("--save-predictions needs --out DIR, the folder for them")
     if options.html and options.out is None:
         raise InputError("--html needs --out DIR, the folder for the page")
+    if options.html:
+        from groupvit_common.evaluation.page import load_template
+
+        load_template()
     if options.calibrate and options.split is None:
         raise InputError(
             "--calibrate needs --split, with pictures on which the model is not judged later, such as --split train"
@@ -919,7 +918,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         chosen["stride"] = None
     if background_labels and "background" not in chosen:
         chosen["background"] = None
-    work: list[tuple[SegmentationSet | ClassificationSet, Settings, str]] = []
+    work: list[tuple[SegmentationSet | ClassificationSet, ProtocolSettings, str]] = []
     for spelled in options.data:
         kind, _, where = spelled.partition(":")
         protocol = options.protocol or default_protocol(kind)
@@ -942,9 +941,11 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise InputError(
             "several processes evaluate together in PyTorch only: leave torchrun out, or take --backend torch"
         )
-    together = _module(backend, "distributed").process_group(options.device) if world > 1 else nullcontext(Alone())
+    together = (
+        _module(backend, "distributed").process_group(options.device) if world > 1 else nullcontext(SingleProcess())
+    )
     with together as place:
-        here: Place = place
+        here: ProcessInfo = place
         base: BaseSegmenter = _module(backend, "predictor").Segmenter.from_pretrained(
             options.model,
             processor=options.processor,
@@ -1016,17 +1017,13 @@ class _Evaluation:
         self._bar: terminal.Bar | None = None
 
     def measure(self, segmenter: BaseSegmenter, background_labels: Sequence[Label]) -> None:
+        from groupvit_common.evaluation.classification import ClassificationResult, evaluate_classification
         from groupvit_common.evaluation.datasets.segmentation import SegmentationSet
         from groupvit_common.evaluation.report import record_of, table, write_results
-        from groupvit_common.evaluation.segmentation import (
-            ClassificationResult,
-            Options,
-            SegmentationResult,
-            evaluate_classification,
-            evaluate_segmentation,
-        )
+        from groupvit_common.evaluation.run import RunOptions
+        from groupvit_common.evaluation.segmentation import SegmentationResult, evaluate_segmentation
 
-        options = Options(
+        options = RunOptions(
             folder=self._folder,
             restart=self._options.restart,
             predictions=self._options.save_predictions,
@@ -1054,9 +1051,9 @@ class _Evaluation:
         self._say(record, table(record))
 
     def calibrate(self, segmenter: BaseSegmenter) -> None:
+        from groupvit_common.evaluation.calibration import CALIBRATION_THRESHOLDS, best_point, calibrate
         from groupvit_common.evaluation.datasets.segmentation import SegmentationSet
         from groupvit_common.evaluation.report import calibration_table, write_calibration
-        from groupvit_common.evaluation.segmentation import CALIBRATION_THRESHOLDS, best_point, calibrate
 
         if not isinstance(self._data, SegmentationSet):
             raise InputError("imagenet has no background: there is nothing to calibrate")

@@ -1,151 +1,212 @@
-"""The journal of an evaluation: a line of JSON for each image, with a checksum, so that only what was written is counted.
+"""The journal of an evaluation: a line of JSON for each image, with a checksum.
 
-Journals that were begun before lines had checksums are read as well; each line must then be well-formed.
+Only what was written is counted. Journals that were begun before lines had checksums are read as well; each line must
+then be well-formed.
 """
 
 from __future__ import annotations
 
-import math
+import json
+import os
 import re
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.evaluation.datasets.classification import ClassificationSet
 from groupvit_common.evaluation.datasets.segmentation import SegmentationSet
+from groupvit_common.evaluation.processes import ProcessInfo
 from groupvit_common.storage.json_text import parse_json, unicode_json
+from groupvit_common.storage.locks import FolderLock
 from groupvit_common.storage.reading import read_bytes
 
 JOURNAL = "journal-{}.jsonl"
-BEST = 5
-"""Likeliest classes of an image that a classification's record names."""
+PREDICTIONS = "predictions"
+LOCK_NAME = ".evaluation.lock"
 
-_MOST_BYTES = 1 << 30
-_MOST_PIXELS = 1 << 40  # of an image; sums of millions of them fit into 64 bits
+_MAX_BYTES = 1 << 30
 _NAME = re.compile(r"journal-\d+\.jsonl")
 _CHECKSUM = re.compile(rb',"crc":"([0-9a-f]{8})"\}$')
 
-Fault = Callable[[Mapping[str, Any]], str]
-"""What is wrong with a record, "" for a right one."""
+Record = Mapping[str, Any]
+Fault = Callable[[Record], str]
+"""Returns the fault of a record, "" for a right one."""
 
 
-def line_of(record: Mapping[str, Any]) -> str:
+class Journal:
+    """Notes the records of images in `journal-RANK.jsonl`, whose first line says what run it is.
+
+    Args:
+        folder: for the journals of all processes; None: nothing is kept.
+        data: the set, in whose folders no results may lie.
+        head: what must be the same for a run to be resumed.
+        fault_in: checks records of an earlier run.
+        restart: forget an earlier run.
+
+    Attributes:
+        before: the records of an earlier run, on every process.
+
+    Raises:
+        InputError: the folder has the journal of another run or a line that no run wrote, is in use, holds
+            the set, or cannot be written.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        data: SegmentationSet | ClassificationSet,
+        head: Record,
+        fault_in: Fault,
+        process: ProcessInfo,
+        restart: bool = False,
+    ) -> None:
+        self.before: list[dict[str, Any]] = []
+        self._file: IO[str] | None = None
+        self._lock: FolderLock | None = None
+        if folder is None:
+            return
+        # The first process brings all of an earlier run into one file; the others then begin theirs.
+        error: InputError | None = None
+        if process.rank == 0:
+            try:
+                check_output(folder, data)
+                self._take_over(folder, head, fault_in, restart)
+            except InputError as found:
+                error = found
+            except OSError as found:
+                error = InputError(f"cannot write into the folder {folder}: {found.strerror or found}")
+        failure, self.before = process.all((error, self.before))[0]
+        if failure is not None:
+            self._release()
+            raise failure
+        path = folder / JOURNAL.format(process.rank)
+        self._file = path.open("w" if process.rank else "a", encoding="utf-8")
+        if process.rank:
+            self.add({"run": head})
+
+    def _take_over(self, folder: Path, head: Record, fault_in: Fault, restart: bool) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FolderLock(folder, LOCK_NAME, "evaluation")
+        if not restart:
+            self.before = read_journals(folder, fault_in, lambda old: _check_same(folder, head, old))
+        unfinished, first = folder / f".{JOURNAL.format(0)}.tmp", folder / JOURNAL.format(0)
+        with unfinished.open("w", encoding="utf-8") as file:
+            file.writelines(f"{line_of(record)}\n" for record in ({"run": head}, *self.before))
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(first)
+        for path in _journals_in(folder):
+            if path != first:
+                path.unlink()
+
+    def add(self, record: Record) -> None:
+        """Writes a record."""
+        if self._file is not None:
+            try:
+                self._file.write(f"{line_of(record)}\n")
+                self._file.flush()
+            except OSError as error:
+                raise InputError(f"cannot write {self._file.name}: {error.strerror or error}") from error
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
+
+def check_output(folder: Path, data: SegmentationSet | ClassificationSet) -> None:
+    """Raises `InputError` if results in a folder would lie among the files of the set and be taken for them."""
+    for place in (folder, folder / PREDICTIONS):
+        real = Path(os.path.realpath(place))
+        for read_from in data.folders:
+            if real.is_relative_to(os.path.realpath(read_from)):
+                raise InputError(
+                    f"the results cannot go into {folder}: {data.kind} reads its files from {read_from}, where they "
+                    "would be taken for its own; give --out another folder"
+                )
+
+
+def line_of(record: Record) -> str:
     """Returns a record as a line, its checksum last."""
     text = unicode_json(record, separators=(",", ":"))
     return f'{text[:-1]},"crc":"{zlib.crc32(text.encode()):08x}"}}'
 
 
-def paths(folder: Path) -> list[Path]:
-    """Returns the journals in a folder: one of each process."""
-    return sorted(path for path in folder.glob(JOURNAL.format("*")) if _NAME.fullmatch(path.name))
-
-
-def read(
-    folder: Path, fault: Fault, check_head: Callable[[Mapping[str, Any]], None] | None = None
+def read_journals(
+    folder: Path, fault_in: Fault, check_head: Callable[[Record], None] | None = None
 ) -> list[dict[str, Any]]:
-    """Returns the records of all journals in a folder, each image once. What follows the last line's end was cut off by a kill.
+    """Returns the records of all journals in a folder, each image once.
+
+    An incomplete last line, left by a kill, is skipped.
 
     Args:
-        fault: of a record. check_head: is given what run a journal is of, before its records are looked at.
+        fault_in: checks a record.
+        check_head: gets the head of a journal before its records are checked.
 
     Raises:
-        InputError: a line that an evaluation did not write; names the file and the line.
+        InputError: a line that no run wrote; names the file and the line.
     """
     records: dict[str, dict[str, Any]] = {}
-    for path in paths(folder):
+    for path in _journals_in(folder):
         try:
-            lines = read_bytes(path, _MOST_BYTES).split(b"\n")[:-1]
+            lines = read_bytes(path, _MAX_BYTES).split(b"\n")[:-1]
         except CheckpointError as error:
             raise InputError(str(error)) from error
         if not lines:
             continue
-        checked = _CHECKSUM.search(lines[0]) is not None
-        head = _record(
-            path, 1, lines[0], checked, lambda record: "" if isinstance(record.get("run"), dict) else "no head"
-        )
+        has_checksums = _CHECKSUM.search(lines[0]) is not None
+        head = _parse(path, 1, lines[0], has_checksums, lambda r: "" if isinstance(r.get("run"), dict) else "no head")
         if check_head is not None:
             check_head(head["run"])
         for number, line in enumerate(lines[1:], 2):
-            record = _record(path, number, line, checked, fault)
+            record = _parse(path, number, line, has_checksums, fault_in)
             records[record["name"]] = record
     return list(records.values())
 
 
-def _record(path: Path, number: int, line: bytes, checked: bool, fault: Fault) -> dict[str, Any]:
-    """checked: whether lines of this journal have checksums."""
+def _journals_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob(JOURNAL.format("*")) if _NAME.fullmatch(path.name))
+
+
+def _parse(path: Path, number: int, line: bytes, has_checksums: bool, fault_in: Fault) -> dict[str, Any]:
+    """Returns the record in a line. has_checksums: lines of this journal have them."""
     found = _CHECKSUM.search(line)
     try:
         text = line if found is None else line[: found.start()] + b"}"
-        if checked and found is None:
-            wrong = "it lacks its checksum"
+        if has_checksums and found is None:
+            fault = "it lacks its checksum"
         elif found is not None and found[1] != f"{zlib.crc32(text):08x}".encode():
-            wrong = "its checksum differs"
+            fault = "its checksum differs"
         else:
             record = parse_json(text, "it", has_names=True)
-            wrong = fault(record)
-            if not wrong:
+            fault = fault_in(record)
+            if not fault:
                 return record
     except CheckpointError as error:
-        wrong = str(error)
+        fault = str(error)
     raise InputError(
-        f"{path}, line {number}, is not what an evaluation writes ({wrong}): remove the line to have its image measured again, or "
-        "--restart to begin anew"
+        f"{path}, line {number}, is not what an evaluation writes ({fault}): remove the line to have its image "
+        "measured again, or --restart to begin anew"
     )
 
 
-def fault_of(data: SegmentationSet | ClassificationSet) -> Fault:
-    """Returns what tells whether a record can be of a set."""
-    if isinstance(data, SegmentationSet):
-        return lambda record: _segmentation_fault(record, len(data.classes), 0 if data.has_background else None)
-    truths = {image.name: image.truth for image in data}
-    return lambda record: _classification_fault(record, len(data.words), truths)
-
-
-def _segmentation_fault(record: Mapping[str, Any], classes: int, background: int | None) -> str:
-    if record.keys() != {"name", "confusion", "oracle", "overlaps"} or not isinstance(record["name"], str):
-        return "it is not a record of an image's pixels"
-    pixels: list[dict[int, int]] = []
-    for key in ("confusion", "oracle"):
-        cells, of_row = record[key], dict[int, int]()
-        if not isinstance(cells, list):
-            return f"{key} is no list"
-        for cell in cells:
-            if not (isinstance(cell, list) and len(cell) == 3 and all(type(number) is int for number in cell)):
-                return f"{key} has a cell that is not three whole numbers"
-            row, column, count = cell
-            if not (0 <= row < classes and 0 <= column < classes):
-                return f"{key} names class {row if not 0 <= row < classes else column}, there are 0 to {classes - 1}"
-            if not 0 < count < _MOST_PIXELS:
-                return f"{key} counts {count} pixels"
-            of_row[row] = of_row.get(row, 0) + count
-        if len({(cell[0], cell[1]) for cell in cells}) < len(cells):
-            return f"{key} has a cell twice"
-        pixels.append(of_row)
-    if pixels[0] != pixels[1]:
-        return "confusion and oracle are not of the same pixels"
-    overlaps = record["overlaps"]
-    if not isinstance(overlaps, list) or not all(_is_fraction(overlap) for overlap in overlaps):
-        return "overlaps are not numbers from 0 to 1"
-    if len(overlaps) != len(pixels[0].keys() - {background}):
-        return "overlaps are not one for each class of the image"
-    return ""
-
-
-def _classification_fault(record: Mapping[str, Any], classes: int, truths: Mapping[str, int]) -> str:
-    if record.keys() != {"name", "truth", "best"} or not isinstance(record["name"], str):
-        return "it is not a record of an image's class"
-    best = record["best"]
-    if not isinstance(best, list) or len(best) != min(BEST, classes) or len(set(map(str, best))) < len(best):
-        return f"best are not {min(BEST, classes)} classes"
-    for number in (record["truth"], *best):
-        if type(number) is not int or not 0 <= number < classes:
-            return f"it names class {number!r}, there are 0 to {classes - 1}"
-    if truths.get(record["name"], record["truth"]) != record["truth"]:
-        return f"{record['name']} is of class {truths[record['name']]}"
-    return ""
-
-
-def _is_fraction(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and 0 <= value <= 1
+def _check_same(folder: Path, head: Record, old: Record) -> None:
+    """Raises `InputError` if a journal's head is another run's."""
+    new = json.loads(json.dumps(head))
+    different = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    if different:
+        key = different[0]
+        change = f"{key} was {old.get(key)!r} and is {new.get(key)!r}" if key != "labels" else "other labels"
+        raise InputError(
+            f"{folder} holds another evaluation ({change}): choose another folder with --out, or "
+            "--restart to replace it"
+        )

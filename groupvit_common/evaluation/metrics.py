@@ -1,4 +1,4 @@
-"""Quality of segmentations and classifications: confusion matrix, intersection over union, accuracy, groups. NumPy, no framework."""
+"""Quality of segmentations: confusion matrix, intersection over union, accuracy, groups."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from numpy.typing import NDArray
 from groupvit_common.errors import InputError
 
 Labels = NDArray[np.integer[Any]]
+Confusion = NDArray[np.int64]
+"""Pixels `[classes, classes]`: rows the true classes, columns the predicted ones."""
 
 
-def confusion_matrix(
-    truth: Labels, predicted: Labels, classes: int, ignore_index: int | None = 255
-) -> NDArray[np.int64]:
-    """Counts `[classes, classes]`, int64: row the true class, column the predicted one. Matrices of several images add up.
+def confusion_matrix(truth: Labels, predicted: Labels, classes: int, ignore_index: int | None = 255) -> Confusion:
+    """Returns the confusion matrix of an image, int64. Those of several images add up.
 
-    `truth` and `predicted` have one shape; both count classes from 0. Pixels whose truth is `ignore_index` do not count.
-    Raises `InputError` for unequal shapes and for labels outside 0 .. classes - 1.
+    Args:
+        truth, predicted: class indices, of one shape.
+        ignore_index: the truth of pixels that do not count.
+
+    Raises:
+        InputError: unequal shapes, or indices outside 0 .. classes - 1.
     """
     if truth.shape != predicted.shape:
         raise InputError(f"truth and prediction must have one shape, got {truth.shape} and {predicted.shape}")
@@ -33,17 +37,18 @@ def confusion_matrix(
     return np.bincount(rows * classes + columns, minlength=classes**2).reshape(classes, classes)
 
 
-def class_iou(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Intersection over union per class, `[classes]` in [0, 1]; NaN for a class that is neither there nor predicted."""
+def class_iou(confusion: Confusion) -> NDArray[np.float64]:
+    """Returns the intersection over union of each class, in [0, 1]; NaN for one that is neither true nor predicted."""
     hit = np.diagonal(confusion).astype(np.float64)
     union = confusion.sum(axis=0) + confusion.sum(axis=1) - hit
     return np.divide(hit, union, out=np.full_like(hit, np.nan), where=union > 0)
 
 
-def mean_iou(confusion: NDArray[np.int64], background: int | None = None) -> float:
-    """Mean of `class_iou` over the classes that occur, in [0, 1]; NaN when none does.
+def mean_iou(confusion: Confusion, background: int | None = None) -> float:
+    """Returns the mean of `class_iou` over the classes that occur, in [0, 1]; NaN when none does.
 
-    `background` is left out of the mean. Its pixels still count: predicted as another class they are that class's errors.
+    `background` is left out of the mean. Its pixels still count: predicted as another class they are
+    its errors.
     """
     iou = class_iou(confusion)
     if background is not None:
@@ -51,53 +56,55 @@ def mean_iou(confusion: NDArray[np.int64], background: int | None = None) -> flo
     return float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")
 
 
-def class_accuracy(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Share of each true class's pixels that got its label, `[classes]` in [0, 1]; NaN for a class that is not there."""
+def class_accuracy(confusion: Confusion) -> NDArray[np.float64]:
+    """Returns the fraction of each class's pixels that got its label, in [0, 1]; NaN for an absent class."""
     hit, there = np.diagonal(confusion).astype(np.float64), confusion.sum(axis=1)
     return np.divide(hit, there, out=np.full_like(hit, np.nan), where=there > 0)
 
 
-def mean_accuracy(confusion: NDArray[np.int64], background: int | None = None) -> float:
-    """Mean of `class_accuracy` over the classes that are there, in [0, 1]; NaN when none is. `background` as in `mean_iou`."""
+def mean_accuracy(confusion: Confusion, background: int | None = None) -> float:
+    """Returns the mean of `class_accuracy` over the present classes, in [0, 1]; NaN when none is.
+
+    `background` is left out of the mean.
+    """
     accuracy = class_accuracy(confusion)
     if background is not None:
         accuracy = np.delete(accuracy, background)
     return float(np.nanmean(accuracy)) if np.isfinite(accuracy).any() else float("nan")
 
 
-def pixel_accuracy(confusion: NDArray[np.int64]) -> float:
-    """Share of all pixels with the right label, in [0, 1]; NaN without pixels."""
+def pixel_accuracy(confusion: Confusion) -> float:
+    """Returns the fraction of all pixels with the right label, in [0, 1]; NaN without pixels."""
     pixels = int(confusion.sum())
     return float(np.trace(confusion) / pixels) if pixels else float("nan")
 
 
-# How good groups are, whatever they are called.
-
-
 def group_counts(
     truth: Labels, group_map: Labels, classes: int, groups: int, ignore_index: int | None = 255
-) -> NDArray[np.int64]:
-    """Pixels of each group that belong to each true class, `[groups, classes]`, of one image.
+) -> Confusion:
+    """Returns the pixels of each group that belong to each true class, `[groups, classes]`, of one image.
 
-    Raises `InputError` as `confusion_matrix`.
+    Raises:
+        InputError: as `confusion_matrix`.
     """
     # The larger of the two square matrices holds the other.
     size = max(classes, groups)
     counts = confusion_matrix(truth, group_map, size, ignore_index)
     if counts[classes:].any():
         raise InputError(
-            f"the truth holds label {int(counts.sum(axis=1).nonzero()[0][-1])}, but {classes} classes are numbered 0 to {classes - 1}"
+            f"the truth holds label {int(counts.sum(axis=1).nonzero()[0][-1])}, "
+            f"but {classes} classes are numbered 0 to {classes - 1}"
         )
     return counts[:classes, :groups].T
 
 
-def oracle_confusion(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Confusion matrix `[classes, classes]` of one image if every group had its best label: the class that most of its pixels have.
+def oracle_confusion(counts: Confusion) -> Confusion:
+    """Returns the confusion matrix of one image if every group had its best label, the class of most of its pixels.
+
+    Its errors are those of grouping; the rest of a model's errors are those of naming.
 
     Args:
         counts: `group_counts` of the image.
-
-    What is then still wrong is what grouping got wrong; the rest of a model's errors are names.
     """
     classes = counts.shape[1]
     confusion = np.zeros((classes, classes), np.int64)
@@ -105,15 +112,15 @@ def oracle_confusion(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     return confusion
 
 
-def best_overlaps(counts: NDArray[np.int64], background: int | None = None) -> NDArray[np.float64]:
-    """For each class that is in the image, but for the background, the Jaccard index of its mask with the group that fits it best.
+def best_overlaps(counts: Confusion, background: int | None = None) -> NDArray[np.float64]:
+    """Returns the Jaccard index of each present class's mask, but the background's, and the group that fits it best.
+
+    The mean over all masks of a set is the average best overlap (Uijlings et al. 2013, "Selective search for object
+    recognition"), by which the masks of self-supervised transformers are judged too. Unlike the oracle's score it falls
+    when an object is split into several groups.
 
     Args:
         counts: `group_counts` of the image.
-
-    The mean over all masks of a set is the average best overlap (Uijlings et al. 2013, "Selective search for object
-    recognition"), with which the masks of self-supervised transformers are judged too. A mask that several groups share
-    cannot be had whole: unlike the oracle's score this one falls when objects come apart.
     """
     truth = counts.sum(axis=0)
     union = counts.sum(axis=1)[:, None] + truth - counts
@@ -122,9 +129,3 @@ def best_overlaps(counts: NDArray[np.int64], background: int | None = None) -> N
     if background is not None:
         there[background] = False
     return np.asarray(best[there])
-
-
-def hits(probabilities: NDArray[np.floating[Any]], truth: int, best: int) -> bool:
-    """Whether the class `truth` is among the `best` likeliest of `probabilities` `[classes]`; among equals the first counts as likelier."""
-    ranked = np.argsort(-probabilities, kind="stable")[:best]
-    return bool((ranked == truth).any())

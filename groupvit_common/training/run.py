@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from groupvit_common.errors import CheckpointError, GroupViTError
-from groupvit_common.evaluation.segmentation import Place
+from groupvit_common.evaluation.processes import ProcessInfo
 from groupvit_common.preprocessing.processor import GroupViTProcessor
 from groupvit_common.storage.json_text import finite
 from groupvit_common.storage.locks import FolderLock
@@ -283,7 +283,7 @@ class Run:
         """Whether `measure_and_save` is for this process too: each segments a part of the sets, the rest is the first one's."""
         return self.rank == 0 or bool(self.validation.opened)
 
-    def measure_and_save(self, model: Model, segmenter: Segmenter, place: Place | None = None) -> None:
+    def measure_and_save(self, model: Model, segmenter: Segmenter, place: ProcessInfo | None = None) -> None:
         """Measures a model through a segmenter that holds it, and writes it with its processor and its measures.
 
         Args:

@@ -17,13 +17,9 @@ from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, Scene, make_scene
 from groupvit_common.errors import InputError
 from groupvit_common.evaluation.datasets.segmentation import SegmentationSet, open_sets
 from groupvit_common.evaluation.metrics import confusion_matrix, mean_iou
-from groupvit_common.evaluation.segmentation import (
-    Place,
-    Settings,
-    default_protocol,
-    evaluate_segmentation,
-    protocol_settings,
-)
+from groupvit_common.evaluation.processes import ProcessInfo
+from groupvit_common.evaluation.protocols import ProtocolSettings, default_protocol, protocol_settings
+from groupvit_common.evaluation.segmentation import evaluate_segmentation
 from groupvit_common.preprocessing.prompts import Label
 from groupvit_common.training.log import duration
 from groupvit_common.training.recipe import EvaluationSettings, Recipe
@@ -83,13 +79,13 @@ class Validation:
             self.custom = dict(self.evaluate(segmenter))
             self.log(f"step {step}: {', '.join(f'{name} {value:.4g}' for name, value in self.custom.items())}")
 
-    def measure_sets(self, segmenter: Any, place: Place | None, step: int) -> None:
+    def measure_sets(self, segmenter: Any, place: ProcessInfo | None, step: int) -> None:
         """Measures segmentation sets. Each process segments its part of the images, the first one adds up, exactly."""
         for name, data, settings in self.opened:
             started = time.monotonic()
             self.sets = {key: value for key, value in self.sets.items() if key.partition("/")[2] != name}
             try:
-                result = evaluate_segmentation(settings.segmenter(segmenter, _BATCH_SIZE), data, place=place)
+                result = evaluate_segmentation(settings.segmenter(segmenter, _BATCH_SIZE), data, process=place)
             except InputError as error:
                 # On every process alike. Days of training are worth more than one measurement.
                 self.log(f"step {step}: {name} is not measured, training continues: {error}")
@@ -129,7 +125,7 @@ class Validation:
         }
 
 
-def open_evaluation(settings: EvaluationSettings) -> list[tuple[str, SegmentationSet, Settings]]:
+def open_evaluation(settings: EvaluationSettings) -> list[tuple[str, SegmentationSet, ProtocolSettings]]:
     """Opens the segmentation sets of a recipe; returns each with its name in records and its evaluation settings.
 
     Raises:

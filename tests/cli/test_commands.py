@@ -312,7 +312,7 @@ def test_tensorflow_is_quiet_in_a_terminal(here, checkpoint):
     # A user's environment, not this process's, in which TensorFlow was imported already.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
     result = subprocess.run(
-        [sys.executable, "-m", "groupvit_common.cli.command_line", "segment", photo, "--labels", "cat, dog", "--backend", "tf",
+        [sys.executable, "-m", "groupvit_common.cli", "segment", photo, "--labels", "cat, dog", "--backend", "tf",
          "--model", checkpoint, "--out", here / "out", "--dtype", "float16"],
         cwd=ROOT, env=environment, capture_output=True, check=True,
     )  # fmt: skip
@@ -460,7 +460,7 @@ def test_a_closed_pipe_ends_the_command_quietly(here, checkpoint):
         [
             sys.executable,
             "-m",
-            "groupvit_common.cli.command_line",
+            "groupvit_common.cli",
             "classify",
             "in",
             "--labels",

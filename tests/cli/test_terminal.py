@@ -139,7 +139,7 @@ def test_a_broken_stderr_changes_nothing(streams):
     [(">&-", 1, 1), ("2>&-", 0, 0), (">&- 2>&- <&-", 1, 0), ("> /dev/full", 1, 1), ("> /dev/full 2> /dev/full", 1, 0)],
 )
 def test_streams_that_are_closed_or_full_from_the_start(tmp_path, streams, code, lines):
-    command = f"{shlex.quote(sys.executable)} -m groupvit_common.cli.command_line --version {streams}"
+    command = f"{shlex.quote(sys.executable)} -m groupvit_common.cli --version {streams}"
     ended = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True)
     assert ended.returncode == code
     assert len(ended.stderr.splitlines()) == lines

@@ -1,6 +1,5 @@
 """Evaluation: counts against pictures segmented one by one, runs that are killed and continued, several processes, the command."""
 
-import csv
 import importlib
 import io
 import json
@@ -22,6 +21,8 @@ from safetensors.torch import load_file, save_file
 
 from groupvit_common.cli import command_line as cli
 from groupvit_common.errors import InputError
+from groupvit_common.evaluation.calibration import Point, best_point, calibrate
+from groupvit_common.evaluation.classification import evaluate_classification
 from groupvit_common.evaluation.datasets.classification import open_classification_set
 from groupvit_common.evaluation.datasets.segmentation import open_sets, voc_palette
 from groupvit_common.evaluation.metrics import (
@@ -31,18 +32,10 @@ from groupvit_common.evaluation.metrics import (
     mean_iou,
     oracle_confusion,
 )
-from groupvit_common.evaluation.report import confusion_csv, confusion_picture, curve_picture, record_of, table
-from groupvit_common.evaluation.segmentation import (
-    Options,
-    Point,
-    Settings,
-    best_point,
-    calibrate,
-    default_protocol,
-    evaluate_classification,
-    evaluate_segmentation,
-    protocol_settings,
-)
+from groupvit_common.evaluation.protocols import ProtocolSettings, default_protocol, protocol_settings
+from groupvit_common.evaluation.report import record_of, table
+from groupvit_common.evaluation.run import RunOptions
+from groupvit_common.evaluation.segmentation import evaluate_segmentation
 from groupvit_common.preprocessing.prompts import parse_labels
 from groupvit_common.segmentation.predictor import DEMO_MODEL
 from groupvit_torch.predictor import Segmenter as TorchSegmenter
@@ -90,7 +83,7 @@ def folder(tmp_path_factory):
 
 
 def settings(**changes):
-    return Settings(
+    return ProtocolSettings(
         **{"background": 0.2, "assignment": "hard", "shorter_side": 32, "window": 32, "stride": 16, **changes}
     )
 
@@ -155,7 +148,7 @@ def test_a_set_without_background(torch_base, folder, tmp_path):
     (data,) = open_sets(f"folder:{root}")
     result = evaluate_segmentation(settings(background=None).segmenter(torch_base, 2), data)
     assert result.confusion.shape == (4, 4)
-    assert result.left_out is None
+    assert result.class_outside_mean is None
     with pytest.raises(InputError, match="folder has no background class"):
         evaluate_segmentation(settings().segmenter(torch_base, 2), data)
     (with_background,) = open_sets(f"folder:{folder}")
@@ -209,12 +202,12 @@ def test_a_killed_run_goes_on_and_ends_the_same(torch_base, folder, tmp_path):
     segmenter = settings().segmenter(torch_base, 1)
     whole = evaluate_segmentation(segmenter, data)
     with pytest.raises(Killed):
-        evaluate_segmentation(segmenter, data, Options(folder=tmp_path, progress=stop_after(4)))
+        evaluate_segmentation(segmenter, data, RunOptions(folder=tmp_path, progress=stop_after(4)))
     journal = tmp_path / "journal-0.jsonl"
     with journal.open("a") as file:
         file.write('{"name": "5", "confus')  # what a kill leaves in the middle of a line
     begun = []
-    options = Options(folder=tmp_path, begin=lambda done, every: begun.append((done, every)))
+    options = RunOptions(folder=tmp_path, begin=lambda done, every: begun.append((done, every)))
     result = evaluate_segmentation(segmenter, data, options)
     same(result, whole)
     assert result.timed == 2
@@ -229,13 +222,15 @@ def test_a_killed_run_goes_on_and_ends_the_same(torch_base, folder, tmp_path):
 
 def test_a_run_with_other_settings_is_not_continued(torch_base, folder, tmp_path):
     (data,) = open_sets(f"folder:{folder}", limit=2)
-    options = Options(folder=tmp_path, about={"model": "a"})
+    options = RunOptions(folder=tmp_path, about={"model": "a"})
     evaluate_segmentation(settings().segmenter(torch_base, 2), data, options)
     other = settings(background=0.3).segmenter(torch_base, 2)
     with pytest.raises(InputError, match=r"holds another evaluation \(background was 0.2 and is 0.3\).*--restart"):
         evaluate_segmentation(other, data, options)
     with pytest.raises(InputError, match="model was 'a' and is 'b'"):
-        evaluate_segmentation(settings().segmenter(torch_base, 2), data, Options(folder=tmp_path, about={"model": "b"}))
+        evaluate_segmentation(
+            settings().segmenter(torch_base, 2), data, RunOptions(folder=tmp_path, about={"model": "b"})
+        )
     result = evaluate_segmentation(other, data, replace_restart(options))
     assert result.timed == 2
 
@@ -247,8 +242,8 @@ def replace_restart(options):
 def test_predictions_are_written_as_the_sets_masks_and_made_again_where_missing(torch_base, folder, tmp_path):
     (data,) = open_sets(f"folder:{folder}")
     segmenter = settings().segmenter(torch_base, 2)
-    evaluate_segmentation(segmenter, data, Options(folder=tmp_path))
-    options = Options(folder=tmp_path, predictions=True)
+    evaluate_segmentation(segmenter, data, RunOptions(folder=tmp_path))
+    options = RunOptions(folder=tmp_path, predictions=True)
     assert evaluate_segmentation(segmenter, data, options).timed == 6
     for sample in data:
         image = Image.open(tmp_path / "predictions" / f"{sample.name}.png")
@@ -306,7 +301,7 @@ def test_several_processes_share_the_pictures(torch_base, folder, tmp_path):
     def work(rank, place):
         # The first time only two of the pictures, so that there is something to continue, with another number of processes.
         some = replace(data, limit=2) if place.world == 2 else data
-        return evaluate_segmentation(settings().segmenter(torch_base, 2), some, Options(folder=tmp_path), place)
+        return evaluate_segmentation(settings().segmenter(torch_base, 2), some, RunOptions(folder=tmp_path), place)
 
     first = run_together(2, work)
     assert (first[0].images, first[1]) == (2, None)
@@ -314,7 +309,7 @@ def test_several_processes_share_the_pictures(torch_base, folder, tmp_path):
     same(every[0], alone)
     assert every[0].timed == 4
     assert every[1:] == [None, None]
-    same(evaluate_segmentation(settings().segmenter(torch_base, 2), data, Options(folder=tmp_path)), alone)
+    same(evaluate_segmentation(settings().segmenter(torch_base, 2), data, RunOptions(folder=tmp_path)), alone)
 
 
 # ---- calibration ----
@@ -324,7 +319,7 @@ def test_the_curve_is_that_of_evaluations(base, folder):
     (data,) = open_sets(f"folder:{folder}", limit=4)
     segmenter = settings(temperature=2.0).segmenter(base, 2)
     curve = calibrate(segmenter, data, [0.05, 0.3], [1.0, 3.0])
-    assert segmenter.temperature == 2.0
+    assert segmenter.options.temperature == 2.0
     assert [(p.temperature, p.threshold) for p in curve] == [(1, 0.05), (1, 0.3), (3, 0.05), (3, 0.3)]
     for point in curve:
         chosen = settings(background=point.threshold, temperature=point.temperature).segmenter(base, 2)
@@ -341,7 +336,7 @@ def test_a_threshold_is_background_enough_for_a_foreground(torch_base, folder):
     for point in curve:
         chosen = settings(background=point.threshold, **options).segmenter(torch_base, 2)
         assert point.mean_iou == evaluate_segmentation(chosen, data).mean_iou
-    assert segmenter.background is None
+    assert segmenter.options.background is None
     with pytest.raises(InputError, match="foreground weighs labels against a background"):
         segmenter(data[0].image())
 
@@ -349,7 +344,6 @@ def test_a_threshold_is_background_enough_for_a_foreground(torch_base, folder):
 def test_the_best_of_a_curve_with_gaps():
     points = [Point(1, 0.1, math.nan), Point(1, 0.2, 0.5), Point(1, 0.3, 0.5)]
     assert best_point(points).threshold == 0.2
-    assert curve_picture(points).size == (760, 460)
 
 
 @pytest.mark.parametrize(("what", "bad"), [("thresholds", [1.5]), ("temperatures", [0.0])])
@@ -377,10 +371,10 @@ def classes(tmp_path_factory):
 def test_classification_against_each_picture(base, classes, tmp_path):
     data = open_classification_set(str(classes))
     assert (data.words, data.split, len(data)) == (("cat", "couch", "cat", "dog"), "val", 12)
-    segmenter = Settings(templates="seven").segmenter(base, 5)
+    segmenter = ProtocolSettings(templates="seven").segmenter(base, 5)
     with pytest.raises(Killed):
-        evaluate_classification(segmenter, data, Options(folder=tmp_path, progress=stop_after(2)))
-    result = evaluate_classification(segmenter, data, Options(folder=tmp_path))
+        evaluate_classification(segmenter, data, RunOptions(folder=tmp_path, progress=stop_after(10)))
+    result = evaluate_classification(segmenter, data, RunOptions(folder=tmp_path))
     assert (result.images, result.timed) == (12, 2)
     first = among = 0
     for picture in data:
@@ -405,7 +399,7 @@ def test_shards_say_the_same_as_folders(torch_base, classes, tmp_path):
                     tar.addfile(member, io.BytesIO(content))
     (tmp_path / "classnames.txt").write_text("cat\ncouch\ncat\ndog\n")
     packed = open_classification_set(f"{tmp_path}/val-{{00..01}}.tar")
-    segmenter = Settings().segmenter(torch_base, 4)
+    segmenter = ProtocolSettings().segmenter(torch_base, 4)
     results = [evaluate_classification(segmenter, each) for each in (data, packed)]
     np.testing.assert_array_equal(results[0].first, results[1].first)
     assert results[0].scores() == results[1].scores()
@@ -444,53 +438,11 @@ def test_protocols():
     assert protocol_settings("paper", "coco-object").background == 0.95
     for kind in ("voc20", "context59", "coco-stuff", "ade20k", "cityscapes"):
         assert protocol_settings("tcl", kind) == replace(paper, names="set", background=None)
-    assert protocol_settings("native", "voc") == Settings(background=0.95)
-    assert protocol_settings("paper", "imagenet") == Settings(templates="seven", normalize_prompts=False)
+    assert protocol_settings("native", "voc") == ProtocolSettings(background=0.95)
+    assert protocol_settings("paper", "imagenet") == ProtocolSettings(templates="seven", normalize_prompts=False)
     assert (default_protocol("scenes"), default_protocol("voc")) == ("native", "paper")
     with pytest.raises(InputError, match="protocol must be one of paper, tcl, native"):
         protocol_settings("other", "voc")
-
-
-@pytest.mark.parametrize("count", [1, 21, 171])
-def test_confusion_as_csv_and_as_a_picture(count):
-    names = [f"class {i}" for i in range(count)]
-    confusion = np.zeros((count, count), np.int64)
-    confusion[0, 0] = 5
-    rows = list(csv.reader(io.StringIO(confusion_csv(names, confusion))))
-    assert rows[0] == ["true \\ predicted", *names]
-    np.testing.assert_array_equal([[int(cell) for cell in row[1:]] for row in rows[1:]], confusion)
-    picture = np.asarray(confusion_picture(names, confusion))
-    dark = (picture == (8, 48, 107)).all(axis=2)
-    cell = max(10, min(32, 1200 // count))
-    assert dark.sum() > 0.5 * cell**2  # one cell, but for lines and its number
-    assert np.ptp(np.nonzero(dark)[0]) < cell
-
-
-@pytest.mark.parametrize("names", [["a", "b"], ["a name of many letters " * 5, "two\nlines", "\u732b"], ["x"] * 171])
-def test_the_title_of_a_confusion_matrix_is_whole(names):
-    picture = np.asarray(confusion_picture(names, np.eye(len(names), dtype=np.int64)))
-    ink = np.nonzero((picture[:56] < 128).any(axis=(0, 2)))[0]
-    assert ink.min() >= 8
-    assert 300 < ink.max() < picture.shape[1] - 8
-
-
-def test_names_in_csv_are_no_formulas():
-    names = [
-        '=HYPERLINK("http://x","y")',
-        "+1",
-        "-1",
-        "@SUM(A1)",
-        "\tcat",
-        " =1",
-        "two\nlines",
-        'a "quoted", name',
-        "cat-dog",
-        "\uff1d1",
-    ]
-    text = confusion_csv(names, np.eye(len(names), dtype=np.int64))
-    (head, *rows) = csv.reader(io.StringIO(text))
-    shown = [f"'{name}" for name in names[:6]] + names[6:9] + [f"'{names[9]}"]
-    assert head[1:] == [row[0] for row in rows] == shown
 
 
 # ---- the command ----
@@ -607,7 +559,7 @@ def test_the_command_classifies(capsys, checkpoint, classes):
     code, out, _ = run_cli(capsys, "--data", f"imagenet:{classes}", "--model", checkpoint, "--backend", "torch")
     assert code == 0
     assert "top-1" in out
-    assert "12 pictures" in out
+    assert "12 images" in out
 
 
 def test_the_background_by_words(capsys, checkpoint, folder):
@@ -706,7 +658,7 @@ def test_torchrun_measures_as_one_process_does(capsys, tmp_path):
     arguments = ["--data", "scenes:1", "--limit", "9", "--model", "demo", "--backend", "torch", "--json"]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m"]
     done = subprocess.run(
-        [*command, "groupvit_common.cli.command_line", "evaluate", *arguments, "--out", str(tmp_path)],
+        [*command, "groupvit_common.cli", "evaluate", *arguments, "--out", str(tmp_path)],
         capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("{")]

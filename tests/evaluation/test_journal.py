@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +12,17 @@ from PIL import Image
 
 from groupvit_common.data.captions.sources import ByteRange
 from groupvit_common.errors import InputError
-from groupvit_common.evaluation import journal
-from groupvit_common.evaluation.datasets.classification import ClassificationSet, ClassifiedImage
-from groupvit_common.evaluation.datasets.segmentation import SegmentationSet, open_sets
-from groupvit_common.evaluation.segmentation import LOCK_NAME, Options, _Journal, check_output
+from groupvit_common.evaluation.classification import ClassificationResult
+from groupvit_common.evaluation.datasets.classification import (
+    ClassificationSet,
+    ClassifiedImage,
+    open_classification_set,
+)
+from groupvit_common.evaluation.datasets.segmentation import open_sets
+from groupvit_common.evaluation.journal import LOCK_NAME, Journal, check_output, line_of, read_journals
+from groupvit_common.evaluation.processes import SingleProcess
+from groupvit_common.evaluation.run import EvaluationResult
+from groupvit_common.evaluation.segmentation import SegmentationResult
 from groupvit_common.storage.locks import FolderLock
 
 PIXELS = {"name": "a", "confusion": [[0, 1, 5], [1, 1, 7]], "oracle": [[0, 0, 5], [1, 0, 7]], "overlaps": [0.5]}
@@ -24,29 +30,25 @@ CLASS = {"name": "a", "truth": 1, "best": [1, 0, 2]}
 
 
 @pytest.fixture(scope="module")
-def pixels(tmp_path_factory: pytest.TempPathFactory) -> SegmentationSet:
+def pixels(tmp_path_factory: pytest.TempPathFactory) -> SegmentationResult:
     """Three classes, the first the background."""
     root = tmp_path_factory.mktemp("journal") / "set"
     for folder in ("images", "masks"):
         (root / folder).mkdir(parents=True)
         Image.fromarray(np.zeros((4, 6), np.uint8)).save(root / folder / "a.png")
     (root / "classes.txt").write_text("background\ncat\ndog\n")
-    return open_sets(f"folder:{root}")[0]
+    return SegmentationResult(open_sets(f"folder:{root}")[0])
 
 
 @pytest.fixture(scope="module")
-def classes() -> ClassificationSet:
-    return ClassificationSet(
-        "imagenet",
-        "val",
-        ("cat", "dog", "cow"),
-        (ClassifiedImage("a", ByteRange("a"), 1), ClassifiedImage("b", ByteRange("b"), 0)),
-    )
+def classes() -> ClassificationResult:
+    images = ClassifiedImage("a", ByteRange("a"), 1), ClassifiedImage("b", ByteRange("b"), 0)
+    return ClassificationResult(ClassificationSet("imagenet", "val", ("cat", "dog", "cow"), images))
 
 
 def write(folder: Path, *records: object, checked: bool = True) -> Path:
     lines = [
-        record if isinstance(record, str) else journal.line_of(record) if checked else json.dumps(record)
+        record if isinstance(record, str) else line_of(record) if checked else json.dumps(record)
         for record in ({"run": {}}, *records)
     ]
     path = folder / "journal-0.jsonl"
@@ -62,7 +64,7 @@ def test_what_was_written_is_read(pixels, classes, tmp_path, checked):
         )
         with path.open("a") as file:
             file.write('{"name": "c", "conf')  # cut off by a kill
-        assert [each["name"] for each in journal.read(tmp_path, journal.fault_of(data))] == ["a", "b"]
+        assert [each["name"] for each in read_journals(tmp_path, data.fault_in)] == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +90,7 @@ def test_what_was_written_is_read(pixels, classes, tmp_path, checked):
 def test_a_record_of_another_shape_is_named(pixels, tmp_path, change, cause, checked):
     path = write(tmp_path, PIXELS, {**PIXELS, "name": "b", **change}, checked=checked)
     with pytest.raises(InputError) as caught:
-        journal.read(tmp_path, journal.fault_of(pixels))
+        read_journals(tmp_path, pixels.fault_in)
     assert str(caught.value).startswith(f"{path}, line 3, is not what an evaluation writes (")
     assert cause in str(caught.value)
 
@@ -96,7 +98,7 @@ def test_a_record_of_another_shape_is_named(pixels, tmp_path, change, cause, che
 def test_a_count_that_is_nan_is_named(pixels, tmp_path):
     path = write(tmp_path, PIXELS, {**PIXELS, "name": "b", "confusion": [[0, 1, float("nan")]]}, checked=False)
     with pytest.raises(InputError, match="NaN is not a JSON number") as caught:
-        journal.read(tmp_path, journal.fault_of(pixels))
+        read_journals(tmp_path, pixels.fault_in)
     assert str(caught.value).startswith(f"{path}, line 3, ")
 
 
@@ -116,7 +118,7 @@ def test_a_count_that_is_nan_is_named(pixels, tmp_path):
 def test_a_class_of_another_shape_is_named(classes, tmp_path, change, cause):
     write(tmp_path, {**CLASS, **change})
     with pytest.raises(InputError, match=rf"journal-0.jsonl, line 2, is not what an evaluation writes \({cause}"):
-        journal.read(tmp_path, journal.fault_of(classes))
+        read_journals(tmp_path, classes.fault_in)
 
 
 @pytest.mark.parametrize("line", ["5", "[]", "null", "", "{", "[" * 9000, '"text"', '{"run": {}}', "\0\0"])
@@ -128,7 +130,7 @@ def test_other_lines_are_named(pixels, tmp_path, line):
             if line == '{"run": {}}':
                 continue
         with pytest.raises(InputError, match=rf"journal-0.jsonl, line {number}, is not what an evaluation writes"):
-            journal.read(tmp_path, journal.fault_of(pixels))
+            read_journals(tmp_path, pixels.fault_in)
 
 
 def test_no_changed_letter_is_counted(pixels, tmp_path):
@@ -142,55 +144,44 @@ def test_no_changed_letter_is_counted(pixels, tmp_path):
         if changed != line:
             path.write_bytes(head + b"\n" + changed + b"\n")
             with pytest.raises(InputError, match="line 2, is not what an evaluation writes"):
-                journal.read(tmp_path, journal.fault_of(pixels))
+                read_journals(tmp_path, pixels.fault_in)
     path.write_bytes(head + b"\n" + json.dumps(PIXELS).encode() + b"\n")
     with pytest.raises(InputError, match=r"line 2, .*it lacks its checksum"):
-        journal.read(tmp_path, journal.fault_of(pixels))
+        read_journals(tmp_path, pixels.fault_in)
 
 
-class Here:
-    rank, world = 0, 1
-
-    def all(self, value: Any) -> list[Any]:
-        return [value]
+def opened(folder: Path, result: EvaluationResult, restart: bool = False) -> Journal:
+    return Journal(folder, result.data, {}, result.fault_in, SingleProcess(), restart)
 
 
-@pytest.fixture
-def settings(monkeypatch):
-    monkeypatch.setattr("groupvit_common.evaluation.segmentation._settings_of", lambda segmenter: {})
-
-
-def test_two_evaluations_in_one_folder(pixels, tmp_path, settings):
-    options = Options(folder=tmp_path)
-    with _Journal(options, Here(), pixels, None):
+def test_two_evaluations_in_one_folder(pixels, tmp_path):
+    with opened(tmp_path, pixels):
         for restart in (False, True):
             with pytest.raises(InputError, match="another evaluation writes into"):
-                _Journal(Options(folder=tmp_path, restart=restart), Here(), pixels, None)
-    with _Journal(options, Here(), pixels, None) as opened:
-        opened.add(PIXELS)
+                opened(tmp_path, pixels, restart)
+    with opened(tmp_path, pixels) as journal:
+        journal.add(PIXELS)
     with (tmp_path / "journal-0.jsonl").open("a") as file:
         file.write("5\n")
     for _ in range(2):  # a refused one leaves no lock
         with pytest.raises(InputError, match="line 3, is not what"):
-            _Journal(options, Here(), pixels, None)
+            opened(tmp_path, pixels)
     FolderLock(tmp_path, LOCK_NAME, "evaluation").release()
 
 
-def test_results_do_not_go_among_the_sets_files(pixels, classes, tmp_path, settings):
-    root = pixels.folders[0].parent
+def test_results_do_not_go_among_the_sets_files(pixels, tmp_path):
+    root = pixels.data.folders[0].parent
     (tmp_path / "link").symlink_to(root / "images", target_is_directory=True)
     for place in (root / "images", root / "masks" / "sub", tmp_path / "link", root / "images" / ".." / "masks"):
         before = sorted(root.rglob("*"))
         with pytest.raises(
             InputError, match=r"the results cannot go into .*: folder reads its files from .*(images|masks), where"
         ):
-            _Journal(Options(folder=place), Here(), pixels, None)
+            opened(place, pixels)
         assert sorted(root.rglob("*")) == before
-    check_output(root, pixels)
+    check_output(root, pixels.data)
     (tmp_path / "val" / "cat").mkdir(parents=True)
     Image.new("RGB", (4, 4)).save(tmp_path / "val" / "cat" / "a.png")
-    from groupvit_common.evaluation.datasets.classification import open_classification_set
-
     data = open_classification_set(str(tmp_path))
     for place in (tmp_path / "val", tmp_path / "val" / "results"):
         with pytest.raises(InputError, match=r"imagenet reads its files from .*val"):

@@ -10,7 +10,6 @@ from groupvit_common.evaluation.metrics import (
     class_iou,
     confusion_matrix,
     group_counts,
-    hits,
     mean_accuracy,
     mean_iou,
     oracle_confusion,
@@ -161,9 +160,3 @@ def test_groups_of_nothing():
     assert best_overlaps(counts).size == 0
     with pytest.raises(InputError, match="truth holds label 5, but 4 classes"):
         group_counts(np.array([5]), np.array([7]), 4, 8)
-
-
-def test_hits_among_the_likeliest():
-    probabilities = np.array([0.1, 0.4, 0.3, 0.2])
-    assert [hits(probabilities, 2, best) for best in (1, 2, 5)] == [False, True, True]
-    assert not hits(np.array([0.5, 0.5]), 1, 1)

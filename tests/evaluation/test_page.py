@@ -12,13 +12,16 @@ from PIL import Image
 
 from groupvit_common.cli import command_line as cli
 from groupvit_common.errors import InputError
+from groupvit_common.evaluation.classification import evaluate_classification
 from groupvit_common.evaluation.datasets.classification import open_classification_set
 from groupvit_common.evaluation.datasets.segmentation import open_sets
 from groupvit_common.evaluation.journal import line_of
 from groupvit_common.evaluation.metrics import confusion_matrix, mean_iou
 from groupvit_common.evaluation.page import PAGE, _about_classes, _by_turns, write_page
+from groupvit_common.evaluation.protocols import ProtocolSettings
 from groupvit_common.evaluation.report import record_of, write_results
-from groupvit_common.evaluation.segmentation import Options, Settings, evaluate_classification, evaluate_segmentation
+from groupvit_common.evaluation.run import RunOptions
+from groupvit_common.evaluation.segmentation import evaluate_segmentation
 from groupvit_common.segmentation.figures import label_colours
 from groupvit_torch.predictor import Segmenter
 
@@ -75,7 +78,7 @@ class Page(HTMLParser):
     @property
     def order(self):
         """Names of pictures as they come."""
-        return [alt.removeprefix("picture: ") for alt in self.pictures if alt.startswith("picture: ")]
+        return [alt.removeprefix("image: ") for alt in self.pictures if alt.startswith("image: ")]
 
 
 def read(path):
@@ -86,7 +89,7 @@ def read(path):
         assert name != "href"
         assert name != "src" or value.startswith("data:")
     assert [tag for tag, _ in page.scripts] == ["style", "script"]
-    assert not any(re.search(r"https?:|url\(|import|fetch", code) for _, code in page.scripts)
+    assert not any(re.search(r"https?:|url\(|@import|import\(|fetch", code) for _, code in page.scripts)
     assert "default-src 'none'; img-src data:" in text
     assert "prefers-color-scheme: dark" in page.scripts[0][1]
     return page
@@ -123,9 +126,9 @@ def evaluated(folder, base, tmp_path_factory):
     """A set, the segmenter that it was measured with, and the folder of the results."""
     out = tmp_path_factory.mktemp("results")
     (data,) = open_sets(f"folder:{folder}")
-    settings = Settings(background=0.5)
+    settings = ProtocolSettings(background=0.5)
     segmenter = settings.segmenter(base, 4)
-    result = evaluate_segmentation(segmenter, data, Options(folder=out))
+    result = evaluate_segmentation(segmenter, data, RunOptions(folder=out))
     write_results(
         result, record_of(result, {"model": "a <model>", "settings": {"background": 0.5, "window": None}}), out
     )
@@ -153,15 +156,15 @@ def test_a_page_says_what_the_results_say(evaluated):
     confusions = {s.name: confusion_matrix(s.mask(), segmenter(s.image()).label_map, 4) for s in data}
     ious = {name: mean_iou(confusion) for name, confusion in confusions.items()}
     ranked = sorted(ious, key=lambda name: (ious[name], name))
-    assert [row[:2] for row in page.rows("picture")] == [[name, f"{ious[name]:.1%}"] for name in ranked]
+    assert [row[:2] for row in page.rows("image")] == [[name, f"{ious[name]:.1%}"] for name in ranked]
     assert page.order == [*ranked[:2], ranked[-1], ranked[-2]]
 
     total = sum(confusions.values())
     wrong = sorted(
         ((total[i, j], i, j) for i in range(4) for j in range(4) if i != j and total[i, j]), key=lambda w: -w[0]
     )
-    assert [row[3] for row in page.rows("is")] == [f"{pixels:,}" for pixels, _, _ in wrong]
-    for (pixels, i, j), row in zip(wrong, page.rows("is"), strict=True):
+    assert [row[3] for row in page.rows("true")] == [f"{pixels:,}" for pixels, _, _ in wrong]
+    for (pixels, i, j), row in zip(wrong, page.rows("true"), strict=True):
         assert row[:3] == [data.classes[i], data.classes[j], f"{pixels / total[i].sum():.1%}"]
 
 
@@ -177,7 +180,7 @@ def test_pictures_show_truth_and_mistakes(evaluated):
 
     page = read(write_page(out, data, half_wrong, count=6))
     # Enlarged five times, since it is small.
-    truth, found, wrong = (page.pictures[f"{kind}: {name}"] for kind in ("truth", "found", "wrong"))
+    truth, found, wrong = (page.pictures[f"{kind}: {name}"] for kind in ("truth", "prediction", "errors"))
     assert truth.shape == (200, 300, 3)
     red = label_colours(data.classes[1:])[0].astype(int)
     for shown in (truth, found):
@@ -191,7 +194,7 @@ def test_pictures_show_truth_and_mistakes(evaluated):
 def test_without_a_model_truths_are_shown(evaluated):
     data, _, out = evaluated
     page = read(write_page(out, data, count=1))
-    assert {alt.split(":")[0] for alt in page.pictures} == {"picture", "truth"}
+    assert {alt.split(":")[0] for alt in page.pictures} == {"image", "truth"}
     assert len(page.pictures) == 4
 
 
@@ -212,7 +215,7 @@ def test_a_line_that_was_cut_off_is_passed_over(evaluated, tmp_path):
         (tmp_path / name).write_text((out / name).read_text(encoding="utf-8"), encoding="utf-8")
     lines = (tmp_path / "journal-0.jsonl").read_text(encoding="utf-8").split("\n")
     (tmp_path / "journal-0.jsonl").write_text("\n".join(lines[:4]) + "\n" + lines[4][:9], encoding="utf-8")
-    assert len(read(write_page(tmp_path, data)).rows("picture")) == 3
+    assert len(read(write_page(tmp_path, data)).rows("image")) == 3
 
 
 def test_a_page_about_a_classification(base, tmp_path):
@@ -224,7 +227,7 @@ def test_a_page_about_a_classification(base, tmp_path):
             Image.new("RGB", (64, 64), (250 - 100 * i, 20, 20 + 110 * i)).save(folder / f"{word[0]}{j}.png")
     (tmp_path / "set" / "classes.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     data = open_classification_set(str(tmp_path / "set"))
-    result = evaluate_classification(Settings().segmenter(base, 2), data, Options(folder=tmp_path / "out"))
+    result = evaluate_classification(ProtocolSettings().segmenter(base, 2), data, RunOptions(folder=tmp_path / "out"))
     write_results(result, record_of(result, {}), tmp_path / "out")
     page = read(write_page(tmp_path / "out", data))
     record = result.scores()
@@ -234,7 +237,7 @@ def test_a_page_about_a_classification(base, tmp_path):
     assert len(page.order) == 6
     missed = 6 - round(6 * record["top1"])
     assert missed
-    assert sum(int(row[2]) for row in page.rows("is")) == missed
+    assert sum(int(row[2]) for row in page.rows("true")) == missed
 
     # Had the model said other things: red is right, blue its second word, the third its last.
     journal = tmp_path / "out" / "journal-0.jsonl"
@@ -247,7 +250,7 @@ def test_a_page_about_a_classification(base, tmp_path):
     journal.write_text("\n".join([head, *changed]) + "\n", encoding="utf-8")
     page = read(write_page(tmp_path / "out", data, count=3))
     assert [name.split("/")[0] for name in page.order] == ["c2", "c2", "c1", "c0", "c0"]
-    assert page.rows("is") == [[EVIL, "blue", "2"], ["blue", EVIL, "2"]]
+    assert page.rows("true") == [[EVIL, "blue", "2"], ["blue", EVIL, "2"]]
 
 
 def test_every_class_has_its_turn():
@@ -264,7 +267,7 @@ def test_the_command_writes_a_page(tmp_path, capsys):
     record = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert f"{record['mean_iou']:.1%}" in page.text
     assert sorted(page.order) == ["000000", "000001", "000002"]
-    assert {alt.split(":")[0] for alt in page.pictures} == {"picture", "truth", "found", "wrong"}
+    assert {alt.split(":")[0] for alt in page.pictures} == {"image", "truth", "prediction", "errors"}
 
 
 @pytest.mark.parametrize(

@@ -260,7 +260,7 @@ def test_two_workers_run_a_recipe_measure_save_and_go_on(tmp_path):
         ]
         processes = [
             subprocess.Popen(
-                [sys.executable, "-m", "groupvit_common.cli.command_line", *command], cwd=ROOT, text=True,
+                [sys.executable, "-m", "groupvit_common.cli", *command], cwd=ROOT, text=True,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "TF_CONFIG": json.dumps(
                     {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
                 )},

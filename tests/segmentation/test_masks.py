@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from benchmarks import mask_options
 from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, make_scene
 from groupvit_common.errors import InputError
-from groupvit_common.evaluation.segmentation import evaluate_segmentation, protocol_settings
+from groupvit_common.evaluation.protocols import protocol_settings
+from groupvit_common.evaluation.segmentation import evaluate_segmentation
 from groupvit_common.preprocessing.prompts import Label
 from groupvit_common.segmentation import refinement
 from tests.support.backends import BACKENDS

@@ -10,7 +10,7 @@ import pytest
 
 from groupvit_common.cli.arguments import add_options
 from groupvit_common.errors import InputError
-from groupvit_common.evaluation.segmentation import Settings, protocol_settings
+from groupvit_common.evaluation.protocols import ProtocolSettings, protocol_settings
 from groupvit_common.model.config import GroupViTConfig
 from groupvit_common.segmentation.options import OPTIONS, SegmentationOptions
 
@@ -39,7 +39,7 @@ def test_settings_of_results():
         '"assignment": "hard", "top_k": 5, "shorter_side": 448, "window": 448, "stride": 224, "synonyms": "mean", '
         '"flip": false, "scales": [1.0], "refine": 0, "refine_dilations": [1, 2, 4, 8, 12, 24], "foreground": null}'
     )
-    assert isinstance(replace(Settings(), names="set", flip=True), SegmentationOptions)
+    assert isinstance(replace(ProtocolSettings(), names="set", flip=True), SegmentationOptions)
 
 
 def test_there_and_back_as_json():

@@ -19,8 +19,10 @@ from PIL import Image
 
 from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, make_scene
 from groupvit_common.errors import InputError
+from groupvit_common.evaluation.calibration import calibrate
 from groupvit_common.evaluation.datasets.segmentation import open_sets
-from groupvit_common.evaluation.segmentation import calibrate, evaluate_segmentation, protocol_settings
+from groupvit_common.evaluation.protocols import protocol_settings
+from groupvit_common.evaluation.segmentation import evaluate_segmentation
 from groupvit_common.segmentation.predictor import DEMO_MODEL
 from groupvit_common.training.checkpoints import Checkpoints, load
 from groupvit_common.training.recipe import get_recipe
@@ -165,7 +167,7 @@ def test_what_one_process_cannot_read_ends_all(what, folder, tmp_path):
         segmenter = segmenter_of(DEMO_MODEL, BACKENDS["torch"]())
         place = SimpleNamespace(rank=rank, world=2, all=every)
         with pytest.raises(InputError) as failure:
-            what(protocol_settings("native", "folder").segmenter(segmenter, 8), data, place=place)
+            what(protocol_settings("native", "folder").segmenter(segmenter, 8), data, process=place)
         return str(failure.value)
 
     with ThreadPoolExecutor(2) as threads:

@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Literal
+
+ProtocolName = Literal["paper", "tcl", "native"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,7 @@ class DatasetSpec:
     classes: str = ""
     drops_background: bool = False
     threshold: float | None = None
-    protocol: str = "paper"
+    protocol: ProtocolName = "paper"
     splits: Mapping[str, str] = field(default_factory=dict)
     parents: tuple[str, ...] = ()
 
