@@ -2,7 +2,7 @@
 
 import sys
 
-from groupvit_common.cli.command_line import main
+from groupvit_common.cli import main
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]

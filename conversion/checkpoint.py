@@ -1,26 +1,29 @@
 """A checkpoint of any format in canonical names.
 
-Names, shapes and dtypes are as in `groupvit_common.model.parameters.manifest`, each value read, turned and checked when it is asked for.
+Names, shapes and dtypes are as in `groupvit_common.model.parameters.manifest`; each value is read, transposed and checked when it
+is needed.
 """
 
-import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from conversion.formats import WEIGHTS, Info, Source, index_shards, open_source
-from conversion.names import EXTRA, Entry, account, default_value, entries, to_parts
+from conversion.names import CANONICAL, EXTRA, Entry, account, default_value, entries, to_parts
+from conversion.registry import WEIGHTS, WEIGHTS_NAMES
+from conversion.source import Info, Source, index_shards, open_source
 from groupvit_common.checkpoints import hub
 from groupvit_common.checkpoints.directory import CONFIG_NAME
 from groupvit_common.checkpoints.dtypes import FLOATS, cast, float_dtype, most_common_float, numpy_dtype
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.model.config import GroupViTConfig
 from groupvit_common.model.parameters import manifest
+from groupvit_common.storage.saving import read_lock
 
-# What goes with the weights from directory to directory: how texts and pictures become numbers.
+# Files of the tokenizer and the image processor, which go along from directory to directory.
 COMPANIONS = (
     "preprocessor_config.json",
     "processor_config.json",
@@ -40,7 +43,7 @@ _ON_HUB = re.compile(
 
 @dataclass
 class Checkpoint:
-    """A source in canonical names. `filled` are tensors that it lacks and that got a default value."""
+    """A source in canonical names. `filled`: tensors that it lacks, which have a default value."""
 
     source: Source
     config: GroupViTConfig
@@ -52,28 +55,28 @@ class Checkpoint:
     @property
     def dtype(self) -> str:
         """The floating-point dtype of most elements."""
-        return most_common_float((dtype, math.prod(shape)) for shape, dtype in self.tensors.values())
+        return most_common_float((info.dtype, info.elements) for info in self.tensors.values())
 
     def num_parameters(self) -> int:
-        """How many numbers the parameters hold: without batch norms' statistics, as `num_parameters` of a model."""
+        """Returns the number of elements of the parameters, without batch norms' statistics, as `num_parameters` of a model."""
         kinds = manifest(self.config)
         return sum(
-            math.prod(info.shape)
+            info.elements
             for name, info in self.tensors.items()
             if name in kinds and kinds[name].kind not in ("running_mean", "running_var", "counter")
         )
 
     def value(self, name: str) -> np.ndarray:
-        """A tensor by its canonical name, of the shape and dtype in `tensors`.
+        """Returns a tensor by its canonical name, of the shape and dtype in `tensors`.
 
         Raises:
-            CheckpointError: it cannot be read, or holds values that are no numbers, or are too large for its dtype.
+            CheckpointError: it cannot be read, or has values that are not finite or too large for its dtype.
         """
         entry = self._entries[name]
         dtype = self.tensors[name].dtype
         if name in self.filled:
             return default_value(entry.parameters[0]).astype(numpy_dtype(dtype))
-        # The three parts of a fused tensor are asked for one after the other.
+        # The three parts of a fused tensor are read one after the other.
         if self._last[0] != entry.foreign:
             stored = self.source.value(entry.foreign)
             if dtype in FLOATS and not np.isfinite(stored).all():
@@ -91,7 +94,7 @@ class Checkpoint:
 
 
 class Values(Mapping[str, np.ndarray]):
-    """Arrays by name, each made when it is asked for."""
+    """Arrays by name, each made when it is needed."""
 
     def __init__(self, names: Collection[str], value: Callable[[str], np.ndarray]) -> None:
         self._names, self._value = names, value
@@ -109,12 +112,12 @@ class Values(Mapping[str, np.ndarray]):
 
 
 def _check_counts(config: GroupViTConfig, opened: Source) -> None:
-    """Before every tensor that a configuration asks for is listed, which may be no end: a layer has tensors of its own."""
+    """Refuses configurations of more layers than tensors, before every tensor of theirs is listed."""
     layers = sum(config.vision_config.depths) + config.text_config.num_hidden_layers
     if layers > len(opened.tensors):
         raise CheckpointError(
-            f"the configuration of {opened.path} asks for {layers} layers, and there are {len(opened.tensors)} tensors in it: they "
-            "belong to different models"
+            f"the configuration of {opened.path} asks for {layers} layers, and there are {len(opened.tensors)} tensors in it: "
+            "they belong to different models"
         )
 
 
@@ -127,15 +130,15 @@ def read(
     revision: str | None = None,
     key: str | None = None,
 ) -> Checkpoint:
-    """A checkpoint of any format in canonical names, every tensor accounted for; values are read when asked for.
+    """Reads a checkpoint of any format in canonical names and accounts for every tensor; values are read when needed.
 
     Args:
-        source, revision: see `locate`; or what `open_source` gave.
+        source, revision: see `locate`; or the result of `open_source`.
         config: instead of the source's own: a configuration, or the directory or file of one.
         dtype: of the floating-point tensors; None: as stored.
         allow_missing: shell patterns of tensors that may be missing (they become 0, norms' weights 1) or left over.
-        key: which model, of a file that holds several: "model_ema", "state_dict.teacher"; an error lists them. What is not this model's
-            is left out.
+        key: the model to choose, of a file that holds several: "model_ema", "state_dict.teacher"; an error lists them. Tensors
+            of the others are left out.
 
     Raises:
         CheckpointError: the source cannot be found, read or understood, or its tensors are not those of its configuration.
@@ -144,12 +147,12 @@ def read(
     wanted = None if dtype is None else float_dtype(dtype)
     if dtype is not None and wanted is None:
         raise InputError(f"dtype must be float32, float64, float16 or bfloat16, got {dtype!r}")
-    given = GroupViTConfig.from_pretrained(config) if isinstance(config, str | Path) else config
+    given = _given(config)
     opened = source if isinstance(source, Source) else open_source(locate(source, revision), given, key)
     known: GroupViTConfig | None = given if given is not None else opened.config
     if known is None:
         raise CheckpointError(
-            f"{opened.path} has no {CONFIG_NAME} beside it, and nothing in it says one: pass a configuration (--config)"
+            f"{opened.path} has no {CONFIG_NAME} beside it and holds none: pass a configuration (--config)"
         )
     _check_counts(known, opened)
     extra = EXTRA in opened.tensors
@@ -163,7 +166,7 @@ def read(
     tensors, filled = {}, []
     main = next((opened.tensors[e.foreign].dtype for e in present if e.parameters[0].kind != "counter"), "float32")
     # In the order of the manifest, whatever the file's is.
-    for entry in entries("canonical", known, extra):
+    for entry in entries(CANONICAL, known, extra):
         (parameter,) = entry.parameters
         foreign = by_name[parameter.name].foreign
         if foreign in opened.tensors:
@@ -187,11 +190,30 @@ def read(
     return Checkpoint(opened, known, tensors, filled, by_name)
 
 
-# -- where a source is ----------------------------------------------------------------------------------------------------
+def _given(config: GroupViTConfig | str | Path | None) -> GroupViTConfig | None:
+    return GroupViTConfig.from_pretrained(config) if isinstance(config, str | Path) else config
+
+
+@contextmanager
+def opened_source(
+    source: str | Path,
+    revision: str | None = None,
+    *,
+    config: GroupViTConfig | str | Path | None = None,
+    key: str | None = None,
+    first: bool = False,
+) -> Iterator[Source]:
+    """Opens a source whose directory no save of this package changes within the block, see `locate` and `open_source`."""
+    path = locate(source, revision)
+    with nullcontext(path) if not path.is_dir() else read_lock(path) as held:
+        yield replace(open_source(held, _given(config), key, first=first), path=path)
+
+
+# -- the location of a source ----------------------------------------------------------------------------------------------------
 
 
 def locate(source: str | Path, revision: str | None = None) -> Path:
-    """The local path of a source: itself, or what was downloaded from the hub.
+    """Returns the local path of a source: itself, or its download from the hub.
 
     Args:
         source: a file, a directory, "org/name" on the hub, or "org/name/FILE" for one file of it.
@@ -223,9 +245,9 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
 
 
 def _preferred(name: str, present: list[str]) -> str:
-    """The file of a repository that is its weights: of the same weights in several formats, the safest and the quickest."""
+    """Returns the weights' file of a repository: of the same weights in several formats, the safest and the quickest."""
     found = [file for file in present if WEIGHTS.fullmatch(file)]
-    for preferred in ("model.safetensors", "pytorch_model.bin", "tf_model.h5"):
+    for preferred in WEIGHTS_NAMES:
         for file in (preferred, f"{preferred}.index.json"):
             if file in found:
                 return file

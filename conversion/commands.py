@@ -1,18 +1,18 @@
-"""The commands `convert`, `verify` and `inspect`. Only the standard library is imported here; see `groupvit_common.cli.command_line`."""
+"""The commands `convert`, `verify` and `inspect`. Only the standard library is imported here; see `groupvit_common.cli`."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from conversion import TARGETS
+from conversion.registry import FORMATS, TARGETS, get_format
 from groupvit_common.cli import terminal
 
 if TYPE_CHECKING:
     from conversion.checkpoint import Checkpoint
 
 SAME, OTHER = 0, 1
-# From so many bytes on, a bar shows how far it is.
+# From this number of bytes on, a progress bar is shown.
 _LARGE = 100_000_000
 
 _CONVERT = """\
@@ -20,15 +20,6 @@ Writes a checkpoint of any format as another, proves that both are the same mode
 (conversion_report.json). The source's format is recognised. Nothing in it is executed. The result appears when it is whole.
 """
 _CONVERT_EXAMPLES = """\
-formats (--to):
-  native, transformers         a directory with config.json and model.safetensors, for groupvit and transformers
-  transformers-tf              a directory with tf_model.h5, for transformers' TFGroupViTModel
-  transformers-tf-safetensors  the same with model.safetensors
-  pytorch                      a directory with pytorch_model.bin
-  keras                        a file, NAME.keras or NAME.weights.h5
-  nvlabs                       a file, NAME.pth, for the authors' code
-  savedmodel                   a directory for TensorFlow Serving
-
 examples:
   groupvit convert group_vit_gcc_yfcc_30e.pth groupvit-yfcc
   groupvit convert nvidia/groupvit-gcc-yfcc groupvit.keras
@@ -37,8 +28,8 @@ examples:
 
 """
 _VERIFY = """\
-Says whether two checkpoints of any formats are the same model: compares every tensor, and every output of both for the same
-pictures and texts, in float64 and in the backend of each format. Either may be a SavedModel.
+Compares two checkpoints of any formats: every tensor, and every output of both models for the same images and texts, in float64
+and in the backend of each format. Either may be a SavedModel.
 """
 _VERIFY_EXIT = """\
 exit codes:
@@ -47,7 +38,7 @@ exit codes:
   2    bad usage
   3    one of them cannot be read
 """
-_INSPECT = "Says what a checkpoint is: format, architecture, parameters by part, types, batch norms, and anything odd."
+_INSPECT = "Describes a checkpoint: format, architecture, parameters by part, dtypes, batch norms, and warnings."
 
 
 def add_commands(commands: Any, exit_codes: str) -> None:
@@ -56,7 +47,7 @@ def add_commands(commands: Any, exit_codes: str) -> None:
 
     convert = commands.add_parser(
         "convert", help="write a checkpoint in another format, and prove that it is the same model",
-        description=_CONVERT, epilog=_CONVERT_EXAMPLES + exit_codes,
+        description=_CONVERT, epilog=_formats() + _CONVERT_EXAMPLES + exit_codes,
     )  # fmt: skip
     convert.add_argument("source", metavar="SOURCE", help=source)
     convert.add_argument("destination", metavar="DEST", help="the directory or file to write")
@@ -91,7 +82,7 @@ def add_commands(commands: Any, exit_codes: str) -> None:
 
     verify = commands.add_parser(
         "verify",
-        help="say whether two checkpoints are the same model",
+        help="compare two checkpoints: are they the same model?",
         description=_VERIFY,
         epilog=_VERIFY_EXIT,
     )
@@ -101,19 +92,26 @@ def add_commands(commands: Any, exit_codes: str) -> None:
         "--tolerance", type=float, metavar="X",
         help="largest difference that passes, over the largest value (default: 1e-9; with a SavedModel, in float32, 1e-3)",
     )  # fmt: skip
-    verify.add_argument("--seed", type=int, default=2022, help="of the pictures and texts (default: %(default)s)")
+    verify.add_argument("--seed", type=int, default=2022, help="of the images and texts (default: %(default)s)")
     _add_config(verify)
     _add_key(verify)
     verify.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     verify.set_defaults(run=_verify)
 
-    inspect = commands.add_parser("inspect", help="say what a checkpoint is", description=_INSPECT, epilog=exit_codes)
+    inspect = commands.add_parser("inspect", help="describe a checkpoint", description=_INSPECT, epilog=exit_codes)
     inspect.add_argument("path", metavar="PATH", help=source)
     _add_config(inspect)
     _add_key(inspect)
     inspect.add_argument("--revision", help="branch, tag or commit on the hub")
     inspect.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     inspect.set_defaults(run=_inspect)
+
+
+def _formats() -> str:
+    """Returns the values of `--to`, a line each."""
+    rows = [(", ".join(spec.targets), spec.help) for spec in FORMATS if spec.help]
+    width = max(len(names) for names, _ in rows)
+    return "\n".join(["formats (--to):", *(f"  {names:<{width}}  {text}" for names, text in rows)]) + "\n\n"
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
@@ -126,22 +124,22 @@ def _add_key(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--key",
         metavar="NAME",
-        help="which model, of a file that holds several (model_ema, state_dict.teacher; inspect lists them)",
+        help="the model to read, of a file that holds several (model_ema, state_dict.teacher; inspect lists them)",
     )
 
 
 def _convert(options: argparse.Namespace) -> int:
     from conversion.convert import convert
-    from conversion.describe import FORMATS, size
+    from conversion.describe import size
 
     def opened(checkpoint: Checkpoint) -> None:
         source = checkpoint.source
-        terminal.say(f"source: {source.path}: {FORMATS[source.format]}, {checkpoint.num_parameters():,} parameters")
+        terminal.say(f"source: {source.path}: {source.spec.title}, {checkpoint.num_parameters():,} parameters")
         for note in source.choice.notes:
-            told.append(note)
+            printed.append(note)
             terminal.say(f"note: {note}")
 
-    told: list[str] = []
+    printed: list[str] = []
     bar = _Bar()
     try:
         done = convert(
@@ -153,8 +151,8 @@ def _convert(options: argparse.Namespace) -> int:
     finally:
         bar.close()
     total = sum(file.stat().st_size for file in done.files)
-    terminal.say(f"result: {done.destination}: {FORMATS[done.format]}, {size(total)}")
-    for note in done.notes[len(told) :]:
+    terminal.say(f"result: {done.destination}: {get_format(done.format).title}, {size(total)}")
+    for note in done.notes[len(printed) :]:
         terminal.say(f"note: {note}")
     for line in ["not verified"] if done.verification is None else done.verification.lines():
         terminal.say(line)
@@ -165,7 +163,7 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 class _Bar:
-    """How far the conversion of a large file is."""
+    """The progress bar of a large conversion."""
 
     def __init__(self) -> None:
         self._bar: terminal.Bar | None = None

@@ -1,4 +1,4 @@
-"""What a checkpoint is: format, architecture, parameters by part, dtypes, batch-norm statistics, and anything odd."""
+"""Description of a checkpoint: format, architecture, parameters by part, dtypes, batch-norm statistics, and warnings."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from conversion.checkpoint import COMPANIONS, Checkpoint, locate, read
-from conversion.formats import Source, open_source
+from conversion.checkpoint import COMPANIONS, Checkpoint, opened_source, read
+from conversion.formats.saved_model import is_saved_model
 from conversion.names import EXTRA
-from conversion.verify import is_saved_model
+from conversion.registry import get_format
+from conversion.source import Source
 from groupvit_common.checkpoints.directory import CONFIG_NAME
 from groupvit_common.checkpoints.dtypes import numpy_dtype
 from groupvit_common.errors import CheckpointError, some
@@ -22,16 +23,6 @@ from groupvit_common.model.config import GroupViTConfig
 from groupvit_common.model.parameters import manifest
 from groupvit_common.storage.names import list_files
 
-FORMATS = {
-    "safetensors": "safetensors in PyTorch's layout (groupvit, transformers)",
-    "pytorch": "a pickled state dict of PyTorch (pytorch_model.bin)",
-    "transformers-tf": "TensorFlow weights of transformers (tf_model.h5)",
-    "transformers-tf-safetensors": "safetensors in TensorFlow's layout (transformers)",
-    "nvlabs": "the authors' own checkpoint (.pth)",
-    "keras": "a Keras model (.keras)",
-    "keras-weights": "the weights of a Keras model (.weights.h5)",
-    "savedmodel": "a TensorFlow SavedModel, which is a program: it runs, its weights cannot be taken out",
-}
 _PARTS: tuple[tuple[str, str], ...] = (
     (r"text_model\.embeddings\.", "text embeddings"),
     (r"text_model\.", "text layers"),
@@ -48,19 +39,22 @@ _MAX_LOGIT_SCALE = 100.0
 
 @dataclass
 class Description:
-    """What is known of a checkpoint.
+    """The description of a checkpoint.
 
     Attributes:
-        format: as in `conversion.formats`, or "savedmodel"; files: name -> bytes.
-        architecture: the configuration in a few words; config: all of it; both None if it has none.
-        parameters: in all, and by part; without batch norms' statistics.
+        format: a name in `conversion.registry.FORMATS`.
+        files: name -> bytes.
+        architecture: the configuration in a few words; None without one.
+        config: all of the configuration; None without one.
+        parameters: number of elements, without batch norms' statistics; parts: by part of the model.
         dtypes: name -> (tensors, elements).
-        batch_norm: what its statistics are.
-        temperatures: exp(logit_scale) of the loss, and of the multi-label loss if that is kept.
-        others: what the files hold besides the weights.
-        odd: all that a user may want to look at, a sentence each.
+        batch_norm: the state of its statistics.
+        temperatures: exp(logit_scale) of the loss, and of the multi-label loss if there is one.
+        companions: files of the tokenizer and the image processor beside it.
+        others: contents of the files besides the weights.
+        warnings: what a user should look at, a sentence each.
         model: which of the `models` of the file this is, where there are several.
-        notes: what was taken off its names, and left out.
+        notes: what was removed from names and left out.
     """
 
     path: str
@@ -75,20 +69,21 @@ class Description:
     temperatures: dict[str, float] = field(default_factory=dict)
     companions: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
-    odd: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     model: str | None = None
     models: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns the description as JSON values; `odd` are the warnings."""
         result = asdict(self)
+        result["odd"] = result.pop("warnings")
         result["dtypes"] = {name: {"tensors": t, "elements": n} for name, (t, n) in self.dtypes.items()}
         return result
 
     def lines(self) -> Iterator[str]:
-        """For people."""
-        yield f"{self.path}: {FORMATS[self.format]}"
+        """Yields the description as lines for people."""
+        yield f"{self.path}: {get_format(self.format).title}"
         yield f"files: {', '.join(f'{name} ({size(count)})' for name, count in self.files.items())}"
         if self.companions:
             yield f"with it: {', '.join(self.companions)}"
@@ -114,11 +109,11 @@ class Description:
             yield f"batch norms: {self.batch_norm}"
         if self.temperatures:
             yield f"temperature: {', '.join(f'{name} {value:.4g}' for name, value in self.temperatures.items())}"
-        yield from (f"odd: {sentence}" for sentence in self.odd or ["nothing"])
+        yield from [f"warning: {sentence}" for sentence in self.warnings] or ["warnings: none"]
 
 
 def size(count: float) -> str:
-    """Bytes for people: "1.6 MB"."""
+    """Returns a number of bytes for people: "1.6 MB"."""
     for unit in ("bytes", "kB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "bytes" or count >= 100 else f"{count:.1f} {unit}"
@@ -133,11 +128,11 @@ def describe(
     revision: str | None = None,
     key: str | None = None,
 ) -> Description:
-    """Reads all of a checkpoint, one tensor at a time, and says what it is. What is wrong with it is told, as far as it can be read.
+    """Reads all of a checkpoint, one tensor at a time, and describes it; faults are warnings as long as it can be read.
 
     Args:
         path, config, revision: see `conversion.checkpoint.read`.
-        key: which model, of a file that holds several; the first of them if None.
+        key: the model to describe, of a file that holds several; the first of them if None.
 
     Raises:
         CheckpointError: it cannot be found, or is no checkpoint, or is damaged.
@@ -145,43 +140,45 @@ def describe(
     if is_saved_model(Path(path)):
         names = list_files(Path(path), folders=True)
         return Description(str(path), "savedmodel", {name: (Path(path) / name).stat().st_size for name in names})
-    local = locate(path, revision)
-    given = GroupViTConfig.from_pretrained(config) if isinstance(config, str | Path) else config
-    source = open_source(local, given, key, first=True)
-    result = Description(str(path), source.format, {file.name: file.stat().st_size for file in source.files})
+    with opened_source(path, revision, config=config, key=key, first=True) as source:
+        return _described(str(path), source)
+
+
+def _described(name: str, source: Source) -> Description:
+    result = Description(name, source.format, {file.name: file.stat().st_size for file in source.files})
     result.others = list(source.others)
     result.models, result.notes = list(source.choice.models), list(source.choice.notes)
     result.model = source.choice.model if len(result.models) > 1 else None
     beside = source.files[0].parent
-    if local.is_dir() or (beside / CONFIG_NAME).is_file():
+    if source.path.is_dir() or (beside / CONFIG_NAME).is_file():
         result.companions = [name for name in COMPANIONS if (beside / name).is_file()]
-    known = given or source.config
-    for shape, dtype in source.tensors.values():
-        tensors, elements = result.dtypes.get(dtype, (0, 0))
-        result.dtypes[dtype] = (tensors + 1, elements + math.prod(shape))
+    known = source.config
+    for info in source.tensors.values():
+        tensors, elements = result.dtypes.get(info.dtype, (0, 0))
+        result.dtypes[info.dtype] = (tensors + 1, elements + info.elements)
     if known is not None:
         result.architecture, result.config = architecture(known), known.to_dict()
     checkpoint = None
     if known is None:
-        result.odd.append(f"nothing says its configuration: put the model's {CONFIG_NAME} beside it, or pass one")
+        result.warnings.append(f"it has no configuration: put the model's {CONFIG_NAME} beside it, or pass one")
     else:
         try:
             checkpoint = read(source, config=known)
         except CheckpointError as error:
-            result.odd.append(str(error))
+            result.warnings.append(str(error))
     values = _examine(source, result)
     if checkpoint is None:
-        result.parameters = sum(math.prod(shape) for shape, _ in source.tensors.values())
-        for name, (shape, _) in source.tensors.items():
+        result.parameters = sum(info.elements for info in source.tensors.values())
+        for name, info in source.tensors.items():
             part = re.split(r"[./]", name)[0]
-            result.parts[part] = result.parts.get(part, 0) + math.prod(shape)
+            result.parts[part] = result.parts.get(part, 0) + info.elements
     else:
         _account(checkpoint, result, readable=values)
     return result
 
 
 def architecture(config: GroupViTConfig) -> str:
-    """A configuration in a few words."""
+    """Returns a configuration in a few words."""
     vision, text = config.vision_config, config.text_config
     groups = [str(n) for n, tokens in zip(vision.num_output_groups, vision.num_group_tokens, strict=True) if tokens]
     return (
@@ -194,7 +191,7 @@ def architecture(config: GroupViTConfig) -> str:
 
 
 def _examine(source: Source, result: Description) -> bool:
-    """Looks at every number; whether all are finite."""
+    """Reads every number; returns whether all are finite."""
     bad, zero = [], []
     for name, (shape, dtype) in source.tensors.items():
         if dtype not in ("float64", "float32", "float16", "bfloat16"):
@@ -206,9 +203,9 @@ def _examine(source: Source, result: Description) -> bool:
         elif len(shape) > 1 and not np.any(array.astype(np.float32) if numpy_dtype(dtype).kind == "V" else array):
             zero.append(name)
     if bad:
-        result.odd.append(f"NaN or infinite values in {some(bad)}")
+        result.warnings.append(f"NaN or infinite values in {some(bad)}")
     if zero:
-        result.odd.append(f"nothing but zeros in {some(zero)}")
+        result.warnings.append(f"nothing but zeros in {some(zero)}")
     return not bad
 
 
@@ -224,12 +221,12 @@ def _account(checkpoint: Checkpoint, result: Description, readable: bool) -> Non
     result.parameters = sum(result.parts.values())
     floats = [dtype for dtype in result.dtypes if "float" in dtype]
     if len(floats) > 1:
-        result.odd.append(f"floating-point numbers of several types: {', '.join(floats)}")
+        result.warnings.append(f"floating-point numbers of several types: {', '.join(floats)}")
     extra = [name for name in checkpoint.source.tensors if name.endswith("position_ids")]
     if extra:
-        result.odd.append(f"{some(extra)}: buffers of transformers before 4.31, which nothing needs")
+        result.warnings.append(f"{some(extra)}: buffers of transformers before 4.31, which nothing needs")
     if checkpoint.config.text_config.eos_token_id == 2 and checkpoint.source.format != "nvlabs":
-        result.odd.append("eos_token_id is 2, as in early checkpoints: text is pooled at its largest id")
+        result.warnings.append("eos_token_id is 2, as in early checkpoints: text is pooled at its largest id")
     if not readable:
         return
     _batch_norms(checkpoint, result)
@@ -239,7 +236,7 @@ def _account(checkpoint: Checkpoint, result: Description, readable: bool) -> Non
             result.temperatures[title] = math.exp(min(float(checkpoint.value(name)), 700.0))
             # float32 rounds the limit itself.
             if result.temperatures[title] > _MAX_LOGIT_SCALE * 1.0001:
-                result.odd.append(f"{name} is beyond 100, where training clamps it")
+                result.warnings.append(f"{name} is beyond 100, where training clamps it")
 
 
 def _batch_norms(checkpoint: Checkpoint, result: Description) -> None:
@@ -254,9 +251,9 @@ def _batch_norms(checkpoint: Checkpoint, result: Description) -> None:
     )
     result.batch_norm = f"{'statistics as before any training' if initial else 'statistics present'}, {counted}"
     if initial:
-        result.odd.append("batch norms have the statistics of an untrained model")
+        result.warnings.append("batch norms have the statistics of an untrained model")
     negative = [
         name for name in checkpoint.tensors if name.endswith("running_var") and np.any(checkpoint.value(name) < 0)
     ]
     if negative:
-        result.odd.append(f"negative variances in {some(negative)}")
+        result.warnings.append(f"negative variances in {some(negative)}")

@@ -1,4 +1,4 @@
-"""Where a result goes: what may be replaced, and how the result gets its name only when it is whole."""
+"""The destination of a result: what may be replaced, and a result that gets its name only when it is whole."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from conversion import TARGETS, Target
 from conversion.checkpoint import COMPANIONS
+from conversion.registry import FORMATS, TARGETS, WEIGHTS_NAMES, target_endings
 from conversion.report import REPORT_NAME
 from groupvit_common.checkpoints.directory import CONFIG_NAME
 from groupvit_common.errors import CheckpointError, InputError
@@ -20,47 +20,53 @@ from groupvit_common.storage.saving import flush
 
 # What a directory may hold to be replaced: what `convert` writes into one, nothing else that somebody may miss.
 _OWN = re.compile(
-    r"(model\.safetensors|pytorch_model\.bin|tf_model\.h5)(\.index\.json)?"
-    r"|(model|pytorch_model|tf_model)(-[0-9a-f]{8})?-\d{5}-of-\d{5}\.(safetensors|bin|h5)|"
-    + "|".join(map(re.escape, (CONFIG_NAME, REPORT_NAME, *COMPANIONS)))
+    "|".join(
+        [rf"{re.escape(name)}(\.index\.json)?" for name in WEIGHTS_NAMES]
+        + [r"{}(-[0-9a-f]{{8}})?-\d{{5}}-of-\d{{5}}\.{}".format(*name.split(".")) for name in WEIGHTS_NAMES]
+        + [re.escape(name) for name in (CONFIG_NAME, REPORT_NAME, *COMPANIONS)]
+    )
 )
-# Formats that are a file, and what its name ends in. All others are directories.
-SUFFIXES: dict[Target, tuple[str, ...]] = {"nvlabs": (".pth",), "keras": (".keras", ".weights.h5")}
-# What names of files end in, of models and archives: no directory is called so by intention. Other endings ("v1.5") are part of a name.
+# Endings of files of models and archives, which no directory has on purpose. Other endings ("v1.5") are part of a name.
 _FILE_ENDINGS = re.compile(
-    r"\.(pth|pt|pt2|pte|ptl|th|ckpt|bin|safetensors|h5|hdf5|he5|keras|onnx|tflite|pb|pbtxt|msgpack|pkl|pickle|joblib|npz|npy|mat|"
-    r"json|jsonl|toml|yaml|yml|xml|csv|txt|gguf|ggml|mlmodel|mlpackage|mlmodelc|engine|plan|trt|torchscript|mar|params|pdparams|"
-    r"pdiparams|weights|caffemodel|zip|tar|gz|tgz|bz2|xz|zst|7z|rar|jpg|jpeg|png|index|data)",
+    r"\.(pth|pt|pt2|pte|ptl|th|ckpt|bin|safetensors|h5|hdf5|he5|keras|onnx|tflite|pb|pbtxt|msgpack|pkl|pickle|joblib|npz|npy|"
+    r"mat|json|jsonl|toml|yaml|yml|xml|csv|txt|gguf|ggml|mlmodel|mlpackage|mlmodelc|engine|plan|trt|torchscript|mar|params|"
+    r"pdparams|pdiparams|weights|caffemodel|zip|tar|gz|tgz|bz2|xz|zst|7z|rar|jpg|jpeg|png|index|data)",
     re.IGNORECASE,
 )
-# What to do instead, where the format of such a file is written into a directory.
+_KERAS_INSTEAD = (
+    "Keras's weights end in .weights.h5, and transformers-tf (--to transformers-tf) writes tf_model.h5 into a directory"
+)
+_PYTORCH_INSTEAD = (
+    "the authors' format ends in .pth, and pytorch (--to pytorch) writes pytorch_model.bin into a directory"
+)
+# The advice for endings whose formats are directories here.
 _INSTEAD = {
     ".safetensors": "native writes model.safetensors into a directory",
     ".bin": "pytorch (--to pytorch) writes pytorch_model.bin into a directory",
-    ".h5": "Keras's weights end in .weights.h5, and transformers-tf (--to transformers-tf) writes tf_model.h5 into a directory",
-    ".hdf5": "Keras's weights end in .weights.h5, and transformers-tf (--to transformers-tf) writes tf_model.h5 into a directory",
-    ".pt": "the authors' format ends in .pth, and pytorch (--to pytorch) writes pytorch_model.bin into a directory",
-    ".ckpt": "the authors' format ends in .pth, and pytorch (--to pytorch) writes pytorch_model.bin into a directory",
+    ".h5": _KERAS_INSTEAD,
+    ".hdf5": _KERAS_INSTEAD,
+    ".pt": _PYTORCH_INSTEAD,
+    ".ckpt": _PYTORCH_INSTEAD,
     ".pb": "savedmodel (--to savedmodel) writes a directory",
 }
 _OF_SAVED_MODEL = ("saved_model.pb", "fingerprint.pb", "keras_metadata.pb", "variables", "assets")
 
 
-def target_of(destination: str | Path, to: Target | None) -> Target:
-    """Returns the format to write: `to`, or what the destination's name says by its ending.
+def target_of(destination: str | Path, to: str | None) -> str:
+    """Returns the format to write, one of `TARGETS`: `to`, or the one of the destination's ending.
 
-    A name without an ending that files of models have is a directory's, and so is one that ends in a slash or is there as a directory.
+    A directory has a name without an ending of model files, or one that ends in a slash, or is there already.
 
     Raises:
-        InputError: a name of no format that is written, or of another than `to`.
+        InputError: no format that is written has such a name, or another format than `to`.
     """
     if to is not None and to not in TARGETS:
         raise InputError(f"a checkpoint is converted to one of {', '.join(TARGETS)}, got {to!r}")
     name = Path(destination).name
-    said = next((target for target, ends in SUFFIXES.items() if name.endswith(ends)), None)
-    if to in SUFFIXES:
-        if said != to:
-            raise InputError(f"{to} is a file: give it a name that ends in {' or '.join(SUFFIXES[to])}, not {name!r}")
+    by_ending = next((spec.targets[0] for spec in FORMATS if spec.endings and name.endswith(spec.endings)), None)
+    if to is not None and (ends := target_endings(to)):
+        if by_ending != to:
+            raise InputError(f"{to} is a file: give it a name that ends in {' or '.join(ends)}, not {name!r}")
         return to
     ending = Path(name).suffix
     if (
@@ -69,19 +75,19 @@ def target_of(destination: str | Path, to: Target | None) -> Target:
         or not _FILE_ENDINGS.fullmatch(ending)
     ):
         return to or "native"
-    if to is None and said is not None:
-        return said
+    if to is None and by_ending is not None:
+        return by_ending
     if to is not None:
         raise InputError(
             f"{to} is a directory, and {name!r} ends as a file does: give it another name"
-            + (f", or leave {to} (--to) out for {said}" if said is not None else "")
+            + (f", or leave {to} (--to) out for {by_ending}" if by_ending is not None else "")
         )
     instead = _INSTEAD.get(ending.lower())
     raise InputError(
         f"no format that is written here ends in {ending}"
         + (f": {instead}" if instead else "")
         + "; name a directory, or a file that ends in "
-        + ", ".join(end for ends in SUFFIXES.values() for end in ends)
+        + ", ".join(end for spec in FORMATS for end in spec.endings)
     )
 
 
@@ -93,10 +99,10 @@ def _is_directory(path: Path) -> bool:
 
 
 def check_destination(destination: Path, *, is_file: bool, overwrite: bool, to: str) -> None:
-    """Refuses a destination that cannot be written, or holds what may not be replaced.
+    """Refuses a destination that cannot be written, or that holds files which must not be replaced.
 
     Raises:
-        CheckpointError: it is there, and `overwrite` is not given; or it cannot be looked at.
+        CheckpointError: it is there, and `overwrite` is not given; or it cannot be read.
         InputError: `overwrite` would not replace a checkpoint.
     """
     try:
@@ -124,11 +130,12 @@ def check_destination(destination: Path, *, is_file: bool, overwrite: bool, to: 
 
 @contextmanager
 def replacement(destination: Path, suffix: str = "") -> Iterator[Path]:
-    """A hidden path beside `destination` to write to, which gets that name when the block ends without an exception; what had the
-    name before is lost only then. With an exception nothing is left, nor any folder that was made.
+    """Yields a hidden path beside `destination`, which gets that name when the block ends without an exception.
+
+    What had the name before is lost only then. After an exception nothing is left, not even a folder that was made.
 
     Args:
-        suffix: of the hidden name, for writers that go by it.
+        suffix: of the hidden name, for writers that depend on it.
 
     Raises:
         CheckpointError: it cannot be written.
@@ -159,7 +166,7 @@ def replacement(destination: Path, suffix: str = "") -> Iterator[Path]:
 
 
 def reason(error: OSError) -> str:
-    """Why something could not be written, in a line; HDF5's library wraps the system's words into many of its own."""
+    """Returns why something could not be written, in a line; HDF5's library wraps the system's message into many lines."""
     found = re.search(r"error message = '([^']+)'", str(error))
     return found[1] if found else error.strerror or (str(error).splitlines() or [""])[0]
 

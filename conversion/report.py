@@ -1,4 +1,4 @@
-"""The report of a conversion: what was converted into what, by which programs, every file's hash, and what was compared."""
+"""The report of a conversion: source and result, versions of programs, every file's hash, and the comparison."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ _PACKAGES = ("groupvit", "numpy", "h5py", "ml_dtypes", "safetensors", "torch", "
 
 
 def report_path(file: Path) -> Path:
-    """Where the report about a file goes: beside it, as `conversion_report.json`, or FILE.conversion_report.json where that name is
-    taken by the report about another file.
-    """
+    """Returns the path of the report about a file: `conversion_report.json` beside it, or FILE.conversion_report.json where
+    another file's report has that name."""
     path = file.parent / REPORT_NAME
     if not path.exists():
         return path
@@ -42,10 +41,11 @@ def report_text(
     verification: Verification | None,
     notes: list[str],
 ) -> str:
-    """The report as JSON.
+    """Returns the report as JSON.
 
     Args:
-        written: where the result lies now; destination: where it will.
+        written: the result's present path.
+        destination: its final path.
     """
     source = checkpoint.source
     names = list_files(written, folders=True) if written.is_dir() else [written.name]

@@ -1,8 +1,8 @@
-"""What training programs put around a model's tensors: keys above its state dict, parts of names, entries that are no weights.
+"""The wrappers of training programs: keys above a model's state dict, parts of names, entries that are no weights.
 
-A model is known by its two towers: where names of both begin alike, what they begin with is a prefix, whatever it is
-(`module.`, `model.`, `student.backbone.`, the name of a layer of Keras), and all names with that prefix are one model's. Wrappers that stand within
-names (`_orig_mod`, `_checkpoint_wrapped_module`) are taken out first.
+A model is known by its two towers: where names of both begin alike, that beginning is a prefix, whatever it is (`module.`,
+`model.`, `student.backbone.`, the name of a layer of Keras), and all names with that prefix are one model's. Wrappers within
+names (`_orig_mod`, `_checkpoint_wrapped_module`) are removed first.
 """
 
 import re
@@ -10,12 +10,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from conversion.names import Naming, separator, towers
+from conversion.names import Naming
 from conversion.pickle_records import Inert, Tensor, escaped, other_tensor
-from groupvit_common.errors import CheckpointError
+from groupvit_common.errors import CheckpointError, some
 
-# Parts of names that PyTorch's wrappers add, anywhere: DataParallel and DistributedDataParallel, torch.compile, fully sharded training (as
-# now and before 2.0), activation checkpointing, Lightning's Fabric. No model here has parts that are called so.
+# Parts of names that PyTorch's wrappers add, anywhere: DataParallel and DistributedDataParallel, torch.compile, fully sharded
+# training (of today and before 2.0), activation checkpointing, Lightning's Fabric. No model here has parts of these names.
 _WRAPPERS = frozenset(
     {
         "module",
@@ -43,10 +43,10 @@ class Choice(NamedTuple):
     """The model of a file that is to be read.
 
     Attributes:
-        at: the keys, from the outermost, under which its state dict is; () where the file is one.
-        names: name as its naming has it -> name in the file.
-        model: what `--key` calls it; models: all that are there, of several.
-        notes: what was taken off and left out.
+        at: the keys, from the outermost, that lead to its state dict; () where the file is one.
+        names: name in its naming -> name in the file.
+        model: the name for `--key`; models: the names of all, where there are several.
+        notes: what was removed from names and left out.
     """
 
     at: Path
@@ -58,8 +58,10 @@ class Choice(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def state_dicts(content: Any) -> dict[Path, dict[Any, Any]]:
+def state_dicts(content: Any, namings: Sequence[Naming]) -> dict[Path, dict[Any, Any]]:
     """Returns the dictionaries within a pickle's content that hold tensors of towers, by the keys that lead to them."""
+    towers = "|".join(re.escape(tower) for naming in namings for tower in naming.towers)
+    in_a_tower = re.compile(rf"(^|\.)({towers})\.")
     found: dict[Path, dict[Any, Any]] = {}
     queue: list[tuple[Path, Any]] = [((), content)]
     seen: set[int] = set()
@@ -69,7 +71,7 @@ def state_dicts(content: Any) -> dict[Path, dict[Any, Any]]:
         if not isinstance(value, dict) or id(value) in seen or len(seen) == _MAX_DICTIONARIES:
             continue
         seen.add(id(value))
-        if any(isinstance(name, str) and _is_tensor(item) and _IN_A_TOWER.search(name) for name, item in value.items()):
+        if any(isinstance(name, str) and _is_tensor(item) and in_a_tower.search(name) for name, item in value.items()):
             found[at] = value
         if len(at) < _MAX_DEPTH:
             queue += [
@@ -78,12 +80,6 @@ def state_dicts(content: Any) -> dict[Path, dict[Any, Any]]:
                 if isinstance(name, str) and isinstance(item, dict | Inert) and not _OPTIMIZERS.search(name)
             ]
     return found
-
-
-# In PyTorch's names, of either naming.
-_IN_A_TOWER = re.compile(
-    rf"(^|\.)({'|'.join(re.escape(tower) for naming in ('canonical', 'nvlabs') for tower in towers(naming))})\."
-)
 
 
 def _is_tensor(value: Any) -> bool:
@@ -98,17 +94,17 @@ def choose(
     key: str | None = None,
     first: bool = False,
 ) -> Choice | None:
-    """Returns the model that is meant of those in a file; None where there is none.
+    """Returns the model that is chosen of those in a file; None where there is none.
 
     Args:
         states: the file's state dicts: the keys that lead to each -> the names in it.
         namings: those that the names may follow.
-        source: what an error calls the file.
-        key: which model, as the error calls those that there are.
-        first: without a key, take the first of several.
+        source: the file's name in an error.
+        key: the model's name, one of those that the error lists.
+        first: without a key, choose the first of several.
 
     Raises:
-        CheckpointError: there are several and no key; or none of that name; or two tensors of one name.
+        CheckpointError: there are several models and no key, or none of that name, or two tensors of one name.
     """
     every = [
         choice._replace(at=at)
@@ -123,18 +119,17 @@ def choose(
         return None
     inner = Counter(choice.at for choice in whole)
     called = [_name(choice.at, choice.prefix if inner[choice.at] > 1 else "") for choice in whole]
-    listed = ", ".join(repr(escaped(name, 80)) for name in called[:_LISTED])
-    listed += f" and {len(called) - _LISTED} more" if len(called) > _LISTED else ""
+    names = some([repr(escaped(name, 80)) for name in called], _LISTED)
     if key is None:
         if len(whole) > 1 and not first:
-            raise CheckpointError(f"{source} holds {len(whole)} models, {listed}: choose one with key (--key NAME)")
+            raise CheckpointError(f"{source} holds {len(whole)} models, {names}: choose one with key (--key NAME)")
         number = 0
     else:
         # By the name; or by the prefix or the keys alone, where that is one model's.
         by_part = [n for n, choice in enumerate(whole) if key in (choice.prefix.strip("./"), _name(choice.at, ""))]
         found = [n for n, name in enumerate(called) if name == key] or (by_part if len(by_part) == 1 else [])
         if not found:
-            raise CheckpointError(f"{source} holds no model {escaped(key)!r}; there is {listed}")
+            raise CheckpointError(f"{source} holds no model {escaped(key)!r}; there is {names}")
         number = found[0]
     choice = whole[number]._replace(model=called[number], models=tuple(called))
     return _described(choice, list(states[choice.at]), alone=key is not None or len(whole) > 1, source=source)
@@ -145,15 +140,16 @@ def _name(at: Path, prefix: str) -> str:
 
 
 def _models(names: list[str], naming: Naming, source: object) -> Iterator[Choice]:
-    """The models among a state dict's names; those with both towers have `models` set, for now. Without one, what has a part of one."""
-    dot = separator(naming)
-    pattern = re.compile(rf"(?:^|{re.escape(dot)})({'|'.join(map(re.escape, towers(naming)))}){re.escape(dot)}")
+    """Yields the models among a state dict's names; those with both towers have `models` set, for now. Without such a model,
+    yields one that has a part of a tower."""
+    dot = naming.separator
+    pattern = re.compile(rf"(?:^|{re.escape(dot)})({'|'.join(map(re.escape, naming.towers))}){re.escape(dot)}")
     clean = {name: _unwrapped(name, dot) for name in names}
     seen: dict[str, set[str]] = {}
     for name in clean.values():
         if match := pattern.search(name):
             seen.setdefault(name[: match.start(1)], set()).add(match[1])
-    whole = [prefix for prefix, parts in seen.items() if len(parts) == len(towers(naming))]
+    whole = [prefix for prefix, parts in seen.items() if len(parts) == len(naming.towers)]
     if len(whole) > _MAX_MODELS:
         raise CheckpointError(f"{source} holds {len(whole)} models, more than can be told apart")
     # The longest first: "teacher." before "", which all names begin with.
@@ -177,12 +173,12 @@ def _unwrapped(name: str, dot: str) -> str:
 
 
 def _described(choice: Choice, stored: list[str], *, alone: bool, source: object) -> Choice:
-    """The choice with all names that are to be accounted for, and what was done to them.
+    """Returns the choice with all names that are to be accounted for, and notes on what was changed.
 
     Args:
         alone: whether tensors besides the model's are left out, as they are where it was chosen by its name.
     """
-    dot = separator(choice.naming)
+    dot = choice.naming.separator
     names = dict(choice.names)
     own = set(names.values())
     # Those of other models are no concern of this one.
@@ -195,19 +191,19 @@ def _described(choice: Choice, stored: list[str], *, alone: bool, source: object
             left_out.append(other)
         elif names.setdefault(other, other) != other:
             raise CheckpointError(
-                f"{source} holds {escaped(other, 80)} of the model and another tensor of this name beside it: choose the model with key "
-                f"(--key {escaped(choice.prefix.strip('./') or choice.model, 80)}), which leaves the other out"
+                f"{source} holds {escaped(other, 80)} of the model and another tensor of this name beside it: choose the model "
+                f"with key (--key {escaped(choice.prefix.strip('./') or choice.model, 80)}), which leaves the other out"
             )
     notes = [f"chosen of {len(choice.models)} models: {escaped(choice.model, 80)!r}"] if len(choice.models) > 1 else []
     removed = Counter(_removed(own_name, name_there, dot) for own_name, name_there in names.items())
     notes += [f"{what} of {count} tensors removed" for what, count in removed.most_common(_LISTED) if what]
     if left_out:
-        notes.append(f"left out: {some(left_out)}")
+        notes.append(f"left out: {listed(left_out)}")
     return choice._replace(names=names, notes=tuple(notes))
 
 
 def _removed(name: str, stored: str, dot: str) -> str:
-    """What was taken off a name, in words."""
+    """Returns what was removed from a name, in words."""
     if stored == name:
         return ""
     if stored.endswith(name):
@@ -216,7 +212,6 @@ def _removed(name: str, stored: str, dot: str) -> str:
     return f"{' and '.join(map(repr, parts))} within the names"
 
 
-def some(names: Sequence[str]) -> str:
-    """Returns the first few names of a file, escaped, and how many more there are."""
-    more = len(names) - _LISTED
-    return ", ".join(escaped(name, 80) for name in names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+def listed(names: Sequence[str]) -> str:
+    """Returns the first few names of a file, escaped, and the number of the others."""
+    return some([escaped(name, 80) for name in names], _LISTED)

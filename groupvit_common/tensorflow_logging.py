@@ -17,6 +17,13 @@ _TENSORFLOW_NOISE = re.compile(
 )
 
 
+def set_environment() -> None:
+    """Sets, before TensorFlow is imported and where the user did not: its C++ code logs errors alone, and it takes GPU memory
+    as it needs it, since PyTorch may need memory too."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+
+
 @contextmanager
 def tensorflow_advice() -> Iterator[None]:
     """Around a small collective outside of any graph: TensorFlow's warnings of how slow such things are stay away, errors do not."""

@@ -19,11 +19,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from conversion import TARGETS
 from conversion import convert as conversion_convert
 from conversion.checkpoint import read
-from conversion.formats import open_source
+from conversion.formats import nvlabs
 from conversion.names import EXTRA, entries
+from conversion.registry import TARGETS
+from conversion.source import open_source
 from conversion.torch_file import read_torch_file
 from conversion.verify import deciding_settings
 from groupvit_common.checkpoints.safetensors_file import array_info, write_arrays
@@ -191,7 +192,7 @@ def test_the_authors_losses_and_gradients(tmp_path: Path, case: str) -> None:
     config = GroupViTConfig.from_pretrained(tmp_path / "x")
     largest = max(np.abs(value).max() for name, value in expected.items() if name.startswith("grad."))
     compared = 0
-    for entry in entries("nvlabs", config, EXTRA in stored):
+    for entry in entries(nvlabs.NAMING, config, EXTRA in stored):
         if f"grad.{entry.foreign}" not in expected:
             continue
         actual, wanted = from_parts(entry, gradients.__getitem__), expected[f"grad.{entry.foreign}"]
@@ -682,14 +683,14 @@ def test_a_conversion_that_the_system_ends_clears_up(tmp_path: Path, moment: flo
     (tmp_path / "x.keras").write_bytes(b"mine")
     code = f"""
 import os, signal
-from conversion import convert as module
-from groupvit_common.cli.command_line import main
-value = module._Job.value
+from conversion.writing import Job
+from groupvit_common.cli import main
+value = Job.value
 def killed(job, name):
     if job.done >= {moment} * job.total:
         os.kill(os.getpid(), signal.SIGTERM)
     return value(job, name)
-module._Job.value = killed
+Job.value = killed
 main(["convert", {str(CASE / "bin")!r}, {str(tmp_path / "x.keras")!r}, "--to", "keras", "--overwrite", "--no-verify"])
 """
     assert subprocess.run([sys.executable, "-c", code], cwd=REFERENCE.parents[1], capture_output=True).returncode == 143

@@ -8,12 +8,13 @@ import pytest
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
-from conversion.formats import open_source
+from conversion.formats.nvlabs import NAMING, read_config
+from conversion.formats.nvlabs import settings as settings_of
 from conversion.names import entries
-from conversion.nvlabs import plain, read_config
-from conversion.nvlabs import settings as settings_of
 from conversion.pickle_records import Global, Inert
+from conversion.source import open_source
 from conversion.torch_file import read_torch_file
+from conversion.torch_states import plain
 from conversion.verify import deciding_settings
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.model.config import GroupViTConfig
@@ -32,7 +33,7 @@ def reference(case: str) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
 
 
 def shapes_of(config: GroupViTConfig) -> dict[str, tuple[int, ...]]:
-    return {entry.foreign: entry.shape for entry in entries("nvlabs", config)}
+    return {entry.foreign: entry.shape for entry in entries(NAMING, config)}
 
 
 def small(text: dict[str, Any] | None = None, **vision: Any) -> GroupViTConfig:

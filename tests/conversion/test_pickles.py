@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conversion.formats import open_source
 from conversion.pickle_records import Global, Inert, Tensor
+from conversion.source import open_source
 from conversion.torch_file import TorchFile, read_torch_file, tensors_within
 from conversion.torch_writer import _tensor
 from groupvit_common.errors import CheckpointError

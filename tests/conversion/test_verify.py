@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from conversion import convert as convert_module
 from conversion.checkpoint import read
 from conversion.convert import convert
 from conversion.describe import describe
+from conversion.formats import native as native_format
+from conversion.outputs import sample_inputs
 from conversion.report import REPORT_NAME
-from conversion.verify import relative, sample_inputs, verify
-from groupvit_common.cli.command_line import main
+from conversion.verify import relative, verify
+from conversion.writing import Job
+from groupvit_common.cli import main
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.model.config import GroupViTConfig
 from tests.conversion.test_convert import CASE, NVLABS, random_checkpoint
@@ -140,11 +142,9 @@ def test_a_setting_that_matters_is_found_by_what_it_does(tmp_path: Path, native:
 def test_the_configuration_that_was_written_is_the_one_that_is_verified(
     tmp_path: Path, native: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = convert_module._Job.config_text
+    text = Job.config_text
     monkeypatch.setattr(
-        convert_module._Job,
-        "config_text",
-        lambda job: text(job).replace('"hidden_act": "gelu"', '"hidden_act": "relu"'),
+        Job, "config_text", lambda job: text(job).replace('"hidden_act": "gelu"', '"hidden_act": "relu"')
     )
     with pytest.raises(CheckpointError, match=r"configuration: vision_config\.hidden_act: \"gelu\" \| \"relu\""):
         convert(native, tmp_path / "x")
@@ -310,13 +310,13 @@ def test_a_result_that_is_another_model_is_not_kept(
     tmp_path: Path, native: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A writer with a mistake that its own reader shares would pass every check but this one."""
-    writer = convert_module._WRITERS["native"]
+    writer = native_format.write
 
     def mistaken(job: Any, path: Path) -> None:
         writer(job, path)
         change(path, lambda arrays: {**arrays, "logit_scale": arrays["logit_scale"] * 2})
 
-    monkeypatch.setitem(convert_module._WRITERS, "native", mistaken)
+    monkeypatch.setattr(native_format, "write", mistaken)
     with pytest.raises(
         CheckpointError, match=r"is not the same model as its source.*1 of \d+ differ, most logit_scale"
     ):
@@ -384,7 +384,7 @@ def test_what_a_checkpoint_is() -> None:
     assert result.parts["text embeddings"] == sum(p.numel() for p in model.text_model.embeddings.parameters())
     assert set(result.temperatures) == {"contrastive", "multi-label"}
     assert result.batch_norm == "statistics present, 0 steps"
-    assert result.odd == []
+    assert result.warnings == []
     assert "16 -> 8 groups" in (result.architecture or "")
 
 
@@ -393,7 +393,7 @@ def test_what_is_odd_about_a_checkpoint(tmp_path: Path, native: Path) -> None:
         directory = tmp_path / f"odd{len(list(tmp_path.iterdir()))}"
         shutil.copytree(native, directory)
         change(directory, lambda arrays: {n: v for n, v in {**arrays, **changes}.items() if v is not None})
-        return describe(directory).odd
+        return describe(directory).warnings
 
     assert odd() == []
     weight = load_file(native / "model.safetensors")["text_projection.0.weight"]
@@ -427,9 +427,9 @@ def test_a_checkpoint_without_configuration_is_described_as_far_as_it_goes(tmp_p
     shutil.copy(native / "model.safetensors", tmp_path)
     result = describe(tmp_path / "model.safetensors")
     assert result.config is None
-    assert "pass one" in result.odd[0]
+    assert "pass one" in result.warnings[0]
     assert result.parts["text_model"] > 0
-    assert describe(tmp_path / "model.safetensors", config=native).odd == []
+    assert describe(tmp_path / "model.safetensors", config=native).warnings == []
 
 
 # -- commands -------------------------------------------------------------------------------------------------------------
@@ -469,7 +469,7 @@ def test_the_commands(tmp_path: Path, native: Path, capsys: pytest.CaptureFixtur
     code, out, _ = run(capsys, "inspect", tmp_path / "x.keras")
     assert code == 0
     assert out.startswith(f"{tmp_path / 'x.keras'}: a Keras model (.keras)\n")
-    assert out.endswith("odd: nothing\n")
+    assert out.endswith("warnings: none\n")
     code, out, _ = run(capsys, "inspect", native, "--json")
     assert json.loads(out) == json.loads(json.dumps(describe(native).to_dict()))
 
@@ -500,4 +500,4 @@ def test_python_m_conversion_is_the_same(tmp_path: Path, native: Path) -> None:
 
     assert "not verified" in module(native, tmp_path / "x", "--no-verify")
     assert verify(native, tmp_path / "x").passed
-    assert module("inspect", tmp_path / "x").endswith("odd: nothing\n")
+    assert module("inspect", tmp_path / "x").endswith("warnings: none\n")

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from conversion.checkpoint import read
 from conversion.convert import convert
 from conversion.describe import describe
-from conversion.formats import open_source
+from conversion.source import open_source
 from conversion.verify import verify
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.model.config import GroupViTConfig
@@ -142,7 +142,7 @@ def test_several_models_in_a_file(tmp_path: Path, native: Path, state: State, co
     described = describe(path, config=config)
     assert (described.model, described.models) == ("model", ["model", "model_ema"])
     assert any("model_ema (--key NAME)" in line for line in described.lines())
-    assert described.odd == []
+    assert described.warnings == []
     assert verify(path, native, config=config, key="model").passed
     # In one state dict, one of them with no prefix at all.
     torch.save({"state_dict": {**prefixed(state, "student."), **prefixed(other, "teacher.module.")}}, path)

@@ -1,56 +1,110 @@
-"""The architecture of the authors' checkpoints: read from the weights' shapes and the pickled settings, and written as settings.
+"""The authors' own checkpoints, `.pth`: a file of `torch.save` with the state dict and the settings of their code.
 
-The shapes say nearly everything. How many heads the vision tower has stands in the settings alone, which the original trainer
-pickles as an OmegaConf object; where they cannot be read, heads are taken to be 64 wide, as in every model that was released.
-Text heads are always 64 wide; the end-of-text token is the vocabulary's last id.
+The configuration comes from the weights' shapes and the pickled settings. Only the number of the vision tower's heads is in
+the settings alone, which the original trainer pickles as an OmegaConf object; where they cannot be read, heads are taken to be
+64 wide, as in every released model. Text heads are always 64 wide; the end-of-text token is the vocabulary's last id.
 
-Every stage of their model but the last ends in a grouping block, whose MLPs are 0.5 and 4 times as wide as the tower whatever
-`mlp_ratio` says; the last has none.
+Every stage of their model except the last ends in a grouping block, whose MLPs are 0.5 and 4 times as wide as the tower whatever
+`mlp_ratio` is; the last has none.
 """
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeGuard
 
-from conversion.pickle_records import Inert, shown
+from conversion.names import Naming, Row, T, V, from_parts
+from conversion.pickle_records import shown
+from conversion.source import Files, Opened, Source
+from conversion.torch_states import plain, read_content, read_states, settings_of
+from conversion.torch_writer import dictionary, write_torch_file
+from conversion.torch_writer import plain as plain_opcodes
+from conversion.writing import Job
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.model.config import GroupViTConfig
 
 _HEAD_WIDTH = 64
 _MLP_RATIO = 4
 _ASSIGN_RATIOS = [0.5, 4]
-_MAX_DEPTH = 20  # of nested settings
-_MAX_VALUES = 100_000
+_MAX_REFERENCES = 20  # from one setting to the next
+
+_TABLE: tuple[Row, ...] = (
+    ("vision_model.embeddings.position_embeddings", "img_encoder.pos_embed", "same"),
+    ("vision_model.embeddings.patch_embeddings.projection.{p}", "img_encoder.patch_embed.proj.{p}", "same"),
+    ("vision_model.embeddings.layernorm.{p}", "img_encoder.patch_embed.norm.{p}", "same"),
+    (V + ".layers.{l}.layer_norm{n}.{p}", "img_encoder.layers.{s}.blocks.{l}.norm{n}.{p}", "same"),
+    (V + ".layers.{l}.self_attn.{qkv}_proj.{p}", "img_encoder.layers.{s}.blocks.{l}.attn.qkv.{p}", "same"),
+    (V + ".layers.{l}.self_attn.out_proj.{p}", "img_encoder.layers.{s}.blocks.{l}.attn.proj.{p}", "same"),
+    (V + ".layers.{l}.mlp.{path}", "img_encoder.layers.{s}.blocks.{l}.mlp.{path}", "same"),
+    (
+        V + ".downsample.pre_assign_attn.attn.out_proj.{p}",
+        "img_encoder.layers.{s}.downsample.pre_assign_attn.attn.proj.{p}",
+        "same",
+    ),
+    (V + ".{path}", "img_encoder.layers.{s}.{path}", "same"),
+    ("vision_model.layernorm.{p}", "img_encoder.norm.{p}", "same"),
+    ("text_model.embeddings.token_embedding.weight", "text_encoder.token_embedding.weight", "same"),
+    ("text_model.embeddings.position_embedding.weight", "text_encoder.positional_embedding", "same"),
+    (T + ".layer_norm{n}.{p}", "text_encoder.transformer.resblocks.{l}.ln_{n}.{p}", "same"),
+    (T + ".self_attn.{qkv}_proj.{p}", "text_encoder.transformer.resblocks.{l}.attn.in_proj_{p}", "same"),
+    (T + ".self_attn.out_proj.{p}", "text_encoder.transformer.resblocks.{l}.attn.out_proj.{p}", "same"),
+    (T + ".mlp.fc1.{p}", "text_encoder.transformer.resblocks.{l}.mlp.c_fc.{p}", "same"),
+    (T + ".mlp.fc2.{p}", "text_encoder.transformer.resblocks.{l}.mlp.c_proj.{p}", "same"),
+    ("text_model.final_layer_norm.{p}", "text_encoder.ln_final.{p}", "same"),
+    ("visual_projection.0.{p}", "img_projector.linear_hidden.0.{p}", "conv1"),
+    ("visual_projection.1.{p}", "img_projector.linear_hidden.1.{p}", "same"),
+    ("visual_projection.3.{p}", "img_projector.linear_out.{p}", "conv1"),
+    ("text_projection.0.{p}", "text_projector.linear_hidden.0.{p}", "conv1"),
+    ("text_projection.1.{p}", "text_projector.linear_hidden.1.{p}", "same"),
+    ("text_projection.3.{p}", "text_projector.linear_out.{p}", "conv1"),
+    ("logit_scale", "logit_scale", "same"),
+)
+NAMING = Naming(_TABLE, towers=("text_encoder", "img_encoder"))
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def plain(value: Any) -> Any:
-    """Pickled settings (OmegaConf's objects, mmcv's, dictionaries) as plain values; what is not understood becomes None."""
-    return _plain(value, iter(range(_MAX_VALUES)), 0)
+def detect(files: Files) -> bool:
+    """Returns whether the model in files of `torch.save` has the authors' names."""
+    choice = files.once(read_content).choice
+    return choice is not None and choice.naming is NAMING
 
 
-def _plain(value: Any, budget: Iterator[int], depth: int) -> Any:
-    # Shared values may nest to astronomical numbers; no one's settings do.
-    if depth > _MAX_DEPTH or next(budget, None) is None:
-        return None
-    if isinstance(value, Inert):
-        state = value.state if isinstance(value.state, dict) else {}
-        # OmegaConf: a container keeps its nodes in `_content`, a node its value in `_val`; mmcv's Config: `_cfg_dict`. Else it
-        # is a class derived from dict or list, or one with attributes.
-        for key in ("_content", "_val", "_cfg_dict"):
-            if key in state:
-                return _plain(state[key], budget, depth + 1)
-        value = value.items or value.elements or state
-    if isinstance(value, dict):
-        return {key: _plain(item, budget, depth + 1) for key, item in value.items() if isinstance(key, str)}
-    if isinstance(value, list | tuple):
-        return [_plain(item, budget, depth + 1) for item in value]
-    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
-        # No setting's value, and Python will not print all of them.
-        return shown(value)
-    return value if isinstance(value, str | int | float | bool) else None
+def read(files: Files) -> Opened:
+    """Reads the tensors, and the configuration from shapes and settings.
+
+    Raises:
+        CheckpointError: the tensors are in shards.
+    """
+    if len(files.paths) > 1:
+        raise CheckpointError(f"{files.main.parent} holds the authors' weights in shards, which their code never wrote")
+
+    def config(source: Source) -> GroupViTConfig:
+        settings = settings_of(files)
+        shapes = {name: info.shape for name, info in source.tensors.items()}
+        return read_config(shapes, settings.get("config", settings.get("cfg")), files.main)
+
+    return read_states(files, NAMING)._replace(config=config)
+
+
+def write(job: Job, path: Path) -> None:
+    """Writes a file that the authors' code reads.
+
+    Raises:
+        InputError: the authors' code has no such model.
+    """
+    written = settings(job.checkpoint.config)
+    by_name = {entry.foreign: entry for entry in job.entries(NAMING)}
+    infos = {name: job.info(entry) for name, entry in by_name.items()}
+
+    def content(state: bytes) -> bytes:
+        return dictionary({"model": state, "config": plain_opcodes(written)})
+
+    write_torch_file(path, content, infos, lambda name: from_parts(by_name[name], job.value))
+
+
+# -- the configuration ----------------------------------------------------------------------------------------------------
 
 
 def _table(value: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,7 +123,7 @@ def _resolved(value: Any, settings: Mapping[str, Any]) -> Any:
 
 def _followed(value: Any, settings: Mapping[str, Any]) -> Any:
     """What OmegaConf keeps as "${data.text_aug.multi_label}" is the value of that setting; None where there is none."""
-    for _ in range(_MAX_DEPTH):
+    for _ in range(_MAX_REFERENCES):
         if not isinstance(value, str) or "${" not in value:
             return value
         match = re.fullmatch(r"\$\{([\w.]+)\}", value)

@@ -1,0 +1,1 @@
+"""One module per row of `conversion.registry.FORMATS`: how files of a format are recognised, read and written."""
