@@ -81,10 +81,7 @@ def add_commands(commands: Any, exit_codes: str) -> None:
     convert.set_defaults(run=_convert)
 
     verify = commands.add_parser(
-        "verify",
-        help="compare two checkpoints: are they the same model?",
-        description=_VERIFY,
-        epilog=_VERIFY_EXIT,
+        "verify", help="compare two checkpoints: are they the same model?", description=_VERIFY, epilog=_VERIFY_EXIT
     )
     verify.add_argument("a", metavar="A", help=source)
     verify.add_argument("b", metavar="B", help="the same")

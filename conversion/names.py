@@ -166,11 +166,7 @@ def from_parts(entry: Entry, value: Callable[[str], np.ndarray]) -> np.ndarray:
 
 
 def account(
-    wanted: Iterable[Entry],
-    found: Mapping[str, tuple[int, ...]],
-    *,
-    source: object,
-    allow_missing: Iterable[str] = (),
+    wanted: Iterable[Entry], found: Mapping[str, tuple[int, ...]], *, source: object, allow_missing: Iterable[str] = ()
 ) -> tuple[list[Entry], list[Entry]]:
     """Compares a file's tensors with those that its configuration requires.
 

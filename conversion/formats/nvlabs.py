@@ -18,8 +18,7 @@ from conversion.names import Naming, Row, T, V, from_parts
 from conversion.pickle_records import shown
 from conversion.source import Files, Opened, Source
 from conversion.torch_states import plain, read_content, read_states, settings_of
-from conversion.torch_writer import dictionary, write_torch_file
-from conversion.torch_writer import plain as plain_opcodes
+from conversion.torch_writer import dictionary, opcodes, write_torch_file
 from conversion.writing import Job
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.model.config import GroupViTConfig
@@ -99,7 +98,7 @@ def write(job: Job, path: Path) -> None:
     infos = {name: job.info(entry) for name, entry in by_name.items()}
 
     def content(state: bytes) -> bytes:
-        return dictionary({"model": state, "config": plain_opcodes(written)})
+        return dictionary({"model": state, "config": opcodes(written)})
 
     write_torch_file(path, content, infos, lambda name: from_parts(by_name[name], job.value))
 

@@ -328,7 +328,7 @@ CASES = {
 
 
 # Without shrinking, which takes minutes: the models are small as they are.
-@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
 @given(**CASES)
 def test_round_trips_change_no_bit(config: GroupViTConfig, seed: int, extra: bool, order: list[str]) -> None:
     round_trips(config, seed, extra, order)
@@ -478,7 +478,7 @@ def test_what_keras_wrote_after_training_is_read(tmp_path: Path) -> None:
     from tests.support.models import smallest_inputs
 
     model = GroupViTModel(smallest_config())
-    model.compile(keras.optimizers.AdamW(1e-3), run_eagerly=True)
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), run_eagerly=True)
     model.fit(smallest_inputs(), batch_size=4, verbose=0)
     model.save(tmp_path / "x.keras")
     model.save_weights(tmp_path / "x.weights.h5")
@@ -677,7 +677,7 @@ def test_a_refusal_leaves_nothing_behind(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
 
 
-@pytest.mark.parametrize("moment", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize("moment", [0.2, 0.8])
 def test_a_conversion_that_the_system_ends_clears_up(tmp_path: Path, moment: float) -> None:
     """SIGTERM while the weights are written; the file that stood there stays."""
     (tmp_path / "x.keras").write_bytes(b"mine")
@@ -720,9 +720,10 @@ from conversion.convert import convert
 import h5py, ml_dtypes
 out = Path({str(tmp_path)!r})
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+source = "source"
 for to, name in (("pytorch", "bin"), ("transformers-tf", "tf"), ("keras", "x.keras"), ("nvlabs", "x.pth"), ("native", "n")):
-    convert(out / "source", out / name, to, verify=False)
-    convert(out / name, out / (name + "-back"), verify=False)
+    convert(out / source, out / name, to, verify=False)
+    source = name
 print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 """
     result = subprocess.run(

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -18,6 +19,7 @@ from conversion.checkpoint import read
 from conversion.convert import convert
 from conversion.describe import describe
 from conversion.formats import native as native_format
+from conversion.hdf5 import CONFIG_ATTRIBUTE
 from conversion.outputs import sample_inputs
 from conversion.report import REPORT_NAME
 from conversion.verify import relative, verify
@@ -25,7 +27,7 @@ from conversion.writing import Job
 from groupvit_common.cli import main
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.model.config import GroupViTConfig
-from tests.conversion.test_convert import CASE, NVLABS, random_checkpoint
+from tests.conversion.test_convert import CASE, NVLABS, assert_same, random_checkpoint, values
 from tests.support.models import smallest_config
 from tests.support.paths import REFERENCE
 
@@ -150,16 +152,17 @@ def test_the_configuration_that_was_written_is_the_one_that_is_verified(
         convert(native, tmp_path / "x")
 
 
-def test_a_configuration_of_the_other_side(tmp_path: Path, native: Path) -> None:
-    """What Keras's own `save_weights` writes says none."""
-    from groupvit_tf import GroupViTModel
-
-    GroupViTModel.from_pretrained(native).save_weights(tmp_path / "x.weights.h5")
-    assert verify(native, tmp_path / "x.weights.h5").passed
-    assert verify(tmp_path / "x.weights.h5", native).passed
-    assert verify(tmp_path / "x.weights.h5", tmp_path / "x.weights.h5", config=native).passed
+def test_a_configuration_of_the_other_side(tmp_path: Path, native: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of Keras's own `save_weights` have none."""
+    monkeypatch.setattr("conversion.verify.installed", lambda backend: False)
+    weights = convert(native, tmp_path / "x.weights.h5", verify=False).destination
+    with h5py.File(weights, "a") as file:
+        del file.attrs[CONFIG_ATTRIBUTE]
+    assert verify(native, weights).passed
+    assert verify(weights, native).passed
+    assert verify(weights, weights, config=native).passed
     with pytest.raises(CheckpointError, match=r"pass a configuration \(--config\)"):
-        verify(tmp_path / "x.weights.h5", tmp_path / "x.weights.h5")
+        verify(weights, weights)
 
 
 def test_a_model_without_groups(tmp_path: Path) -> None:
@@ -195,9 +198,8 @@ def test_types_that_a_target_does_not_have(tmp_path: Path, native: Path) -> None
     with pytest.raises(InputError, match=r"one type for all its numbers, and there are float16, float32: pass dtype"):
         convert(native, tmp_path / "x.keras", "keras")
     for to, name in (("keras", "x.weights.h5"), ("pytorch", "bin"), ("native", "x"), ("transformers-tf", "tf")):
-        done = convert(native, tmp_path / name, to).verification  # type: ignore[arg-type]
-        assert done is not None
-        assert done.passed
+        convert(native, tmp_path / name, to, verify=False)
+        assert_same(values(tmp_path / name), values(native))
     with pytest.raises(InputError, match="a SavedModel computes in float32: leave dtype"):
         convert(native, tmp_path / "saved", "savedmodel", dtype="float16")
     with pytest.raises(InputError, match="keras is never in shards: leave max_shard_size"):
@@ -214,7 +216,7 @@ def test_models_of_different_sizes(native: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_rounding_is_told_and_not_held_against_the_result(tmp_path: Path, native: Path, dtype: str) -> None:
-    result = convert(native, tmp_path / "x.keras", "keras", dtype=dtype).verification
+    result = convert(native, tmp_path / "x", dtype=dtype).verification
     assert result is not None
     assert result.passed
     assert result.largest <= FLOAT64
@@ -222,10 +224,10 @@ def test_rounding_is_told_and_not_held_against_the_result(tmp_path: Path, native
     assert result.rounded == result.tensors - 2  # all but the counters
     assert all(row.rounding > 0 for row in result.rows)
     # And from the other side: the wider one is still the one that is rounded.
-    back = verify(tmp_path / "x.keras", native)
+    back = verify(tmp_path / "x", native)
     assert back.passed
     assert [row.rounding for row in back.rows] == pytest.approx([row.rounding for row in result.rows], rel=1e-6)
-    widened = convert(tmp_path / "x.keras", tmp_path / "wide", dtype="float64").verification
+    widened = convert(tmp_path / "x", tmp_path / "wide", dtype="float64").verification
     assert widened is not None
     assert widened.rounded_to == [dtype]
 
@@ -331,13 +333,12 @@ def test_results_are_read_by_the_programs_that_they_are_for(
 ) -> None:
     """safetensors, torch.load and Keras load what is verified: a reader of this package that sees it otherwise is found out."""
     to: Any = {"x": "native", "bin": "pytorch"}.get(name, "keras")
-    done = convert(native, tmp_path / name, to).verification
-    assert done is not None
-    assert done.notes == []  # no program refused
+    convert(native, tmp_path / name, to, verify=False)
     checkpoint = read(tmp_path / name)
     true_value = checkpoint.value
     monkeypatch.setattr(checkpoint, "value", lambda name: true_value(name) * 2)
     result = verify(native, checkpoint)
+    assert result.notes == []  # no program refused
     assert result.differing
     # The outputs come from the other program's reading.
     assert all(row.relative <= FLOAT64 for row in result.rows)
@@ -347,16 +348,28 @@ def test_results_are_read_by_the_programs_that_they_are_for(
     ("blocked", "backends"),
     [(("torch",), ["Keras", "Keras"]), (("tensorflow", "keras"), ["PyTorch", "PyTorch"]), (("torch", "tensorflow", "keras"), [])],
 )  # fmt: skip
-def test_with_one_framework_or_none(tmp_path: Path, blocked: tuple[str, ...], backends: list[str]) -> None:
+def test_with_one_framework_or_none(
+    tmp_path: Path, native: Path, monkeypatch: pytest.MonkeyPatch, blocked: tuple[str, ...], backends: list[str]
+) -> None:
+    convert(native, tmp_path / "tf", "transformers-tf", verify=False)
+    for name in blocked:
+        monkeypatch.setitem(sys.modules, name, None)
+    done = convert(tmp_path / "tf", tmp_path / "x").verification
+    assert done is not None
+    assert done.passed
+    assert done.tensors
+    assert done.backends == backends
+    assert ("no outputs were computed" in str(done.notes)) == (not backends)
+
+
+def test_without_a_framework_the_settings_decide(tmp_path: Path) -> None:
     code = f"""
 import sys
-for name in {blocked!r}:
+for name in ("torch", "tensorflow", "keras"):
     sys.modules[name] = None
 from conversion.convert import convert
-done = convert({str(CASE / "tf")!r}, {str(tmp_path / "x")!r}).verification
-assert done.passed and done.tensors and done.backends == {backends!r}, done
-assert ("no outputs were computed" in str(done.notes)) == (not done.backends)
-import json, pathlib
+assert convert({str(CASE / "tf")!r}, {str(tmp_path / "x")!r}).verification.passed
+import pathlib
 config = pathlib.Path({str(tmp_path / "x" / "config.json")!r})
 config.write_text(config.read_text().replace("quick_gelu", "relu"))
 from conversion.verify import verify
@@ -388,38 +401,38 @@ def test_what_a_checkpoint_is() -> None:
     assert "16 -> 8 groups" in (result.architecture or "")
 
 
-def test_what_is_odd_about_a_checkpoint(tmp_path: Path, native: Path) -> None:
-    def odd(**changes: Any) -> list[str]:
-        directory = tmp_path / f"odd{len(list(tmp_path.iterdir()))}"
+def test_warnings_about_a_checkpoint(tmp_path: Path, native: Path) -> None:
+    def warned(**changes: Any) -> list[str]:
+        directory = tmp_path / f"copy{len(list(tmp_path.iterdir()))}"
         shutil.copytree(native, directory)
         change(directory, lambda arrays: {n: v for n, v in {**arrays, **changes}.items() if v is not None})
         return describe(directory).warnings
 
-    assert odd() == []
+    assert warned() == []
     weight = load_file(native / "model.safetensors")["text_projection.0.weight"]
     holed = weight.copy()
     holed[0, :2] = np.nan, np.inf
-    assert odd(**{"text_projection.0.weight": holed}) == [
+    assert warned(**{"text_projection.0.weight": holed}) == [
         "NaN or infinite values in text_projection.0.weight (2 of 80)"
     ]
-    assert odd(**{"text_projection.0.weight": 0 * weight}) == ["nothing but zeros in text_projection.0.weight"]
-    assert odd(**{"text_projection.0.weight": weight.astype(np.float16)}) == [
+    assert warned(**{"text_projection.0.weight": 0 * weight}) == ["nothing but zeros in text_projection.0.weight"]
+    assert warned(**{"text_projection.0.weight": weight.astype(np.float16)}) == [
         "floating-point numbers of several types: float32, float16"
     ]
-    (missing,) = odd(**{"text_projection.0.weight": None})
+    (missing,) = warned(**{"text_projection.0.weight": None})
     assert "1 missing: text_projection.0.weight" in missing
-    (left_over,) = odd(head=weight)
+    (left_over,) = warned(head=weight)
     assert "1 left over: head" in left_over
-    (buffers,) = odd(**{"text_model.embeddings.position_ids": np.arange(12)[None]})
+    (buffers,) = warned(**{"text_model.embeddings.position_ids": np.arange(12)[None]})
     assert "transformers before 4.31" in buffers
-    (scale,) = odd(logit_scale=np.float32(5.0))
+    (scale,) = warned(logit_scale=np.float32(5.0))
     assert scale == "logit_scale is beyond 100, where training clamps it"
     initial = {}
     for name, value in load_file(native / "model.safetensors").items():
         if "running" in name:
             initial[name] = np.full_like(value, float(name.endswith("var")))
-    assert odd(**initial) == ["batch norms have the statistics of an untrained model"]
-    (negative,) = odd(**{"visual_projection.1.running_var": -np.ones(10, np.float32)})
+    assert warned(**initial) == ["batch norms have the statistics of an untrained model"]
+    (negative,) = warned(**{"visual_projection.1.running_var": -np.ones(10, np.float32)})
     assert negative == "negative variances in visual_projection.1.running_var"
 
 
@@ -461,7 +474,7 @@ def test_the_commands(tmp_path: Path, native: Path, capsys: pytest.CaptureFixtur
     assert code == 0
     assert f"all {len(read(native).tensors)} equal to the last bit" in out
     changed = edited(native, tmp_path / "changed", "logit_scale", lambda value: value * 2)
-    code, out, _ = run(capsys, "verify", tmp_path / "x.keras", changed, "--json")
+    code, out, _ = run(capsys, "verify", native, changed, "--json")
     assert code == 1
     found = json.loads(out)
     assert (found["passed"], [tensor["name"] for tensor in found["differing"]]) == (False, ["logit_scale"])

@@ -362,7 +362,7 @@ def test_hdf5_links_in_a_circle(tmp_path: Path, weights: bytes, state: State) ->
         (
             "m.onnx",
             None,
-            r"no format that is written here ends in \.onnx; name a directory, or a file that ends in \.pth",
+            r"no format that is written here ends in \.onnx; name a directory, or a file that ends in \.keras",
         ),
         ("z.h5", None, r"ends in \.h5: Keras's weights end in \.weights\.h5"),
         ("w.bin", None, "pytorch_model.bin into a directory"),
