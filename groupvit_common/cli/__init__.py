@@ -1,4 +1,4 @@
-"""The command line, `groupvit`; each command imports what it needs when it runs."""
+"""The command line, `groupvit`: a module per command, which imports what it needs when it runs."""
 
 from collections.abc import Sequence
 

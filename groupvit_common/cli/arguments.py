@@ -1,4 +1,4 @@
-"""Arguments of the commands: a parser whose errors are one line with what was meant, and the types of values."""
+"""Arguments of the commands: a parser with errors of one line, the types of values, and the flags that commands share."""
 
 from __future__ import annotations
 
@@ -14,11 +14,27 @@ from groupvit_common.cli import terminal
 from groupvit_common.cli.terminal import BAD_INPUT
 from groupvit_common.segmentation.options import OPTIONS, Kind, SegmentationOptions
 
+EXIT_CODES = """\
+exit codes:
+  0    done
+  1    some images failed, or the output could not be printed; the others are done. verify: not the same model
+  2    bad usage or input: an option, the labels, a folder without images, a folder that cannot be written
+  3    the model cannot be used: no such checkpoint, no network, a damaged file, neither PyTorch nor TensorFlow, out of memory
+  70   a fault of this program (GROUPVIT_TRACEBACK=1 shows its place)
+  130  interrupted (Ctrl-C)
+  141  the reader of the output went away
+  143  ended by SIGTERM; a training run has saved its state
+"""
+DEFAULT_MODEL = "nvidia/groupvit-gcc-yfcc"
+BACKENDS = ("torch", "tf")
+# Options of the labels, for `classify` too, and those that only `evaluate` has.
+_LABEL_OPTIONS, _EVALUATE_OPTIONS = ("templates", "synonyms"), ("normalize_prompts",)
+
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, with errors of one line instead of the whole usage. Options are spelled in full.
+    """argparse's parser, with errors of one line instead of the whole usage. Options are spelled in full.
 
-    `files`: the name of the argument that takes what stands between and behind options too, as in `segment a.jpg --labels cat b.jpg`.
+    `files`: the argument that also takes values between and after options, as in `segment a.jpg --labels cat b.jpg`.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -208,3 +224,74 @@ def add_options(parser: Any, names: Iterable[str], *, or_none: bool = False) -> 
             more = {"metavar": f"{option.metavar}|none", "type": _or_none(more["type"])}
         flag = "--" + name.replace("_", "-")
         parser.add_argument(flag, default=argparse.SUPPRESS, help=option.help, **more)
+
+
+def given(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """Returns those of the named options that the user gave."""
+    return {name: vars(options)[name] for name in names if name in options}
+
+
+# -- flags that commands share ---------------------------------------------------------------------------------------------
+
+
+def add_model(parser: Any) -> None:
+    """Adds the flags of the model and of what computes."""
+    parser.add_argument(
+        "--model", default=DEFAULT_MODEL, metavar="MODEL",
+        help='a checkpoint folder, "org/name" on the Hugging Face hub, or "demo", the bundled one (default: %(default)s)',
+    )  # fmt: skip
+    parser.add_argument(
+        "--processor", metavar="MODEL",
+        help="the checkpoint whose tokenizer and image processor are used (default: those of --model)",
+    )  # fmt: skip
+    add_backend(parser)
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights (default: float32)")
+
+
+def add_backend(parser: Any) -> None:
+    """Adds the flag of the backend."""
+    parser.add_argument(
+        "--backend", choices=BACKENDS,
+        help="torch: PyTorch; tf: Keras on TensorFlow (default: the first of them that is installed)",
+    )  # fmt: skip
+
+
+def add_images(parser: Parser) -> None:
+    """Adds the images, the labels and the model of `segment`, `compare` and `classify`."""
+    parser.files = "photos"
+    parser.add_argument(
+        "photos", nargs="+", metavar="PHOTO", help='image files, folders of them, or quoted patterns such as "*.jpg"'
+    )
+    parser.add_argument(
+        "--labels", type=text, metavar="WORDS",
+        help='labels to find: "cat, couch, remote control"; with synonyms "couch|sofa", definitions in double quotes',
+    )  # fmt: skip
+    parser.add_argument(
+        "--labels-file", metavar="FILE",
+        help='labels from a text file: one a line, synonyms after commas (couch, sofa, "a seat"), lines with # first ignored',
+    )  # fmt: skip
+    add_model(parser)
+    add_options(parser, _LABEL_OPTIONS)
+    parser.add_argument(
+        "--max-pixels", type=count, default=argparse.SUPPRESS, metavar="N",
+        help="refuse images of more pixels, before they are decoded; a JPEG of up to four times as many is read at half its "
+        "size (default: 128 million)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object per image, a line each, and nothing else"
+    )
+
+
+def add_segmentation(parser: Parser) -> None:
+    """Adds the options of segmentation of `segment` and `compare`."""
+    group = parser.add_argument_group("how pixels get labels")
+    add_options(group, [name for name in OPTIONS if name not in (*_LABEL_OPTIONS, *_EVALUATE_OPTIONS)])
+    group.add_argument(
+        "--background-labels", type=text, default="", metavar="WORDS",
+        help='labels whose pixels become background, among --labels or besides them, such as "sky, wall"',
+    )  # fmt: skip
+    group.add_argument(
+        "--batch-size", type=count, default=argparse.SUPPRESS, metavar="N",
+        help="images or windows of one size at once (default: 8)",
+    )  # fmt: skip

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from groupvit_common.cli import command_line as cli
+from groupvit_common import cli
 from groupvit_common.errors import InputError
 from groupvit_common.model.config import GroupViTConfig
 from groupvit_common.preprocessing.image_files import expand, images_in

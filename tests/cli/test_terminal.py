@@ -13,7 +13,7 @@ import warnings
 
 import pytest
 
-from groupvit_common.cli import command_line as cli
+from groupvit_common import cli
 from groupvit_common.cli import terminal
 from groupvit_common.cli.arguments import did_you_mean
 from groupvit_common.errors import CheckpointError, InputError, printable

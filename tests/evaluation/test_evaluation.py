@@ -19,7 +19,10 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from groupvit_common.cli import command_line as cli
+from groupvit_common import cli
+from groupvit_common.cli import evaluate
+from groupvit_common.cli.command_line import build_parser
+from groupvit_common.cli.terminal import BAD_INPUT
 from groupvit_common.errors import InputError
 from groupvit_common.evaluation.calibration import Point, best_point, calibrate
 from groupvit_common.evaluation.classification import evaluate_classification
@@ -490,7 +493,7 @@ def test_the_command_measures_writes_and_continues(capsys, checkpoint, folder, t
     assert again["images_per_second"] is None
     assert again["mean_iou"] == record["mean_iou"]
     code, _, err = run_cli(capsys, *options)
-    assert code == cli.BAD_INPUT
+    assert code == BAD_INPUT
     assert "holds another evaluation" in err
 
 
@@ -508,7 +511,7 @@ def test_other_weights_under_the_same_name_are_noticed(capsys, monkeypatch, chec
     assert run_cli(capsys, *options)[0] == 0
     monkeypatch.setattr("groupvit_common.checkpoints.hub.DEMO_MODEL", tmp_path / "b")
     code, _, err = run_cli(capsys, *options)
-    assert code == cli.BAD_INPUT
+    assert code == BAD_INPUT
     assert "holds another evaluation (weights was" in err
 
 
@@ -521,7 +524,7 @@ def test_the_command_measures_several_sets_and_calibrates(capsys, tmp_path):
     assert (tmp_path / "scenes-1" / "results.json").is_file()
     calibration = ["--data", "scenes:1", "--limit", 3, "--model", "demo", "--calibrate", "--out", tmp_path]
     code, _, err = run_cli(capsys, *calibration)
-    assert code == cli.BAD_INPUT
+    assert code == BAD_INPUT
     assert "--calibrate needs --split" in err
     code, out, _ = run_cli(capsys, *calibration, "--split", 5, "--thresholds", "0.1,0.5", "--temperatures", "1,2")
     assert code == 0
@@ -611,7 +614,7 @@ def test_options_for_better_masks(capsys):
 )
 def test_bad_requests_are_told_in_one_line(capsys, arguments, message):
     code, out, err = run_cli(capsys, *arguments)
-    assert (code, out) == (cli.BAD_INPUT, "")
+    assert (code, out) == (BAD_INPUT, "")
     assert message in err
     assert err.count("\n") == 1
 
@@ -626,7 +629,7 @@ def test_bad_dilations(capsys, bad):
 def test_keras_does_not_run_in_several_processes(capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, _, err = run_cli(capsys, "--data", "scenes:1", "--model", "demo", "--backend", "tf")
-    assert code == cli.BAD_INPUT
+    assert code == BAD_INPUT
     assert "several processes evaluate together in PyTorch only" in err
 
 
@@ -638,8 +641,8 @@ def test_the_page_about_evaluation_says_what_works(capsys):
     commands = re.findall(r"evaluate( --data .*)", page)
     assert len(commands) > 4
     for command in commands:
-        options = cli._parser().parse_args(["evaluate", *shlex.split(command.split("`")[0], comments=True)])
-        assert options.run is cli._evaluate
+        options = build_parser().parse_args(["evaluate", *shlex.split(command.split("`")[0], comments=True)])
+        assert options.run is evaluate._run
 
 
 @pytest.mark.slow

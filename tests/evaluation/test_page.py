@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from groupvit_common.cli import command_line as cli
+from groupvit_common import cli
+from groupvit_common.cli.terminal import BAD_INPUT
 from groupvit_common.errors import InputError
 from groupvit_common.evaluation.classification import evaluate_classification
 from groupvit_common.evaluation.datasets.classification import open_classification_set
@@ -260,7 +261,7 @@ def test_every_class_has_its_turn():
 
 def test_the_command_writes_a_page(tmp_path, capsys):
     run = ["evaluate", "--data", "scenes:1", "--limit", "3", "--model", "demo", "--device", "cpu", "--html"]
-    assert cli.main(run) == cli.BAD_INPUT
+    assert cli.main(run) == BAD_INPUT
     assert "--html needs --out DIR" in capsys.readouterr().err
     assert cli.main([*run, "--out", str(tmp_path)]) == 0
     page = read(tmp_path / PAGE)

@@ -19,7 +19,7 @@ import pytest
 from groupvit_common.checkpoints import hub
 from groupvit_common.checkpoints.directory import find_weights
 from groupvit_common.checkpoints.safetensors_file import read_arrays, read_header
-from groupvit_common.cli import command_line as cli
+from groupvit_common.cli import evaluate
 from groupvit_common.errors import CheckpointError, GroupViTError, InputError
 from groupvit_common.model.config import GroupViTConfig
 from groupvit_common.preprocessing.image_processor import GroupViTImageProcessor
@@ -242,7 +242,7 @@ def test_a_sharded_checkpoint_is_known_by_all_its_bytes(backend, tmp_path):
     digests = set()
     for number, (model, options) in enumerate(((first, {}), (first, SHARDS), (second, SHARDS))):
         model.save_pretrained(tmp_path / str(number), **options)
-        digests.add(cli._weights_of(tmp_path / str(number))["weights"])
+        digests.add(evaluate._weights_of(tmp_path / str(number))["weights"])
     assert len(digests) == 3
 
 

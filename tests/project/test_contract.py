@@ -24,7 +24,7 @@ def run(code: str) -> str:
         "import groupvit_common",
         "import pkgutil, importlib, groupvit_common\n"
         "for m in pkgutil.walk_packages(groupvit_common.__path__, 'groupvit_common.'): importlib.import_module(m.name)",
-        "from groupvit_common.cli.command_line import main\ntry: main(['--help'])\nexcept SystemExit: pass",
+        "from groupvit_common.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass",
     ],
     ids=["package", "every-module", "help"],
 )
@@ -37,7 +37,7 @@ def test_help_imports_nothing_heavy() -> None:
     # Help must answer at once: what it imports is the cause that can be tested without a clock.
     heavy = ("numpy", "PIL", "tokenizers", "safetensors", "huggingface_hub", "tqdm")
     code = f"""
-from groupvit_common.cli.command_line import main
+from groupvit_common.cli import main
 try: main(['--help'])
 except SystemExit: pass
 import sys; print([m for m in {heavy} if m in sys.modules])"""

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from groupvit_common.cli import command_line as cli
+from groupvit_common import cli
+from groupvit_common.cli.terminal import BAD_INPUT
 from groupvit_common.errors import InputError
 from groupvit_common.preprocessing.processor import GroupViTProcessor
 from groupvit_common.segmentation import figures as visualize
@@ -428,7 +429,7 @@ def test_segment_writes_the_pictures_asked_for(checkpoint, tmp_path, monkeypatch
         (["--show", "pred,groups"], "--show knows no 'groups': it must be among input, pred"),
         (["--sheet", "--json"], "with --json they need --out DIR"),
     ):
-        assert cli.main([*base, *arguments]) == cli.BAD_INPUT
+        assert cli.main([*base, *arguments]) == BAD_INPUT
         assert message in capsys.readouterr().err
 
 
@@ -442,7 +443,7 @@ def test_a_picture_that_was_given_is_not_replaced(checkpoint, tmp_path, monkeypa
     np.testing.assert_array_equal(Image.open("p_pred.png"), blocks(seed=1))
     assert (tmp_path / "p-2_pred.png").is_file()
     blocks().save("contact_sheet.png")
-    assert cli.main([*base, "--sheet"]) == cli.BAD_INPUT
+    assert cli.main([*base, "--sheet"]) == BAD_INPUT
     told = capsys.readouterr().err
     assert "left out in the folder .: 6 results of an earlier run" in told
     assert "contact_sheet.png is among the pictures" in told
@@ -470,5 +471,5 @@ def test_compare_shows_where_two_results_differ(checkpoint, tmp_path, monkeypatc
 
     assert cli.main([*base, "--backend", "torch", "--other-backend", "tf"]) == 0
     assert re.search(r"p.png: 0\.\d+% of the pixels differ -> out.p_compare.png", capsys.readouterr().out)
-    assert cli.main(base) == cli.BAD_INPUT
+    assert cli.main(base) == BAD_INPUT
     assert "name a second model with --other" in capsys.readouterr().err

@@ -1,0 +1,284 @@
+"""What commands share when they run: backends, labels, images and their results, folders."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import os
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from groupvit_common.cli import terminal
+from groupvit_common.cli.arguments import given
+from groupvit_common.cli.terminal import OK, SOME_FAILED
+from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.segmentation.options import OPTIONS, SegmentationOptions
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from groupvit_common.preprocessing.prompts import Label
+    from groupvit_common.segmentation.postprocess import Segmentation
+    from groupvit_common.segmentation.predictor import BaseSegmenter
+
+DEFAULT_OUT = "groupvit_out"
+COMPARE_END = "_compare.png"
+# Backend -> the module that it needs, and its name for people.
+_BACKENDS = {"torch": ("torch", "PyTorch"), "tf": ("keras", "TensorFlow")}
+# From this number of images on, a progress bar is shown.
+_MANY = 4
+
+
+# -- backends --------------------------------------------------------------------------------------------------------------
+
+
+class BackendMissingError(InputError):
+    """A backend is not installed. `backend` None: none is."""
+
+    exit_code = CheckpointError.exit_code
+
+    def __init__(self, backend: str | None) -> None:
+        if backend is None:
+            super().__init__(
+                'this command needs PyTorch or TensorFlow: pip install "groupvit[torch]" or "groupvit[tf]"'
+            )
+        else:
+            super().__init__(f'this command needs {backend_title(backend)}: pip install "groupvit[{backend}]"')
+
+
+def backend_title(backend: str) -> str:
+    """Returns a backend's name for people."""
+    return _BACKENDS[backend][1]
+
+
+def installed_backends() -> list[str]:
+    """Returns the backends whose frameworks are installed."""
+    return [name for name, (module, _) in _BACKENDS.items() if importlib.util.find_spec(module) is not None]
+
+
+def choose_backend(backend: str | None) -> str:
+    """Returns a backend, the first that is installed for None.
+
+    Raises:
+        BackendMissingError: it is not installed, or none is.
+    """
+    installed = installed_backends()
+    if not installed or (backend is not None and backend not in installed):
+        raise BackendMissingError(backend)
+    return backend or installed[0]
+
+
+def backend_module(backend: str | None, name: str) -> Any:
+    """Returns a module of a backend, see `choose_backend`."""
+    backend = choose_backend(backend)
+    if backend == "tf":
+        from groupvit_common.tensorflow_logging import set_environment
+
+        set_environment()
+    return importlib.import_module(f"groupvit_{backend}.{name}")
+
+
+def load_segmenter(options: argparse.Namespace, **others: Any) -> BaseSegmenter:
+    """Returns the segmenter of a command's flags; `others` replace flags, or are further keywords of `from_pretrained`."""
+    keywords = {name: getattr(options, name) for name in ("model", "backend", "processor", "device", "dtype")}
+    keywords |= given(options, (*OPTIONS, "batch_size", "max_pixels")) | others
+    segmenter_class = backend_module(keywords.pop("backend"), "predictor").Segmenter
+    segmenter: BaseSegmenter = segmenter_class.from_pretrained(keywords.pop("model"), **keywords)
+    return segmenter
+
+
+# -- labels and folders ----------------------------------------------------------------------------------------------------
+
+
+def read_request(options: argparse.Namespace) -> tuple[tuple[Label, ...], tuple[Label, ...]]:
+    """Returns the labels and the background labels; checks the options, so that faults are found before a model is loaded.
+
+    Raises:
+        InputError: labels or options are missing or invalid.
+    """
+    from groupvit_common.preprocessing.prompts import parse_labels, read_labels
+
+    if options.labels is None and options.labels_file is None:
+        raise InputError('no labels: name them with --labels "cat, couch" or --labels-file FILE')
+    if (options.labels or "").rstrip().endswith(",") and not all(map(os.path.exists, options.photos)):
+        raise InputError('--labels ends with a comma: put all labels between quotes, as in --labels "cat, couch"')
+    labels = () if options.labels is None else parse_labels(options.labels)
+    from_file = read_labels(options.labels_file) if options.labels_file is not None else ()
+    SegmentationOptions(**given(options, OPTIONS))
+    return parse_labels([*labels, *from_file]), read_background_labels(options)
+
+
+def read_background_labels(options: argparse.Namespace) -> tuple[Label, ...]:
+    """Returns the labels of --background-labels; () for a command without it."""
+    from groupvit_common.preprocessing.prompts import parse_labels
+
+    words = getattr(options, "background_labels", "")
+    return parse_labels(words) if words else ()
+
+
+def output_names(paths: Sequence[Path], out: Path) -> dict[Path, str]:
+    """Returns a name for each image's files in `out`: its stem, numbered where that is taken or would overwrite an input image,
+    and shortened where the system has a limit."""
+    from groupvit_common.segmentation.figures import MODES
+    from groupvit_common.segmentation.postprocess import RESULT_ENDS
+    from groupvit_common.storage.names import fit_name, name_key
+
+    given = {name_key(os.path.realpath(path)) for path in paths}
+    folder = os.path.realpath(out)
+    ends = (*RESULT_ENDS, COMPARE_END, *(f"_{mode}.png" for mode in MODES))
+    names: dict[Path, str] = {}
+    taken: set[str] = set()
+    for path in paths:
+        name, number = fit_name(path.stem, ends, out), 1
+        while name_key(name) in taken or any(name_key(f"{folder}{os.sep}{name}{end}") in given for end in ends):
+            number += 1
+            name = fit_name(f"{path.stem}-{number}", ends, out)
+        taken.add(name_key(name))
+        names[path] = name
+    return names
+
+
+def make_writable(folder: Path) -> None:
+    """Makes a folder.
+
+    Raises:
+        InputError: it cannot be made or written into.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write into the folder {folder}: {terminal.reason(error)}") from error
+
+
+# -- images ----------------------------------------------------------------------------------------------------------------
+
+
+class ImageRun:
+    """The images of one command: their paths, failures, a line about each, and a progress bar for many.
+
+    Args:
+        options: of the command.
+        only_prints: no files are written, so the command ends when stdout is lost.
+    """
+
+    def __init__(self, options: argparse.Namespace, *, only_prints: bool = False) -> None:
+        from groupvit_common.preprocessing.image_files import distinct, expand
+
+        self._json: bool = options.json
+        self._only_prints = only_prints
+        self._bar: terminal.Bar | None = None
+        self._failed = 0
+        there: dict[Path, None] = {}
+        for name in dict.fromkeys(options.photos):
+            try:
+                found = expand([name])
+            except (InputError, OSError) as error:
+                if len(options.photos) == 1 and isinstance(error, InputError):
+                    raise
+                self.fail(Path(name), error if isinstance(error, InputError) else terminal.reason(error))
+                continue
+            for path in found:
+                # `os.path` calls a path that cannot be read missing, whatever the cause.
+                if os.path.exists(path):  # noqa: PTH110
+                    there[path] = None
+                else:
+                    self.fail(path, f"there is no file {path}")
+        self.paths = distinct(there)
+        self._every = self._failed + len(self.paths)
+
+    def __enter__(self) -> None:
+        if len(self.paths) >= _MANY:
+            self._bar = terminal.Bar(len(self.paths), "image")
+
+    def __exit__(self, *unused: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def pending(self) -> Iterator[Path]:
+        """Yields the images; ends when the results could not be printed."""
+        for path in self.paths:
+            if self._only_prints and terminal.is_lost():
+                return
+            yield path
+
+    def segmented(self, segmenter: BaseSegmenter) -> Iterator[tuple[Path, Segmentation]]:
+        """Yields the results of all images that can be segmented; those of one size go through the model together."""
+        from groupvit_common.preprocessing.images import load_image
+
+        pending, opened = self.pending(), deque[Path]()
+
+        def images() -> Iterator[Image.Image]:
+            for path in pending:
+                image = None
+                with self.attempt(path):
+                    image = load_image(path, max_pixels=segmenter.max_pixels)
+                if image is not None:
+                    opened.append(path)
+                    yield image
+
+        while True:
+            try:
+                for result in segmenter.iter(images()):
+                    path = opened.popleft()
+                    yield path, replace(result, source=str(path))
+                return
+            except Exception as error:
+                if not opened or not (isinstance(error, InputError) or terminal.is_out_of_memory(error)):
+                    raise
+            # One by one, those of the failed batch: only one of them may be at fault.
+            while opened:
+                path, alone = opened.popleft(), None
+                with self.attempt(path):
+                    alone = segmenter(path)
+                if alone is not None:
+                    yield path, alone
+
+    @contextmanager
+    def attempt(self, path: Path) -> Iterator[None]:
+        """Reports an error within the block; the command goes on with the other images."""
+        try:
+            yield
+        except InputError as error:
+            self.fail(path, error)
+        except Exception as error:
+            if not terminal.is_out_of_memory(error):
+                raise
+            self.fail(path, f"{path}: out of memory; try a smaller --shorter-side, or --device cpu")
+
+    def done(self, record: dict[str, Any], line: str) -> None:
+        """Prints the result of an image."""
+        if self._json:
+            terminal.say_json(record)
+        else:
+            terminal.say(line)
+        self._step()
+
+    def fail(self, path: Path, reason: object) -> None:
+        """Prints the failure of an image."""
+        self._failed += 1
+        from groupvit_common.preprocessing.images import TooLargeError
+
+        text = str(reason) if str(path) in str(reason) else f"{path}: {reason}"
+        text += " (--max-pixels)" if isinstance(reason, TooLargeError) else ""
+        terminal.error(text)
+        if self._json:
+            terminal.say_json({"source": str(path), "error": text})
+        self._step()
+
+    def code(self) -> int:
+        """Returns the exit code; prints the number of failures, of several images."""
+        if self._failed and self._every > 1:
+            terminal.error(f"{self._failed} of {self._every} images failed")
+        return SOME_FAILED if self._failed else OK
+
+    def _step(self) -> None:
+        if self._bar is not None:
+            self._bar.advance()

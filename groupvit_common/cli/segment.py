@@ -1,0 +1,124 @@
+"""`groupvit segment`: labels every pixel of images."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from groupvit_common.cli.arguments import EXIT_CODES, add_images, add_segmentation
+from groupvit_common.cli.runtime import DEFAULT_OUT, ImageRun, load_segmenter, make_writable, output_names, read_request
+from groupvit_common.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from groupvit_common.segmentation.figures import Mode
+    from groupvit_common.segmentation.postprocess import Segmentation
+    from groupvit_common.segmentation.predictor import BaseSegmenter
+
+_DESCRIPTION = """\
+Colours the pixels of each image by the label that fits them best. Writes, into the folder --out, for each image NAME:
+NAME_overlay.png (the image in colours, with a legend), NAME_labels.png (one index per pixel, with the same colours as its
+palette) and NAME_segmentation.json. Files of an earlier run are replaced; an input image is never overwritten, and images of
+equal names get numbers (NAME-2).
+"""
+# All images of a command on one page, each with its legend.
+_SHEET, _SHEET_SIDE = "contact_sheet.png", 320
+
+
+def add_command(commands: Any) -> None:
+    """Adds the command."""
+    parser = commands.add_parser("segment", help="label every pixel", description=_DESCRIPTION, epilog=EXIT_CODES)
+    add_images(parser)
+    add_segmentation(parser)
+    parser.add_argument(
+        "--out", metavar="DIR", help=f"folder to write into (default: {DEFAULT_OUT}; with --json: none)"
+    )
+    parser.add_argument(
+        "--group-map", action="store_true", help="also write NAME_groups.png: the groups and their labels"
+    )
+    parser.add_argument(
+        "--show", default="", metavar="KIND[,KIND...]",
+        help="also write NAME_KIND.png: input, pred, input_pred, input_pred_label, first_group, final_group, all_groups "
+        "(as in the authors' evaluation), similarity (a heat map for each label)",
+    )  # fmt: skip
+    parser.add_argument("--sheet", action="store_true", help=f"also write {_SHEET}: all images in colours on one page")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    shown = _modes(options.show)
+    labels, background_labels = read_request(options)
+    out = Path(options.out or DEFAULT_OUT) if options.out or not options.json else None
+    run = ImageRun(options, only_prints=out is None)
+    if out is not None:
+        make_writable(out)
+        if options.sheet and any(path.resolve() == (out / _SHEET).resolve() for path in run.paths):
+            raise InputError(f"{out / _SHEET} is among the images, and --sheet would replace it: choose another --out")
+    elif shown or options.sheet:
+        raise InputError("--show and --sheet write images: with --json they need --out DIR, the folder for them")
+    if not run.paths:
+        return run.code()
+    names = {} if out is None else output_names(run.paths, out)
+
+    segmenter = load_segmenter(options, labels=labels, background_labels=background_labels)
+    figures = _Figures(segmenter, shown, out if options.sheet else None)
+    with run:
+        for path, result in run.segmented(segmenter):
+            with run.attempt(path):
+                record, where = result.to_dict(), ""
+                if out is not None:
+                    files = result.save_as(out, names[path], groups=options.group_map)
+                    files |= figures.save(result, out, names[path])
+                    record["files"] = {kind: str(file) for kind, file in files.items()}
+                    where = f" -> {files['overlay']}"
+                run.done(record, f"{path}: {_shares(result)}{where}")
+    figures.save_sheet()
+    return run.code()
+
+
+def _modes(text: str) -> tuple[Mode, ...]:
+    """Returns the kinds of images of --show."""
+    from groupvit_common.segmentation.figures import MODES
+
+    wanted = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    unknown = [word for word in wanted if word not in MODES]
+    if unknown:
+        raise InputError(f"--show knows no {unknown[0]!r}: it must be among {', '.join(MODES)}")
+    return tuple(mode for mode in MODES if mode in wanted)
+
+
+class _Figures:
+    """The images of --show and --sheet. `sheet`: the folder for the contact sheet; None for none."""
+
+    def __init__(self, segmenter: BaseSegmenter, modes: Sequence[Mode], sheet: Path | None) -> None:
+        self._segmenter, self._modes, self._sheet = segmenter, modes, sheet
+        self._small: list[tuple[str, Image.Image]] = []
+
+    def save(self, result: Segmentation, out: Path, name: str) -> dict[str, Path]:
+        """Writes those of one result; returns the paths by mode."""
+        from groupvit_common.segmentation.figures import NEED_DETAILS, show, thumbnail, write_images
+
+        if self._sheet is not None:
+            self._small.append((name, thumbnail(result, _SHEET_SIDE)))
+        details = self._segmenter.details(result.image) if NEED_DETAILS.intersection(self._modes) else None
+        images = {f"{name}_{mode}.png": show(result, mode, details) for mode in self._modes}
+        if images:
+            write_images(out, images)
+        return dict(zip(self._modes, (out / file for file in images), strict=True))
+
+    def save_sheet(self) -> None:
+        """Writes the contact sheet of all images so far, if it is wanted and there are any."""
+        if self._sheet is not None and self._small:
+            from groupvit_common.segmentation.figures import contact_sheet, write_images
+
+            write_images(self._sheet, {_SHEET: contact_sheet(self._small, side=2 * _SHEET_SIDE)})
+
+
+def _shares(result: Segmentation) -> str:
+    from groupvit_common.segmentation.figures import percent
+
+    present = sorted((s for s in result.scores if s.pixel_share > 0), key=lambda s: -s.pixel_share)
+    return ", ".join(f"{score.name} {percent(score.pixel_share)}" for score in present)
