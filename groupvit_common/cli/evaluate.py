@@ -257,9 +257,9 @@ class _Evaluation:
 
     def calibrate(self, segmenter: BaseSegmenter) -> None:
         """Tries thresholds and temperatures, prints and writes the curve."""
-        from groupvit_common.evaluation.calibration import CALIBRATION_THRESHOLDS, best_point, calibrate
+        from groupvit_common.evaluation.calibration import CALIBRATION_THRESHOLDS, calibrate
         from groupvit_common.evaluation.datasets.segmentation import SegmentationSet
-        from groupvit_common.evaluation.report import calibration_table, write_calibration
+        from groupvit_common.evaluation.report import calibration_record, calibration_table, write_calibration
 
         if not isinstance(self._data, SegmentationSet):
             raise InputError("imagenet has no background: there is nothing to calibrate")
@@ -281,9 +281,9 @@ class _Evaluation:
             "images": len(self._data),
             **self._record(segmenter),
         }
+        record = calibration_record(curve, about)
         if self._folder is not None:
-            write_calibration(curve, about, self._folder)
-        record = {**about, "best": vars(best_point(curve)), "curve": [vars(point) for point in curve]}
+            write_calibration(curve, record, self._folder)
         self._print(record, calibration_table(curve))
 
     def _record(self, segmenter: BaseSegmenter) -> dict[str, Any]:

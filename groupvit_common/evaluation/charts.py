@@ -172,7 +172,7 @@ def _confusion_axes(names: Sequence[str], confusion: Confusion, colour: str, fai
         axes.annotate(
             name, (i, -0.5), (0, 4), textcoords="offset points", fontsize=size, ha="center", va="bottom", rotation=90
         )
-    caption = "rows: true classes; columns: predicted classes\nstronger: a larger fraction of the row's pixels"
+    caption = "rows: true classes; columns: predicted classes\nstronger colour: a larger fraction of the row's pixels"
     axes.annotate(caption, (-0.5, count - 0.5), (0, -6), textcoords="offset points", va="top")
     borders = np.arange(count + 1) - 0.5
     for draw in (axes.hlines, axes.vlines):

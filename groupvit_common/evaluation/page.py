@@ -202,6 +202,11 @@ def _segmentation(
                 _Column("pixels", [each["pixels"] for each in classes]),
             ],
         ),
+        _Section(
+            "Distribution",
+            "The number of images by their mean IoU.",
+            chart=charts.histogram_svg([ious[name] for name in ranked], "mean IoU") if ranked else "",
+        ),
         _Section("Worst images", explained, cards=cards(worst)),
         _Section("Best images", explained, cards=cards(best)),
         _confusions(data.classes, total),
@@ -213,7 +218,6 @@ def _segmentation(
                 _Column("mean IoU", [ious[name] for name in ranked], True),
                 _Column("pixel accuracy", [pixel_accuracy(confusions[name]) for name in ranked], True),
             ],
-            chart=charts.histogram_svg([ious[name] for name in ranked], "mean IoU") if ranked else "",
             is_folded=True,
         ),
     ]

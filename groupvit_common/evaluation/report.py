@@ -54,9 +54,13 @@ def write_results(result: EvaluationResult, record: Mapping[str, Any], folder: P
     write_files(folder, writers)
 
 
-def write_calibration(curve: Sequence[Point], about: Mapping[str, Any], folder: Path) -> None:
-    """Writes `calibration.json` with the curve and its highest point, and a chart of it."""
-    record = finite({**about, "best": vars(best_point(curve)), "curve": [vars(point) for point in curve]})
+def calibration_record(curve: Sequence[Point], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a calibration curve and its highest point, ready for JSON."""
+    return finite({**about, "best": vars(best_point(curve)), "curve": [vars(point) for point in curve]})
+
+
+def write_calibration(curve: Sequence[Point], record: Mapping[str, Any], folder: Path) -> None:
+    """Writes `calibration.json`, and a chart of the curve."""
     writers: dict[str, Callable[[Path], None]] = {CALIBRATION: lambda file: write_text(file, _json(record))}
     writers |= _chart(CALIBRATION_PNG, lambda file: charts.save_calibration(curve, file))
     write_files(folder, writers)

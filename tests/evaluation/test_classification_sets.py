@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from groupvit_common.errors import InputError
 from groupvit_common.evaluation.datasets.classification import ClassificationSet, open_classification_set
@@ -80,3 +81,22 @@ def test_shards_that_cannot_be_used_are_told(
         write_shard(tmp_path / name, files)
     with pytest.raises(InputError, match=message):
         open_classification_set(str(tmp_path / name))
+
+
+def test_names_of_classes(classes: Path, tmp_path: Path) -> None:
+    assert len(open_classification_set(str(classes), limit=4)) == 4
+    assert [p.truth for p in open_classification_set(str(classes), limit=4)] == [0, 1, 2, 3]
+    plain = tmp_path / "plain"
+    (plain / "polar_bear").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(plain / "polar_bear" / "1.png")
+    assert open_classification_set(str(plain)).words == ("polar bear",)
+    (plain / "polar_bear").rename(plain / "n02134084")
+    with pytest.raises(InputError, match=r"n02134084 have no words.*classes\.txt"):
+        open_classification_set(str(plain))
+    (plain / "LOC_synset_mapping.txt").write_text("n02134084 ice bear, polar bear\n")
+    assert open_classification_set(str(plain)).words == ("ice bear",)
+    (plain / "classes.txt").write_text("polar bear\ncat\n")
+    with pytest.raises(InputError, match="names 2 classes, but there are 1 folders"):
+        open_classification_set(str(plain))
+    with pytest.raises(InputError, match=r"there is no folder .*/test"):
+        open_classification_set(str(plain), split="test")

@@ -24,7 +24,6 @@ from groupvit_common.evaluation.report import record_of, write_results
 from groupvit_common.evaluation.run import RunOptions
 from groupvit_common.evaluation.segmentation import evaluate_segmentation
 from groupvit_common.segmentation.figures import label_colours
-from groupvit_torch.predictor import Segmenter
 
 # Without an end tag.
 VOID = {"meta", "img", "br", "input", "link"}
@@ -118,17 +117,12 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def base():
-    return Segmenter.from_pretrained("demo", device="cpu")
-
-
-@pytest.fixture(scope="module")
-def evaluated(folder, base, tmp_path_factory):
+def evaluated(folder, demo, tmp_path_factory):
     """A set, the segmenter that it was measured with, and the folder of the results."""
     out = tmp_path_factory.mktemp("results")
     (data,) = open_sets(f"folder:{folder}")
     settings = ProtocolSettings(background=0.5)
-    segmenter = settings.segmenter(base, 4)
+    segmenter = settings.segmenter(demo, 4)
     result = evaluate_segmentation(segmenter, data, RunOptions(folder=out))
     write_results(
         result, record_of(result, {"model": "a <model>", "settings": {"background": 0.5, "window": None}}), out
@@ -219,7 +213,7 @@ def test_a_line_that_was_cut_off_is_passed_over(evaluated, tmp_path):
     assert len(read(write_page(tmp_path, data)).rows("image")) == 3
 
 
-def test_a_page_about_a_classification(base, tmp_path):
+def test_a_page_about_a_classification(demo, tmp_path):
     words = ["red", "blue", EVIL]
     for i, word in enumerate(words):
         folder = tmp_path / "set" / "val" / f"c{i}"
@@ -228,7 +222,7 @@ def test_a_page_about_a_classification(base, tmp_path):
             Image.new("RGB", (64, 64), (250 - 100 * i, 20, 20 + 110 * i)).save(folder / f"{word[0]}{j}.png")
     (tmp_path / "set" / "classes.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     data = open_classification_set(str(tmp_path / "set"))
-    result = evaluate_classification(ProtocolSettings().segmenter(base, 2), data, RunOptions(folder=tmp_path / "out"))
+    result = evaluate_classification(ProtocolSettings().segmenter(demo, 2), data, RunOptions(folder=tmp_path / "out"))
     write_results(result, record_of(result, {}), tmp_path / "out")
     page = read(write_page(tmp_path / "out", data))
     record = result.scores()

@@ -21,11 +21,16 @@ from groupvit_common.evaluation.datasets.classification import open_classificati
 from groupvit_common.evaluation.datasets.segmentation import open_sets
 from groupvit_common.evaluation.page import load_template
 from groupvit_common.evaluation.protocols import ProtocolSettings
-from groupvit_common.evaluation.report import confusion_csv, record_of, write_calibration, write_results
+from groupvit_common.evaluation.report import (
+    calibration_record,
+    confusion_csv,
+    record_of,
+    write_calibration,
+    write_results,
+)
 from groupvit_common.evaluation.run import RunOptions
 from groupvit_common.evaluation.segmentation import SegmentationResult, evaluate_segmentation
 from groupvit_common.preprocessing.prompts import parse_labels
-from groupvit_torch import Segmenter
 
 RECORDED = Path(__file__).parent / "recorded"
 """Files that earlier versions wrote: `results_TASK.json` and `confusion.csv` are of the runs in `journal_TASK.jsonl`."""
@@ -33,12 +38,7 @@ RECORDED = Path(__file__).parent / "recorded"
 ABOUT = {"model": "demo", "backend": "torch", "dtype": "float32", "weights": "0" * 64}
 
 
-@pytest.fixture(scope="module")
-def base():
-    return Segmenter.from_pretrained("demo", device="cpu")
-
-
-def test_a_segmentation_that_was_begun_before_is_resumed(base, tmp_path):
+def test_a_segmentation_that_was_begun_before_is_resumed(demo, tmp_path):
     """All options and kinds of labels are in the journal's first line: it is the same to the byte, and so are the results."""
     shutil.copy(RECORDED / "journal_segmentation.jsonl", tmp_path / "journal-0.jsonl")
     (data,) = open_sets("scenes:1", limit=2)
@@ -48,7 +48,7 @@ def test_a_segmentation_that_was_begun_before_is_resumed(base, tmp_path):
     about = {**ABOUT, "protocol": "native"}
     background = parse_labels('road | "a grey \u732b"')
     run = RunOptions(folder=tmp_path, about=about)
-    result = evaluate_segmentation(settings.segmenter(base, 2), data, run, background_labels=background)
+    result = evaluate_segmentation(settings.segmenter(demo, 2), data, run, background_labels=background)
     assert (result.images, result.timed) == (2, 0)
     assert (tmp_path / "journal-0.jsonl").read_bytes() == (RECORDED / "journal_segmentation.jsonl").read_bytes()
     result.timed, result.seconds = 2, 0.5
@@ -60,7 +60,7 @@ def test_a_segmentation_that_was_begun_before_is_resumed(base, tmp_path):
     assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_classification_that_was_begun_before_is_resumed(base, tmp_path):
+def test_a_classification_that_was_begun_before_is_resumed(demo, tmp_path):
     for name in ("c0/0", "c0/1", "c1/0", "c1/1", "c2/0", "c2/1"):
         path = tmp_path / "set" / "val" / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def test_a_classification_that_was_begun_before_is_resumed(base, tmp_path):
     data = open_classification_set(str(tmp_path / "set"))
     shutil.copy(RECORDED / "journal_classification.jsonl", tmp_path / "journal-0.jsonl")
     about = {**ABOUT, "protocol": "paper"}
-    segmenter = ProtocolSettings(templates="seven", normalize_prompts=False).segmenter(base, 4)
+    segmenter = ProtocolSettings(templates="seven", normalize_prompts=False).segmenter(demo, 4)
     result = evaluate_classification(segmenter, data, RunOptions(folder=tmp_path, about=about))
     assert (result.images, result.timed) == (6, 0)
     assert (tmp_path / "journal-0.jsonl").read_bytes() == (RECORDED / "journal_classification.jsonl").read_bytes()
@@ -78,7 +78,7 @@ def test_a_classification_that_was_begun_before_is_resumed(base, tmp_path):
     assert (tmp_path / "results.json").read_bytes() == (RECORDED / "results_classification.json").read_bytes()
 
 
-def test_counts_of_processes_add_up(base):
+def test_counts_of_processes_add_up(demo):
     """As JSON brings them from one process to another."""
     (data,) = open_sets("scenes:1", limit=1)
     classes = len(data.classes)
@@ -119,7 +119,8 @@ def test_without_matplotlib_results_are_written_without_charts(monkeypatch, tmp_
 
 
 def test_a_calibration_without_a_value_is_null(tmp_path):
-    write_calibration([Point(1.0, 0.25, 0.5), Point(2.0, 0.5, math.nan)], {"set": "voc"}, tmp_path)
+    curve = [Point(1.0, 0.25, 0.5), Point(2.0, 0.5, math.nan)]
+    write_calibration(curve, calibration_record(curve, {"set": "voc"}), tmp_path)
     record = json.loads((tmp_path / "calibration.json").read_text())
     assert list(record) == ["set", "best", "curve"]
     assert record["best"] == record["curve"][0] == {"temperature": 1.0, "threshold": 0.25, "mean_iou": 0.5}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from groupvit_common.cli import command_line as cli
+from groupvit_common import cli
 from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, make_scene
 from groupvit_common.errors import InputError
 from groupvit_common.evaluation.datasets.coco_instances import _unpacked
