@@ -38,7 +38,7 @@ from groupvit_common.cli import terminal
 from groupvit_common.cli.arguments import Parser
 from groupvit_common.data.captions.stream import CaptionBatch
 from groupvit_common.errors import InputError
-from groupvit_common.segmentation.postprocess import MAX_LOGIT_SCALE
+from groupvit_common.segmentation.scores import MAX_LOGIT_SCALE
 from groupvit_common.training.initial_model import model_config
 from groupvit_common.training.recipe import Recipe, get_recipe
 from groupvit_common.training.settings import changed

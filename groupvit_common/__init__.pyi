@@ -9,4 +9,4 @@ from .preprocessing.processor import GroupViTProcessor as GroupViTProcessor
 from .preprocessing.prompts import Label as Label
 from .preprocessing.prompts import parse_labels as parse_labels
 from .preprocessing.tokenizer import CLIPTokenizer as CLIPTokenizer
-from .segmentation.postprocess import Segmentation as Segmentation
+from .segmentation.result import Segmentation as Segmentation

@@ -1,8 +1,8 @@
 """Tensor work of segmentation, on the device: the grouping map, and the similarities of groups and images to labels.
 
-`groupvit_common.segmentation.postprocess` says what each step means and holds the same functions for NumPy arrays. Its `label_pixels` also
-does the pixels: in NumPy they take as long as in PyTorch on a CPU core, and a function compiled for every picture's size would
-take longer to compile than to run.
+`groupvit_common.segmentation.scores` says what each step means and holds the same functions for NumPy arrays. The pixels are left to
+`groupvit_common.segmentation.label_maps`: in NumPy they take as long as in PyTorch on a CPU core, and a function compiled for every
+image size would take longer to compile than to run.
 
 Shapes: B images, P = h*w patches, G groups, L labels, E embedding (legend in docs/architecture.md).
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from keras import ops
 
 from groupvit_common.model.resample import resize_matrix
-from groupvit_common.segmentation.postprocess import MAX_LOGIT_SCALE
+from groupvit_common.segmentation.scores import MAX_LOGIT_SCALE
 from groupvit_tf.layers import Tensor, softmax
 
 
@@ -30,7 +30,7 @@ def grouping_map(assignments: Sequence[Tensor], grid: tuple[int, int]) -> Tensor
 def unit(x: Tensor) -> Tensor:
     """Vectors brought to length 1; as in PyTorch, one that is shorter than 1e-12 is divided by that."""
     square = ops.sum(ops.square(x), axis=-1, keepdims=True)
-    # The square is bounded, not the root, whose slope at a vector of zeros is no number.
+    # The square is bounded, not the root, whose slope at a vector of zeros is not finite.
     return x / ops.sqrt(ops.maximum(square, ops.cast(1e-24, x.dtype)))
 
 
@@ -39,8 +39,8 @@ def similarity(embeds: Tensor, label_embeds: Tensor) -> Tensor:
     if len(label_embeds.shape) == 2:
         return ops.matmul(unit(embeds), ops.transpose(unit(label_embeds)))
     labels, words, width = label_embeds.shape
-    of_words = similarity(embeds, ops.reshape(label_embeds, (-1, width)))
-    return ops.max(ops.reshape(of_words, (*embeds.shape[:-1], labels, words)), axis=-1)
+    word_scores = similarity(embeds, ops.reshape(label_embeds, (-1, width)))
+    return ops.max(ops.reshape(word_scores, (*embeds.shape[:-1], labels, words)), axis=-1)
 
 
 def image_probabilities(image_embeds: Tensor, label_embeds: Tensor, logit_scale: Tensor) -> Tensor:

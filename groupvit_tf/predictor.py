@@ -1,8 +1,8 @@
-"""The user's door: pictures and labels -> label maps. `groupvit_common.segmentation.predictor` holds what is not Keras."""
+"""The segmenter: images and labels -> label maps. `groupvit_common.segmentation.predictor` holds what is not Keras."""
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,8 @@ import numpy.typing as npt
 from keras import ops
 
 from groupvit_common.errors import InputError
-from groupvit_common.segmentation.postprocess import (
-    Floats,
-    Look,
-    PixelLabels,
-    Windows,
-    label_looks,
-    label_pixels,
-    label_windows,
-    window_scores,
-)
 from groupvit_common.segmentation.predictor import DEFAULT_MODEL, DEMO_MODEL, BaseSegmenter
+from groupvit_common.segmentation.scores import Floats
 from groupvit_tf.label_maps import grouping_map, image_probabilities, label_affinity
 from groupvit_tf.layers import Tensor, wide_dtype
 from groupvit_tf.model import GroupViTModel
@@ -30,10 +21,10 @@ from groupvit_tf.vision import check_pixels
 
 __all__ = ["DEFAULT_MODEL", "DEMO_MODEL", "Segmenter"]
 
-# Pixels -> what `Segmenter._look` returns.
-See = Callable[[Floats], tuple[Tensor, Tensor, list[Tensor]]]
+# Pixels -> the result of `Segmenter._encode_eagerly`.
+Encode = Callable[[Floats], tuple[Tensor, Tensor, list[Tensor]]]
 
-# Tracing the model takes as long as ten calls without: it is done for a size of pictures that keeps coming.
+# Tracing the model takes as long as ten calls without: it is done for a size of images that keeps coming.
 _CALLS_BEFORE_TRACING = 4
 # A traced model takes megabytes.
 _MOST_TRACED = 16
@@ -65,7 +56,7 @@ class Segmenter(BaseSegmenter):
     def _ready(self, model: GroupViTModel) -> GroupViTModel:
         model.check_finite()
         self._calls: Counter[tuple[int, int]] = Counter()
-        self._traced: dict[tuple[int, int], See] = {}
+        self._traced: dict[tuple[int, int], Encode] = {}
         self._tracing = threading.Lock()
         value = model.logit_scale.value
         # In JAX a distributed variable is on several devices.
@@ -80,90 +71,60 @@ class Segmenter(BaseSegmenter):
 
     def _classify(self, pixels: Floats, label_embeds: Floats) -> Floats:
         with self._on_device():
-            _, images, _ = self._see(pixels)
+            _, images, _ = self._encode_images(pixels)
             labels = ops.cast(ops.convert_to_tensor(label_embeds), images.dtype)
             return _numpy(image_probabilities(images, labels, self._scale()))
 
     def _group(self, pixels: Floats, label_embeds: Floats) -> tuple[Floats, Floats, Floats]:
         with self._on_device():
-            groups, images, of_blocks = self._see(pixels)
+            groups, images, block_maps = self._encode_images(pixels)
             labels, scale = ops.cast(ops.convert_to_tensor(label_embeds), images.dtype), self._scale()
             affinity = label_affinity(groups, labels, scale, images, self.options.top_k, self.options.temperature)
-            return _numpy(image_probabilities(images, labels, scale)), _numpy(affinity), _numpy(of_blocks[-1])
+            return _numpy(image_probabilities(images, labels, scale)), _numpy(affinity), _numpy(block_maps[-1])
 
     def _blocks(self, pixels: Floats) -> tuple[Floats, list[Floats]]:
         with self._on_device():
-            groups, _, of_blocks = self._see(pixels)
-            return _numpy(groups), [_numpy(maps) for maps in of_blocks]
+            groups, _, block_maps = self._encode_images(pixels)
+            return _numpy(groups), [_numpy(maps) for maps in block_maps]
 
-    def _label_pixels(self, affinity: Floats, grouping: Floats, size: tuple[int, int], **options: Any) -> PixelLabels:
-        return label_pixels(affinity, grouping, size, **options)
-
-    def _label_windows(
-        self,
-        affinity: Sequence[Floats],
-        grouping: Sequence[Floats],
-        windows: Windows,
-        size: tuple[int, int],
-        **options: Any,
-    ) -> PixelLabels:
-        return label_windows(np.stack(affinity), np.stack(grouping), windows, size, **options)
-
-    def _label_looks(self, looks: Sequence[Look], pixels: Floats, size: tuple[int, int], **options: Any) -> PixelLabels:
-        stacked = [
-            Look(np.stack(look.affinity), np.stack(look.grouping), look.windows, look.mirrored) for look in looks
-        ]
-        return label_looks(stacked, pixels, size, **options)
-
-    def _window_scores(
-        self,
-        affinity: Sequence[Floats],
-        grouping: Sequence[Floats],
-        windows: Windows,
-        size: tuple[int, int],
-        **options: Any,
-    ) -> Iterator[Floats]:
-        parts = window_scores(np.stack(affinity), np.stack(grouping), windows, size, **options)
-        return (scores for _, scores in parts)
-
-    def _see(self, pixels: Floats) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """`_look`, in a traced function where pictures of this size have been seen before."""
+    def _encode_images(self, pixels: Floats) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """`_encode_eagerly`, in a traced function where images of this size came before."""
         check_pixels(pixels, self.model.config.vision_config)
         size = pixels.shape[2:]
         self._calls[size] += 1
         if self._calls[size] <= _CALLS_BEFORE_TRACING:
-            return self._look(ops.convert_to_tensor(pixels))
+            return self._encode_eagerly(ops.convert_to_tensor(pixels))
         # One thread traces at a time; what it made stays whole for others, whatever is put out meanwhile.
         with self._tracing:
-            see = self._traced.get(size)
-            if see is None:
+            encode = self._traced.get(size)
+            if encode is None:
                 if len(self._traced) == _MOST_TRACED:
                     del self._traced[next(iter(self._traced))]
-                see = self._jax_look() if keras.backend.backend() == "jax" else self._tf_look(pixels)
-                self._traced[size] = see
-        return see(pixels)
+                encode = self._traced_by_jax() if keras.backend.backend() == "jax" else self._traced_by_tf(pixels)
+                self._traced[size] = encode
+        return encode(pixels)
 
-    def _tf_look(self, pixels: Floats) -> See:
+    def _traced_by_tf(self, pixels: Floats) -> Encode:
         import tensorflow as tf
 
         any_number = tf.TensorSpec((None, *pixels.shape[1:]), pixels.dtype)
-        return tf.function(self._look, input_signature=[any_number])
+        return tf.function(self._encode_eagerly, input_signature=[any_number])
 
-    def _jax_look(self) -> See:
+    def _traced_by_jax(self) -> Encode:
         import jax
 
         variables = self.model.variables
 
         # The variables as arguments: what a function only refers to, JAX compiles into it.
         @jax.jit
-        def look(values: Sequence[Tensor], pixels: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        def encode(values: Sequence[Tensor], pixels: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
             with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
-                return self._look(pixels)
+                return self._encode_eagerly(pixels)
 
-        return lambda pixels: look([variable.value for variable in variables], ops.convert_to_tensor(pixels))
+        return lambda pixels: encode([variable.value for variable in variables], ops.convert_to_tensor(pixels))
 
-    def _look(self, pixels: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Pictures `[B, 3, H, W]` -> embeddings of groups `[B, G, E]` and pictures `[B, E]`, grouping map of each block."""
+    def _encode_eagerly(self, pixels: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Images `[B, 3, H, W]` -> embeddings of groups `[B, G, E]` and images `[B, E]`, grouping map of each block."""
         with self._on_device():
             vision = self.model.vision_model(pixels, output_attentions=True, training=False)
             states = vision.last_hidden_state
@@ -173,8 +134,8 @@ class Segmenter(BaseSegmenter):
             patch = self.model.config.vision_config.patch_size
             grid = (pixels.shape[2] // patch, pixels.shape[3] // patch)
             assignments = [_wide(a) for a in vision.attentions or ()]
-            of_blocks = [grouping_map(assignments[: i + 1], grid) for i in range(len(assignments))]
-            return _wide(groups), _wide(images), of_blocks
+            block_maps = [grouping_map(assignments[: i + 1], grid) for i in range(len(assignments))]
+            return _wide(groups), _wide(images), block_maps
 
     def _on_device(self) -> Any:
         """The device of the model's variables: TensorFlow takes the first accelerator otherwise."""

@@ -1,4 +1,4 @@
-"""The user's door: pictures and labels -> label maps. `groupvit_common.segmentation.predictor` holds what is not PyTorch."""
+"""The segmenter: images and labels -> label maps. `groupvit_common.segmentation.predictor` holds what is not PyTorch."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,18 +9,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from groupvit_common.segmentation.postprocess import Floats, Look, PixelLabels, Windows
+from groupvit_common.segmentation.label_maps import PixelLabels, View
+from groupvit_common.segmentation.options import SegmentationOptions
 from groupvit_common.segmentation.predictor import DEFAULT_MODEL, DEMO_MODEL, BaseSegmenter
+from groupvit_common.segmentation.scores import Floats
 from groupvit_torch.checkpoint import usable_device
-from groupvit_torch.label_maps import (
-    grouping_map,
-    image_probabilities,
-    label_affinity,
-    label_looks,
-    label_pixels,
-    label_windows,
-    window_scores,
-)
+from groupvit_torch.label_maps import grouping_map, image_probabilities, label_affinity, pixel_labels, view_scores
 from groupvit_torch.model import GroupViTModel
 
 __all__ = ["DEFAULT_MODEL", "DEMO_MODEL", "Segmenter"]
@@ -58,49 +52,33 @@ class Segmenter(BaseSegmenter):
     @torch.no_grad()
     def _group(self, pixels: Floats, label_embeds: Floats) -> tuple[Floats, Tensor, Tensor]:
         labels, scale = self._to_device(label_embeds), self._scale()
-        groups, images, of_blocks = self._look(pixels)
+        groups, images, block_maps = self._encode_images(pixels)
         affinity = label_affinity(groups, labels, scale, images, self.options.top_k, self.options.temperature)
-        return image_probabilities(images, labels, scale).cpu().numpy(), affinity, of_blocks[-1]
+        return image_probabilities(images, labels, scale).cpu().numpy(), affinity, block_maps[-1]
 
     @torch.no_grad()
     def _blocks(self, pixels: Floats) -> tuple[Floats, list[Floats]]:
-        groups, _, of_blocks = self._look(pixels)
-        return groups.cpu().numpy(), [maps.cpu().numpy() for maps in of_blocks]
+        groups, _, block_maps = self._encode_images(pixels)
+        return groups.cpu().numpy(), [maps.cpu().numpy() for maps in block_maps]
 
-    def _label_pixels(self, affinity: Tensor, grouping: Tensor, size: tuple[int, int], **options: Any) -> PixelLabels:
-        return label_pixels(affinity, grouping, size, **options)
+    def _stack(self, parts: Sequence[Tensor]) -> Tensor:
+        return torch.stack([*parts])
 
-    def _label_windows(
+    def _pixel_labels(
         self,
-        affinity: Sequence[Tensor],
-        grouping: Sequence[Tensor],
-        windows: Windows,
+        views: Sequence[View],
+        pixels: Floats,
         size: tuple[int, int],
-        **options: Any,
+        options: SegmentationOptions,
+        is_background: Sequence[bool],
     ) -> PixelLabels:
-        return label_windows(torch.stack([*affinity]), torch.stack([*grouping]), windows, size, **options)
+        return pixel_labels(views, pixels, size, options, is_background)
 
-    def _label_looks(self, looks: Sequence[Look], pixels: Floats, size: tuple[int, int], **options: Any) -> PixelLabels:
-        stacked = [
-            Look(torch.stack([*look.affinity]), torch.stack([*look.grouping]), look.windows, look.mirrored)
-            for look in looks
-        ]
-        # The dtype and device of the scores.
-        return label_looks(stacked, torch.from_numpy(pixels).to(stacked[0].affinity), size, **options)
+    def _view_scores(self, view: View, size: tuple[int, int]) -> Iterator[Floats]:
+        return (scores.cpu().numpy() for _, scores in view_scores(view, size, self.options))
 
-    def _window_scores(
-        self,
-        affinity: Sequence[Tensor],
-        grouping: Sequence[Tensor],
-        windows: Windows,
-        size: tuple[int, int],
-        **options: Any,
-    ) -> Iterator[Floats]:
-        parts = window_scores(torch.stack([*affinity]), torch.stack([*grouping]), windows, size, **options)
-        return (scores.cpu().numpy() for _, scores in parts)
-
-    def _look(self, pixels: Floats) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Pictures `[B, 3, H, W]` -> embeddings of groups `[B, G, E]` and pictures `[B, E]`, grouping map of each block."""
+    def _encode_images(self, pixels: Floats) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Images `[B, 3, H, W]` -> embeddings of groups `[B, G, E]` and images `[B, E]`, grouping map of each block."""
         vision = self.model.vision_model(torch.from_numpy(pixels).to(self.model.device), output_attentions=True)
         groups = self.model.visual_projection(vision.last_hidden_state.flatten(0, 1))
         groups = _wide(groups.unflatten(0, (len(pixels), -1)))

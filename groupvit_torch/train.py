@@ -34,7 +34,7 @@ from groupvit_common.checkpoints.safetensors_file import read_arrays
 from groupvit_common.errors import CheckpointError
 from groupvit_common.model.config import GroupViTConfig
 from groupvit_common.preprocessing.processor import GroupViTProcessor
-from groupvit_common.segmentation.postprocess import MAX_LOGIT_SCALE
+from groupvit_common.segmentation.scores import MAX_LOGIT_SCALE
 from groupvit_common.training.checkpoints import MODEL, find, restoring
 from groupvit_common.training.grouping_health import watch_grouping
 from groupvit_common.training.initial_model import (

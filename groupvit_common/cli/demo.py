@@ -24,8 +24,8 @@ from groupvit_common.errors import InputError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from groupvit_common.segmentation.postprocess import Segmentation
     from groupvit_common.segmentation.predictor import BaseSegmenter
+    from groupvit_common.segmentation.result import Segmentation
 
 _DESCRIPTION = """\
 Makes images that the bundled model has never seen, in two sizes, segments them by text labels, and compares with the truth: IoU

@@ -18,14 +18,15 @@ from groupvit_common.cli import terminal
 from groupvit_common.cli.arguments import given
 from groupvit_common.cli.terminal import OK, SOME_FAILED
 from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.segmentation.figures import FIGURES
 from groupvit_common.segmentation.options import OPTIONS, SegmentationOptions
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from groupvit_common.preprocessing.prompts import Label
-    from groupvit_common.segmentation.postprocess import Segmentation
     from groupvit_common.segmentation.predictor import BaseSegmenter
+    from groupvit_common.segmentation.result import Segmentation
 
 DEFAULT_OUT = "groupvit_out"
 COMPARE_END = "_compare.png"
@@ -125,13 +126,12 @@ def read_background_labels(options: argparse.Namespace) -> tuple[Label, ...]:
 def output_names(paths: Sequence[Path], out: Path) -> dict[Path, str]:
     """Returns a name for each image's files in `out`: its stem, numbered where that is taken or would overwrite an input image,
     and shortened where the system has a limit."""
-    from groupvit_common.segmentation.figures import MODES
-    from groupvit_common.segmentation.postprocess import RESULT_ENDS
+    from groupvit_common.segmentation.result import RESULT_ENDS
     from groupvit_common.storage.names import fit_name, name_key
 
     given = {name_key(os.path.realpath(path)) for path in paths}
     folder = os.path.realpath(out)
-    ends = (*RESULT_ENDS, COMPARE_END, *(f"_{mode}.png" for mode in MODES))
+    ends = (*RESULT_ENDS, COMPARE_END, *(f"_{mode}.png" for mode in FIGURES))
     names: dict[Path, str] = {}
     taken: set[str] = set()
     for path in paths:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from groupvit_common.cli.arguments import EXIT_CODES, add_images, add_segmentation
 from groupvit_common.cli.runtime import DEFAULT_OUT, ImageRun, load_segmenter, make_writable, output_names, read_request
 from groupvit_common.errors import InputError
+from groupvit_common.segmentation.figures import FIGURES, show, thumbnail, write_images
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from groupvit_common.segmentation.figures import Mode
-    from groupvit_common.segmentation.postprocess import Segmentation
     from groupvit_common.segmentation.predictor import BaseSegmenter
+    from groupvit_common.segmentation.result import Segmentation
 
 _DESCRIPTION = """\
 Colours the pixels of each image by the label that fits them best. Writes, into the folder --out, for each image NAME:
@@ -41,8 +41,7 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument(
         "--show", default="", metavar="KIND[,KIND...]",
-        help="also write NAME_KIND.png: input, pred, input_pred, input_pred_label, first_group, final_group, all_groups "
-        "(as in the authors' evaluation), similarity (a heat map for each label)",
+        help=f"also write NAME_KIND.png for each kind of figure: {', '.join(FIGURES)}",
     )  # fmt: skip
     parser.add_argument("--sheet", action="store_true", help=f"also write {_SHEET}: all images in colours on one page")
     parser.set_defaults(run=_run)
@@ -79,31 +78,28 @@ def _run(options: argparse.Namespace) -> int:
     return run.code()
 
 
-def _modes(text: str) -> tuple[Mode, ...]:
+def _modes(text: str) -> tuple[str, ...]:
     """Returns the kinds of images of --show."""
-    from groupvit_common.segmentation.figures import MODES
-
     wanted = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
-    unknown = [word for word in wanted if word not in MODES]
+    unknown = [word for word in wanted if word not in FIGURES]
     if unknown:
-        raise InputError(f"--show knows no {unknown[0]!r}: it must be among {', '.join(MODES)}")
-    return tuple(mode for mode in MODES if mode in wanted)
+        raise InputError(f"--show knows no {unknown[0]!r}: it must be among {', '.join(FIGURES)}")
+    return tuple(mode for mode in FIGURES if mode in wanted)
 
 
 class _Figures:
     """The images of --show and --sheet. `sheet`: the folder for the contact sheet; None for none."""
 
-    def __init__(self, segmenter: BaseSegmenter, modes: Sequence[Mode], sheet: Path | None) -> None:
+    def __init__(self, segmenter: BaseSegmenter, modes: Sequence[str], sheet: Path | None) -> None:
         self._segmenter, self._modes, self._sheet = segmenter, modes, sheet
         self._small: list[tuple[str, Image.Image]] = []
 
     def save(self, result: Segmentation, out: Path, name: str) -> dict[str, Path]:
         """Writes those of one result; returns the paths by mode."""
-        from groupvit_common.segmentation.figures import NEED_DETAILS, show, thumbnail, write_images
-
         if self._sheet is not None:
             self._small.append((name, thumbnail(result, _SHEET_SIDE)))
-        details = self._segmenter.details(result.image) if NEED_DETAILS.intersection(self._modes) else None
+        needs_details = any(FIGURES[mode].needs_details for mode in self._modes)
+        details = self._segmenter.details(result.image) if needs_details else None
         images = {f"{name}_{mode}.png": show(result, mode, details) for mode in self._modes}
         if images:
             write_images(out, images)
@@ -112,13 +108,13 @@ class _Figures:
     def save_sheet(self) -> None:
         """Writes the contact sheet of all images so far, if it is wanted and there are any."""
         if self._sheet is not None and self._small:
-            from groupvit_common.segmentation.figures import contact_sheet, write_images
+            from groupvit_common.drawing.canvas import contact_sheet
 
             write_images(self._sheet, {_SHEET: contact_sheet(self._small, side=2 * _SHEET_SIDE)})
 
 
 def _shares(result: Segmentation) -> str:
-    from groupvit_common.segmentation.figures import percent
+    from groupvit_common.drawing.canvas import percent
 
     present = sorted((s for s in result.scores if s.pixel_share > 0), key=lambda s: -s.pixel_share)
     return ", ".join(f"{score.name} {percent(score.pixel_share)}" for score in present)

@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from groupvit_common.drawing.canvas import difference, overlay
+from groupvit_common.drawing.palette import label_colours
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.evaluation import charts
 from groupvit_common.evaluation.classification import ClassificationResult
@@ -27,8 +29,7 @@ from groupvit_common.evaluation.journal import Record, read_journals
 from groupvit_common.evaluation.metrics import Confusion, class_iou, mean_iou, pixel_accuracy
 from groupvit_common.evaluation.report import RESULTS, percent
 from groupvit_common.evaluation.segmentation import SegmentationResult, confusion_of
-from groupvit_common.segmentation import figures
-from groupvit_common.segmentation.postprocess import Indices
+from groupvit_common.segmentation.label_maps import Indices
 from groupvit_common.storage.json_text import read_json
 from groupvit_common.storage.saving import write_files, write_text
 
@@ -275,13 +276,13 @@ def _segmentation_card(
     names = data.classes
     colours = np.zeros((IGNORE + 1, 3), np.uint8)
     first = 1 if data.has_background else 0
-    colours[first : len(names)] = figures.label_colours(names[first:])
+    colours[first : len(names)] = label_colours(names[first:])
     colours[IGNORE] = _IGNORED_COLOUR
     skip = 0 if data.has_background else None
     shown = _to_show(image)
 
     def tinted(index_map: NDArray[np.unsignedinteger[Any]]) -> Image.Image:
-        return figures.overlay(shown, _nearest(index_map, shown.size), colours, _ALPHA, skip=skip)
+        return overlay(shown, _nearest(index_map, shown.size), colours, _ALPHA, skip=skip)
 
     images = [("image", shown), ("truth", tinted(mask))]
     if segment is not None:
@@ -289,7 +290,7 @@ def _segmentation_card(
         wrong = (mask != IGNORE) & (mask != predicted)
         images += [
             ("prediction", tinted(predicted.astype(np.uint8))),
-            ("errors", figures.difference(shown, _nearest(wrong.astype(np.uint8), shown.size) > 0)),
+            ("errors", difference(shown, _nearest(wrong.astype(np.uint8), shown.size) > 0)),
         ]
     ious = class_iou(confusion)
     pixels = confusion.sum(axis=0) + confusion.sum(axis=1)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from glob import escape, glob, has_magic
 from pathlib import Path
 
+from groupvit_common.drawing.canvas import SOFTWARE
 from groupvit_common.errors import InputError
 from groupvit_common.preprocessing.images import image_suffixes
 from groupvit_common.storage.names import is_hidden
@@ -53,9 +54,9 @@ _OTHER_IMAGES = frozenset(
     ]
 )
 
-SOFTWARE = "groupvit"
-"""What the results of this package have as the PNG text "Software", so that a later run does not take them for images to work on."""
-_MARK = f"Software\0{SOFTWARE}".encode()
+# The mark of results: in a PNG's texts before the pixels, at a JPEG's beginning and at a WebP's end among the Exif tags.
+_PNG_MARK, _EXIF_MARK = f"Software\0{SOFTWARE}".encode(), f"{SOFTWARE}\0".encode()
+_EXIF_BYTES = 256
 
 
 def is_image_name(name: str) -> bool:
@@ -93,18 +94,23 @@ def images_in(folder: str | Path) -> list[Path]:
 
 
 def is_result(path: Path) -> bool:
-    """Returns whether a file is a PNG that this package wrote as a result, such as an overlay or a label map."""
-    if path.suffix.lower() != ".png":
-        return False
+    """Returns whether this package wrote a file as a result, such as an overlay or a label map."""
     try:
         with path.open("rb") as file:
+            if path.suffix.lower() in (".jpg", ".jpeg", ".webp"):
+                head = file.read(_EXIF_BYTES)
+                file.seek(-min(_EXIF_BYTES, file.seek(0, os.SEEK_END)), os.SEEK_END)
+                exif = head if b"Exif\0" in head else file.read()
+                return _EXIF_MARK in exif
+            if path.suffix.lower() != ".png":
+                return False
             file.seek(8)
             # The texts before the pixels.
             while len(head := file.read(8)) == 8 and head[4:] != b"IDAT":
                 length = int.from_bytes(head[:4], "big")
-                if head[4:] == b"tEXt" and file.read(len(_MARK)) == _MARK:
+                if head[4:] == b"tEXt" and file.read(len(_PNG_MARK)) == _PNG_MARK:
                     return True
-                file.seek(length + 4 - (len(_MARK) if head[4:] == b"tEXt" else 0), os.SEEK_CUR)
+                file.seek(length + 4 - (len(_PNG_MARK) if head[4:] == b"tEXt" else 0), os.SEEK_CUR)
     except OSError:  # whoever opens it says so
         pass
     return False

@@ -1,4 +1,4 @@
-"""From scores to label maps: options, postprocessing, the predictor, figures."""
+"""From scores to label maps: options, scores, windows, refinement, results, the predictor, figures."""
 
 import lazy_loader
 

@@ -1,1 +1,2 @@
-from .postprocess import Segmentation as Segmentation
+from .options import SegmentationOptions as SegmentationOptions
+from .result import Segmentation as Segmentation

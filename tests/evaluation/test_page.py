@@ -12,6 +12,7 @@ from PIL import Image
 
 from groupvit_common import cli
 from groupvit_common.cli.terminal import BAD_INPUT
+from groupvit_common.drawing.palette import label_colours
 from groupvit_common.errors import InputError
 from groupvit_common.evaluation.classification import evaluate_classification
 from groupvit_common.evaluation.datasets.classification import open_classification_set
@@ -23,7 +24,6 @@ from groupvit_common.evaluation.protocols import ProtocolSettings
 from groupvit_common.evaluation.report import record_of, write_results
 from groupvit_common.evaluation.run import RunOptions
 from groupvit_common.evaluation.segmentation import evaluate_segmentation
-from groupvit_common.segmentation.figures import label_colours
 
 # Without an end tag.
 VOID = {"meta", "img", "br", "input", "link"}

@@ -296,7 +296,7 @@ def test_patches_take_the_place_of_groups(tmp_path):
         embeds = module.model.visual_projection(vision.last_hidden_state[0])
         labels = torch.from_numpy(segmenter._labelled().embeds)
         similarity = torch.nn.functional.normalize(embeds, dim=1) @ torch.nn.functional.normalize(labels, dim=1).T
-    groups, _, (maps,) = segmenter._look(pixels.numpy())
+    groups, _, (maps,) = segmenter._encode_images(pixels.numpy())
     torch.testing.assert_close(groups[0], embeds)
     assert (maps[0].flatten(1) == torch.eye(64)).all()
     found = segmenter(image)

@@ -1,4 +1,4 @@
-"""Colours, overlays, legends; pictures of results, of small models in both backends."""
+"""Figures of results, of small models in both backends."""
 
 import importlib
 import json
@@ -8,15 +8,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from groupvit_common import cli
 from groupvit_common.cli.terminal import BAD_INPUT
+from groupvit_common.drawing import canvas
+from groupvit_common.drawing.palette import heat_colours, label_colours, palette
 from groupvit_common.errors import InputError
 from groupvit_common.preprocessing.processor import GroupViTProcessor
-from groupvit_common.segmentation import figures as visualize
-from groupvit_common.segmentation.postprocess import Details, LabelScore, Segmentation
+from groupvit_common.segmentation import figures
 from groupvit_common.segmentation.predictor import BaseSegmenter
+from groupvit_common.segmentation.result import Details, LabelScore, Segmentation
 from groupvit_torch.model import GroupViTModel
 from groupvit_torch.predictor import Segmenter
 from tests.support.backends import BACKENDS
@@ -27,133 +29,6 @@ FLOAT32 = 1e-5
 FLOAT64 = 1e-12
 # Pixels at the border of two groups that are as large as each other but for rounding.
 TIES = 0.001
-
-
-def entries(count, name="label"):
-    return [visualize.Entry(c, f"{name} {i}", f"label {i}", "5%") for i, c in enumerate(visualize.palette(count))]
-
-
-def test_palette_is_stable_distinct_and_repeats_after_its_end():
-    colours = visualize.palette(256)
-    np.testing.assert_array_equal(visualize.palette(9), colours[:9])
-    assert len({tuple(c) for c in colours.tolist()}) == 256
-    np.testing.assert_array_equal(visualize.palette(300)[256:], colours[:44])
-    # The colours that most users see must not change between versions: people keep pictures side by side.
-    assert [bytes(c).hex() for c in colours[:8].tolist()] == [
-        "e69f00", "0a7fc4", "d62f4b", "00a676", "f0e442", "cc79a7", "56b4e9", "780078"]  # fmt: skip
-
-
-def test_the_first_colours_are_far_apart_for_colour_blind_eyes_too():
-    rgb = visualize._linear_rgb(visualize.palette(8))
-    for matrix in (np.eye(3), np.array(visualize._DEUTERANOPIA), np.array(visualize._PROTANOPIA)):
-        lab = visualize._oklab(np.clip(rgb @ matrix.T, 0, 1))
-        distance = np.linalg.norm(lab[:, None] - lab[None], axis=-1)[np.triu_indices(8, 1)]
-        # About 0.02 is just noticeable in OKLab.
-        assert distance.min() > 0.06
-
-
-def test_names_of_colours_are_shown_in_their_colour():
-    np.testing.assert_array_equal(visualize.label_colours(["cat", "dog"]), visualize.palette(2))
-    names = ["cat", "Red", "dog", "blue", *(f"label {i}" for i in range(300))]
-    colours = visualize.label_colours(names)
-    assert [bytes(c).hex() for c in colours[[1, 3]].tolist()] == ["d62f4b", "0a7fc4"]
-    others = np.delete(colours, [1, 3], axis=0)
-    np.testing.assert_array_equal(others[:2], visualize.palette(4)[[0, 3]])  # 1 and 2 are that blue and red
-    assert not {tuple(c) for c in others.tolist()} & {tuple(c) for c in colours[[1, 3]].tolist()}
-
-
-def test_overlay_tints_labels_and_leaves_the_background():
-    picture = Image.new("RGB", (20, 10), (100, 100, 100))
-    index_map = np.zeros((10, 20), np.uint8)
-    index_map[:, 10:] = 1
-    colours = np.array([[0, 0, 0], [200, 0, 0]], np.uint8)
-    drawn = np.asarray(visualize.overlay(picture, index_map, colours, 0.5, skip=0))
-    assert (drawn[:, :10] == 100).all()
-    np.testing.assert_allclose(drawn[5, 15], [150, 50, 50], atol=1)
-    # The outline, one pixel wide here, is stronger.
-    assert drawn[5, 10, 0] > 180
-    assert drawn[5, 11, 0] == drawn[5, 15, 0]
-    np.testing.assert_array_equal(visualize.overlay(picture, index_map, colours, 0.0), picture)
-    assert (np.asarray(visualize.overlay(picture, index_map, colours, 1.0))[:, 10:] == [200, 0, 0]).all()
-
-
-def test_outlines_are_what_lies_near_another_index():
-    index_map = np.zeros((9, 9), np.uint8)
-    index_map[4, 4] = 1
-    edge = visualize.outlines(index_map, 2)
-    expected = np.zeros((9, 9), bool)
-    expected[4, 2:7] = expected[2:7, 4] = True
-    np.testing.assert_array_equal(edge, expected)
-    assert not visualize.outlines(np.ones((1, 1), np.uint8), 3).any()
-    assert not visualize.outlines(np.ones((2, 300), np.uint8), 3).any()
-
-
-@pytest.mark.parametrize("size", [(640, 480), (480, 640), (1, 1), (32, 32), (2000, 20), (20, 2000), (700, 400)])
-@pytest.mark.parametrize("count", [1, 3, 80])
-def test_legend_neither_covers_nor_scales_the_picture(size, count):
-    rng = np.random.default_rng(0)
-    picture = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
-    drawn = visualize.with_legend(picture, entries(count))
-    np.testing.assert_array_equal(drawn.crop((0, 0, *size)), picture)
-    # Every entry's colour is there, whole: a swatch is at least 11 pixels wide inside its line.
-    outside = np.asarray(drawn).astype(int)
-    outside[: size[1], : size[0]] = 255
-    for entry in entries(count):
-        assert (outside == entry.colour).all(axis=-1).sum() >= 11 * 11
-    # The last column's text ends before the edge.
-    assert (np.asarray(drawn)[:, -3:] == 255).all() or drawn.width == size[0]
-
-
-def test_what_is_left_uncoloured_has_an_empty_swatch():
-    entry = visualize.Entry(None, "background", "label 0")
-    drawn = np.asarray(visualize.with_legend(Image.new("RGB", (200, 100)), [entry]))[100:]
-    assert drawn[:, :, 0].max() == 255
-    assert (drawn[13:26, 13:26].min(axis=(0, 1)) < 40).all()  # its outline
-    assert (drawn[15:24, 15:24] == 255).all()
-
-
-def test_no_entries_no_legend():
-    picture = Image.new("RGB", (30, 20))
-    assert visualize.with_legend(picture, []) is picture
-
-
-def test_long_names_are_cut():
-    drawn = visualize.with_legend(Image.new("RGB", (100, 100)), entries(1, "word " * 200))
-    assert drawn.width < 500
-
-
-def test_names_that_no_font_can_write(monkeypatch):
-    monkeypatch.setattr(visualize, "_SYSTEM_FONTS", ())
-    visualize._font_for.cache_clear()
-    colour = visualize.palette(1)[0]
-    for name, shown in [("cat", "cat"), ("télé", "tele"), ("猫", "label 7"), ("a\nb", "a b")]:
-        assert visualize._fit(visualize.Entry(colour, name, "label 7"), 20)[0] == shown
-    visualize._font_for.cache_clear()
-
-
-def test_a_system_font_writes_what_pillows_cannot():
-    try:
-        ImageFont.truetype("DejaVuSans.ttf", 20)
-    except OSError:
-        pytest.skip("DejaVu Sans is not installed")
-    text, font = visualize._fit(visualize.Entry(visualize.palette(1)[0], "télé", "label 7"), 20)
-    assert text == "télé"
-    assert font.getname()[0] != "Aileron"
-
-
-def test_index_image_keeps_the_indices():
-    small = np.arange(200, dtype=np.uint8).reshape(10, 20)
-    image = visualize.index_image(small, visualize.palette(200))
-    assert image.mode == "P"
-    np.testing.assert_array_equal(image, small)
-    np.testing.assert_array_equal(image.convert("RGB"), visualize.palette(200)[small])
-    large = np.arange(400, dtype=np.uint16).reshape(20, 20)
-    np.testing.assert_array_equal(visualize.index_image(large, visualize.palette(400)), large)
-
-
-@pytest.mark.parametrize(("share", "text"), [(0, "0%"), (0.001, "<1%"), (0.236, "24%"), (1, "100%")])
-def test_percent(share, text):
-    assert visualize.percent(share) == text
 
 
 # ---- pictures of a result ----
@@ -183,12 +58,12 @@ def halves():
 
 
 def test_pictures_of_labels(halves):
-    cat, dog = visualize.label_colours(["cat", "dog"])
-    assert visualize.show(halves, "input") is halves.image
-    drawn = np.asarray(visualize.show(halves, "pred"))
+    cat, dog = label_colours(["cat", "dog"])
+    assert figures.show(halves, "input") is halves.image
+    drawn = np.asarray(figures.show(halves, "pred"))
     for y, x, colour in ((10, 10, (0, 0, 0)), (10, 110, cat), (30, 90, dog)):
         np.testing.assert_array_equal(drawn[y, x], colour)
-    tinted = np.asarray(visualize.show(halves, "input_pred"))
+    tinted = np.asarray(figures.show(halves, "input_pred"))
     assert tinted.shape == (60, 120, 3)
     np.testing.assert_array_equal(tinted, halves.overlay(legend=False))
     np.testing.assert_array_equal(tinted[10, 10], [100, 100, 100])
@@ -196,25 +71,13 @@ def test_pictures_of_labels(halves):
 
 
 def test_names_stand_on_their_regions(halves):
-    plain, drawn = (np.asarray(visualize.show(halves, mode)) for mode in ("input_pred", "input_pred_label"))
+    plain, drawn = (np.asarray(figures.show(halves, mode)) for mode in ("input_pred", "input_pred_label"))
     assert drawn.shape == plain.shape
     changed = (plain != drawn).any(axis=-1)
     # The background has no name, and the names keep clear of each other: two tags, each with its label's colour.
     assert not changed[:, :50].any()
-    for colour in visualize.label_colours(["cat", "dog"]):
+    for colour in label_colours(["cat", "dog"]):
         assert (drawn[changed] == colour).all(axis=-1).sum() > 50
-
-
-def test_places_for_names_are_deep_inside():
-    index_map = np.zeros((9, 12), np.uint8)
-    index_map[:, 7:] = 1
-    depths = visualize._depths(index_map)
-    assert depths[4, 3] == depths.max() == 3
-    assert depths[4, 9] == 2
-    assert (depths[[0, -1]] == 0).all()
-    assert (depths[:, [0, 6, 7, -1]] == 0).all()
-    for shape in ((1, 1), (2, 2), (1, 9), (9, 2)):
-        assert not visualize._depths(np.zeros(shape, np.uint8)).any()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (500, 2)])
@@ -223,25 +86,25 @@ def test_pictures_of_any_size(size):
     label_map[size[0] // 2 :] = 1
     result = result_of(label_map, ["a cat with a long name", "dog"])
     details = Details((label_map, label_map), result.labels, np.zeros((2, 2, 2), np.float32))
-    for mode in visualize.MODES:
-        drawn = visualize.show(result, mode, details)
+    for mode in figures.FIGURES:
+        drawn = figures.show(result, mode, details)
         if mode not in ("all_groups", "similarity"):
             assert drawn.size == result.image.size
-    assert visualize.thumbnail(result, 64).width > 0
+    assert figures.thumbnail(result, 64).width > 0
 
 
 def test_pictures_of_groups(halves):
     first = np.zeros((60, 120), np.uint8)
     first[30:] = 5
     details = Details((first, halves.group_map), ("cat", "dog"), np.zeros((2, 6, 12), np.float32))
-    colours = visualize.palette(6).astype(int)
-    drawn = np.asarray(visualize.show(halves, "first_group", details))
+    colours = palette(6).astype(int)
+    drawn = np.asarray(figures.show(halves, "first_group", details))
     for y, group in ((10, 0), (50, 5)):
         np.testing.assert_allclose(drawn[y, 20], 0.6 * colours[group] + 40, atol=1)
-    final = np.asarray(visualize.show(halves, "final_group"))
+    final = np.asarray(figures.show(halves, "final_group"))
     for x, group in ((20, 0), (110, 1)):
         np.testing.assert_allclose(final[10, x], 0.6 * colours[group] + 40, atol=1)
-    both = np.asarray(visualize.show(halves, "all_groups", details))
+    both = np.asarray(figures.show(halves, "all_groups", details))
     width = both.shape[1]
     assert any((both[y : y + 60, x : x + 120] == drawn).all() for y in range(30, 70) for x in (18,))
     assert any((both[y : y + 60, x : x + 120] == final).all() for y in range(30, 70) for x in range(150, width - 120))
@@ -252,78 +115,56 @@ def test_heat_maps_share_one_scale():
     values[0, :, 3:] = 1.0
     values[1] = 0.5
     image = Image.new("RGB", (60, 40), (128, 128, 128))
-    drawn = np.asarray(visualize.heat_map(image, values[0], 0.0, 1.0, alpha=1.0))
-    np.testing.assert_array_equal(drawn[20, 2], visualize.heat_colours(np.array(0.0)))
-    np.testing.assert_array_equal(drawn[20, 57], visualize.heat_colours(np.array(1.0)))
+    drawn = np.asarray(canvas.heat_map(image, values[0], 0.0, 1.0, alpha=1.0))
+    np.testing.assert_array_equal(drawn[20, 2], heat_colours(np.array(0.0)))
+    np.testing.assert_array_equal(drawn[20, 57], heat_colours(np.array(1.0)))
     # A picture alike everywhere is no fault.
-    assert visualize.heat_map(image, values[1], 0.5, 0.5).size == image.size
+    assert canvas.heat_map(image, values[1], 0.5, 0.5).size == image.size
     label_map = np.zeros((40, 60), np.uint8)
     sheet = np.asarray(
-        visualize.show(result_of(label_map, ["a", "b"]), "similarity", Details((label_map,), ("a", "b"), values))
+        figures.show(result_of(label_map, ["a", "b"]), "similarity", Details((label_map,), ("a", "b"), values))
     )
-    grey = np.round(0.3 * 100 + 0.7 * visualize.heat_colours(np.array([0.0, 0.5, 1.0])))
+    grey = np.round(0.3 * 100 + 0.7 * heat_colours(np.array([0.0, 0.5, 1.0])))
     for colour in grey:
         assert (np.abs(sheet.astype(int) - colour).max(axis=-1) <= 1).any()
 
 
-def test_heat_colours_go_from_dark_to_light():
-    lightness = visualize._oklab(visualize._linear_rgb(visualize.heat_colours(np.linspace(0, 1, 50))))[:, 0]
-    assert (np.diff(lightness) > 0).all()
+def test_drawing_is_found_where_programs_took_it_from():
+    """Earlier versions had one module `groupvit_common.visualize`."""
+    visualize = importlib.import_module("groupvit_common.visualize")
+    assert visualize.show is figures.show
+    assert visualize.contact_sheet is canvas.contact_sheet
+    assert visualize.palette is palette
+    with pytest.raises(AttributeError, match="no attribute 'palettes'"):
+        visualize.palettes  # noqa: B018
 
 
 def test_what_cannot_be_shown(halves):
-    with pytest.raises(InputError, match="unknown kind of picture 'seg'"):
-        visualize.show(halves, "seg")
+    with pytest.raises(InputError, match="unknown figure 'seg'"):
+        figures.show(halves, "seg")
     with pytest.raises(InputError, match="give details"):
-        visualize.show(halves, "first_group")
+        figures.show(halves, "first_group")
     other = Details((np.zeros((4, 6), np.uint8),), ("cat",), np.zeros((1, 4, 6), np.float32))
-    with pytest.raises(InputError, match="picture of 6 x 4 pixels, but the result is of 120 x 60"):
-        visualize.show(halves, "similarity", other)
-    with pytest.raises(InputError, match="at least one picture"):
-        visualize.contact_sheet([])
-    with pytest.raises(InputError, match="must be at least 1, got 0"):
-        visualize.contact_sheet([("a", halves.image)], side=0)
+    with pytest.raises(InputError, match="an image of 6 x 4 pixels, but the result is of 120 x 60"):
+        figures.show(halves, "similarity", other)
 
 
 def test_two_results_side_by_side(halves):
     label_map = halves.label_map.copy()
     label_map[:6, :12] = 1
-    drawn = np.asarray(visualize.compare(halves, result_of(label_map, halves.labels, True), ("torch", "tf")))
-    red = (drawn == visualize._DIFFERENT).all(axis=-1)
+    drawn = np.asarray(figures.compare(halves, result_of(label_map, halves.labels, True), ("torch", "tf")))
+    red = (drawn == canvas.DIFFERENT).all(axis=-1)
     rows, columns = np.nonzero(red)
     assert red.sum() == 72
     assert (np.ptp(rows), np.ptp(columns)) == (5, 11)
-    same = np.asarray(visualize.compare(halves, halves))
-    assert not (same == visualize._DIFFERENT).all(axis=-1).any()
-    assert visualize._share(np.zeros((2, 2), bool)) == "none"
-    assert visualize._share(np.arange(20000) == 3) == "<0.01%"
+    same = np.asarray(figures.compare(halves, halves))
+    assert not (same == canvas.DIFFERENT).all(axis=-1).any()
+    assert figures._percent(np.zeros((2, 2), bool)) == "none"
+    assert figures._percent(np.arange(20000) == 3) == "<0.01%"
     with pytest.raises(InputError, match="other labels"):
-        visualize.compare(halves, replace(halves, labels=("background", "cat", "cow")))
+        figures.compare(halves, replace(halves, labels=("background", "cat", "cow")))
     with pytest.raises(InputError, match="120 x 60 and 3 x 2 pixels"):
-        visualize.compare(halves, result_of(np.zeros((2, 3), np.uint8), halves.labels))
-
-
-def test_contact_sheet_holds_every_picture_small():
-    pictures = [(f"picture {i} " + "x" * 300, Image.new("RGB", (400, 200), (i * 20, 255 - i, 7))) for i in range(7)]
-    drawn = np.asarray(visualize.contact_sheet(iter(pictures), side=100))
-    for _, picture in pictures:
-        at = np.argwhere((drawn == picture.getpixel((0, 0))).all(axis=-1))
-        assert np.abs(np.ptp(at, axis=0) + 1 - [50, 100]).max() <= 1
-    one_row = visualize.contact_sheet(pictures, side=100, columns=9)
-    assert one_row.width > 7 * 100 > one_row.height
-
-
-def test_a_narrow_sheet_of_similarities_cuts_names_and_no_number(monkeypatch):
-    written = []
-    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda draw, at, text, **options: written.append((text, options)))
-    similarity = np.stack([np.full((6, 2), value, np.float32) for value in (0.25, 0.5)])
-    names = ("green armchair in the garden", "cat")
-    visualize.similarity_sheet(Image.new("RGB", (20, 60)), Details((), names, similarity))
-    (long, options), (short, _) = written[:2]
-    assert long.startswith("g")
-    assert long.endswith("… (at most 0.25)")
-    assert options["font"].getlength(long) <= visualize._NARROWEST_CELL
-    assert short == "cat (at most 0.50)"
+        figures.compare(halves, result_of(np.zeros((2, 3), np.uint8), halves.labels))
 
 
 # ---- what the models see ----
@@ -332,7 +173,7 @@ def test_a_narrow_sheet_of_similarities_cuts_names_and_no_number(monkeypatch):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """Two grouping blocks with different numbers of groups."""
-    return random_checkpoint(tmp_path_factory.mktemp("visualize") / "model", 1, groups=(12, 6))
+    return random_checkpoint(tmp_path_factory.mktemp("figures") / "model", 1, groups=(12, 6))
 
 
 def segmenter_of(name, checkpoint, **options) -> BaseSegmenter:
@@ -422,7 +263,7 @@ def test_segment_writes_the_pictures_asked_for(checkpoint, tmp_path, monkeypatch
     result, details = segmenter(blocks(seed=1)), segmenter.details(blocks(seed=1))
     for mode in ("pred", "first_group", "similarity"):
         with Image.open(f"out/p1_{mode}.png") as picture:
-            np.testing.assert_array_equal(picture, visualize.show(result, mode, details))
+            np.testing.assert_array_equal(picture, figures.show(result, mode, details))
     capsys.readouterr()
 
     for arguments, message in (
@@ -467,7 +308,7 @@ def test_compare_shows_where_two_results_differ(checkpoint, tmp_path, monkeypatc
     different = results[0].label_map != results[1].label_map
     assert record["different"] == different.mean() > 0
     with Image.open(record["files"]["compare"]) as drawn:
-        assert (np.asarray(drawn) == visualize._DIFFERENT).all(axis=-1).sum() == different.sum()
+        assert (np.asarray(drawn) == canvas.DIFFERENT).all(axis=-1).sum() == different.sum()
 
     assert cli.main([*base, "--backend", "torch", "--other-backend", "tf"]) == 0
     assert re.search(r"p.png: 0\.\d+% of the pixels differ -> out.p_compare.png", capsys.readouterr().out)

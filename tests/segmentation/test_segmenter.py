@@ -20,8 +20,8 @@ from groupvit_common.preprocessing.image_processor import GroupViTImageProcessor
 from groupvit_common.preprocessing.processor import GroupViTProcessor
 from groupvit_common.preprocessing.prompts import Label, average_embedding
 from groupvit_common.preprocessing.tokenizer import CLIPTokenizer
-from groupvit_common.segmentation.postprocess import label_affinity
 from groupvit_common.segmentation.predictor import DEMO_MODEL
+from groupvit_common.segmentation.scores import label_affinity
 from groupvit_torch.model import GroupViTModel
 from groupvit_torch.predictor import Segmenter as TorchSegmenter
 from tests.support.backends import BACKENDS

@@ -15,8 +15,11 @@ from groupvit_common.preprocessing.image_processor import GroupViTImageProcessor
 from groupvit_common.preprocessing.processor import GroupViTProcessor
 from groupvit_common.preprocessing.prompts import average_embedding
 from groupvit_common.preprocessing.tokenizer import CLIPTokenizer
-from groupvit_common.segmentation import postprocess
-from groupvit_common.segmentation.postprocess import Windows
+from groupvit_common.segmentation import label_maps
+from groupvit_common.segmentation.label_maps import View
+from groupvit_common.segmentation.options import SegmentationOptions
+from groupvit_common.segmentation.scores import softmax
+from groupvit_common.segmentation.windows import STRIP_VALUES, Windows, interpolated_rows
 from groupvit_torch import label_maps as torch_segmentation
 from tests.support.backends import BACKENDS
 from tests.support.paths import REFERENCE
@@ -116,8 +119,8 @@ def look_once(segmenter):
 
 def clear_groups(segmenter, pixels):
     """`[H, W]` bool: where the largest group weight is no tie."""
-    (grouping,) = segmenter._see_picture(pixels).grouping
-    full = np.stack(list(postprocess.interpolated_rows(np.asarray(grouping, np.float64), pixels.shape[1:])), axis=1)
+    (grouping,) = segmenter._see_prepared(pixels).view.grouping
+    full = np.stack(list(interpolated_rows(np.asarray(grouping, np.float64), pixels.shape[1:])), axis=1)
     second, first = np.sort(full, axis=0)[-2:]
     return first - second > TIE
 
@@ -170,28 +173,30 @@ def test_strides_that_leave_pixels_out(stride):
 # Scores of windows against the plain computation at full resolution
 
 
-class Torch:
-    @staticmethod
-    def window_scores(affinity, grouping, windows, size, **options):
-        parts = torch_segmentation.window_scores(
-            torch.from_numpy(affinity), torch.from_numpy(grouping), windows, size, **options
-        )
-        return ((rows, scores.numpy()) for rows, scores in parts)
+class NumPy:
+    """The functions under test, arrays in and out."""
 
-    @staticmethod
-    def label_windows(affinity, grouping, windows, size, **options):
-        return torch_segmentation.label_windows(
-            torch.from_numpy(affinity), torch.from_numpy(grouping), windows, size, **options
-        )
+    module, array = label_maps, staticmethod(lambda array: array)
 
-    @staticmethod
-    def pixel_scores(affinity, grouping, size, **options):
-        return torch_segmentation.pixel_scores(
-            torch.from_numpy(affinity), torch.from_numpy(grouping), size, **options
-        ).numpy()
+    @classmethod
+    def view_scores(cls, affinity, grouping, windows, size, **options):
+        view = View(cls.array(affinity), cls.array(grouping), windows)
+        parts = cls.module.view_scores(view, size, SegmentationOptions(**options))
+        return ((rows, np.asarray(scores)) for rows, scores in parts)
+
+    @classmethod
+    def pixel_labels(cls, affinity, grouping, windows, size, is_background=None, **options):
+        is_background = [False] * affinity.shape[2] if is_background is None else is_background
+        view = View(cls.array(affinity), cls.array(grouping), windows)
+        pixels = np.zeros((3, 1, 1))  # of a single view nothing of them is needed
+        return cls.module.pixel_labels([view], pixels, size, SegmentationOptions(**options), is_background)
 
 
-@pytest.fixture(params=[postprocess, Torch], ids=["numpy", "torch"])
+class Torch(NumPy):
+    module, array = torch_segmentation, staticmethod(torch.from_numpy)
+
+
+@pytest.fixture(params=[NumPy, Torch], ids=["numpy", "torch"])
 def ops(request):
     return request.param
 
@@ -200,8 +205,8 @@ def random_windows(picture, window=24, stride=10, groups=5, labels=6, seed=0):
     rng = np.random.default_rng(seed)
     windows = Windows.over(picture, window, stride)
     grid = (max(1, windows.size[0] // 4), max(1, windows.size[1] // 4))
-    grouping = postprocess.softmax(rng.normal(size=(len(windows), *grid, groups)) * 3).transpose(0, 3, 1, 2)
-    affinity = postprocess.softmax(rng.normal(size=(len(windows), groups, labels)) * 3)
+    grouping = softmax(rng.normal(size=(len(windows), *grid, groups)) * 3).transpose(0, 3, 1, 2)
+    affinity = softmax(rng.normal(size=(len(windows), groups, labels)) * 3)
     # Labels that nothing may have, as with top_k.
     affinity[:, :, 2] = 0
     affinity[: len(windows) // 2, :, 4] = 0
@@ -219,7 +224,7 @@ def plain_scores(windows, affinity, grouping, size, assignment, threshold):
         if threshold is not None:
             below = scores.max(dim=0).values < min(threshold, a.max().item())
             scores = torch.cat([below[None].to(scores), scores])
-        around = (columns.start, windows.picture[1] - columns.stop, rows.start, windows.picture[0] - rows.stop)
+        around = (columns.start, windows.image[1] - columns.stop, rows.start, windows.image[0] - rows.stop)
         total = total + F.pad(scores, around)
         count = count + F.pad(torch.ones_like(scores[:1]), around)
     return F.interpolate((total / count)[None], size=size, mode="bilinear")[0].numpy()
@@ -230,17 +235,17 @@ def plain_scores(windows, affinity, grouping, size, assignment, threshold):
 @pytest.mark.parametrize("assignment", ["hard", "soft"])
 @pytest.mark.parametrize(("picture", "size"), [((24, 57), (50, 99)), ((44, 30), (21, 18)), ((20, 20), (33, 1))])
 def test_windows_against_the_plain_computation(ops, monkeypatch, picture, size, assignment, threshold, strip_values):
-    monkeypatch.setattr(postprocess, "STRIP_VALUES", strip_values)
+    monkeypatch.setattr("groupvit_common.segmentation.windows.STRIP_VALUES", strip_values)
     windows, affinity, grouping = random_windows(picture)
-    options = {"assignment": assignment, "threshold": threshold}
-    parts = list(ops.window_scores(affinity, grouping, windows, size, **options))
-    expected_scores = plain_scores(windows, affinity, grouping, size, **options)
+    options = {"assignment": assignment, "background": threshold}
+    parts = list(ops.view_scores(affinity, grouping, windows, size, **options))
+    expected_scores = plain_scores(windows, affinity, grouping, size, assignment, threshold)
     assert [row for rows, _ in parts for row in range(rows.start, rows.stop)] == list(range(size[0]))
     scores = np.concatenate([scores for _, scores in parts], axis=1)
     np.testing.assert_allclose(scores, expected_scores, rtol=0, atol=FLOAT64)
 
     hidden = [False, True, False, False, False, True]
-    pixels = ops.label_windows(affinity, grouping, windows, size, is_background=hidden, **options)
+    pixels = ops.pixel_labels(affinity, grouping, windows, size, is_background=hidden, **options)
     values = np.array([1, 0, 2, 3, 4, 0])
     if threshold is not None:
         values = np.insert(values, 0, 0)
@@ -250,11 +255,11 @@ def test_windows_against_the_plain_computation(ops, monkeypatch, picture, size, 
 def test_groups_of_windows_are_those_of_the_most_central(ops):
     windows, affinity, grouping = random_windows((24, 57))
     size = (48, 114)
-    pixels = ops.label_windows(affinity, grouping, windows, size, threshold=0.5)
+    pixels = ops.pixel_labels(affinity, grouping, windows, size, background=0.5)
     assert len(pixels.group_values) == 5 * len(windows)
     for index, (_, columns) in enumerate(windows):
-        alone = ops.label_windows(
-            affinity[index][None], grouping[index][None], Windows.whole((24, 24)), (48, 48), threshold=0.5
+        alone = ops.pixel_labels(
+            affinity[index][None], grouping[index][None], Windows.whole((24, 24)), (48, 48), background=0.5
         )
         np.testing.assert_array_equal(pixels.group_values[5 * index : 5 * index + 5], alone.group_values)
         own = pixels.group_map // 5 == index
@@ -267,11 +272,12 @@ def test_groups_of_windows_are_those_of_the_most_central(ops):
 
 @pytest.mark.parametrize("assignment", ["hard", "soft"])
 @pytest.mark.parametrize("threshold", [None, 0.6])
-def test_pixel_scores_are_what_label_pixels_chooses_from(ops, assignment, threshold):
+def test_the_largest_scores_of_a_whole_image_make_its_map(ops, assignment, threshold):
     _, affinity, grouping = random_windows((24, 24))
-    scores = ops.pixel_scores(affinity[0], grouping[0], (31, 60), assignment=assignment, threshold=threshold)
-    pixels = postprocess.label_pixels(affinity[0], grouping[0], (31, 60), assignment=assignment, threshold=threshold)
-    np.testing.assert_array_equal(scores.argmax(axis=0), pixels.label_map)
+    one = (affinity[:1], grouping[:1], None, (31, 60))
+    options = {"assignment": assignment, "background": threshold}
+    scores = np.concatenate([strip for _, strip in ops.view_scores(*one, **options)], axis=1)
+    np.testing.assert_array_equal(scores.argmax(axis=0), ops.pixel_labels(*one, **options).label_map)
 
 
 @pytest.mark.parametrize("assignment", ["hard", "soft"])
@@ -279,17 +285,17 @@ def test_no_more_than_strips_are_held(assignment):
     size = (2000, 3000)
     windows, affinity, grouping = random_windows((48, 72), window=48, stride=24, labels=20)
     tracemalloc.start()
-    postprocess.label_windows(affinity, grouping, windows, size, assignment=assignment, threshold=0.5)
+    NumPy.pixel_labels(affinity, grouping, windows, size, assignment=assignment, background=0.5)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     # Both maps have a byte a pixel; of a strip there are a few copies. All scores would take 21 * 8 bytes a pixel, 1 GB.
-    assert peak < 2 * 2000 * 3000 + 8 * postprocess.STRIP_VALUES * affinity.itemsize
+    assert peak < 2 * 2000 * 3000 + 8 * STRIP_VALUES * affinity.itemsize
 
 
 def test_where_all_scores_are_zero_the_first_label_stands(ops):
     windows, affinity, grouping = random_windows((24, 57))
     affinity[:] = 0
-    assert not ops.label_windows(affinity, grouping, windows, (30, 60)).label_map.any()
+    assert not ops.pixel_labels(affinity, grouping, windows, (30, 60)).label_map.any()
 
 
 # The user's door

@@ -1,17 +1,17 @@
 """Group similarities -> label maps: the authors' evaluation as reference, NumPy, PyTorch and Keras against each other."""
 
-import json
+from dataclasses import replace
 
 import keras
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.nn import functional as F
 
 from groupvit_common.errors import InputError
 from groupvit_common.model.resample import resize_matrix
-from groupvit_common.segmentation import postprocess
+from groupvit_common.segmentation import label_maps, scores, windows
+from groupvit_common.segmentation.options import SegmentationOptions
 from groupvit_tf import label_maps as keras_segmentation
 from groupvit_torch import label_maps as torch_segmentation
 from tests.support import paths
@@ -41,17 +41,25 @@ def to_keras(x):
 class NumPy:
     """The functions under test, arrays in and out."""
 
-    grouping_map = staticmethod(postprocess.grouping_map)
-    label_affinity = staticmethod(postprocess.label_affinity)
-    image_probabilities = staticmethod(postprocess.image_probabilities)
-    label_pixels = staticmethod(postprocess.label_pixels)
+    grouping_map = staticmethod(scores.grouping_map)
+    label_affinity = staticmethod(scores.label_affinity)
+    image_probabilities = staticmethod(scores.image_probabilities)
+    pixel_labels = staticmethod(label_maps.pixel_labels)
+
+    @classmethod
+    def label_pixels(cls, affinity, grouping, size, *, assignment=None, threshold=None, is_background=None):
+        """One view of an image as a whole; nothing of the pixels is needed."""
+        view = label_maps.View(affinity[None], grouping[None])
+        options = SegmentationOptions(assignment=assignment, background=threshold)
+        is_background = [False] * affinity.shape[1] if is_background is None else is_background
+        return cls.pixel_labels([view], np.zeros((3, 1, 1)), size, options, is_background)
 
     @staticmethod
     def interpolated_strips(maps, size):
-        return ((slice(y, y + 1), row[:, None]) for y, row in enumerate(postprocess.interpolated_rows(maps, size)))
+        return ((slice(y, y + 1), row[:, None]) for y, row in enumerate(windows.interpolated_rows(maps, size)))
 
 
-class Torch:
+class Torch(NumPy):
     @staticmethod
     def grouping_map(assignments, grid):
         return torch_segmentation.grouping_map([to_torch(a) for a in assignments], grid).numpy()
@@ -68,8 +76,9 @@ class Torch:
         return torch_segmentation.image_probabilities(to_torch(image), to_torch(labels), scale).numpy()
 
     @staticmethod
-    def label_pixels(affinity, grouping, size, **options):
-        return torch_segmentation.label_pixels(to_torch(affinity), to_torch(grouping), size, **options)
+    def pixel_labels(views, *others):
+        views = [replace(view, affinity=to_torch(view.affinity), grouping=to_torch(view.grouping)) for view in views]
+        return torch_segmentation.pixel_labels(views, *others)
 
     @staticmethod
     def interpolated_strips(maps, size):
@@ -113,8 +122,8 @@ def reference():
 def random_image(seed=0, groups=6, labels=5, grid=(7, 9)):
     """Affinity `[G, L]` and grouping map `[G, h, w]` of one image."""
     rng = np.random.default_rng(seed)
-    grouping = postprocess.softmax(rng.normal(size=(*grid, groups)) * 3).transpose(2, 0, 1)
-    return postprocess.softmax(rng.normal(size=(groups, labels)) * 3), np.ascontiguousarray(grouping)
+    grouping = scores.softmax(rng.normal(size=(*grid, groups)) * 3).transpose(2, 0, 1)
+    return scores.softmax(rng.normal(size=(groups, labels)) * 3), np.ascontiguousarray(grouping)
 
 
 # The authors' evaluation
@@ -147,8 +156,8 @@ def test_label_maps_equal_the_authors(ops, reference, case, background, threshol
 
 def test_grouping_map_holds_a_distribution_for_each_patch(ops):
     rng = np.random.default_rng(0)
-    first = postprocess.softmax(rng.normal(size=(2, 15, 6))).transpose(0, 2, 1)
-    second = postprocess.softmax(rng.normal(size=(2, 6, 4))).transpose(0, 2, 1)
+    first = scores.softmax(rng.normal(size=(2, 15, 6))).transpose(0, 2, 1)
+    second = scores.softmax(rng.normal(size=(2, 6, 4))).transpose(0, 2, 1)
     maps = ops.grouping_map([first, second], (3, 5))
     np.testing.assert_allclose(maps.sum(axis=1), 1, rtol=FLOAT64)
     np.testing.assert_allclose(maps[1, 2, 1, 3], second[1, 2] @ first[1, :, 8], rtol=FLOAT64)
@@ -207,7 +216,7 @@ def twice_as_sure(affinity):
 @pytest.mark.parametrize("n_in", [1, 2, 7, 28])
 @pytest.mark.parametrize("n_out", [1, 2, 3, 5, 28, 29, 500])
 def test_taps_are_the_resize_matrix_without_its_zeros(n_in, n_out):
-    first, second, t = postprocess.linear_taps(n_in, n_out)
+    first, second, t = windows.linear_taps(n_in, n_out)
     matrix = np.zeros((n_out, n_in))
     rows = np.arange(n_out)
     np.add.at(matrix, (rows, first), 1 - t)
@@ -232,7 +241,7 @@ def test_of_equally_similar_labels_the_first_stay(ops):
 @pytest.mark.parametrize("size", [(50, 70), (7, 9), (1, 1), (3, 200), (200, 1)])
 @pytest.mark.parametrize("strip_values", [1, 1000, 1 << 21])
 def test_strips_are_the_whole_interpolation(pixel_ops, monkeypatch, size, strip_values):
-    monkeypatch.setattr(postprocess, "STRIP_VALUES", strip_values)
+    monkeypatch.setattr(windows, "STRIP_VALUES", strip_values)
     maps = np.random.default_rng(0).normal(size=(6, 7, 9))
     whole = F.interpolate(torch.from_numpy(maps)[None], size=size, mode="bilinear", align_corners=False)[0].numpy()
     parts = list(pixel_ops.interpolated_strips(maps, size))
@@ -254,10 +263,10 @@ def test_label_pixels_against_the_plain_computation_at_full_resolution(pixel_ops
     full = F.interpolate(torch.from_numpy(grouping)[None], size=(55, 64), mode="bilinear", align_corners=False)[0]
     group_map = full.numpy().argmax(axis=0)
     weights = np.eye(6)[group_map] if assignment == "hard" else full.numpy().transpose(1, 2, 0)
-    scores = weights @ affinity
-    expected = np.array([1, 0, 2, 3, 0])[scores.argmax(axis=-1)]
+    plain = weights @ affinity
+    expected = np.array([1, 0, 2, 3, 0])[plain.argmax(axis=-1)]
     if threshold is not None:
-        expected[scores.max(axis=-1) < min(threshold, affinity.max())] = 0
+        expected[plain.max(axis=-1) < min(threshold, affinity.max())] = 0
     np.testing.assert_array_equal(pixels.group_map, group_map)
     np.testing.assert_array_equal(pixels.label_map, expected)
     assert pixels.label_map.dtype == np.uint8
@@ -283,10 +292,10 @@ def test_many_labels_and_groups_need_sixteen_bits(pixel_ops):
     assert pixels.label_map.dtype == pixels.group_map.dtype == np.uint16
     np.testing.assert_array_equal(pixels.label_map, affinity.argmax(axis=1)[pixels.group_map])
     with pytest.raises(InputError, match="65536"):
-        postprocess.index_dtype(70_000)
+        label_maps.index_dtype(70_000)
 
 
-def test_ties_go_to_the_first_and_what_is_no_number_wins(pixel_ops):
+def test_ties_go_to_the_first_and_what_is_not_finite_wins(pixel_ops):
     even = np.full((3, 2, 2), 1 / 3)
     affinity = np.array([[0.2, 0.6, 0.2], [0.3, 0.3, 0.4], [0.3, 0.4, 0.3]])
     for assignment in ("hard", "soft"):
@@ -296,86 +305,6 @@ def test_ties_go_to_the_first_and_what_is_no_number_wins(pixel_ops):
     broken = even.copy()
     broken[1] = np.nan
     assert (pixel_ops.label_pixels(affinity, broken, (6, 5)).group_map == 1).all()
-
-
-# The record
-
-
-@pytest.fixture
-def result():
-    """A segmentation of a 12 x 8 image (width x height), two labels and a background named by a word."""
-    affinity = np.array([[0.9, 0.05, 0.05], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]])
-    grouping = np.zeros((3, 1, 3))
-    grouping[[0, 1, 2], 0, [0, 1, 2]] = 1
-    hidden = [False, True, False]
-    pixels = postprocess.label_pixels(affinity, grouping, (8, 12), is_background=hidden)
-    return postprocess.segmentation(
-        Image.new("RGB", (12, 8), "grey"),
-        pixels,
-        ["cat", "sky", "sofa"],
-        [0.5, 0.3, 0.2],
-        is_background=hidden,
-        threshold=None,
-        source="photos/my photo.jpg",
-    )
-
-
-def test_record(result):
-    assert result.labels == ("background", "cat", "sofa")
-    assert [(s.name, s.probability) for s in result.scores] == [("background", 0.3), ("cat", 0.5), ("sofa", 0.2)]
-    assert [round(12 * s.pixel_share) for s in result.scores] == [4, 4, 4]
-    assert result.group_labels == (1, 0, 2)
-    np.testing.assert_array_equal(result.label_map[0], np.repeat([1, 0, 2], 4))
-    np.testing.assert_array_equal(result.mask("sofa"), result.label_map == 2)
-    with pytest.raises(InputError, match="background, cat, sofa"):
-        result.mask("dog")
-
-
-def test_record_as_json(result):
-    record = json.loads(json.dumps(result.to_dict()))
-    assert record["size"] == {"width": 12, "height": 8}
-    assert record["labels"][1] == {"index": 1, "name": "cat", "probability": 0.5, "pixel_share": pytest.approx(1 / 3)}
-    assert record["groups"] == ["cat", "background", "sofa"]
-
-
-def test_save_to_a_folder(result, tmp_path):
-    paths = result.save(tmp_path / "new" / "folder", groups=True)
-    assert {kind: p.name for kind, p in paths.items()} == {
-        "overlay": "my photo_overlay.png",
-        "labels": "my photo_labels.png",
-        "record": "my photo_segmentation.json",
-        "groups": "my photo_groups.png",
-    }
-    with Image.open(paths["labels"]) as labels:
-        assert labels.mode == "P"
-        np.testing.assert_array_equal(np.asarray(labels), result.label_map)
-    with Image.open(paths["overlay"]) as overlay:
-        assert overlay.height > 8  # the legend
-    assert json.loads(paths["record"].read_text(encoding="utf-8")) == result.to_dict()
-
-
-def test_save_to_a_file(result, tmp_path):
-    paths = result.save(tmp_path / "cat.jpg")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["cat.jpg", "cat_labels.png", "cat_segmentation.json"]
-    assert paths["overlay"] == tmp_path / "cat.jpg"
-
-
-def test_save_where_one_cannot_write(result, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written"):
-        result.save(tmp_path / "file" / "folder")
-
-
-def test_label_map_of_sixteen_bits_is_saved_exactly(tmp_path):
-    affinity, grouping = random_image(groups=300, labels=400, grid=(3, 3))
-    names = [f"label {i}" for i in range(400)]
-    pixels = postprocess.label_pixels(affinity, grouping, (30, 20))
-    picture = Image.new("RGB", (20, 30))
-    result = postprocess.segmentation(
-        picture, pixels, names, [1 / 400] * 400, is_background=[False] * 400, threshold=None
-    )
-    with Image.open(result.save(tmp_path)["labels"]) as labels:
-        np.testing.assert_array_equal(np.asarray(labels), result.label_map)
 
 
 # Labels of several words
@@ -393,14 +322,14 @@ def test_a_label_of_several_words_is_as_similar_as_the_most_similar_of_them(ops,
         return np.einsum("...e,lke->...lk", unit(x), unit(words)).max(axis=-1)
 
     of_groups, of_images = largest(groups), largest(images)
-    among_all = postprocess.softmax(20 * of_groups)
+    among_all = scores.softmax(20 * of_groups)
     kept = np.argsort(np.argsort(-of_images, axis=-1), axis=-1) < (top_k or 5)
-    among_kept = postprocess.softmax(np.where(kept[:, None], 20 * of_groups, -np.inf))
+    among_kept = scores.softmax(np.where(kept[:, None], 20 * of_groups, -np.inf))
     np.testing.assert_allclose(
         ops.label_affinity(groups, words, 20.0, images, top_k), among_all * among_kept, rtol=0, atol=FLOAT64
     )
     np.testing.assert_allclose(
-        ops.image_probabilities(images, words, 20.0), postprocess.softmax(20 * of_images), rtol=0, atol=FLOAT64
+        ops.image_probabilities(images, words, 20.0), scores.softmax(20 * of_images), rtol=0, atol=FLOAT64
     )
     # Words that repeat another change nothing.
     np.testing.assert_allclose(

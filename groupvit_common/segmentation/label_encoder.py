@@ -1,0 +1,128 @@
+"""Embeddings of labels: prompts through the tokenizer and the text tower, each label once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from groupvit_common.errors import InputError
+from groupvit_common.preprocessing.prompts import Label, get_templates, label_embedding
+from groupvit_common.preprocessing.tokenizer import CLIPTokenizer
+from groupvit_common.segmentation.options import SegmentationOptions
+from groupvit_common.segmentation.scores import Floats
+
+# Prompts encoded at once.
+_PROMPTS_AT_ONCE = 256
+
+
+class _Known(NamedTuple):
+    """A label that was encoded: embeddings `[K, E]`, and of each of its words and definitions the tokens that the model reads."""
+
+    embeds: Floats
+    tokens: tuple[tuple[int, ...], ...]
+
+
+class LabelEncoder:
+    """Encodes labels with the prompts of the options, and remembers them.
+
+    Args:
+        tokenizer: of the model. context: the most tokens of a text that the model reads, its beginning and its end included.
+        embed_texts: the tokenizer's arrays `[N, T]` -> embeddings `[N, E]`, of any length.
+        options: of which the templates, and how prompts and synonyms are combined.
+    """
+
+    def __init__(
+        self,
+        tokenizer: CLIPTokenizer,
+        context: int,
+        embed_texts: Callable[[Mapping[str, npt.NDArray[np.int64]]], Floats],
+        options: SegmentationOptions,
+    ) -> None:
+        self._tokenizer, self._context, self._embed_texts, self._options = tokenizer, context, embed_texts, options
+        self._known: dict[Label, _Known] = {}
+
+    def __call__(self, labels: Sequence[Label]) -> Floats:
+        """Returns the labels' embeddings, `[L, E]`, or several of each, `[L, K, E]`.
+
+        Raises:
+            InputError: a label that the model cannot read, or labels that it reads alike.
+        """
+        self._encode([label for label in labels if label not in self._known])
+        self._check_different(labels)
+        known = [self._known[label].embeds for label in labels]
+        words = max(map(len, known))
+        # Of a label with fewer words one stands for those it lacks: it cannot be more similar than itself.
+        embeddings = np.stack([embeds[[*range(len(embeds)), *[0] * (words - len(embeds))]] for embeds in known])
+        return embeddings[:, 0] if words == 1 else embeddings
+
+    def _encode(self, labels: Sequence[Label]) -> None:
+        if not labels:
+            return
+        templates = get_templates(self._options.templates)
+        prompts = [label.prompts(templates) for label in labels]
+        texts = [text for label_prompts in prompts for word_prompts in label_prompts for text in word_prompts]
+        read = self._read_tokens(labels, prompts, texts)
+        parts = [
+            self._embed_texts(
+                self._tokenizer(
+                    texts[start : start + _PROMPTS_AT_ONCE],
+                    padding=True, truncation=True, max_length=self._context, return_tensors="np",
+                )
+            )
+            for start in range(0, len(texts), _PROMPTS_AT_ONCE)
+        ]  # fmt: skip
+        counts = [len(word_prompts) for label_prompts in prompts for word_prompts in label_prompts]
+        word_embeds = iter(np.split(np.concatenate(parts), np.cumsum(counts)[:-1]))
+        for label, label_prompts, tokens in zip(labels, prompts, read, strict=True):
+            embeds = [next(word_embeds) for _ in label_prompts]
+            embedding = label_embedding(embeds, self._options.synonyms, self._options.normalize_prompts)
+            self._known[label] = _Known(embedding, tokens)
+
+    def _read_tokens(
+        self, labels: Sequence[Label], prompts: Sequence[Sequence[Sequence[str]]], texts: Sequence[str]
+    ) -> list[tuple[tuple[int, ...], ...]]:
+        """For each label the tokens that the model reads of each word. Warns of words that are cut."""
+        tokenizer, context = self._tokenizer, self._context
+        rows = iter(tokenizer(texts)["input_ids"])
+        cut_rows = iter(tokenizer(texts, truncation=True, max_length=context)["input_ids"])
+        tokens = []
+        for label, label_prompts in zip(labels, prompts, strict=True):
+            words = (*label.words, *label.definitions)
+            bare = tokenizer(list(words), add_special_tokens=False)["input_ids"]
+            word_tokens = []
+            for word, ids, word_prompts in zip(words, bare, label_prompts, strict=True):
+                if not ids:
+                    raise InputError(f"the label {word!r} has no letters or signs that the model knows: leave it out")
+                longest = max(len(next(rows)) for _ in word_prompts)
+                read = [next(cut_rows) for _ in word_prompts]
+                if longest > context:
+                    warnings.warn(
+                        f"the label {_short(word)} is too long: a prompt with it has {longest} tokens, of which the model reads {context}",
+                        stacklevel=5,
+                    )
+                # Where nothing is cut, one prompt tells words apart as well as all.
+                seen = read if longest > context else read[:1]
+                word_tokens.append(tuple(token for ids in seen for token in ids))
+            tokens.append(tuple(word_tokens))
+        return tokens
+
+    def _check_different(self, labels: Sequence[Label]) -> None:
+        """Refuses words that the model reads alike: it knows tokens, not codings of letters, and none beyond its context."""
+        seen: dict[tuple[int, ...], str] = {}
+        for label in labels:
+            words = (*label.words, *label.definitions)
+            for word, tokens in zip(words, self._known[label].tokens, strict=True):
+                other = seen.setdefault(tokens, word)
+                if other is not word:
+                    raise InputError(
+                        f"the labels {_short(other)} and {_short(word)} are the same to the model, which reads the same tokens, at most "
+                        f"{self._context} of each prompt: keep one of them, or make them differ earlier"
+                    )
+
+
+def _short(word: str) -> str:
+    return repr(word if len(word) <= 60 else f"{word[:57]}...")
