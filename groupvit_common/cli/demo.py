@@ -20,6 +20,7 @@ from groupvit_common.cli.runtime import (
 )
 from groupvit_common.cli.terminal import OK
 from groupvit_common.errors import InputError
+from groupvit_common.segmentation.figures import write_images
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -95,10 +96,10 @@ def _run(options: argparse.Namespace) -> int:
             f"{by} label {agreement.share:.3%} of the pixels alike; {agreement.probability:.0e} is the largest difference of a probability."
         )
 
-    from groupvit_common.segmentation.figures import sheet
+    from groupvit_common.drawing.canvas import sheet
 
     overview = out / "overview.png"
-    sheet(rows, ("picture", "found by words", "truth")).save(overview)
+    write_images(out, {overview.name: sheet(rows, ("image", "found by words", "truth"))})
     terminal.say(f"Images, overlays and label maps are in {out.resolve()}; all at one glance: {overview.resolve()}")
     return OK
 
@@ -168,7 +169,7 @@ def _demo_image(
     image.save(out / f"{name}.png")
     result.save_as(out, name)
     drawn = _enlarged(result, 384 // height)
-    drawn.overlay(_ALPHA).save(out / f"{name}_overlay.png")
+    write_images(out, {f"{name}_overlay.png": drawn.overlay(_ALPHA)})
     truth = _enlarged(replace(result, label_map=scene.mask), 384 // height)
     return [drawn.image, drawn.overlay(_ALPHA), truth.overlay(_ALPHA, legend=False)]
 

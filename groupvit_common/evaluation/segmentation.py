@@ -30,8 +30,8 @@ from groupvit_common.evaluation.processes import ProcessInfo
 from groupvit_common.evaluation.run import EvaluationResult, RunOptions, read_ahead, run_evaluation
 from groupvit_common.model.checks import is_number
 from groupvit_common.preprocessing.prompts import Label
-from groupvit_common.segmentation.postprocess import Segmentation
 from groupvit_common.segmentation.predictor import BaseSegmenter
+from groupvit_common.segmentation.result import Segmentation
 
 _MAX_PIXELS = 1 << 40  # of an image; sums of millions of them fit into 64 bits
 

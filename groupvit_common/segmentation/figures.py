@@ -158,9 +158,10 @@ def write_images(folder: Path, images: Mapping[str, Image.Image]) -> None:
 
 def __getattr__(name: str) -> Any:
     # Programs take drawing from here: `groupvit_common.visualize` was one module.
-    from groupvit_common.drawing import canvas, palette
+    if not name.startswith("__"):  # the import system's own
+        from groupvit_common.drawing import canvas, palette
 
-    for module in (canvas, palette):
-        if name in vars(module):
-            return getattr(module, name)
+        for module in (canvas, palette):
+            if name in vars(module):
+                return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

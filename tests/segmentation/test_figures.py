@@ -287,7 +287,7 @@ def test_a_picture_that_was_given_is_not_replaced(checkpoint, tmp_path, monkeypa
     assert cli.main([*base, "--sheet"]) == BAD_INPUT
     told = capsys.readouterr().err
     assert "left out in the folder .: 6 results of an earlier run" in told
-    assert "contact_sheet.png is among the pictures" in told
+    assert "contact_sheet.png is among the images" in told
 
 
 def test_compare_shows_where_two_results_differ(checkpoint, tmp_path, monkeypatch, capsys):
