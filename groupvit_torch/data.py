@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,6 @@ Tokens = Mapping[str, Tensor]
 
 # Texts are cut to their longest, in steps of so many tokens: few shapes for a compiler, little padding.
 _TOKENS = 16
-
-
-def tensor_batches(batches: Iterable[Batch[NDArray[Any]]]) -> Iterator[Batch[Tensor]]:
-    """The batches of `groupvit_common.training.scene_batches.batches` as tensors."""
-    return (batch.map(torch.from_numpy) for batch in batches)
 
 
 @dataclass(frozen=True, eq=False)

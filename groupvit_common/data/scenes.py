@@ -1,14 +1,14 @@
-"""Captioned scenes made from a seed: pictures with words for training, masks for evaluation only.
+"""Synthetic captioned scenes from a seed: images and captions for training, masks for evaluation only.
 
-A scene is a textured background with two to four objects that do not hide each other. The caption names every object by
-the property that its level is about, and the background; nothing else about the picture is ever said.
+A scene is a textured background with two to four objects that do not hide each other. The caption names every object by the
+property that its level is about, and the background; nothing else about the image.
 
 * level 1: the class is the object's colour (plain objects of any shape),
 * level 2: the class is the texture (any shape, any pair of colours),
 * level 3: the class is the shape (any texture, any pair of colours).
 
-`make_scene` is a pure function of `(seed, index, level, size)`. Sizes of objects are in pixels and do not grow with the
-picture, so that a model trained at one size meets objects of the scale it knows in a larger one.
+`make_scene` is a pure function of `(seed, index, level, size)`. Objects do not grow with the image, so that a model trained at
+one size finds objects of the same scale in a larger one.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ BACKGROUNDS: tuple[tuple[str, ...], ...] = (
 )
 """Names of the backgrounds (mask value 0), with synonyms."""
 
-SYNONYM_SHARE = 0.25  # how often a thing is called by a name other than its usual one
+SYNONYM_SHARE = 0.25  # of names that are synonyms of the usual one
 
 COUNT_SHARES = (0.4, 0.35, 0.25)  # of scenes with two, three and four objects
 
@@ -96,11 +96,10 @@ _JOINTS = ("{things} on {ground}", "{things} in front of {ground}", "{ground} wi
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One captioned picture.
+    """One captioned image.
 
-    image: uint8 `[H, W, 3]`, RGB. caption: what training may read. nouns: the words of the caption that name something,
-    as they stand in it: the objects in their order, then the background. mask: uint8 `[H, W]`, 0 background, k + 1 for
-    class k of `LEVELS[level]`; for evaluation only. background: index into `BACKGROUNDS`.
+    image: uint8 `[H, W, 3]`, RGB. nouns: the names in the caption: the objects in their order, then the background. mask: uint8
+    `[H, W]`, 0 background, k + 1 for class k of `LEVELS[level]`; for evaluation only. background: index into `BACKGROUNDS`.
     """
 
     image: Bytes
@@ -120,13 +119,16 @@ def make_scene(
     single_share: float = 0.0,
     close_up_share: float = 0.0,
 ) -> Scene:
-    """The scene number `index` of the endless row that `seed` and `level` define, `size` = (height, width) in pixels.
+    """Returns scene number `index` of the endless sequence that `seed` and `level` define.
 
-    `single_share` of the scenes have one object alone, and `close_up_share` show one thing alone: a colour or texture that fills the
-    picture (level 3: one shape as large as the picture), or a background without objects. Their captions leave nothing open.
+    Args:
+        size: height and width in pixels.
+        single_share: fraction of scenes with one object.
+        close_up_share: fraction of scenes that show one thing: a colour or texture that fills the image (level 3: one shape as
+            large as the image), or a background without objects.
 
-    Raises `InputError` for a level that does not exist, a negative seed or index, shares that exceed 1 together, or a size under 48
-    pixels.
+    Raises:
+        InputError: a level that does not exist, a negative seed or index, shares that exceed 1 together, a size under 48 pixels.
     """
     if level not in LEVELS:
         raise InputError(f"level {level!r} does not exist; choose one of {', '.join(map(str, LEVELS))}")
@@ -134,7 +136,8 @@ def make_scene(
         raise InputError(f"seed and index must not be negative, got seed {seed} and index {index}")
     if min(single_share, close_up_share) < 0 or single_share + close_up_share > 1:
         raise InputError(
-            f"single_share and close_up_share must not be negative nor exceed 1 together, got {single_share} and {close_up_share}"
+            "single_share and close_up_share must not be negative nor exceed 1 together, "
+            f"got {single_share} and {close_up_share}"
         )
     height, width = size
     if min(height, width) < 48:
@@ -145,7 +148,7 @@ def make_scene(
     image = _GROUNDS[background](rng, *_grid(height, width))
     mask = np.zeros((height, width), np.uint8)
 
-    # Drawn only where it matters: the row of usual scenes stays as it is.
+    # Drawn only where it matters: the sequence of usual scenes stays as it is.
     kind = rng.random() if single_share or close_up_share else 1.0
     close_up = kind < close_up_share
     if close_up:
@@ -171,13 +174,13 @@ def make_scene(
     return Scene(pixels, caption, nouns, mask, level, background)
 
 
-# Words
+# Captions
 
 
 def _caption(
     rng: np.random.Generator, level: int, classes: NDArray[np.int64], background: int | None, close_up: bool
 ) -> tuple[str, tuple[str, ...]]:
-    """A sentence that names each class and the background that is seen, and those names in the order in which they were drawn."""
+    """Returns a sentence that names each class and the visible background, and those names in order."""
     names = [_name(rng, LEVELS[level][number]) for number in classes]
     ground = None if background is None else _name(rng, BACKGROUNDS[background])
     things = _THINGS[level]
@@ -200,11 +203,11 @@ def _name(rng: np.random.Generator, synonyms: tuple[str, ...]) -> str:
     return synonyms[rng.integers(1, len(synonyms))]
 
 
-# Places and objects
+# Objects
 
 
 def _places(rng: np.random.Generator, count: int, height: int, width: int) -> list[tuple[float, float, float]]:
-    """(y, x, radius) in pixels of `count` discs that do not overlap: fewer objects may be larger."""
+    """Returns (y, x, radius) in pixels of `count` discs that do not overlap: fewer objects may be larger."""
     radii = rng.uniform(*{1: (13.0, 17.0), 2: (13.0, 17.0), 3: (12.0, 15.0), 4: (11.5, 13.5)}[count], size=count)
     while True:
         unit = rng.random((24, 2))
@@ -230,34 +233,34 @@ def _draw(
     texture: int,
     colour: int | None,
 ) -> None:
-    """Paint one object into `image` `[H, W, 3]` in [0, 1] and its label into `mask`; without a shape it fills them."""
+    """Paints one object into `image` `[H, W, 3]` in [0, 1] and its label into `mask`; without a shape it fills them."""
     y, x, radius = place
-    reach = int(radius * 1.3) + 2
-    top, left = max(int(y) - reach, 0), max(int(x) - reach, 0)
-    window = np.s_[:, :] if shape is None else np.s_[top : int(y) + reach, left : int(x) + reach]
+    extent = int(radius * 1.3) + 2
+    top, left = max(int(y) - extent, 0), max(int(x) - extent, 0)
+    window = np.s_[:, :] if shape is None else np.s_[top : int(y) + extent, left : int(x) + extent]
     height, width = mask[window].shape
-    down, right = _grid(height, width)
-    down, right = down + np.float32(top - y), right + np.float32(left - x)
+    dy, dx = _grid(height, width)
+    dy, dx = dy + np.float32(top - y), dx + np.float32(left - x)
 
     tilt = rng.uniform(-0.35, 0.35)
     if shape is None:
         inside = np.ones((height, width), bool)
     else:
-        inside = _INSIDE[shape](*_turn(down / np.float32(radius), right / np.float32(radius), tilt))
+        inside = _INSIDE[shape](*_turn(dy / np.float32(radius), dx / np.float32(radius), tilt))
     ink, paper = _colours(rng, colour)
-    amount = _PATTERNS[texture](rng, *_turn(down, right, rng.uniform(0, np.pi)))[..., None]
+    amount = _PATTERNS[texture](rng, *_turn(dy, dx, rng.uniform(0, np.pi)))[..., None]
     paint = paper + (ink - paper) * amount
     image[window] = np.where(inside[..., None], paint, image[window])
     mask[window][inside] = label
 
 
-def _turn(down: Float, right: Float, angle: float) -> tuple[Float, Float]:
+def _turn(dy: Float, dx: Float, angle: float) -> tuple[Float, Float]:
     sine, cosine = np.float32(np.sin(angle)), np.float32(np.cos(angle))
-    return cosine * down - sine * right, sine * down + cosine * right
+    return cosine * dy - sine * dx, sine * dy + cosine * dx
 
 
 def _colours(rng: np.random.Generator, colour: int | None) -> tuple[Float, Float]:
-    """Two colours of a texture, float32 `[3]`: the named one (ink only) or a dark and a light one of any hue."""
+    """Returns two colours of a texture, float32 `[3]`: the named one (ink only) or a dark and a light one of any hue."""
     if colour is not None:
         jitter = rng.uniform((-0.012, -0.07, -0.07), (0.012, 0.05, 0.03))
         ink = _rgb(_HSV[colour] + jitter)
@@ -268,7 +271,7 @@ def _colours(rng: np.random.Generator, colour: int | None) -> tuple[Float, Float
 
 
 def _rgb(hsv: NDArray[np.floating]) -> Float:
-    """HSV (hue in turns) -> RGB in [0, 1], float32 `[3]`; the usual closed form max over shifted triangle waves."""
+    """Converts HSV (hue in turns) to RGB in [0, 1], float32 `[3]`: the closed form with shifted triangle waves."""
     hue, saturation, value = hsv[0] % 1.0, min(max(float(hsv[1]), 0.0), 1.0), min(max(float(hsv[2]), 0.0), 1.0)
     sector = (np.array((5.0, 3.0, 1.0)) + hue * 6.0) % 6.0
     wave = np.clip(np.minimum(sector, 4.0 - sector), 0.0, 1.0)
@@ -331,7 +334,7 @@ _INSIDE: tuple[Callable[[Float, Float], Bool], ...] = (
 )
 
 
-# Textures of objects: the share of ink in [0, 1], of pixel coordinates.
+# Textures of objects: the fraction of ink in [0, 1], of pixel coordinates.
 
 
 def _plain(rng: np.random.Generator, y: Float, x: Float) -> Float:
@@ -380,7 +383,7 @@ def _blotchy(rng: np.random.Generator, y: Float, x: Float) -> Float:
 
 
 def _cells(rng: np.random.Generator, y: Float, x: Float, period: np.float32) -> tuple[Float, Float]:
-    """Position inside the cell of a square lattice, both in [0, 1)."""
+    """Returns positions inside the cells of a square lattice, both in [0, 1)."""
     v, u = rng.random(2, np.float32)
     return (y / period + v) % 1, (x / period + u) % 1
 
@@ -454,13 +457,13 @@ _GROUNDS: tuple[Callable[[np.random.Generator, Float, Float], Float], ...] = (
 def _blend(
     rng: np.random.Generator, amount: Float, low: tuple[float, float, float], high: tuple[float, float, float]
 ) -> Float:
-    """`[H, W]` -> `[H, W, 3]` between two colours, the whole a little lighter or darker at random."""
+    """Interpolates two colours by `[H, W]` -> `[H, W, 3]`, the whole a little lighter or darker at random."""
     first, second = np.array(low, np.float32), np.array(high, np.float32)
     return (first + amount[..., None] * (second - first)) * np.float32(rng.uniform(0.88, 1.08))
 
 
 def _stretched_noise(rng: np.random.Generator, shape: tuple[int, ...], down: int, right: int) -> Float:
-    """Noise whose grains are `down` x `right` pixels, each row (or column) of grains shifted at random."""
+    """Returns noise with grains of `down` x `right` pixels, each row (or column) of grains shifted at random."""
     height, width = shape
     grains = rng.random((-(-height // down), -(-width // right) + 1), dtype=np.float32)
     noise = np.repeat(grains, down, axis=0)[:height]
@@ -474,6 +477,6 @@ def _stretched_noise(rng: np.random.Generator, shape: tuple[int, ...], down: int
 
 @cache
 def _grid(height: int, width: int) -> tuple[Float, Float]:
-    """Pixel coordinates (y, x), float32 `[H, W]` each; kept and never written to."""
+    """Returns pixel coordinates (y, x), float32 `[H, W]` each; cached and never written to."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
     return y, x

@@ -1,13 +1,13 @@
-"""Where a training run stands, on disk: checkpoints that are whole or not there, of which the newest valid one is continued.
+"""Checkpoints of a training run: each is complete or absent, and the newest valid one is resumed.
 
     DIR/checkpoints/step-00002500/
         model/               a model directory: what `from_pretrained` of either backend loads, with its processor
-        state.safetensors    what else consists of numbers: the optimizer's moments, random states, ...
-        state.json           everything else, and size and checksum of each file
+        state.safetensors    other arrays: the optimizer's moments, random states, ...
+        state.json           everything else, with the size and checksum of each file
 
-A checkpoint is written under a hidden name and renamed when all of it is on the disk, so that a process killed at any moment leaves
-at most a hidden folder, which the next one removes. A checkpoint that a faulty disk or a careless hand has changed is found by its
-checksums and passed over for the one before. No file is a pickle.
+A checkpoint is written under a hidden name and renamed when all of it is on the disk. A process killed at any moment leaves at
+most a hidden folder, which the next one removes. A checkpoint that was changed since, by a faulty disk or by hand, is found by
+its checksums and skipped for the one before. No file is a pickle.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ VERSION = 1
 _STEP = re.compile(r"step-(\d{8,18})")
 
 RUN_VALUES = ("recipe", "finished", "bad_steps", "minutes", "untrained", "measured", "scaler", "ranks")
-"""The values without which `train` cannot go on."""
+"""Values that `train` needs to resume."""
 RESTORE_VALUES = ("scaler", "ranks")
-"""The values without which Keras's callback `Checkpoint` cannot restore."""
+"""Values that Keras's callback `Checkpoint` needs to restore."""
 
 
 @dataclass(frozen=True)
 class RunState:
-    """All that a run needs to go on as if it had never stopped, besides the weights in the model directory.
+    """The state of a run besides the weights in the model directory.
 
-    step: how many were taken; values: of JSON; arrays: by name; measure: how good the model was found, if it was (more is better).
+    step: number of steps taken; values: of JSON; arrays: by name; measure: of the model, if it was measured (higher is better).
     """
 
     step: int
@@ -59,11 +59,13 @@ class RunState:
 
 
 class Checkpoints:
-    """Those of one run.
+    """The checkpoints of one run.
 
     Args:
-        directory: of the run. keep: how many of the newest stay. keep_best: the one with the highest measure stays too.
-        log: is told what was found damaged.
+        directory: of the run.
+        keep: number of the newest that stay.
+        keep_best: the one with the highest measure stays too.
+        log: receives a line about each damaged checkpoint.
         required: values without which a checkpoint counts as damaged.
     """
 
@@ -83,25 +85,25 @@ class Checkpoints:
         self.required = required
 
     def all(self) -> list[Path]:
-        """The checkpoints there are, valid or not, the oldest first."""
+        """Returns the checkpoints, valid or not, the oldest first."""
         if not self.folder.is_dir():
             return []
         found = [(int(match[1]), path) for path in self.folder.iterdir() if (match := _STEP.fullmatch(path.name))]
         return [path for _, path in sorted(found)]
 
     def newest(self) -> Path | None:
-        """The newest valid checkpoint. Says which are passed over, and why."""
+        """Returns the newest valid checkpoint; reports those that are skipped, and why."""
         for path in reversed(self.all()):
             try:
                 check(path, self.required)
             except CheckpointError as error:
-                self.log(f"passing over a damaged checkpoint: {error}")
+                self.log(f"skipping a damaged checkpoint: {error}")
                 continue
             return path
         return None
 
     def newest_of_any(self) -> Path | None:
-        """As `newest`, None only where there is no checkpoint at all.
+        """Returns the newest valid checkpoint; None only where there is no checkpoint at all.
 
         Raises:
             CheckpointError: there are some, and none is valid.
@@ -109,13 +111,13 @@ class Checkpoints:
         path, damaged = self.newest(), self.all()
         if path is None and damaged:
             raise CheckpointError(
-                f"none of the {len(damaged)} checkpoints in {self.folder} can be continued, and none was removed: bring one back "
+                f"none of the {len(damaged)} checkpoints in {self.folder} can be resumed, and none was removed: restore one "
                 "from a copy, or remove that folder to begin anew"
             )
         return path
 
     def clean(self) -> None:
-        """Removes what a killed process left of a checkpoint that it was writing or removing. Only one process may write a run."""
+        """Removes what a killed process left of a checkpoint that it was writing or removing. One process alone may write a run."""
         if self.folder.is_dir():
             for path in self.folder.glob(".step-*"):
                 shutil.rmtree(path, ignore_errors=True)
@@ -125,8 +127,7 @@ class Checkpoints:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def save(self, state: RunState, write_model: Callable[[Path], None]) -> Path:
-        """Writes a checkpoint and removes those that need not stay, and those of later steps, which belong to another course of the run;
-        on failure nothing has changed.
+        """Writes a checkpoint, then removes those that need not stay and those of later steps; on failure nothing has changed.
 
         Args:
             write_model: writes the model and its processor into a directory.
@@ -153,7 +154,7 @@ class Checkpoints:
             (hidden / STATE_NAME).write_text(f"{zlib.crc32(text.encode()):08x} {text}\n", encoding="utf-8")
             for place in (*(hidden / name for name in _files(hidden)), hidden / MODEL, hidden):
                 flush(place)
-            self._remove(path)  # a damaged one that was passed over, else there is none
+            self._remove(path)  # a damaged one that was skipped, else there is none
             hidden.rename(path)
             flush(self.folder)
         except OSError as error:
@@ -164,8 +165,7 @@ class Checkpoints:
         return path
 
     def _rotate(self, saved: Path) -> None:
-        """Removes what need not stay after `saved` was written. What is damaged counts for nothing, so that a valid one is never removed
-        for its sake."""
+        """Removes checkpoints that need not stay after `saved`. Damaged ones do not count, so none displaces a valid one."""
         there = self.all()
         valid = [path for path in there[: there.index(saved) + 1] if path == saved or self._looks_valid(path)]
         stay = set(valid[-self.keep :])
@@ -184,20 +184,20 @@ class Checkpoints:
         return True
 
     def _remove(self, path: Path) -> None:
-        """A checkpoint disappears at once; its files after that."""
+        """Removes a checkpoint: at once by renaming, then its files."""
         if not path.exists():
             return
         gone = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        with contextlib.suppress(OSError):  # it stays: a pity, no reason to stop
+        with contextlib.suppress(OSError):  # it stays, which is no reason to stop
             path.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
 
 
 def load(path: Path) -> RunState:
-    """The state of a checkpoint, which is checked first.
+    """Checks a checkpoint and returns its state.
 
     Raises:
-        CheckpointError: it is not there, not whole, or of a later version of this package.
+        CheckpointError: it is missing, incomplete, or of a later version of this package.
     """
     content = check(path)
     arrays = path / ARRAYS_NAME
@@ -207,13 +207,14 @@ def load(path: Path) -> RunState:
 
 
 def check(path: Path, required: Collection[str] = (), *, thorough: bool = True) -> dict[str, Any]:
-    """The content of a checkpoint's `state.json`, if all its files are as they were written.
+    """Returns the content of a checkpoint's `state.json`, if all its files are as they were written.
 
     Args:
-        required: values that it must have. thorough: whether the files are read, or only their sizes compared.
+        required: values that it must have.
+        thorough: whether checksums are compared, or only sizes.
 
     Raises:
-        CheckpointError: it is not whole, lacks something, or is of a later version of this package.
+        CheckpointError: it is incomplete, damaged, or of a later version of this package.
     """
     content = _content(path)
     for name in required:
@@ -234,10 +235,11 @@ def check(path: Path, required: Collection[str] = (), *, thorough: bool = True) 
 
 
 def find(directory: Path, resume: str | Path, *, log: Callable[[str], None] = print) -> Path | None:
-    """The checkpoint to continue from.
+    """Returns the checkpoint to resume from, None to begin anew.
 
     Args:
-        directory: of the run. resume: "never"; "auto", the newest valid one if there is any; or a checkpoint's path.
+        directory: of the run.
+        resume: "never"; "auto", the newest valid one if there is any; or a checkpoint's path.
 
     Raises:
         CheckpointError: the path is no valid checkpoint, or there are checkpoints of which none is valid.
@@ -246,7 +248,7 @@ def find(directory: Path, resume: str | Path, *, log: Callable[[str], None] = pr
     checkpoints = Checkpoints(directory, log=log, required=RUN_VALUES)
     if str(resume) not in ("auto", "never"):
         if not Path(resume).is_dir():
-            raise CheckpointError(f"there is no checkpoint {resume} to continue: give never, auto or the folder of one")
+            raise CheckpointError(f"there is no checkpoint {resume} to resume: give never, auto or the folder of one")
         check(Path(resume), RUN_VALUES)
         return Path(resume)
     newest = checkpoints.newest_of_any()
@@ -255,7 +257,7 @@ def find(directory: Path, resume: str | Path, *, log: Callable[[str], None] = pr
     content = _content(newest)
     if not content["values"]["finished"]:
         raise InputError(
-            f"{directory} holds an unfinished run at step {content['step']}: continue it with --resume auto "
+            f"{directory} holds an unfinished run at step {content['step']}: resume it with --resume auto "
             '(resume="auto"), or choose another folder'
         )
     return None
@@ -263,14 +265,14 @@ def find(directory: Path, resume: str | Path, *, log: Callable[[str], None] = pr
 
 @contextlib.contextmanager
 def restoring(path: Path | None) -> Iterator[None]:
-    """Within, what a state of another content than was written makes fail is a CheckpointError that names the checkpoint."""
+    """Within, errors that come from a state of unexpected content become a CheckpointError that names the checkpoint."""
     try:
         yield
     except GroupViTError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         raise CheckpointError(
-            f"{path} cannot be continued: its state is not what a run writes ({type(error).__name__}: {str(error)[:200]})"
+            f"{path} cannot be resumed: its state is not what training writes ({type(error).__name__}: {str(error)[:200]})"
         ) from error
 
 
@@ -282,14 +284,14 @@ def _content(path: Path) -> dict[str, Any]:
     content = parse_json(text, file)
     version = content.get("version")
     if isinstance(version, int) and version > VERSION:
-        raise CheckpointError(f"{path} was written by a later version of this package; continue the run with that one")
+        raise CheckpointError(f"{path} was written by a later version of this package; resume the run with that one")
     wrong = next((name for name, fits in _CONTENT.items() if name not in content or not fits(content[name])), None)
     if wrong is None:
         wrong = next(
             (f"values.{n}" for n, value in content["values"].items() if n in _VALUES and not _VALUES[n](value)), None
         )
     if wrong is not None:
-        raise CheckpointError(f"{file} cannot be used: {wrong} is not what a run writes")
+        raise CheckpointError(f"{file} cannot be used: {wrong} is not what training writes")
     named = _STEP.fullmatch(path.name)
     if named and int(named[1]) != content["step"]:
         raise CheckpointError(f"{file} is of step {content['step']}, not of that of its folder")
@@ -298,7 +300,7 @@ def _content(path: Path) -> dict[str, Any]:
     return content
 
 
-# What may stand in `state.json`, by name.
+# The content of `state.json`, by name.
 
 
 def _is_count(value: Any) -> bool:
@@ -361,14 +363,14 @@ def _measure(path: Path) -> float | None:
 
 
 def _files(directory: Path) -> Iterator[str]:
-    """The files below a directory, as paths within it."""
+    """Yields the files below a directory, as paths within it."""
     for path in sorted(directory.rglob("*")):
         if path.is_file():
             yield path.relative_to(directory).as_posix()
 
 
 def _fingerprint(path: Path) -> list[int]:
-    """Bytes and CRC-32 of a file."""
+    """Returns size in bytes and CRC-32 of a file."""
     size = checksum = 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):

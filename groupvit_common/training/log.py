@@ -1,4 +1,4 @@
-"""What a training run tells: lines for a reader, a file of records, TensorBoard, Weights & Biases."""
+"""The log of a training run: lines, a file of records, TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ RECORDS_NAME = "metrics.jsonl"
 
 
 class RunLog:
-    """Of one run, in its folder.
+    """The log of one run, in its folder.
 
     Args:
-        step: where the run begins; records of later steps, of a run that was killed since, are removed.
+        step: at which the run begins; records of later steps, from before it was killed, are removed.
         log: receives one line at a time.
 
     Raises:
-        InputError: TensorBoard or Weights & Biases is wanted and not installed.
+        InputError: the recipe wants TensorBoard or Weights & Biases, which is not installed.
     """
 
     def __init__(self, recipe: Recipe, directory: Path, *, step: int, log: Callable[[str], None] = print) -> None:
         self.recipe = recipe
         self.log = log
         self.path = directory / RECORDS_NAME
-        _forget_after(self.path, step)
+        _remove_later_records(self.path, step)
         self.writers: list[Any] = []
         if recipe.run.tensorboard:
             self.writers.append(_TensorBoard(directory / "tensorboard"))
@@ -46,15 +46,16 @@ class RunLog:
         self.start(step)
 
     def start(self, step: int) -> None:
-        """Time counts from here: what is done between steps, such as measuring, is not theirs."""
+        """Starts the clock: time between steps, such as that of an evaluation, does not count."""
         self.since, self.since_step = time.monotonic(), step
 
     def progress(self, step: int, values: Mapping[str, float], *, flops: float, peak: float) -> None:
-        """A line and a record of the steps since the last ones.
+        """Writes a line and a record of the steps since the last ones.
 
         Args:
-            values: what is known about them besides time: "loss", "learning_rate", ...
-            flops: floating-point operations of a step; peak: what all devices can do a second; 0 where unknown.
+            values: "loss", "learning_rate", ...
+            flops: floating-point operations of a step; 0: unknown.
+            peak: floating-point operations a second of all devices together; 0: unknown.
         """
         schedule = self.recipe.schedule
         seconds = (time.monotonic() - self.since) / max(step - self.since_step, 1)
@@ -76,9 +77,9 @@ class RunLog:
         self.start(step)
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers of a step, to the file and to whoever else listens."""
+        """Writes numbers of a step to the file, TensorBoard and Weights & Biases."""
         text = json.dumps({"step": step, **{name: _plain(value) for name, value in values.items()}})
-        # A full disk is told where a checkpoint is saved, and is no reason to end a run.
+        # A full disk is reported with the next checkpoint, and is no reason to end training.
         with contextlib.suppress(OSError), self.path.open("a", encoding="utf-8") as file:
             file.write(text + "\n")
         for writer in self.writers:
@@ -90,7 +91,7 @@ class RunLog:
 
 
 def duration(seconds: float) -> str:
-    """ "5 s", "12 min", "3:05 h", "2 d 3 h"."""
+    """Returns "5 s", "12 min", "3:05 h", "2 d 3 h"."""
     if not math.isfinite(seconds):
         return "?"
     minutes, hours = round(seconds / 60), round(seconds / 3600)
@@ -101,8 +102,8 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d} h" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
-def _forget_after(path: Path, step: int) -> None:
-    """Keeps the records of a file up to a step; a line of another shape, or that a killed process left unfinished, is none."""
+def _remove_later_records(path: Path, step: int) -> None:
+    """Keeps the records of a file up to a step; drops lines of another form, and one that a killed process left unfinished."""
     if not path.exists():
         return
     kept = []
@@ -113,11 +114,11 @@ def _forget_after(path: Path, step: int) -> None:
                     kept.append(line)
         write_files(path.parent, {path.name: lambda place: write_text(place, "".join(kept))})
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be continued: {error.strerror or error}") from error
+        raise CheckpointError(f"{path} cannot be resumed: {error.strerror or error}") from error
 
 
 def _step_of(line: str, path: Path) -> int:
-    """The step of a record; -1 for what is none."""
+    """Returns the step of a record; -1 if the line is no record."""
     try:
         step = parse_json(line, path).get("step")
     except CheckpointError:
@@ -126,14 +127,14 @@ def _step_of(line: str, path: Path) -> int:
 
 
 def _plain(value: float) -> float | str:
-    """A JSON value: that format has no infinities."""
+    """Returns a JSON value: that format has no infinities."""
     return float(value) if math.isfinite(value) else str(float(value))
 
 
 class _TensorBoard:
     def __init__(self, directory: Path) -> None:
         if "tensorflow" not in sys.modules:
-            # TensorBoard's own switch: where this module exists it does without TensorFlow, which takes seconds and GPU memory.
+            # TensorBoard's own switch: with this module it does not import TensorFlow, which takes seconds and GPU memory.
             sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
         try:
             from tensorboard.summary import Writer

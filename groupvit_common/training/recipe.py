@@ -1,7 +1,7 @@
-"""Settings of a training run, and what follows from them as pure functions that both backends' loops use.
+"""Recipes: the settings of a training run.
 
-A recipe is a TOML file: those in `recipes/` have names, your own are read by path. One may be based on another (`base = "NAME"`, or a
-path beside the file) and says only what differs. Single settings are replaced with `groupvit_common.training.settings.changed`.
+A recipe is a TOML file. Those in `recipes/` have names, your own are read by path: adding one is adding a file. One may be based
+on another (`base = "NAME"`, or a path beside the file) and states only what differs. `settings.changed` replaces single settings.
 """
 
 from __future__ import annotations
@@ -23,23 +23,22 @@ RECIPES = Path(__file__).parent / "recipes"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """What is trained, and from where it starts. The defaults are the paper's model.
+    """The model and its initial weights. The defaults are the paper's model.
 
-    `depths` layers of each stage; `groups` that each grouping block leaves, with as many group tokens: one fewer than there are
-    stages. `drop_path`: the highest rate of dropped residual branches, of the last vision layer; they rise in a line from 0.
+    `depths`: layers of each stage. `groups`: of each grouping block, with as many group tokens; one block fewer than stages.
+    `drop_path`: rate of the last vision layer; the rates rise in a line from 0.
 
-    `logit_scale`: what similarities are multiplied with at first, 1 / temperature. `position_amplitude`: position embeddings
-    start as waves of this height (0: at the model's own initial values).
+    `logit_scale`: initial factor of similarities, 1 / temperature. `position_amplitude`: position embeddings start as waves of
+    this height (0: the model's own initial values).
 
-    `tokenizer`: a checkpoint's directory or name on the hub; empty: learnt from the captions, with `vocab_size` entries.
+    `tokenizer`: a checkpoint's directory or name on the hub; empty: trained on the captions, with `vocab_size` entries.
     `text_length`: tokens of the longest text.
 
-    `init_from`: a checkpoint to start from (directory, name on the hub, or "demo"). Its configuration and tokenizer (`tokenizer`
-    where it has none) then hold, and of the
-    settings above only `image_size` (positions are interpolated), `drop_path` and the training ones count; the recipe that is saved
-    with a run says what the model is. `freeze`: parts that stay as they are; `train_only`: the only parts that do not. Both name
-    runs of components of the tensors' names: "text_model",
-    "group_token", "vision_model.encoder.stages.0".
+    `init_from`: a checkpoint to start from (directory, name on the hub, or "demo"). The model then has its configuration and
+    tokenizer (`tokenizer` where it has none). Of the settings above only `image_size` (positions are interpolated) and
+    `drop_path` apply; the recipe that is saved with a run has the model's own sizes. `freeze`: parts that are not trained;
+    `train_only`: the only parts that are. Both are consecutive components of tensor names: "text_model", "group_token",
+    "vision_model.encoder.stages.0".
     """
 
     image_size: int = 224
@@ -94,7 +93,8 @@ class ModelSettings:
         for width, heads in (("width", "heads"), ("text_width", "text_heads")):
             if getattr(self, width) % getattr(self, heads) and not self.init_from:
                 raise InputError(
-                    f"model.{width} must be a multiple of model.{heads}, got {getattr(self, width)} and {getattr(self, heads)}"
+                    f"model.{width} must be a multiple of model.{heads}, "
+                    f"got {getattr(self, width)} and {getattr(self, heads)}"
                 )
         if self.image_size % self.patch_size and not self.init_from:
             raise InputError(
@@ -102,20 +102,20 @@ class ModelSettings:
             )
         if not 0 < self.logit_scale < math.inf:
             raise InputError(f"model.logit_scale must be positive, got {self.logit_scale}")
-        _check_share("model", self, "drop_path")
+        _check_fraction("model", self, "drop_path")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SceneSettings:
-    """Made scenes as data (`groupvit_common.data`): what a run trains on that names no other data.
+    """Synthetic scenes (`groupvit_common.data.scenes`): the data of a run that names no other.
 
-    `levels`, one a step, in the order of `turns`, which starts again; `scenes_per_level` scenes made from the run's seed. Held-out
-    scenes are made from `held_out_seed`, `held_out_scenes` a level. `templates`: one is drawn each step for all prompts.
-    `prompts`: words of each caption for the multi-label loss. `mixed_share` of each batch is mixed for the objective "groups": part
-    of one picture beside part of another (`mixed_quarters`: parts of four), each patch answering to its own caption.
-    `single_share` of the training scenes have one object, and in `close_up_share` one thing fills the picture (`make_scene`); held-out
-    scenes have two to four objects. `size`: side of a scene in pixels, which the model sees enlarged to `image_size` (0: as it is), so
-    that a patch of as many pixels shows less of it.
+    `levels`: one in each step, in the order of `turns`, over and over; `scenes_per_level` scenes from the run's seed. Validation
+    scenes are made from `held_out_seed`, `held_out_scenes` a level. `templates`: one is drawn in each step for all prompts.
+    `prompts`: class names of each caption for the multi-label loss. `mixed_share`: fraction of each batch that is mixed for the
+    objective "groups": part of one image beside part of another (`mixed_quarters`: of four), each patch with its own caption.
+    `single_share`: fraction of training scenes with one object. `close_up_share`: fraction in which one thing fills the image
+    (`make_scene`). Validation scenes have two to four objects. `size`: side of a scene in pixels, which is enlarged to
+    `image_size` (0: as it is), so that a patch of as many pixels shows less of it.
     """
 
     levels: tuple[int, ...] = (1, 2, 3)
@@ -134,7 +134,7 @@ class SceneSettings:
     def __post_init__(self) -> None:
         _check_least("scenes", self, 1, "scenes_per_level", "held_out_scenes")
         _check_least("scenes", self, 0, "held_out_seed", "prompts", "size")
-        _check_share("scenes", self, "mixed_share", "single_share", "close_up_share")
+        _check_fraction("scenes", self, "mixed_share", "single_share", "close_up_share")
         if self.single_share + self.close_up_share > 1:
             raise InputError(
                 "scenes.single_share and scenes.close_up_share must not exceed 1 together, "
@@ -142,23 +142,24 @@ class SceneSettings:
             )
         if not self.turns or set(self.turns) != set(self.levels):
             raise InputError(
-                f"scenes.turns must name every one of the levels {list(self.levels)} and no other, got {list(self.turns)}"
+                f"scenes.turns must name every one of the levels {list(self.levels)} and no other, "
+                f"got {list(self.turns)}"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveSettings:
-    """What is learnt.
+    """The losses and the grouping.
 
-    `kind` "paper": contrastive of the pooled image and its caption, plus `multi_label_weight` times multi-label contrastive with
-    the data's prompts of each caption, whose temperature is its own.
+    `kind` "paper": contrastive loss of pooled images and captions, plus `multi_label_weight` times the multi-label contrastive
+    loss with the data's prompts of each caption, which has its own temperature.
     `kind` "groups" (scenes only) trains groups against the batch's prompts (`loss.py` of a backend), beyond the paper:
-    `naming_weight` patch naming, `claim_weight` prompt claims by `claim_patches` patches each; `ungrouped_weight` the same two for
-    the patches themselves, as they enter the grouping block; `paper_weight` the paper's losses too, on the pooled pictures that are
-    not mixed, both at the multi-label loss's temperature (the first one's is that of groups).
+    `naming_weight` patch naming, `claim_weight` prompt claims by `claim_patches` patches each; `ungrouped_weight` the same two
+    for the patches that enter the grouping block; `paper_weight` the paper's losses on the pooled images that are not mixed,
+    both at the multi-label loss's temperature (the model's is that of groups).
 
-    Grouping: soft until the share `hard_from` of the steps, then hard with straight-through gradients; `gumbel` adds the paper's
-    noise.
+    Grouping is soft until the fraction `hard_from` of the steps, then hard with straight-through gradients; `gumbel` adds the
+    paper's noise.
     """
 
     kind: Literal["paper", "groups"] = "paper"
@@ -177,24 +178,24 @@ class ObjectiveSettings:
         _check_least("objective", self, 1, "claim_patches")
         if self.kind == "paper" and self.paper_weight:
             raise InputError(
-                f"objective.paper_weight is the share of the paper's losses beside kind=groups, got {self.paper_weight} with kind=paper; "
-                "set it to 0"
+                "objective.paper_weight is the weight of the paper's losses beside kind=groups, "
+                f"got {self.paper_weight} with kind=paper; set it to 0"
             )
-        _check_share("objective", self, "hard_from")
+        _check_fraction("objective", self, "hard_from")
 
     @property
     def has_paper_losses(self) -> bool:
-        """Whether the paper's losses take part."""
+        """Whether the paper's losses are among the losses."""
         return self.kind == "paper" or self.paper_weight > 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """Segmentation sets on which the model is measured, zero-shot, every `run.evaluate_every` steps, beside held-out scenes.
+    """Segmentation sets that measure the model, zero-shot, every `run.evaluate_every` steps, besides validation scenes.
 
-    `data`: the sets, as `groupvit evaluate --data` calls them: "voc:VOCdevkit/VOC2012", "folder:mine"; `split`: another part of
-    each than the usual one; `limit`: so many pictures of each, the first ones (0: all). `protocol`: as `--protocol`; "usual": what
-    that command takes of itself. `background`: a threshold in the place of the protocol's, for sets with a background.
+    `data`: the sets, as for `groupvit evaluate --data`: "voc:VOCdevkit/VOC2012", "folder:mine". `split`: of each, instead of its
+    default. `limit`: number of images of each, the first ones (0: all). `protocol`: as for `--protocol`; "usual": that command's
+    default. `background`: a threshold in the place of the protocol's, for sets with a background.
     """
 
     data: tuple[str, ...] = ()
@@ -206,7 +207,7 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         _check_least("evaluation", self, 0, "limit")
         if self.background is not None:
-            _check_share("evaluation", self, "background")
+            _check_fraction("evaluation", self, "background")
         twice = [name for name in self.data if self.data.count(name) > 1]
         if twice:
             raise InputError(f"evaluation.data names {twice[0]} twice")
@@ -214,8 +215,10 @@ class EvaluationSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
-    """AdamW with `weight_decay` by `decays`; gradients clipped to the norm `clip_norm` (0: not at all). The weights that are measured
-    and saved are an exponential mean with decay `ema_decay` (0: the last weights)."""
+    """AdamW, with `weight_decay` where `schedule.has_weight_decay`; gradients clipped to the norm `clip_norm` (0: not clipped).
+
+    The weights that are measured and saved are an exponential moving average with decay `ema_decay` (0: the last weights).
+    """
 
     learning_rate: float = 1.6e-3
     betas: tuple[float, float] = (0.9, 0.999)
@@ -225,7 +228,7 @@ class OptimizerSettings:
     ema_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_share("optimizer", self, "ema_decay")
+        _check_fraction("optimizer", self, "ema_decay")
         _check_least("optimizer", self, 0, "learning_rate", "epsilon", "weight_decay", "clip_norm")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"optimizer.betas must be at least 0 and below 1, got {list(self.betas)}")
@@ -233,11 +236,11 @@ class OptimizerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleSettings:
-    """How long, and how the learning rate changes.
+    """The length of the run and the learning rate.
 
-    `batch_size`: images of one step, on all devices together. `steps`, or where they are 0 `epochs` of `images_per_epoch`. The rate rises in a
-    line from the share `initial_rate` of `learning_rate` over `warmup_steps` (or `warmup_epochs`), then falls as a cosine to the share
-    `final_rate`.
+    `batch_size`: images of one step, on all devices together. `steps`: of the run; 0: `epochs` of `images_per_epoch`. The rate
+    rises in a line from the fraction `initial_rate` of `learning_rate` over `warmup_steps` (or `warmup_epochs`), then falls as a
+    cosine to the fraction `final_rate`.
     """
 
     batch_size: int = 4096
@@ -250,10 +253,10 @@ class ScheduleSettings:
     final_rate: float = 0.025
 
     def __post_init__(self) -> None:
-        # Batch norm and mixing need company.
+        # Batch norm and mixing need several images.
         _check_least("schedule", self, 4, "batch_size")
         _check_least("schedule", self, 0, "steps", "warmup_steps", "epochs", "images_per_epoch", "warmup_epochs")
-        _check_share("schedule", self, "initial_rate", "final_rate")
+        _check_fraction("schedule", self, "initial_rate", "final_rate")
         if self.total_steps < 1:
             raise InputError(
                 "schedule needs steps, or epochs and images_per_epoch of at least one batch, got "
@@ -270,13 +273,13 @@ class ScheduleSettings:
             run = f"schedule.steps {self.steps}" if of_steps else f"schedule.epochs {self.epochs:g}"
             counted = "" if by_steps and of_steps else f" ({self.total_warmup_steps} of {self.total_steps} steps)"
             raise InputError(
-                f"{warmup} must be less than {run}{counted}: set {'warmup_steps' if by_steps else 'warmup_epochs'} to less, such as a "
-                "twentieth of the run"
+                f"{warmup} must be less than {run}{counted}: set {'warmup_steps' if by_steps else 'warmup_epochs'} to "
+                "less, such as a twentieth of the run"
             )
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole run, whichever way they were given."""
+        """Steps of the whole run, given as such or in epochs."""
         return self.steps or self._steps_of(self.epochs)
 
     @property
@@ -292,19 +295,19 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """How it is computed, watched and saved.
+    """Computation, logging and checkpoints.
 
-    `seed` of all that is random; `workers`: processes that decode pictures, on each rank (scenes need none).
-    `precision` of activations (weights are float32 throughout); `compile` the towers; `gradient_checkpointing`: time for memory;
-    `chunk_size`: images that go through the towers at once on one device (0: its whole share of the batch). Smaller chunks
-    need less memory and change no gradient: features of the whole batch are compared all the same.
+    `seed`: of all randomness. `workers`: processes that decode images, on each rank (scenes need none). `precision`: of
+    activations (weights are float32 throughout). `compile`: the towers. `gradient_checkpointing`: trades time for memory.
+    `chunk_size`: images in the towers at once on one device (0: its whole part of the batch). Smaller chunks need less memory and
+    change no gradient: the losses see the features of the whole batch.
 
-    A line and a record every `log_every` steps; the model measured every `evaluate_every` (0: at the end); a checkpoint every `save_every`
-    steps and every `save_minutes` (0: not), of which the last `keep` and, with `keep_best`, the best measured one stay.
-    `max_bad_steps`: so many steps whose loss or gradient is no number end the run.
+    `log_every`: steps between lines and records. `evaluate_every`: steps between evaluations (0: at the end). `save_every`,
+    `save_minutes`: steps and minutes between checkpoints (0: none), of which the last `keep` and, with `keep_best`, the best one
+    stay. `max_bad_steps`: training ends after so many skipped steps, whose loss or gradient is not finite.
 
-    `tensorboard`: also write event files; `wandb`: name of a Weights & Biases project (empty: none). `peak_tflops`: what one
-    device can do at this precision, for the utilisation (0: known for some devices).
+    `tensorboard`: also write event files. `wandb`: name of a Weights & Biases project (empty: none). `peak_tflops`: of one device
+    at this precision, for the utilisation (0: known for some devices).
     """
 
     seed: int = 0
@@ -342,11 +345,11 @@ class RunSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One training run, in sections."""
+    """The settings of one training run, in sections."""
 
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings | None = None
-    """Captioned pictures of your own; None: made scenes."""
+    """Captioned images; None: synthetic scenes."""
     scenes: SceneSettings = field(default_factory=SceneSettings)
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
@@ -356,27 +359,30 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.run.seed == self.scenes.held_out_seed:
-            raise InputError(f"run.seed {self.run.seed} is the seed of the held-out scenes; choose another")
-        # Of a checkpoint's model, see `of_checkpoint`.
+            raise InputError(
+                f"run.seed {self.run.seed} is the seed of the validation scenes (scenes.held_out_seed); choose another"
+            )
+        # With init_from, `with_checkpoint_model` checks.
         if self.objective.kind == "groups" and len(self.model.groups) != 1 and not self.model.init_from:
             raise InputError(
                 f"the objective 'groups' trains one grouping block, got model.groups = {list(self.model.groups)}"
             )
-
         if self.objective.kind == "groups" and self.objective.paper_weight:
             whole = self.schedule.batch_size - self.mixed_images
             if whole < 2:
                 raise InputError(
-                    "objective.paper_weight compares pictures that are not mixed: of schedule.batch_size "
-                    f"{self.schedule.batch_size} and scenes.mixed_share {self.scenes.mixed_share} remain {whole}, at least 2 are needed"
+                    "objective.paper_weight compares images that are not mixed: of schedule.batch_size "
+                    f"{self.schedule.batch_size} and scenes.mixed_share {self.scenes.mixed_share} remain {whole}, "
+                    "at least 2 are needed"
                 )
         if self.data is not None and self.objective.kind != "paper":
             raise InputError(
-                f"the objective {self.objective.kind!r} is for made scenes; for a run with data set kind=paper"
+                f"the objective {self.objective.kind!r} is for synthetic scenes; for a run with data set kind=paper"
             )
         if self.data is not None and self.data.image_size != self.model.image_size:
             raise InputError(
-                f"data.image_size must be model.image_size, got {self.data.image_size} and {self.model.image_size}; set both"
+                f"data.image_size must be model.image_size, got {self.data.image_size} and {self.model.image_size}; "
+                "set both"
             )
 
     @property
@@ -386,18 +392,18 @@ class Recipe:
 
     @property
     def mixed_images(self) -> int:
-        """How many pictures of a batch are mixed for the objective "groups": its first ones."""
+        """Number of mixed images of a batch for the objective "groups": its first ones."""
         return int(self.schedule.batch_size * self.scenes.mixed_share)
 
     @property
     def multi_label(self) -> bool:
-        """Whether the multi-label loss takes part."""
+        """Whether the multi-label loss is among the losses."""
         prompts = (self.scenes if self.data is None else self.data).prompts
         return self.objective.has_paper_losses and prompts > 0 and self.objective.multi_label_weight > 0
 
     @property
     def needs_prompts(self) -> bool:
-        """Whether any loss looks at prompts; else they stay out of the text tower, and of its projection's statistics."""
+        """Whether a loss uses prompts; else they stay out of the text tower, and of its projection's statistics."""
         return self.objective.kind == "groups" or self.multi_label
 
 
@@ -407,31 +413,32 @@ def _check_least(section: str, settings: Any, least: float, *names: str) -> None
             raise InputError(f"{section}.{name} must be at least {least:g}, got {getattr(settings, name)}")
 
 
-def _check_share(section: str, settings: Any, *names: str) -> None:
+def _check_fraction(section: str, settings: Any, *names: str) -> None:
     for name in names:
         if not 0.0 <= getattr(settings, name) <= 1.0:
             raise InputError(f"{section}.{name} must lie between 0 and 1, got {getattr(settings, name)}")
 
 
-# Named runs and files
+# Files
 
 
 def recipe_names() -> tuple[str, ...]:
-    """The named runs that come with the package."""
+    """Returns the names of the recipes in this package."""
     return tuple(sorted(path.stem for path in RECIPES.glob("*.toml")))
 
 
 def get_recipe(name_or_path: str | Path, changes: Iterable[str] = ()) -> Recipe:
-    """A named run, or that of a TOML file.
+    """Reads a recipe.
 
     Args:
+        name_or_path: one of `recipe_names`, or a TOML file.
         changes: settings to replace, such as "optimizer.learning_rate=1e-3" or "learning_rate=1e-3".
 
     Raises:
-        InputError: no such name or file, a file that is no recipe, an impossible setting; says what there is.
+        InputError: no such name or file, a file that is no recipe, an impossible setting.
     """
     path = _find(name_or_path, Path())
-    # The changes come first: a file may leave out what they say.
+    # Changes are applied before settings are checked: a file may leave out what they give.
     table = with_changes(Recipe, _table(path, ()), _in_epochs(dict(map(parse_change, changes)), "schedule."))
     try:
         return read_settings(Recipe, table)
@@ -454,7 +461,7 @@ def _find(name_or_path: str | Path, beside: Path) -> Path:
 
 
 def _table(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    """The content of a recipe file, laid over that of its base."""
+    """Returns the content of a recipe file, merged into that of its base."""
     if path in seen:
         raise InputError(f"{path} is based on itself, by way of {', '.join(map(str, seen))}")
     try:
@@ -474,7 +481,7 @@ def _table(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _in_epochs(given: Mapping[str, Any], section: str = "") -> dict[str, Any]:
-    """Settings that are laid over others: a length in epochs takes the place of one in steps, which would go before it."""
+    """Returns settings to merge into others: a length in epochs replaces one in steps, which would take precedence."""
     names = {name.removeprefix("schedule.") for name in given}
     return {**given, f"{section}steps": 0} if "epochs" in names and "steps" not in names else dict(given)
 

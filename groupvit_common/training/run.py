@@ -28,7 +28,7 @@ from groupvit_common.storage.locks import FolderLock
 from groupvit_common.storage.saving import write_files, write_text
 from groupvit_common.training.checkpoints import RUN_VALUES, Checkpoints, RunState, restoring
 from groupvit_common.training.recipe import Recipe
-from groupvit_common.training.scene_batches import CaptionedImages, SceneBatches
+from groupvit_common.training.scene_batches import SceneBatches, TrainingScenes
 from groupvit_common.training.settings import to_table
 from groupvit_common.training.validation import Segmenter, Validation
 
@@ -129,7 +129,7 @@ class Run:
     validation: Validation
     log: Callable[[str], None]
     started: float
-    scenes: Mapping[int, CaptionedImages] = field(default_factory=dict)
+    scenes: Mapping[int, TrainingScenes] = field(default_factory=dict)
     backend: str = ""
     threads: int = 0
     rank: int = 0

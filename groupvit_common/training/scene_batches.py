@@ -1,20 +1,16 @@
-"""Batches of captioned pictures for training, in NumPy: every backend sees the very same ones.
-
-What is kept of a scene is what training may know: its picture, and which words its caption names. Masks are left behind here.
-"""
+"""Batches of synthetic scenes for training, in NumPy: every backend trains on the very same ones."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from groupvit_common.data.scenes import Scene, make_scene
+from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, Scene
 from groupvit_common.preprocessing.processor import GroupViTProcessor
 from groupvit_common.training.recipe import Recipe
 
@@ -24,63 +20,56 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-@dataclass(frozen=True, eq=False)
-class CaptionedImages:
-    """Pictures of one level in memory.
+class TrainingScenes:
+    """N scenes of one level, each made when it is first drawn.
 
-    images: uint8 `[N, H, W, 3]`; captions: N sentences; words: the different words that they name, sorted;
-    named: bool `[N, words]`, which caption names which.
+    It keeps what training may know: images, captions and the names in them. Masks are dropped here.
+
+    Args:
+        make: number of a scene -> the scene, `size` pixels a side.
     """
 
-    images: NDArray[np.uint8]
-    captions: tuple[str, ...]
-    words: tuple[str, ...]
-    named: NDArray[np.bool_]
+    def __init__(self, make: Callable[[int], Scene], count: int, level: int, size: int) -> None:
+        self._make = make
+        self._images = np.empty((count, size, size, 3), np.uint8)
+        self._captions: list[str] = [""] * count
+        self.words = tuple(sorted(name for names in (*LEVELS[level], *BACKGROUNDS) for name in names))
+        """All names that captions of the level may have."""
+        self._named = np.zeros((count, len(self.words)), np.bool_)
 
-    @classmethod
-    def of(cls, scenes: Iterable[Scene]) -> CaptionedImages:
-        """The pictures and words of scenes."""
-        images, captions, nouns = zip(*((scene.image, scene.caption, scene.nouns) for scene in scenes), strict=True)
-        words = tuple(sorted({word for names in nouns for word in names}))
-        named = np.array([[word in names for word in words] for names in nouns])
-        return cls(np.stack(images), captions, words, named)
+    def __len__(self) -> int:
+        return len(self._captions)
 
-    @classmethod
-    def scenes(
-        cls,
-        seed: int,
-        count: int,
-        level: int,
-        size: int,
-        *,
-        single_share: float = 0.0,
-        close_up_share: float = 0.0,
-    ) -> CaptionedImages:
-        """Scenes 0 .. count - 1 of a seed and level, square; see `make_scene`."""
-        return cls.of(
-            make_scene(seed, index, level, (size, size), single_share=single_share, close_up_share=close_up_share)
-            for index in range(count)
-        )
-
-    def draw(self, rng: np.random.Generator, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """`count` pictures at random, the batch mirrored at random along either axis, and their numbers."""
-        numbers = rng.integers(len(self.images), size=count)
-        images = self.images[numbers]
+    def draw(self, rng: np.random.Generator, count: int) -> tuple[NDArray[np.uint8], list[str], NDArray[np.bool_]]:
+        """Returns `count` random images `[B, H, W, 3]`, the batch mirrored at random along either axis, their captions and
+        the words of each caption `[B, words]`."""
+        numbers = rng.integers(len(self), size=count)
+        images, captions, named = self.take(numbers.tolist())
         if rng.random() < 0.5:
             images = images[:, :, ::-1]
         if rng.random() < 0.5:
             images = images[:, ::-1]
-        return images, numbers
+        return images, captions, named
+
+    def take(self, numbers: Sequence[int]) -> tuple[NDArray[np.uint8], list[str], NDArray[np.bool_]]:
+        """Returns images, captions and words of scenes, as `draw` does."""
+        for number in numbers:
+            if not self._captions[number]:
+                scene = self._make(number)
+                self._images[number], self._captions[number] = scene.image, scene.caption
+                self._named[number] = [word in scene.nouns for word in self.words]
+        rows = np.asarray(numbers, np.intp)
+        return self._images[rows], [self._captions[number] for number in numbers], self._named[rows]
 
 
 @dataclass(frozen=True, eq=False)
 class Batch(Generic[A]):
-    """What one step sees. B images, P patches, W the batch's different prompts.
+    """The data of one step: B images, P patches, W different prompts of the batch.
 
-    pixels: float32 `[B, 3, H, W]`, possibly mixed; allowed: bool `[B, P, W]` (`[B, 1, W]` where nothing is mixed), the words
-    of each patch's caption; named: bool `[B, W]`, the words of each unmixed image's caption (no word where it is mixed);
-    prompts: their tokens; captions: the tokens of the whole sentences; of_caption: int64 `[B, M]`, M prompts of each
-    caption. The last two only for the paper's losses.
+    pixels: float32 `[B, 3, H, W]`, possibly mixed; allowed: bool `[B, P, W]` (`[B, 1, W]` where nothing is mixed), the prompts
+    of each patch's caption; named: bool `[B, W]`, the prompts of each image's caption (none for mixed images); prompts: their
+    tokens; captions: tokens of the whole sentences; of_caption: int64 `[B, M]`, M prompts of each caption. The last two only for
+    the paper's losses.
     """
 
     pixels: A
@@ -91,7 +80,7 @@ class Batch(Generic[A]):
     of_caption: A | None = None
 
     def map(self, change: Callable[[A], B]) -> Batch[B]:
-        """Each array changed, to a backend's tensors say."""
+        """Returns a batch with each array changed, such as to a backend's tensor."""
 
         def each(arrays: Mapping[str, A]) -> Mapping[str, B]:
             return {name: change(array) for name, array in arrays.items()}
@@ -107,20 +96,20 @@ class Batch(Generic[A]):
 
 
 class SceneBatches:
-    """The batches of a run, without end: levels in turn, so that words of other levels are never taken for wrong answers.
+    """The batches of a run, without end: one level in each, so that names of other levels are never taken for wrong answers.
 
-    Every process draws the whole batch and keeps its part of the images; the prompts are all of the batch's words on each of them.
-    Where it stands is a small state of JSON values, from which another one goes on.
+    Every process draws the whole batch and keeps its part of the images; each has the prompts of the whole batch.
 
     Args:
-        pictures: level -> its pictures; rng: draws everything that is random here (None: made from the recipe's seed).
-        rank, world: which part of the images, of how many.
+        scenes: level -> its scenes.
+        rng: of all randomness here; None: from the recipe's seed.
+        rank, world: of this process.
     """
 
     def __init__(
         self,
         recipe: Recipe,
-        pictures: Mapping[int, CaptionedImages],
+        scenes: Mapping[int, TrainingScenes],
         processor: GroupViTProcessor,
         rng: np.random.Generator | None = None,
         *,
@@ -128,14 +117,14 @@ class SceneBatches:
         world: int = 1,
     ) -> None:
         self.recipe = recipe
-        self.pictures = pictures
+        self.scenes = scenes
         self.processor = processor
         self.rng = np.random.default_rng(recipe.run.seed) if rng is None else rng
         self.step = 0
-        share = recipe.schedule.batch_size // world
-        self.mine = slice(rank * share, (rank + 1) * share)
+        part = recipe.schedule.batch_size // world
+        self.mine = slice(rank * part, (rank + 1) * part)
         self._prompts = {
-            (level, template): self._tokens([template.format(word) for word in pictures[level].words])
+            (level, template): self._tokens([template.format(word) for word in scenes[level].words])
             for level in recipe.scenes.levels
             for template in recipe.scenes.templates
         }
@@ -148,35 +137,31 @@ class SceneBatches:
         scenes, count, mine = recipe.scenes, recipe.schedule.batch_size, self.mine
         level = scenes.turns[self.step % len(scenes.turns)]
         self.step += 1
-        pictures = self.pictures[level]
-        batch_images, numbers = pictures.draw(rng, count)
-        batch_images = enlarged(batch_images, recipe.model.image_size, images.resample)
-        pixels = to_pixels(batch_images, images.image_mean, images.image_std)
-        named = pictures.named[numbers]
+        drawn, sentences, named = self.scenes[level].draw(rng, count)
+        pixels = to_pixels(
+            enlarged(drawn, recipe.model.image_size, images.resample), images.image_mean, images.image_std
+        )
         template = scenes.templates[int(rng.integers(len(scenes.templates)))]
         present = named.any(axis=0)
         named = named[:, present]
         words = {key: value[present] for key, value in self._prompts[level, template].items()}
         captions, of_caption = None, None
         if recipe.objective.has_paper_losses:
-            captions = self._tokens([pictures.captions[number] for number in numbers])
-            captions = {key: value[mine] for key, value in captions.items()}
+            captions = {key: value[mine] for key, value in self._tokens(sentences).items()}
             of_caption = np.stack([_chosen(np.flatnonzero(row), scenes.prompts, rng) for row in named])[mine]
         if recipe.objective.kind == "paper":
             return Batch(pixels[mine], named[mine, None], named[mine], words, captions, of_caption)
         mixed = recipe.mixed_images
-        pixels, allowed = mix_pictures(
-            pixels, named, mixed, recipe.model.patch_size, rng, quarters=scenes.mixed_quarters
-        )
+        pixels, allowed = mix_images(pixels, named, mixed, recipe.model.patch_size, rng, quarters=scenes.mixed_quarters)
         named[:mixed] = False
         return Batch(pixels[mine], allowed[mine], named[mine], words, captions, of_caption)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it stands: what is drawn next depends on nothing else."""
+        """Returns the position, as JSON values: the next batches depend on nothing else."""
         return {"step": self.step, "rng": self.rng.bit_generator.state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a state of `state_dict`."""
+        """Moves to a position of `state_dict`."""
         self.step = state["step"]
         self.rng.bit_generator.state = state["rng"]
 
@@ -187,35 +172,28 @@ class SceneBatches:
         return encoded
 
 
-def batches(
-    recipe: Recipe, pictures: Mapping[int, CaptionedImages], processor: GroupViTProcessor, rng: np.random.Generator
-) -> Iterator[Batch[NDArray[Any]]]:
-    """The batches of a whole run of one process (see `SceneBatches`), as many as it has steps."""
-    return islice(SceneBatches(recipe, pictures, processor, rng), recipe.schedule.total_steps)
-
-
 def enlarged(images: NDArray[np.uint8], side: int, resample: int) -> NDArray[np.uint8]:
-    """uint8 `[B, h, w, 3]` -> `[B, side, side, 3]`, by Pillow's filter as the image processor does."""
+    """Resizes uint8 `[B, h, w, 3]` to `[B, side, side, 3]` with Pillow's filter, as the image processor does."""
     if images.shape[1:3] == (side, side):
         return images
-    pictures = (Image.fromarray(np.ascontiguousarray(image)) for image in images)
-    return np.stack([np.asarray(picture.resize((side, side), Image.Resampling(resample))) for picture in pictures])
+    opened = (Image.fromarray(np.ascontiguousarray(image)) for image in images)
+    return np.stack([np.asarray(image.resize((side, side), Image.Resampling(resample))) for image in opened])
 
 
 def to_pixels(images: NDArray[np.uint8], mean: Iterable[float], std: Iterable[float]) -> NDArray[np.float32]:
-    """uint8 `[B, H, W, 3]` -> float32 `[B, 3, H, W]`, normalised per channel as the image processor does."""
+    """Normalises uint8 `[B, H, W, 3]` to float32 `[B, 3, H, W]`, as the image processor does."""
     centre, spread = (np.array(tuple(values), np.float32) for values in (mean, std))
     pixels = (images.astype(np.float32) / np.float32(255) - centre) / spread
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
 
 
 def _chosen(words: NDArray[np.intp], count: int, rng: np.random.Generator) -> NDArray[np.intp]:
-    """`count` of a caption's words: all of them before any of them twice."""
+    """Draws `count` of a caption's words: all of them before any of them twice."""
     times = -(-count // len(words))
     return np.concatenate([words[:0], *(rng.permutation(words) for _ in range(times))])[:count]
 
 
-def mix_pictures(
+def mix_images(
     pixels: NDArray[np.float32],
     named: NDArray[np.bool_],
     mixed: int,
@@ -224,32 +202,34 @@ def mix_pictures(
     *,
     quarters: bool = False,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Puts part of one picture beside part of another in the first `mixed` of a batch; with `quarters`, parts of four pictures.
+    """Puts part of one image beside part of another in the first `mixed` of a batch; with `quarters`, parts of four images.
 
-    Cuts are straight, across or down (or both), on a patch border, between a quarter and three quarters of the way. (Yun et al. 2019,
-    "CutMix", mix rectangles and whole-image labels; here each patch keeps the words of the picture that it comes from.)
+    Cuts are vertical or horizontal (or both), on a patch border, between a quarter and three quarters of the side. (Yun et al.
+    2019, "CutMix", mix rectangles and whole-image labels; here each patch keeps the prompts of the image that it comes from.)
 
     Args:
-        pixels: `[B, 3, H, W]`; named: bool `[B, W]`, words of each caption; patch: side of a patch in pixels.
+        pixels: `[B, 3, H, W]`.
+        named: bool `[B, W]`, the prompts of each caption.
+        patch: side of a patch in pixels.
 
     Returns:
-        pixels `[B, 3, H, W]` and the words of each patch's caption, bool `[B, P, W]`.
+        Pixels `[B, 3, H, W]` and the prompts of each patch's caption, bool `[B, P, W]`.
     """
     batch, _, height, width = pixels.shape
     rows, columns = height // patch, width // patch
     source = np.broadcast_to(np.arange(batch)[:, None, None], (batch, rows, columns)).copy()
     for number in range(mixed):
-        across = int(rng.integers(columns // 4, columns - columns // 4 + 1))
-        down = int(rng.integers(rows // 4, rows - rows // 4 + 1))
+        column = int(rng.integers(columns // 4, columns - columns // 4 + 1))
+        row = int(rng.integers(rows // 4, rows - rows // 4 + 1))
         if quarters:
-            source[number, :down, across:] = (number - 1) % mixed
-            source[number, down:, :across] = (number - 2) % mixed
-            source[number, down:, across:] = (number - 3) % mixed
+            source[number, :row, column:] = (number - 1) % mixed
+            source[number, row:, :column] = (number - 2) % mixed
+            source[number, row:, column:] = (number - 3) % mixed
         elif rng.random() < 0.5:
-            source[number, :, across:] = (number - 1) % mixed
+            source[number, :, column:] = (number - 1) % mixed
         else:
-            source[number, down:] = (number - 1) % mixed
-    of_pixel = source.repeat(patch, 1).repeat(patch, 2)
+            source[number, row:] = (number - 1) % mixed
+    pixel_source = source.repeat(patch, 1).repeat(patch, 2)
     y, x = np.arange(height)[:, None], np.arange(width)
-    pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)[of_pixel, y, x].transpose(0, 3, 1, 2))
+    pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)[pixel_source, y, x].transpose(0, 3, 1, 2))
     return pixels, named[source.reshape(batch, -1)]

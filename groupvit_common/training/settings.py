@@ -1,4 +1,4 @@
-"""Settings as frozen dataclasses, from and to TOML: every key known, every value of its type, or one sentence that says what there is."""
+"""Settings as frozen dataclasses, from and to TOML. An unknown key or a value of another type is one clear error."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _NONE = "none"
 
 
 def read_settings(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
-    """The settings `cls`, a dataclass, that a table describes; what it leaves out has its default.
+    """Returns the dataclass `cls` that a table describes; what the table leaves out has its default.
 
     Fields may be of the types bool, int, float, str, Literal, `tuple[T, ...]`, `tuple[T, T]`, a dataclass, `T | None`.
 
     Args:
-        where: of the table, for error messages: "model", "data.sources[0]".
+        where: name of the table for error messages: "model", "data.sources[0]".
 
     Raises:
         InputError: an unknown key, a value of another type, or settings that `cls` refuses.
@@ -35,7 +35,9 @@ def read_settings(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
     for key in table:
         if key not in fields:
             owner = f"{where} has" if where else "a recipe has"
-            raise InputError(f"{owner} no setting {key!r}; {_meant(key, fields) or 'there are ' + ', '.join(fields)}")
+            raise InputError(
+                f"{owner} no setting {key!r}; {_suggestion(key, fields) or 'there are ' + ', '.join(fields)}"
+            )
     values = {key: _convert(fields[key], value, f"{where}.{key}" if where else key) for key, value in table.items()}
     missing = [
         field.name
@@ -50,7 +52,7 @@ def read_settings(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
 
 
 def to_table(settings: Any) -> dict[str, Any]:
-    """All settings as plain values, in the order of definition. TOML has no None: it is left out, or "none" if not the default."""
+    """Returns all settings as plain values, in order. TOML has no None: it is left out, or "none" if not the default."""
     return {
         field.name: _NONE if value is None else _plain(value)
         for field in dataclasses.fields(settings)
@@ -59,7 +61,7 @@ def to_table(settings: Any) -> dict[str, Any]:
 
 
 def to_toml(settings: Any) -> str:
-    """The TOML text of settings, which `read_settings` reads back to equal ones."""
+    """Returns the TOML text of settings, which `read_settings` reads back to equal ones."""
     table = to_table(settings)
     lines = [f"{key} = {_toml(value)}" for key, value in table.items() if not isinstance(value, dict)]
     for key, value in table.items():
@@ -69,7 +71,7 @@ def to_toml(settings: Any) -> str:
 
 
 def changed(settings: T, changes: Mapping[str, Any]) -> T:
-    """Settings with some values replaced, all at once.
+    """Returns settings with some values replaced, all at once.
 
     Args:
         changes: "section.key", or "key" alone where only one section has it, -> the new value.
@@ -81,7 +83,7 @@ def changed(settings: T, changes: Mapping[str, Any]) -> T:
 
 
 def with_changes(cls: type[Any], table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A table for `read_settings` of `cls` with some values replaced; `changes` as in `changed`."""
+    """Returns a table for `read_settings` of `cls` with some values replaced; `changes` as in `changed`."""
     result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in table.items()}
     for name, value in changes.items():
         *sections, key = _full_name(cls, table, name).split(".")
@@ -95,7 +97,7 @@ def with_changes(cls: type[Any], table: Mapping[str, Any], changes: Mapping[str,
 
 
 def parse_change(text: str) -> tuple[str, Any]:
-    """ "learning_rate=1e-3" -> the name and the value. The value is one of TOML; what is none stands for itself as a text."""
+    """Returns name and value of "learning_rate=1e-3". The value is TOML; text that is not TOML is a string."""
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
         raise InputError(f"a setting is changed by NAME=VALUE, such as learning_rate=1e-3; got {text!r}")
@@ -108,7 +110,7 @@ def parse_change(text: str) -> tuple[str, Any]:
 
 def _full_name(cls: type[Any], table: Mapping[str, Any], name: str) -> str:
     fields = _types(cls)
-    # One that is optional and not there is not meant.
+    # An optional section that is not there does not count.
     sections = {
         key: section
         for key, kind in fields.items()
@@ -126,7 +128,7 @@ def _full_name(cls: type[Any], table: Mapping[str, Any], name: str) -> str:
     if len(owners) > 1:
         raise InputError(f"{name} is ambiguous: there are {', '.join(f'{owner}.{name}' for owner in owners)}")
     if not owners:
-        # A section that is optional and not there may be meant all the same.
+        # For the suggestion it does.
         every = {
             f"{key}.{field}": None
             for key, kind in fields.items()
@@ -134,7 +136,7 @@ def _full_name(cls: type[Any], table: Mapping[str, Any], name: str) -> str:
             for field in _types(owner)
         }
         hint = (
-            _meant(name, every)
+            _suggestion(name, every)
             or f"the sections are {', '.join(fields)}; groupvit train NAME --show prints all that is in them"
         )
         raise InputError(f"there is no setting {name!r}; {hint}")
@@ -145,8 +147,8 @@ _SUGGESTIONS = 3
 _ALIKE = 0.75
 
 
-def _meant(name: str, known: Iterable[str]) -> str:
-    """ "did you mean batch_size?" of a misspelt setting: spelt alike, a part of one, or the first letters of its words; "" for others."""
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    """Returns "did you mean batch_size?" for a misspelt setting, a part of one, or the initials of one; else ""."""
 
     def plain(text: str) -> str:
         return text.rpartition(".")[2].casefold().replace("_", "").replace("-", "")
@@ -170,7 +172,7 @@ def _meant(name: str, known: Iterable[str]) -> str:
 
 
 def _section(kind: Any) -> Any:
-    """The dataclass of a type that is one or is `one | None`."""
+    """Returns the dataclass of a type that is one or is `one | None`."""
     return next((part for part in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(part)), None)
 
 
@@ -179,7 +181,7 @@ def _first(cls: Any) -> str:
 
 
 def _types(cls: Any) -> dict[str, Any]:
-    """Field -> type."""
+    """Returns field -> type."""
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
@@ -246,7 +248,7 @@ def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        # A JSON string is a TOML string, but for the one control character that JSON leaves alone.
+        # A JSON string is a TOML string, except for the one control character that JSON does not escape.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from groupvit_common.checkpoints.directory import CONFIG_NAME
 from groupvit_common.checkpoints.hub import resolve
-from groupvit_common.data.scenes import make_scene
+from groupvit_common.data.scenes import Scene, make_scene
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.model.config import GroupViTConfig
 from groupvit_common.preprocessing.image_processor import GroupViTImageProcessor
@@ -22,7 +23,7 @@ from groupvit_common.training.checkpoints import find, load
 from groupvit_common.training.initial_model import with_checkpoint_model
 from groupvit_common.training.recipe import Recipe, get_recipe
 from groupvit_common.training.run import Run
-from groupvit_common.training.scene_batches import CaptionedImages
+from groupvit_common.training.scene_batches import TrainingScenes
 from groupvit_common.training.settings import changed, read_settings, to_table, to_toml
 from groupvit_common.training.validation import Evaluate, Validation
 
@@ -49,7 +50,7 @@ def start_run(
     resume: str | Path = "never",
     evaluate: Evaluate | None = None,
 ) -> Run:
-    """Makes the folder, the scenes and the tokenizer, and finds the checkpoint to resume. Locks the folder until `Run.close`.
+    """Makes the folder and the processor, and finds the checkpoint to resume. Locks the folder until `Run.close`.
 
     Args:
         recipe: settings, or what `get_recipe` takes.
@@ -86,8 +87,8 @@ def start_run(
     lock = FolderLock(directory, LOCK_NAME, "training", log) if rank == 0 else None
     try:
         path = find(directory, resume, log=log)
-        scenes = _scenes(recipe, log) if recipe.data is None else {}
-        processor = start_processor(recipe, [caption for level in scenes.values() for caption in level.captions])
+        scenes = training_scenes(recipe) if recipe.data is None else {}
+        processor = start_processor(recipe, scenes)
         run = Run(
             recipe,
             directory,
@@ -131,20 +132,25 @@ def _silent(line: str) -> None:
     """The log of all processes but the first."""
 
 
-def _scenes(recipe: Recipe, log: Callable[[str], None]) -> dict[int, CaptionedImages]:
-    scenes = recipe.scenes
-    log(f"making {scenes.scenes_per_level} scenes for each of the levels {', '.join(map(str, scenes.levels))}")
+def training_scenes(recipe: Recipe) -> dict[int, TrainingScenes]:
+    """Returns level -> its training scenes."""
+    settings, side = recipe.scenes, recipe.scene_size
+    shares = {"single_share": settings.single_share, "close_up_share": settings.close_up_share}
+
+    def make(level: int, number: int) -> Scene:
+        return make_scene(recipe.run.seed, number, level, (side, side), **shares)
+
     return {
-        level: CaptionedImages.scenes(
-            recipe.run.seed,
-            scenes.scenes_per_level,
-            level,
-            recipe.scene_size,
-            single_share=scenes.single_share,
-            close_up_share=scenes.close_up_share,
-        )
-        for level in scenes.levels
+        level: TrainingScenes(partial(make, level), settings.scenes_per_level, level, side) for level in settings.levels
     }
+
+
+def first_captions(scenes: Mapping[int, TrainingScenes], count: int) -> list[str]:
+    """Returns the first `count` captions of all levels together, the first level's first."""
+    captions: list[str] = []
+    for level in scenes.values():
+        captions += level.take(range(min(count - len(captions), len(level))))[1]
+    return captions
 
 
 # Resuming
@@ -185,8 +191,8 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = ""
 # The processor
 
 
-def start_processor(recipe: Recipe, captions: Sequence[str]) -> GroupViTProcessor:
-    """Returns the processor of a run: of the checkpoint or tokenizer that the recipe names, else one trained on captions.
+def start_processor(recipe: Recipe, scenes: Mapping[int, TrainingScenes]) -> GroupViTProcessor:
+    """Returns the processor of a run: of the checkpoint or tokenizer that the recipe names, else one trained on scenes.
 
     Its images have the recipe's size.
     """
@@ -197,7 +203,7 @@ def start_processor(recipe: Recipe, captions: Sequence[str]) -> GroupViTProcesso
                 "model.tokenizer is empty, and a tokenizer is trained only on synthetic scenes; name one, such as "
                 '"nvidia/groupvit-gcc-yfcc"'
             )
-        return make_processor(recipe, captions)
+        return make_processor(recipe, first_captions(scenes, _TOKENIZER_CAPTIONS))
     processor = _named_processor(settings.init_from, settings.tokenizer)
     if not settings.init_from:
         processor.tokenizer.model_max_length = min(processor.tokenizer.model_max_length, settings.text_length)
@@ -211,7 +217,7 @@ def start_processor(recipe: Recipe, captions: Sequence[str]) -> GroupViTProcesso
 
 def make_processor(recipe: Recipe, captions: Sequence[str]) -> GroupViTProcessor:
     """Returns a tokenizer trained on captions and templates, and an image processor for the recipe's image size."""
-    sentences = [t.format(caption) for t in recipe.scenes.templates for caption in captions[:_TOKENIZER_CAPTIONS]]
+    sentences = [t.format(caption) for t in recipe.scenes.templates for caption in captions]
     tokenizer = CLIPTokenizer.train(sentences, recipe.model.vocab_size, model_max_length=recipe.model.text_length)
     side = {"height": recipe.model.image_size, "width": recipe.model.image_size}
     return GroupViTProcessor(GroupViTImageProcessor(size=side, crop_size=side), tokenizer)

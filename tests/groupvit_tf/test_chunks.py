@@ -13,15 +13,15 @@ tf = pytest.importorskip("tensorflow")
 
 from groupvit_common.errors import InputError  # noqa: E402
 from groupvit_common.training.recipe import Recipe  # noqa: E402
-from groupvit_common.training.scene_batches import CaptionedImages, SceneBatches  # noqa: E402
+from groupvit_common.training.scene_batches import SceneBatches  # noqa: E402
 from groupvit_common.training.settings import changed  # noqa: E402
-from groupvit_common.training.start import make_processor  # noqa: E402
+from groupvit_common.training.start import first_captions, make_processor  # noqa: E402
 from groupvit_tf import data as D  # noqa: E402
 from groupvit_tf import train as K  # noqa: E402
 from groupvit_tf.model import GroupViTModel  # noqa: E402
 from tests.groupvit_tf.test_train import Arrays, fit, furthest, state  # noqa: E402
 from tests.support.replicas import BATCH, SETTINGS, captions_recipe, small_config  # noqa: E402
-from tests.support.training import PAPER, Captions, tiny  # noqa: E402
+from tests.support.training import PAPER, Captions, scenes_of, tiny  # noqa: E402
 
 EXACT = 1e-10  # float64, relative to the largest value: the same sums in another order
 STEPS = 1e-8  # float64: AdamW magnifies the rounding of gradients
@@ -41,8 +41,8 @@ def task_of(name: str, count: int = 1, **changes: Any) -> tuple[Recipe, list[Any
         "groups-paper": {"paper_weight": 0.5},
     }[name]
     recipe = tiny(**SETTINGS, **own)
-    pictures = {1: CaptionedImages.scenes(0, 16, 1, 48)}
-    batches = SceneBatches(recipe, pictures, make_processor(recipe, pictures[1].captions))
+    pictures = {1: scenes_of()}
+    batches = SceneBatches(recipe, pictures, make_processor(recipe, first_captions(pictures, 16)))
     return changed(recipe, changes), list(islice(batches, count))
 
 

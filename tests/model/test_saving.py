@@ -515,12 +515,12 @@ def test_a_run_takes_the_tokenizer_that_its_checkpoint_lacks_from_the_setting(pr
     processor.save_pretrained(tmp_path / "processor")
     settings = {"model.init_from": str(tmp_path / "model"), "model.tokenizer": str(tmp_path / "processor")}
     recipe = changed(get_recipe("scenes-demo"), settings)
-    assert len(start_processor(recipe, ()).tokenizer) == len(processor.tokenizer)
+    assert len(start_processor(recipe, {}).tokenizer) == len(processor.tokenizer)
     for tokenizer in ("", str(tmp_path / "model"), str(tmp_path / "nothing")):
         with pytest.raises(
             CheckpointError, match=r"no tokenizer .* and no image processor .*in the setting model\.tokenizer"
         ):
-            start_processor(changed(recipe, {"model.tokenizer": tokenizer}), ())
+            start_processor(changed(recipe, {"model.tokenizer": tokenizer}), {})
 
 
 def test_what_cannot_be_written_as_text_is_one_sentence(tmp_path):

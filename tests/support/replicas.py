@@ -23,16 +23,16 @@ import tensorflow as tf
 from groupvit_common.data.captions.settings import DataSettings, SourceSettings
 from groupvit_common.errors import InputError
 from groupvit_common.training.recipe import Recipe
-from groupvit_common.training.scene_batches import CaptionedImages, SceneBatches
+from groupvit_common.training.scene_batches import SceneBatches
 from groupvit_common.training.settings import changed
-from groupvit_common.training.start import make_processor
+from groupvit_common.training.start import first_captions, make_processor
 from groupvit_tf import TFGroupViTModel
 from groupvit_tf.checkpoint import canonical_variables
 from groupvit_tf.data import dataset
 from groupvit_tf.distributed import Place, Seeds, here
 from groupvit_tf.train import Trainer, make_optimiser
 from tests.support.models import smallest_config, smallest_inputs
-from tests.support.training import END, PAPER, Captions, tiny
+from tests.support.training import END, PAPER, Captions, scenes_of, tiny
 
 STEPS, BATCH = 5, 8
 
@@ -83,8 +83,8 @@ def chunks(place: Place) -> tuple[Recipe, Any]:
 def groups(place: Place) -> tuple[Recipe, Any]:
     """Scenes, whose prompts all replicas share."""
     recipe = tiny(**SETTINGS)
-    pictures = {1: CaptionedImages.scenes(0, 16, 1, 48)}
-    processor = make_processor(recipe, pictures[1].captions)
+    pictures = {1: scenes_of()}
+    processor = make_processor(recipe, first_captions(pictures, 16))
     return recipe, SceneBatches(recipe, pictures, processor, rank=place.rank, world=place.world)
 
 

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from groupvit_common.data.captions.stream import CaptionBatch
+from groupvit_common.data.scenes import make_scene
 from groupvit_common.training import checkpoints as run_state
 from groupvit_common.training.checkpoints import Checkpoints
 from groupvit_common.training.recipe import Recipe, get_recipe
 from groupvit_common.training.run import TrainResult
+from groupvit_common.training.scene_batches import TrainingScenes
 from groupvit_common.training.settings import changed
 
 # One level, a model of some thousand parameters, no noise: half a second from start to end.
@@ -32,6 +34,11 @@ END = 529  # the token that ends a text, of `tiny` recipes too
 
 def tiny(**changes: Any) -> Recipe:
     return changed(get_recipe("scenes-demo"), {**TINY, **changes})
+
+
+def scenes_of(level: int = 1, count: int = 16, side: int = 48, seed: int = 0) -> TrainingScenes:
+    """Training scenes, plain ones."""
+    return TrainingScenes(lambda number: make_scene(seed, number, level, (side, side)), count, level, side)
 
 
 def quiet(line: str) -> None:

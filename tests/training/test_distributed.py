@@ -22,13 +22,13 @@ from groupvit_common.evaluation.segmentation import evaluate_segmentation
 from groupvit_common.training.checkpoints import Checkpoints
 from groupvit_common.training.recipe import Recipe
 from groupvit_common.training.run import Interrupted
-from groupvit_common.training.scene_batches import CaptionedImages, SceneBatches
-from groupvit_common.training.start import make_processor
+from groupvit_common.training.scene_batches import SceneBatches
+from groupvit_common.training.start import first_captions, make_processor
 from groupvit_torch import train as T
 from groupvit_torch.distributed import Place, batch_norm, gather, num_replicas, process_group, replica_sum
 from groupvit_torch.loss import contrastive_loss
 from groupvit_torch.predictor import Segmenter
-from tests.support.training import PAPER, Captions, quiet, tiny, train
+from tests.support.training import PAPER, Captions, quiet, scenes_of, tiny, train
 from tests.training.test_train_step import inputs_of, module_of
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this PyTorch has no gloo")
@@ -136,9 +136,9 @@ def steps(task: str, chunk: int, place: Place) -> dict[str, Any]:
     if task == "captions":
         data: Any = iter(Captions(BATCH, rank=place.rank, world=place.world))
     else:
-        pictures = {1: CaptionedImages.scenes(0, 16, 1, 48)}
+        pictures = {1: scenes_of()}
         data = SceneBatches(
-            recipe, pictures, make_processor(recipe, pictures[1].captions), rank=place.rank, world=place.world
+            recipe, pictures, make_processor(recipe, first_captions(pictures, 16)), rank=place.rank, world=place.world
         )
     module = module_of(recipe)
     optimiser = T.make_optimiser(module)

@@ -13,7 +13,7 @@ import pytest
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.training.grouping_health import collapse_warning, grouping_measures
 from groupvit_common.training.initial_model import matches
-from groupvit_common.training.log import RECORDS_NAME, RunLog, _forget_after, duration
+from groupvit_common.training.log import RECORDS_NAME, RunLog, _remove_later_records, duration
 from groupvit_common.training.run import Feed
 from tests.support.training import Captions, quiet, tiny
 
@@ -183,11 +183,11 @@ def test_lines_of_another_shape_are_no_records(tmp_path: Path) -> None:
         b'{"step": -1}',
     ]
     path.write_bytes(good + b"\n".join(odd) + b'\n{"step": 3}\n{"step": 2}')
-    _forget_after(path, 2)
+    _remove_later_records(path, 2)
     assert path.read_bytes() == good
-    _forget_after(path, 0)
+    _remove_later_records(path, 0)
     assert path.read_bytes() == b""
     path.unlink()
     path.mkdir()
-    with pytest.raises(CheckpointError, match=r"metrics\.jsonl cannot be continued: Is a directory"):
-        _forget_after(path, 2)
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl cannot be resumed: Is a directory"):
+        _remove_later_records(path, 2)

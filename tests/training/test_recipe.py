@@ -118,7 +118,7 @@ def test_a_file_is_based_on_another_and_settings_of_the_command_come_last(tmp_pa
         ("base = 'scenes-demo'\n[scenes]\nsingle_share = 0.8", "must not exceed 1 together, got 0.8 and"),
         (
             "base = 'scenes-demo'\n[scenes]\nmixed_share = 1.0",
-            "objective.paper_weight compares pictures .* remain 0, at least 2",
+            "objective.paper_weight compares images .* remain 0, at least 2",
         ),
     ],
 )
@@ -314,7 +314,7 @@ def test_wave_positions_are_alike_where_patches_are_near():
         ({"steps": -1}, "schedule.steps must be at least 0, got -1"),
         ({"batch_size": 2}, "schedule.batch_size must be at least 4, got 2"),
         ({"turns": (1, 2)}, "scenes.turns must name"),
-        ({"seed": 1_000_003}, "held-out"),
+        ({"seed": 1_000_003}, "validation scenes"),
         ({"seed": -1}, "run.seed must be at least 0, got -1"),
         ({"steps": 100, "warmup_steps": 100}, "warmup_steps 100 must be less than schedule.steps 100"),
         ({"mixed_share": 1.5}, "scenes.mixed_share must lie between 0 and 1"),

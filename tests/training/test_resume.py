@@ -103,7 +103,7 @@ def test_an_unfinished_run_is_not_overwritten_by_accident(tmp_path):
     recipe = tiny(log_every=1)
     with pytest.raises(Interrupted):
         train(recipe, tmp_path, log=stopping_at(2))
-    with pytest.raises(InputError, match="holds an unfinished run at step 2: continue it with --resume auto"):
+    with pytest.raises(InputError, match="holds an unfinished run at step 2: resume it with --resume auto"):
         train(recipe, tmp_path, log=quiet)
     path = tmp_path / "checkpoints" / "step-00000002"
     assert len(train(recipe, tmp_path / "elsewhere", resume=path, log=quiet).losses) == 4
@@ -232,7 +232,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damage, tmp_path
         file.write_bytes(content[:50] + bytes([content[50] ^ 1]) + content[51:])
     assert checkpoints.newest() == good
     assert len(lines) == 1
-    assert "passing over a damaged checkpoint" in lines[0]
+    assert "skipping a damaged checkpoint" in lines[0]
     with pytest.raises(CheckpointError):
         run_state.load(bad)
     # The same step again takes its place.
@@ -280,7 +280,7 @@ def test_a_state_of_another_content_is_passed_over_too(change, tmp_path):
     forge(bad, change)
     assert run_state.find(tmp_path, "auto", log=lines.append) == good
     assert len(lines) == 1
-    assert lines[0].startswith("passing over a damaged checkpoint: ")
+    assert lines[0].startswith("skipping a damaged checkpoint: ")
     with pytest.raises(InputError, match="unfinished run at step 1"):
         run_state.find(tmp_path, "never", log=quiet)
     with pytest.raises(CheckpointError):
@@ -289,7 +289,7 @@ def test_a_state_of_another_content_is_passed_over_too(change, tmp_path):
     forge(good, lambda content: content.pop("values") and None)
     for resume in ("auto", "never"):
         with pytest.raises(
-            CheckpointError, match=r"none of the 2 checkpoints in .* can be continued, and none was removed"
+            CheckpointError, match=r"none of the 2 checkpoints in .* can be resumed, and none was removed"
         ):
             train(tiny(), tmp_path, resume=resume, log=quiet)
     assert checkpoints.all() == [good, bad]
@@ -312,11 +312,11 @@ def test_states_that_only_the_stream_can_judge_are_one_sentence(tmp_path):
     forge(path, lambda content: content["values"].update(ranks=[{"data": {"step": 1}}]))
     with pytest.raises(
         CheckpointError,
-        match=r"step-00000006 cannot be continued: its state is not what a run writes \(KeyError: 'rng'\)",
+        match=r"step-00000006 cannot be resumed: its state is not what training writes \(KeyError: 'rng'\)",
     ):
         train(tiny(steps=8), tmp_path, resume="auto", log=quiet)
     forge(path, lambda content: content["values"].update(ranks=[{"data": None, "random": [5]}]))
-    with pytest.raises(CheckpointError, match="its state is not what a run writes"):
+    with pytest.raises(CheckpointError, match="its state is not what training writes"):
         train(tiny(steps=8), tmp_path, resume="auto", log=quiet)
 
 
@@ -380,7 +380,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
 def test_a_folder_without_checkpoints_begins(tmp_path):
     assert run_state.find(tmp_path, "auto") is None
     assert run_state.find(tmp_path, "never") is None
-    with pytest.raises(CheckpointError, match=r"there is no checkpoint .*nowhere to continue: give never, auto"):
+    with pytest.raises(CheckpointError, match=r"there is no checkpoint .*nowhere to resume: give never, auto"):
         run_state.find(tmp_path, tmp_path / "nowhere")
 
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,12 @@ from groupvit_common.training import validation
 from groupvit_common.training.initial_model import model_config, with_checkpoint_model
 from groupvit_common.training.recipe import Recipe, get_recipe
 from groupvit_common.training.run import MEASURES_NAME, TrainResult
-from groupvit_common.training.scene_batches import Batch, CaptionedImages, batches, enlarged, mix_pictures, to_pixels
+from groupvit_common.training.scene_batches import Batch, SceneBatches, TrainingScenes, enlarged, mix_images, to_pixels
 from groupvit_common.training.schedule import learning_rate_at
 from groupvit_common.training.settings import changed
-from groupvit_common.training.start import RECIPE_NAME, make_processor, start_run
+from groupvit_common.training.start import RECIPE_NAME, first_captions, make_processor, start_run
 from tests.support.backends import Backend
-from tests.support.training import BEYOND_FLOAT32
+from tests.support.training import BEYOND_FLOAT32, scenes_of
 
 # Of data sets, which are not meant where functions run untraced.
 eager_data = pytest.mark.filterwarnings("ignore:Even though the .*run_functions_eagerly:UserWarning")
@@ -53,13 +54,18 @@ def package(backend: Backend, module: str = "train") -> Any:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> dict[int, CaptionedImages]:
-    return {level: CaptionedImages.scenes(0, 12, level, 64) for level in SMALL.scenes.levels}
+def pictures() -> dict[int, TrainingScenes]:
+    return {level: scenes_of(level, 12, 64) for level in SMALL.scenes.levels}
 
 
 @pytest.fixture(scope="module")
-def processor(pictures: dict[int, CaptionedImages]) -> GroupViTProcessor:
-    return make_processor(SMALL, pictures[1].captions)
+def processor(pictures: dict[int, TrainingScenes]) -> GroupViTProcessor:
+    return make_processor(SMALL, first_captions(pictures, 12))
+
+
+def batches(recipe: Recipe, pictures: Any, processor: GroupViTProcessor, rng: np.random.Generator) -> Iterator[Any]:
+    """The batches of a run of one process, as many as it has steps."""
+    return islice(SceneBatches(recipe, pictures, processor, rng), recipe.schedule.total_steps)
 
 
 # Runs
@@ -385,10 +391,9 @@ def test_the_mean_of_the_weights_and_the_limit_of_the_temperature(processor, pic
 
 def test_both_backends_get_the_same_batches(pictures, processor):
     """What reaches `fit` is what reaches the PyTorch loop, and a seed decides all of it."""
-    pytest.importorskip("torch")
+    torch = pytest.importorskip("torch")
     tf = pytest.importorskip("tensorflow")
     from groupvit_tf.data import dataset
-    from groupvit_torch.data import tensor_batches
 
     for recipe in (SMALL, small(paper_weight=0.0), small(**PAPER)):
 
@@ -396,7 +401,8 @@ def test_both_backends_get_the_same_batches(pictures, processor):
             return batches(recipe, pictures, processor, np.random.default_rng(3))
 
         count = 0
-        for ours, theirs, again in zip(tensor_batches(data()), dataset(data, recipe), data(), strict=True):
+        tensors = (batch.map(torch.from_numpy) for batch in data())
+        for ours, theirs, again in zip(tensors, dataset(data, recipe), data(), strict=True):
             count += 1
             expected = {"pixel_values": ours.pixels, "prompts": ours.prompts}
             if recipe.objective.has_paper_losses:
@@ -423,16 +429,12 @@ def test_prompts_of_a_caption_are_its_own_and_differ(pictures, processor):
 
 
 def test_masks_never_reach_training():
-    """Scenes that differ in nothing but their masks make the same set, and a batch has no field that could hold one."""
+    """Scenes that differ in nothing but their masks are the same to training, and a batch has no field that could hold one."""
     scenes = [make_scene(0, index, 1) for index in range(6)]
     blank = [Scene(s.image, s.caption, s.nouns, np.full_like(s.mask, 7), s.level, background=0) for s in scenes]
-    first, second = CaptionedImages.of(scenes), CaptionedImages.of(blank)
-    assert (first.images == second.images).all()
-    assert first.captions == second.captions
-    assert first.words == second.words
-    assert (first.named == second.named).all()
-    known = {"images", "captions", "words", "named"}
-    assert {field.name for field in fields(CaptionedImages)} == known
+    first, second = (TrainingScenes(made.__getitem__, 6, 1, 64).take(range(6)) for made in (scenes, blank))
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one, other)
     assert {field.name for field in fields(Batch)} == {
         "pixels", "allowed", "named", "prompts", "captions", "of_caption",
     }  # fmt: skip
@@ -445,20 +447,31 @@ def test_held_out_scenes_are_none_of_the_training_scenes():
 
 
 def test_captions_become_rows_of_named_words():
-    pictures = CaptionedImages.scenes(3, 20, 2, 64)
-    for number, caption in enumerate(pictures.captions):
-        row = {word for word, named in zip(pictures.words, pictures.named[number], strict=True) if named}
+    scenes = scenes_of(2, 20, 64, seed=3)
+    _, captions, rows = scenes.take(range(20))
+    for number, caption in enumerate(captions):
+        row = {word for word, named in zip(scenes.words, rows[number], strict=True) if named}
         assert row == set(make_scene(3, number, 2).nouns)
         assert row <= set(caption.replace(",", "").split())
 
 
+def test_scenes_are_made_when_they_are_drawn_and_once():
+    made, rng = [], np.random.default_rng(0)
+    scenes = TrainingScenes(lambda number: (made.append(number), make_scene(0, number, 1, (48, 48)))[1], 9, 1, 48)
+    images, captions, _ = scenes.draw(rng, 4)
+    assert 0 < len(made) <= 4
+    for _ in range(20):
+        scenes.draw(rng, 4)
+    assert sorted(made) == list(range(9))
+    assert len(images) == len(captions) == 4
+
+
 def test_pixels_are_the_image_processors(pictures, processor):
     images = processor.image_processor
-    expected = images(list(pictures[3].images), return_tensors="np")["pixel_values"]
-    assert pictures[3].images.shape[1] < SMALL.model.image_size
-    ours = to_pixels(
-        enlarged(pictures[3].images, SMALL.model.image_size, images.resample), images.image_mean, images.image_std
-    )
+    drawn = pictures[3].take(range(12))[0]
+    expected = images(list(drawn), return_tensors="np")["pixel_values"]
+    assert drawn.shape[1] < SMALL.model.image_size
+    ours = to_pixels(enlarged(drawn, SMALL.model.image_size, images.resample), images.image_mean, images.image_std)
     np.testing.assert_allclose(ours, expected, atol=1e-5)  # two orders of float32 arithmetic on values up to 3
 
 
@@ -476,7 +489,7 @@ def test_mixed_patches_carry_the_words_of_their_own_picture(quarters):
     batch, side, patch = 6, 16, 4
     pixels = np.broadcast_to(np.arange(batch, dtype=np.float32)[:, None, None, None], (batch, 3, side, side))
     named = np.eye(batch, dtype=bool)
-    mixed, allowed = mix_pictures(pixels, named, 3, patch, np.random.default_rng(0), quarters=quarters)
+    mixed, allowed = mix_images(pixels, named, 3, patch, np.random.default_rng(0), quarters=quarters)
     origin = mixed[:, 0, ::patch, ::patch].reshape(batch, -1).astype(int)
     assert (allowed == named[origin]).all()
     assert (origin[3:] == np.arange(3, 6)[:, None]).all()  # the second half of the batch is left alone

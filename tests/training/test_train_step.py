@@ -17,16 +17,16 @@ torch = pytest.importorskip("torch")
 from groupvit_common.errors import GroupViTError, InputError  # noqa: E402
 from groupvit_common.preprocessing.processor import GroupViTProcessor  # noqa: E402
 from groupvit_common.training.recipe import Recipe  # noqa: E402
-from groupvit_common.training.scene_batches import CaptionedImages, SceneBatches  # noqa: E402
+from groupvit_common.training.scene_batches import SceneBatches, TrainingScenes  # noqa: E402
 from groupvit_common.training.settings import changed  # noqa: E402
-from groupvit_common.training.start import make_processor, start_run  # noqa: E402
+from groupvit_common.training.start import first_captions, make_processor, start_run  # noqa: E402
 from groupvit_torch import train as T  # noqa: E402
 from groupvit_torch.data import Inputs  # noqa: E402
 from groupvit_torch.layers import drop_path  # noqa: E402
 from groupvit_torch.loss import contrastive_loss, multi_label_contrastive_loss  # noqa: E402
 from groupvit_torch.model import GroupViTModel  # noqa: E402
 from tests.support.models import smallest_config  # noqa: E402
-from tests.support.training import BEYOND_FLOAT32, END, PAPER, Captions, quiet, tiny, train  # noqa: E402
+from tests.support.training import BEYOND_FLOAT32, END, PAPER, Captions, quiet, scenes_of, tiny, train  # noqa: E402
 
 BATCH = 8
 EXACT = 1e-11  # float64, relative to the largest value: the same sums in another order
@@ -38,13 +38,13 @@ NOISY = {"gumbel": True, "drop_path": 0.4}
 
 
 @pytest.fixture(scope="module")
-def scenes() -> dict[int, CaptionedImages]:
-    return {1: CaptionedImages.scenes(0, 16, 1, 48)}
+def scenes() -> dict[int, TrainingScenes]:
+    return {1: scenes_of()}
 
 
 @pytest.fixture(scope="module")
-def processor(scenes: dict[int, CaptionedImages]) -> GroupViTProcessor:
-    return make_processor(tiny(), scenes[1].captions)
+def processor(scenes: dict[int, TrainingScenes]) -> GroupViTProcessor:
+    return make_processor(tiny(), first_captions(scenes, 16))
 
 
 @pytest.fixture(params=["captions", "scenes", "scenes-groups"])
