@@ -1,7 +1,7 @@
 """A checkpoint of any format in canonical names.
 
-Names, shapes and dtypes are as in `groupvit_common.model.parameters.manifest`; each value is read, transposed and checked when it
-is needed.
+Names, shapes and dtypes are as in `groupvit_common.model.parameters.manifest`; each value is read, transposed and
+checked when it is needed.
 """
 
 import re
@@ -58,7 +58,7 @@ class Checkpoint:
         return most_common_float((info.dtype, info.elements) for info in self.tensors.values())
 
     def num_parameters(self) -> int:
-        """Returns the number of elements of the parameters, without batch norms' statistics, as `num_parameters` of a model."""
+        """Returns the number of elements of the parameters, as `num_parameters` of a model does."""
         kinds = manifest(self.config)
         return sum(
             info.elements
@@ -116,8 +116,8 @@ def _check_counts(config: GroupViTConfig, opened: Source) -> None:
     layers = sum(config.vision_config.depths) + config.text_config.num_hidden_layers
     if layers > len(opened.tensors):
         raise CheckpointError(
-            f"the configuration of {opened.path} asks for {layers} layers, and there are {len(opened.tensors)} tensors in it: "
-            "they belong to different models"
+            f"the configuration of {opened.path} has {layers} layers, and there are {len(opened.tensors)} tensors "
+            "in it: they belong to different models"
         )
 
 
@@ -137,11 +137,12 @@ def read(
         config: instead of the source's own: a configuration, or the directory or file of one.
         dtype: of the floating-point tensors; None: as stored.
         allow_missing: shell patterns of tensors that may be missing (they become 0, norms' weights 1) or left over.
-        key: the model to choose, of a file that holds several: "model_ema", "state_dict.teacher"; an error lists them. Tensors
-            of the others are left out.
+        key: the model to choose, of a file that holds several: "model_ema", "state_dict.teacher"; an error lists them.
+            Tensors of the others are left out.
 
     Raises:
-        CheckpointError: the source cannot be found, read or understood, or its tensors are not those of its configuration.
+        CheckpointError: the source cannot be found, read or understood, or its tensors are not those of its
+            configuration.
         InputError: an argument that cannot be used.
     """
     wanted = None if dtype is None else float_dtype(dtype)
@@ -203,13 +204,13 @@ def opened_source(
     key: str | None = None,
     first: bool = False,
 ) -> Iterator[Source]:
-    """Opens a source whose directory no save of this package changes within the block, see `locate` and `open_source`."""
+    """Opens a source, see `locate` and `open_source`; within, no save of this package changes its directory."""
     path = locate(source, revision)
     with nullcontext(path) if not path.is_dir() else read_lock(path) as held:
         yield replace(open_source(held, _given(config), key, first=first), path=path)
 
 
-# -- the location of a source ----------------------------------------------------------------------------------------------------
+# -- the location of a source ------------------------------------------------------------------------------------------
 
 
 def locate(source: str | Path, revision: str | None = None) -> Path:
@@ -245,7 +246,7 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
 
 
 def _preferred(name: str, present: list[str]) -> str:
-    """Returns the weights' file of a repository: of the same weights in several formats, the safest and the quickest."""
+    """Returns the weights' file of a repository; of the same weights in several formats, the safest and quickest."""
     found = [file for file in present if WEIGHTS.fullmatch(file)]
     for preferred in WEIGHTS_NAMES:
         for file in (preferred, f"{preferred}.index.json"):

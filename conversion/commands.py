@@ -1,4 +1,4 @@
-"""The commands `convert`, `verify` and `inspect`. Only the standard library is imported here; see `groupvit_common.cli`."""
+"""The commands `convert`, `verify` and `inspect`. Only the standard library is imported here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LARGE = 100_000_000
 
 _CONVERT = """\
 Writes a checkpoint of any format as another, proves that both are the same model, and leaves a report beside the result
-(conversion_report.json). The source's format is recognised. Nothing in it is executed. The result appears when it is whole.
+(conversion_report.json). The source's format is recognised. Nothing in it is executed. The result appears when whole.
 """
 _CONVERT_EXAMPLES = """\
 examples:
@@ -28,8 +28,8 @@ examples:
 
 """
 _VERIFY = """\
-Compares two checkpoints of any formats: every tensor, and every output of both models for the same images and texts, in float64
-and in the backend of each format. Either may be a SavedModel.
+Compares two checkpoints of any formats: every tensor, and every output of both models for the same images and texts, in
+float64 and in the backend of each format. Either may be a SavedModel.
 """
 _VERIFY_EXIT = """\
 exit codes:
@@ -67,7 +67,8 @@ def add_commands(commands: Any, exit_codes: str) -> None:
     )  # fmt: skip
     convert.add_argument(
         "--processor", metavar="SOURCE",
-        help="directory, or name on the hub, whose tokenizer and image processor go along (default: those beside SOURCE)",
+        help="directory, or name on the hub, whose tokenizer and image processor go along (default: those beside "
+        "SOURCE)",
     )  # fmt: skip
     convert.add_argument("--push", metavar="ORG/NAME", help="also send the result to this repository on the hub")
     convert.add_argument("--overwrite", action="store_true", help="replace what is at DEST")
@@ -87,7 +88,8 @@ def add_commands(commands: Any, exit_codes: str) -> None:
     verify.add_argument("b", metavar="B", help="the same")
     verify.add_argument(
         "--tolerance", type=float, metavar="X",
-        help="largest difference that passes, over the largest value (default: 1e-9; with a SavedModel, in float32, 1e-3)",
+        help="largest difference that passes, over the largest value (default: 1e-9; with a SavedModel, in float32, "
+        "1e-3)",
     )  # fmt: skip
     verify.add_argument("--seed", type=int, default=2022, help="of the images and texts (default: %(default)s)")
     _add_config(verify)
@@ -131,10 +133,10 @@ def _convert(options: argparse.Namespace) -> int:
 
     def opened(checkpoint: Checkpoint) -> None:
         source = checkpoint.source
-        terminal.say(f"source: {source.path}: {source.spec.title}, {checkpoint.num_parameters():,} parameters")
+        terminal.print_lines(f"source: {source.path}: {source.spec.title}, {checkpoint.num_parameters():,} parameters")
         for note in source.choice.notes:
             printed.append(note)
-            terminal.say(f"note: {note}")
+            terminal.print_lines(f"note: {note}")
 
     printed: list[str] = []
     bar = _Bar()
@@ -148,14 +150,14 @@ def _convert(options: argparse.Namespace) -> int:
     finally:
         bar.close()
     total = sum(file.stat().st_size for file in done.files)
-    terminal.say(f"result: {done.destination}: {get_format(done.format).title}, {size(total)}")
+    terminal.print_lines(f"result: {done.destination}: {get_format(done.format).title}, {size(total)}")
     for note in done.notes[len(printed) :]:
-        terminal.say(f"note: {note}")
+        terminal.print_lines(f"note: {note}")
     for line in ["not verified"] if done.verification is None else done.verification.lines():
-        terminal.say(line)
-    terminal.say(f"report: {done.report}")
+        terminal.print_lines(line)
+    terminal.print_lines(f"report: {done.report}")
     if done.address is not None:
-        terminal.say(f"sent to: {done.address}")
+        terminal.print_lines(f"sent to: {done.address}")
     return SAME
 
 
@@ -188,9 +190,9 @@ def _verify(options: argparse.Namespace) -> int:
         options.a, options.b, config=options.config, key=options.key, tolerance=options.tolerance, seed=options.seed
     )
     if options.json:
-        terminal.say_json(result.to_dict())
+        terminal.print_json(result.to_dict())
     else:
-        terminal.say(*result.lines())
+        terminal.print_lines(*result.lines())
     return SAME if result.passed else OTHER
 
 
@@ -199,7 +201,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
     result = describe(options.path, config=options.config, revision=options.revision, key=options.key)
     if options.json:
-        terminal.say_json(result.to_dict())
+        terminal.print_json(result.to_dict())
     else:
-        terminal.say(*result.lines())
+        terminal.print_lines(*result.lines())
     return SAME

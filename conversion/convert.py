@@ -1,6 +1,7 @@
 """Conversion of a checkpoint from any format to any other.
 
-`Checkpoint` is the canonical view between the two formats. A result appears under its name when it is complete, not before.
+`Checkpoint` is the canonical view between the two formats. A result appears under its name when it is complete, not
+before.
 """
 
 import tempfile
@@ -75,20 +76,21 @@ def convert(
         destination: a directory for "native" (and "transformers", which is the same), "transformers-tf",
             "transformers-tf-safetensors", "pytorch" and "savedmodel"; a file for "nvlabs" (.pth) and "keras" (.keras or
             .weights.h5).
-        to: one of `conversion.registry.TARGETS`; None: by the destination's ending, a directory ("native") where it has none.
-        verify: compare the result with the source before it gets its name, see `conversion.verify.verify`. A result that is not
-            the same model is an error, and is not kept.
+        to: one of `conversion.registry.TARGETS`; None: by the destination's ending, a directory ("native") where it has
+            none.
+        verify: compare the result with the source before it gets its name, see `conversion.verify.verify`. A result
+            that is not the same model is an error, and is not kept.
         max_shard_size: of the formats of transformers: bytes, or "200MB"; 5 GB if None.
-        processor: the directory, or "org/name" on the hub, whose tokenizer and image processor go along, instead of those
-            beside the source. Only directories hold them.
+        processor: the directory, or "org/name" on the hub, whose tokenizer and image processor go along, instead of
+            those beside the source. Only directories hold them.
         push: "org/name" on the hub, to which the result is sent too.
         overwrite: whether what is at the destination may be replaced. It is until the new one is complete.
         opened: called with the source when its format is known.
         progress: called with the bytes written so far and the bytes of all.
 
     Raises:
-        CheckpointError: see `read`; or the destination cannot be written, or is there and `overwrite` is not given; or the result
-            is not the same model, or cannot be sent to the hub.
+        CheckpointError: see `read`; or the destination cannot be written, or is there and `overwrite` is not given; or
+            the result is not the same model, or cannot be sent to the hub.
         InputError: an argument is invalid, or the target format has no such model.
     """
     by_ending, to = to is None, target_of(destination, to)
@@ -162,8 +164,8 @@ def _verified(checkpoint: Checkpoint, new: Path, destination: Path, allow_missin
     verification.notes = [note.replace(str(new), str(destination)) for note in verification.notes]
     if not verification.passed:
         raise CheckpointError(
-            "the result is not the same model as its source, and was not kept (without verification, --no-verify, it is): "
-            + "; ".join(line.strip() for line in verification.lines())
+            "the result is not the same model as its source, and was not kept (without verification, --no-verify, it "
+            "is): " + "; ".join(line.strip() for line in verification.lines())
         )
     return verification
 
@@ -176,8 +178,8 @@ def _companions(checkpoint: Checkpoint, processor: str | Path | None) -> tuple[l
     found = [directory / name for name in COMPANIONS if (directory / name).is_file()]
     if not found:
         return [], (
-            "there is no tokenizer and no image processor beside the source, which texts and images need: pass processor "
-            "(--processor), a directory or a name on the hub"
+            "there is no tokenizer and no image processor beside the source, which texts and images need: pass "
+            "processor (--processor), a directory or a name on the hub"
         )
     note = f"with it: {', '.join(path.name for path in found)}"
     try:

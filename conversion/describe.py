@@ -1,4 +1,4 @@
-"""Description of a checkpoint: format, architecture, parameters by part, dtypes, batch-norm statistics, and warnings."""
+"""Description of a checkpoint: format, architecture, parameters by part, dtypes, batch norms, and warnings."""
 
 from __future__ import annotations
 
@@ -182,9 +182,11 @@ def architecture(config: GroupViTConfig) -> str:
     vision, text = config.vision_config, config.text_config
     groups = [str(n) for n, tokens in zip(vision.num_output_groups, vision.num_group_tokens, strict=True) if tokens]
     return (
-        f"images {vision.image_size} x {vision.image_size} in patches of {vision.patch_size}; {len(vision.depths)} stages of "
-        f"{', '.join(map(str, vision.depths))} layers, {' -> '.join(groups) or 'no'} groups, width {vision.hidden_size}, "
-        f"{vision.num_attention_heads} heads; texts of up to {text.max_position_embeddings} tokens of {text.vocab_size}, "
+        f"images {vision.image_size} x {vision.image_size} in patches of {vision.patch_size}; {len(vision.depths)} "
+        f"stages of {', '.join(map(str, vision.depths))} layers, {' -> '.join(groups) or 'no'} groups, width "
+        f"{vision.hidden_size}, "
+        f"{vision.num_attention_heads} heads; texts of up to {text.max_position_embeddings} tokens of "
+        f"{text.vocab_size}, "
         f"{text.num_hidden_layers} layers, width {text.hidden_size}, {text.num_attention_heads} heads; "
         f"embedding {config.projection_dim}"
     )

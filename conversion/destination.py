@@ -123,7 +123,8 @@ def check_destination(destination: Path, *, is_file: bool, overwrite: bool, to: 
     others = [name for name in names if not _OWN.fullmatch(name) and name not in known]
     if others:
         raise InputError(
-            f"{destination} holds what no conversion writes ({', '.join(others[:5])}{', ...' if len(others) > 5 else ''}), "
+            f"{destination} holds what no conversion writes "
+            f"({', '.join(others[:5])}{', ...' if len(others) > 5 else ''}), "
             "and would be replaced as a whole; choose another directory"
         )
 
@@ -166,7 +167,7 @@ def replacement(destination: Path, suffix: str = "") -> Iterator[Path]:
 
 
 def reason(error: OSError) -> str:
-    """Returns why something could not be written, in a line; HDF5's library wraps the system's message into many lines."""
+    """Returns the cause of a failed write in a line; HDF5's library wraps the system's message into many lines."""
     found = re.search(r"error message = '([^']+)'", str(error))
     return found[1] if found else error.strerror or (str(error).splitlines() or [""])[0]
 

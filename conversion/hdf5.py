@@ -93,7 +93,8 @@ def _opened(path: Path, window: tuple[int, int] | None = None) -> Iterator[Any]:
         raise
     except Exception as error:
         raise CheckpointError(
-            f"{path} is truncated or damaged ({escaped((str(error).splitlines() or [''])[0], 100) or type(error).__name__}); "
+            f"{path} is truncated or damaged "
+            f"({escaped((str(error).splitlines() or [''])[0], 100) or type(error).__name__}); "
             "download or copy it again"
         ) from error
 
@@ -169,7 +170,8 @@ def _check_attributes(file: Any, path: Path) -> None:
 
 
 def _datasets(file: Any, path: Path, within: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields all datasets of an HDF5 file and their names. Each group is entered once, so that links in a circle have an end.
+    """Yields all datasets of an HDF5 file and their names. Each group is entered once, so that links in a circle have
+    an end.
 
     HDF5's own walk is recursive and takes names apart again and again: minutes for thousands of groups in one another.
 
@@ -189,15 +191,15 @@ def _datasets(file: Any, path: Path, within: str = "") -> Iterator[tuple[str, An
         objects += len(group)
         if objects > _MAX_OBJECTS or place.count("/") > _MAX_GROUPS:
             raise CheckpointError(
-                f"{path} is refused: it has more than {_MAX_OBJECTS} objects or {_MAX_GROUPS} groups in one another, as no "
-                "model has"
+                f"{path} is refused: it has more than {_MAX_OBJECTS} objects or {_MAX_GROUPS} groups in one another, "
+                "as no model has"
             )
         below = []
         for name in group:
             link = group.get(name, getlink=True)
             if isinstance(link, h5py.ExternalLink):
                 raise CheckpointError(
-                    f"{path} is refused: the values of {escaped(place + name, 80)} are said to be in another file"
+                    f"{path} is refused: the values of {escaped(place + name, 80)} are in another file"
                 )
             if not isinstance(link, h5py.HardLink):
                 continue
@@ -227,7 +229,7 @@ def _dataset_info(item: Any, place: str, path: Path, size: int) -> Info:
     if dtype not in DTYPES:
         raise CheckpointError(f"{path} holds {place} as {escaped(str(item_type), 80)}, a type that is not read here")
     if item.external or item.is_virtual:
-        raise CheckpointError(f"{path} is refused: the values of {place} are said to be in another file")
+        raise CheckpointError(f"{path} is refused: the values of {place} are in another file")
     if item.id.get_create_plist().get_nfilters():
         raise CheckpointError(
             f"{path} holds {place} compressed or filtered, as neither transformers nor Keras writes it: unpack it with "
@@ -236,7 +238,7 @@ def _dataset_info(item: Any, place: str, path: Path, size: int) -> Info:
     stored = math.prod(item.shape) * item_type.itemsize
     chunk = math.prod(item.chunks) * item_type.itemsize if item.chunks else 0
     if max(stored, chunk) > size or item.id.get_storage_size() < stored:
-        raise CheckpointError(f"{path} is damaged: {place} has fewer bytes than its shape {list(item.shape)} says")
+        raise CheckpointError(f"{path} is damaged: {place} has fewer bytes than its shape {list(item.shape)} needs")
     return Info(tuple(item.shape), dtype)
 
 

@@ -1,4 +1,4 @@
-"""What a file is, told by its first bytes, and which files are no weights at all."""
+"""Recognition of a weights file by its first bytes, and of files that are no weights."""
 
 import os
 from pathlib import Path
@@ -14,10 +14,10 @@ _TORCH_LEGACY = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
 
 
 def container(path: Path) -> Container:
-    """How the weights file `path` is packed.
+    """Returns the container of the weights file `path`.
 
     Raises:
-        CheckpointError: the file cannot be read, is empty, or is none that holds weights; names the file and the cause.
+        CheckpointError: the file cannot be read, is empty, or holds no weights; names the file and the cause.
     """
     try:
         if not path.is_file():

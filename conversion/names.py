@@ -1,8 +1,8 @@
 """Names and layouts of tensors: a table per naming, read in both directions.
 
 A row of a table is a pair of templates, canonical name and foreign name. The canonical names are those of
-`groupvit_common.model.parameters.manifest`, which lists the tensors of a configuration. The first row that fits a name gives
-the foreign one. In templates
+`groupvit_common.model.parameters.manifest`, which lists the tensors of a configuration. The first row that fits a name
+gives the foreign one. In templates
 
     {s} {l} {n}   a number (of a stage, a layer, ...), spelt in the format's way
     {path}        some parts of the name, joined in the format's way
@@ -27,8 +27,8 @@ from groupvit_common.model.parameters import Parameter, manifest
 
 Op = Literal["same", "kernel", "conv1", "vector"]
 
-# The temperature of the multi-label loss (paper, section 3.2). It belongs to training: no configuration requires it, but a
-# checkpoint's is kept.
+# The temperature of the multi-label loss (paper, section 3.2). It belongs to training: no configuration requires it,
+# but a checkpoint's is kept.
 EXTRA = "multi_label_logit_scale"
 # Buffers of transformers before 4.31: the positions 0, 1, 2, ...
 _IGNORABLE = re.compile(r"(^|\.)position_ids$")
@@ -49,7 +49,8 @@ class Naming(NamedTuple):
         separator: between the parts of a name.
         leaf: the spelling of {p}.
         towers: the beginnings of the names of the text tower and the vision tower.
-        lacks: kinds that the format has no place for; a file may carry them under their canonical names (see `conversion.source`).
+        lacks: kinds that the format has no place for; a file may carry them under their canonical names (see
+            `conversion.source`).
     """
 
     table: tuple[Row, ...]
@@ -157,7 +158,7 @@ def to_parts(entry: Entry, array: np.ndarray) -> list[tuple[str, np.ndarray]]:
 
 
 def from_parts(entry: Entry, value: Callable[[str], np.ndarray]) -> np.ndarray:
-    """Returns a foreign tensor, made of canonical ones: the reverse of `to_parts`. `value`: name -> canonical tensor."""
+    """Returns a foreign tensor, made of canonical ones: the reverse of `to_parts`. `value`: name -> tensor."""
     arrays = [value(parameter.name) for parameter in entry.parameters]
     array = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
     if entry.op == "kernel":

@@ -1,7 +1,7 @@
 """Outputs of models for seeded images and texts, each computed in the backend that its format belongs to.
 
-Where the format's own program can read the file, its values are used: a mistake that reading and writing here had in common would
-not be found otherwise.
+Where the format's own program can read the file, its values are used: a mistake that reading and writing here had in
+common would not be found otherwise.
 """
 
 import importlib
@@ -145,7 +145,7 @@ class SavedModel:
 
 
 def _program_values(checkpoint: Checkpoint, backend: BackendName) -> tuple[Callable[[str], np.ndarray], str]:
-    """Returns the values as the format's own program reads them, where it can; and a note where it should but cannot."""
+    """Returns the values as the format's own program reads them, where it can; and a note where it fails."""
     source = checkpoint.source
     missing = any(not name.endswith("num_batches_tracked") for name in checkpoint.filled)
     if not source.spec.program or source.spec.backend != backend or missing:
@@ -155,6 +155,7 @@ def _program_values(checkpoint: Checkpoint, backend: BackendName) -> tuple[Calla
     # Other programs may raise anything for a file that is read here.
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0][:200]
-        note = f"{source.path} is read by this package alone: {source.spec.program} raises {type(error).__name__}: {reason}"
+        note = f"{source.path} is read by this package alone: {source.spec.program} raises {type(error).__name__}: "
+        f"{reason}"
         return checkpoint.value, note
     return values or checkpoint.value, ""

@@ -1,9 +1,9 @@
 """A stack machine that reads pickles and calls nothing.
 
-A pickle is a program for a small stack machine. This machine has no door to Python. It takes the opcodes from the standard
-library's `pickletools` and builds numbers, texts, plain containers and descriptions of tensors. A class is only a name; an
-object of a class is an `Inert` record of its arguments. Nothing can be executed. A file that requests a call is refused all
-the same, by the name of what it requests, since other programs would make that call:
+A pickle is a program for a small stack machine. This machine has no door to Python. It takes the opcodes from the
+standard library's `pickletools` and builds numbers, texts, plain containers and descriptions of tensors. A class is
+only a name; an object of a class is an `Inert` record of its arguments. Nothing can be executed. A file that requests a
+call is refused all the same, by the name of what it requests, since other programs would make that call:
 
 - of Python itself, everything that is not in `_STANDARD` is refused as soon as it is named;
 - so are packages that exist to run things (`_EXECUTORS`), and names that lead through a module to what it imported;
@@ -56,8 +56,8 @@ _STANDARD = _names(
         "_operator": "getitem",
         "argparse": "Namespace",
         "array": "_array_reconstructor array",
-        "builtins": "Ellipsis NotImplemented bool bytearray bytes complex dict float frozenset int list object range set "
-        "slice str tuple type",
+        "builtins": "Ellipsis NotImplemented bool bytearray bytes complex dict float frozenset int list object range "
+        "set slice str tuple type",
         "collections": "ChainMap Counter OrderedDict UserDict UserList UserString defaultdict deque",
         "copyreg": "__newobj__ __newobj_ex__ _reconstructor",
         "datetime": "date datetime time timedelta timezone",
@@ -92,7 +92,7 @@ _HARMLESS_CALLS = _STANDARD | _names(
 _PYTHON = sys.stdlib_module_names | _words(
     "__builtin__ asynchat asyncore cgi commands distutils imp lib2to3 nntplib pipes smtpd telnetlib test"
 )
-# Packages and modules that exist to run, load or install what they are told.
+# Packages and modules that exist to run, load or install things.
 _EXECUTORS = _words(
     "IPython _distutils_hack cloudpickle dill fabric invoke ipykernel joblib multiprocess numpy.distutils numpy.f2py "
     "numpy.testing paramiko pexpect pip pkg_resources plumbum psutil ptyprocess setuptools sh torch._dynamo "
@@ -377,7 +377,7 @@ class Machine:
         return args[0]
 
     def _tensor_with_type(self, args: tuple[Any, ...]) -> Any:
-        """Reads `_rebuild_from_type_v2(function, type, args, state)`: a tensor with attributes, or of a derived class."""
+        """Reads `_rebuild_from_type_v2(function, type, args, state)`: a tensor with attributes or of another class."""
         function, arguments = args[0] if args else None, args[2] if len(args) > 2 else None
         if not isinstance(function, Global) or not isinstance(arguments, tuple):
             raise Malformed("it describes a tensor with attributes incompletely")
@@ -425,7 +425,8 @@ def _is_data(found: Global) -> bool:
         return name in _STANDARD
     if any(f"{name}.".startswith(f"{module}.") for module in _EXECUTORS):
         return False
-    # Classes within classes; anything else with dots leads through a module to what it imported: torch.serialization, os.system.
+    # Classes within classes; anything else with dots leads through a module to what it imported: torch.serialization,
+    # os.system.
     *outer, last = found.name.split(".")
     return all(map(_is_capital, outer)) and last not in _EXECUTING_CLASSES and (not outer or _is_capital(last))
 

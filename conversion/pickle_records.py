@@ -1,4 +1,4 @@
-"""What a pickle's program is read into: plain values, and records of classes, objects, storages and tensors."""
+"""Records of what pickles describe: classes, objects, storages and tensors; and values of files in messages."""
 
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -84,7 +84,7 @@ class Inert:
 
 
 class Storage(NamedTuple):
-    """A run of numbers: key in the file, dtype (NumPy's name; "" where each tensor has its own) and number of elements."""
+    """A run of numbers: key in the file, dtype (NumPy's name; "" where tensors have their own), number of elements."""
 
     key: str
     dtype: str

@@ -21,8 +21,8 @@ _PACKAGES = ("groupvit", "numpy", "h5py", "ml_dtypes", "safetensors", "torch", "
 
 
 def report_path(file: Path) -> Path:
-    """Returns the path of the report about a file: `conversion_report.json` beside it, or FILE.conversion_report.json where
-    another file's report has that name."""
+    """Returns the path of the report about a file: `conversion_report.json` beside it, or FILE.conversion_report.json
+    where another file's report has that name."""
     path = file.parent / REPORT_NAME
     if not path.exists():
         return path

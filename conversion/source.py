@@ -94,10 +94,10 @@ class Files:
 
     @cached_property
     def container(self) -> Container:
-        """What the files are packed in.
+        """The container of the files.
 
         Raises:
-            CheckpointError: they cannot be read, or are packed in different ways, or are not weights.
+            CheckpointError: they cannot be read, or have different containers, or are not weights.
         """
         kinds = {magic.container(path) for path in self.paths}
         if len(kinds) > 1:
@@ -235,7 +235,7 @@ def check_names(names: Iterable[str], path: Path) -> None:
         raise CheckpointError(f"{path} holds no state dict: a tensor cannot be called {shown(wrong)}")
 
 
-# -- directories ----------------------------------------------------------------------------------------------------------
+# -- directories -------------------------------------------------------------------------------------------------------
 
 
 def _weights_of(directory: Path) -> Path:
@@ -255,8 +255,8 @@ def _weights_of(directory: Path) -> Path:
         )
     if "saved_model.pb" in present:
         raise CheckpointError(
-            f"{directory} is a TensorFlow SavedModel, a program whose weights have no names: convert the checkpoint that "
-            "it was made of"
+            f"{directory} is a TensorFlow SavedModel, a program whose weights have no names: convert the checkpoint "
+            "that it was made of"
         )
     if any(name.endswith(".distcp") for name in present):
         raise CheckpointError(
@@ -287,7 +287,7 @@ def index_shards(index: Path, there: bool = True) -> tuple[Path, ...]:
     return shards
 
 
-# -- scalars and configurations within files ------------------------------------------------------------------------------
+# -- scalars and configurations within files ---------------------------------------------------------------------------
 
 
 def is_scalar(name: str) -> bool:

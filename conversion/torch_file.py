@@ -1,11 +1,12 @@
 """Files of `torch.save`, read without torch and without executing anything (see `conversion.pickle_machine`).
 
-Memory is bounded by the file's real size: a tensor must lie within the bytes of the file, and `claimed_bytes` bounds those that
-are read together.
+Memory is bounded by the file's real size: a tensor must lie within the bytes of the file, and `claimed_bytes` bounds
+those that are read together.
 
-There are two formats (https://pytorch.org/docs/stable/notes/serialization.html). Since PyTorch 1.6 it is a zip archive with
-`NAME/data.pkl` and each storage's bytes in `NAME/data/KEY`, uncompressed. Before, it is five pickles in a row (magic number,
-protocol, system, object, keys of the storages), then for each storage the number of its elements as a 64-bit integer and its bytes.
+There are two formats (https://pytorch.org/docs/stable/notes/serialization.html). Since PyTorch 1.6 it is a zip archive
+with `NAME/data.pkl` and each storage's bytes in `NAME/data/KEY`, uncompressed. Before, it is five pickles in a row
+(magic number, protocol, system, object, keys of the storages), then for each storage the number of its elements as a
+64-bit integer and its bytes.
 """
 
 import io
@@ -72,8 +73,8 @@ class TorchFile:
 def claimed_bytes(path: Path) -> int:
     """Returns the number of bytes that all tensors of a file may take together.
 
-    Tensors may share a storage (parts of a fused one, tied weights) and repeat one number (`expand`), so they may take more
-    than the file has. Without a bound a small file could request any amount of memory and time.
+    Tensors may share a storage (parts of a fused one, tied weights) and repeat one number (`expand`), so they may take
+    more than the file has. Without a bound a small file could request any amount of memory and time.
     """
     return 16 * path.stat().st_size + (64 << 20)
 
@@ -121,8 +122,8 @@ def zip_members(path: Path) -> dict[str, tuple[int, int]]:
             for info in archive.infolist():
                 if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
                     raise CheckpointError(
-                        f"{path} has compressed or encrypted parts ({shown(info.filename)}), as neither PyTorch nor Keras writes them: "
-                        "repack it as a zip archive without compression"
+                        f"{path} has compressed or encrypted parts ({shown(info.filename)}), as neither PyTorch nor "
+                        "Keras writes them: repack it as a zip archive without compression"
                     )
                 # The bytes follow a header of fixed length, the name and the extra field: PKWARE's APPNOTE, 4.3.7.
                 file.seek(info.header_offset)
@@ -139,7 +140,7 @@ def zip_members(path: Path) -> dict[str, tuple[int, int]]:
     except (zipfile.BadZipFile, ValueError, OverflowError, struct.error, EOFError, RuntimeError, IndexError) as error:
         raise CheckpointError(damaged) from error
     except OSError as error:
-        # Seeking before the beginning, where the directory says nonsense, is an error of the system.
+        # Seeking before the beginning, where the directory is damaged, is an error of the system.
         raise CheckpointError(damaged if error.errno == 22 else f"{path} cannot be read: {error}") from error
     return members
 
@@ -162,7 +163,7 @@ def _read_zip(path: Path) -> TorchFile:
 
     order = member(f"{root}byteorder", 16) if f"{root}byteorder" in members else b"little"
     if order not in (b"little", b"big"):
-        raise Malformed(f"it says {order!r} of the order of bytes")
+        raise Malformed(f"its byte order is {order!r}")
     content = Machine().run(io.BytesIO(member(programs[0], MAX_PICKLE)))
     prefix = f"{root}data/"
     spans = {name.removeprefix(prefix): span for name, span in members.items() if name.startswith(prefix)}

@@ -116,13 +116,13 @@ def _piece(file: TorchFile, states: States, at: tuple[str, ...]) -> Piece:
     claimed = sum(file.cost(record) for record in records.values())
     if claimed > limit:
         raise CheckpointError(
-            f"{file.path} is damaged: its {len(records)} tensors would take {claimed} bytes of storages that they share, and "
-            f"the file justifies {limit}"
+            f"{file.path} is damaged: its {len(records)} tensors would take {claimed} bytes of storages that they "
+            f"share, and the file justifies {limit}"
         )
     if tensors and all(info.shape == (0,) for info in tensors.values()):
         raise CheckpointError(
-            f"{file.path} holds names without values, as of DeepSpeed's ZeRO stage 3: put the weights together with the "
-            "zero_to_fp32.py beside it, and convert its result"
+            f"{file.path} holds names without values, as of DeepSpeed's ZeRO stage 3: put the weights together with "
+            "the zero_to_fp32.py beside it, and convert its result"
         )
     skipped = [name if isinstance(name, str) else shown(name) for name in state if name not in tensors]
     notes = [f"read from {'.'.join(map(escaped, at))!r}"] if at and at[-1] not in _STATE_KEYS else []
@@ -133,7 +133,7 @@ def _piece(file: TorchFile, states: States, at: tuple[str, ...]) -> Piece:
 
 
 def _others(content: dict[Any, Any], chosen: str) -> tuple[str, ...]:
-    """Returns what is beside the weights, which are under the key `chosen`: keys, and the values of numbers and texts."""
+    """Returns what is beside the weights (under the key `chosen`): keys, and the values of numbers and texts."""
     others = []
     for key, value in content.items():
         if key == chosen:
@@ -149,7 +149,7 @@ def _others(content: dict[Any, Any], chosen: str) -> tuple[str, ...]:
 
 
 def plain(value: Any) -> Any:
-    """Returns pickled settings (of OmegaConf, mmcv, dictionaries) as plain values; what is not understood becomes None."""
+    """Returns pickled settings (OmegaConf, mmcv, dictionaries) as plain values; anything unknown becomes None."""
     return _plain(value, iter(range(_MAX_VALUES)), 0)
 
 

@@ -1,7 +1,7 @@
 """Files that `torch.load` reads, `weights_only=True` included, written without torch.
 
-The zip format of PyTorch since 1.6 (see `conversion.torch_file`). Python's own pickler needs the classes that a pickle names, so
-the calls of torch are put together opcode by opcode.
+The zip format of PyTorch since 1.6 (see `conversion.torch_file`). Python's own pickler needs the classes that a pickle
+names, so the calls of torch are put together opcode by opcode.
 """
 
 import math

@@ -1,9 +1,9 @@
 """Comparison of two checkpoints: are they the same model? Tensor by tensor, and by what they compute.
 
-Tensors are compared in canonical names, one at a time, without a framework. Then both models compute outputs for the same seeded
-images and texts, each in the backend of its format where that is installed, in float64 (see `conversion.outputs`). There PyTorch
-and Keras differ by some 1e-14, so that a patch between two groups goes to the same one in both, and any larger difference is one
-of the weights or of the program.
+Tensors are compared in canonical names, one at a time, without a framework. Then both models compute outputs for the
+same seeded images and texts, each in the backend of its format where that is installed, in float64 (see
+`conversion.outputs`). There PyTorch and Keras differ by some 1e-14, so that a patch between two groups goes to the same
+one in both, and any larger difference is one of the weights or of the program.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from conversion.source import Source
 from groupvit_common.errors import InputError
 from groupvit_common.model.config import GroupViTConfig
 
-# Of the largest value of an output. In float64 rounding is 1e-13 in models of the paper's depth; in float32, which only SavedModels
-# need, 1e-5, and more where a patch stands between two groups.
+# Of the largest value of an output. In float64 rounding is 1e-13 in models of the paper's depth; in float32, which only
+# SavedModels need, 1e-5, and more where a patch stands between two groups.
 TOLERANCE = {"float64": 1e-9, "float32": 1e-3}
 # From the widest: a checkpoint is rounded to another's type, never the reverse.
 _WIDEST_FIRST = ("float64", "float32", "bfloat16", "float16")
@@ -78,7 +78,8 @@ class Verification:
     Attributes:
         comparable: whether they take the same inputs and have the same parts; if not, nothing else was compared.
         tensors: number of tensors compared; 0 where one is a SavedModel, whose tensors have no names.
-        rounded: number of tensors with a narrower dtype in one of the two, to which the other was rounded for the comparison.
+        rounded: number of tensors with a narrower dtype in one of the two, to which the other was rounded for the
+            comparison.
         rounded_to: these dtypes.
         differing: tensors that are not equal to the last bit.
         settings: settings of the configuration that differ, "name: A | B". They are reported; the outputs decide.
@@ -138,8 +139,8 @@ class Verification:
             yield f"configuration: {setting}"
         if self.rows:
             yield (
-                f"outputs: {self.backends[0]} against {self.backends[1]} in {self.precision}, {IMAGES} images and {TEXTS} "
-                f"texts of seed {self.seed}"
+                f"outputs: {self.backends[0]} against {self.backends[1]} in {self.precision}, {IMAGES} images and "
+                f"{TEXTS} texts of seed {self.seed}"
             )
             yield from _table(self.rows, self.rounded_to)
         if self.pixels_alike is not None:
@@ -181,11 +182,11 @@ def verify(
     """Compares two checkpoints of any formats.
 
     Args:
-        a, b: a source of `conversion.checkpoint.read`, or its result; or a SavedModel's directory, of which only outputs are
-            compared.
+        a, b: a source of `conversion.checkpoint.read`, or its result; or a SavedModel's directory, of which only
+            outputs are compared.
         config: of those without one.
-        tolerance: the largest difference of an output that passes, over the output's largest value; default 1e-9, and 1e-3 for
-            a SavedModel, which computes in float32.
+        tolerance: the largest difference of an output that passes, over the output's largest value; default 1e-9, and
+            1e-3 for a SavedModel, which computes in float32.
         seed: of the images and texts.
         key: the model to choose, of a file that holds several.
 
@@ -268,7 +269,7 @@ def _sides(
     return [Model(read(side, config=substitute)) if isinstance(side, Source) else side for side in sides]
 
 
-# -- tensors --------------------------------------------------------------------------------------------------------------
+# -- tensors -----------------------------------------------------------------------------------------------------------
 
 
 def _rounding(a: Checkpoint, b: Checkpoint) -> dict[str, str]:
@@ -337,7 +338,8 @@ def deciding_settings(config: GroupViTConfig) -> dict[str, Any]:
         "vision_config": {name: getattr(vision, name) for name in _DECIDING}
         | {name: getattr(vision, name) for name in _IMAGE_SIZES}
         | {
-            # Of stages without group tokens the number of groups is not used; ratios matter by the widths that they give.
+            # Of stages without group tokens the number of groups is not used; ratios matter by the widths that they
+            # give.
             "num_output_groups": [n for n, used in zip(vision.num_output_groups, grouping, strict=True) if used],
             "assign_mlp_ratio": [int(ratio * vision.hidden_size) for ratio in vision.assign_mlp_ratio]
             if any(grouping)

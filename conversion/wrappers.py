@@ -1,8 +1,8 @@
 """The wrappers of training programs: keys above a model's state dict, parts of names, entries that are no weights.
 
-A model is known by its two towers: where names of both begin alike, that beginning is a prefix, whatever it is (`module.`,
-`model.`, `student.backbone.`, the name of a layer of Keras), and all names with that prefix are one model's. Wrappers within
-names (`_orig_mod`, `_checkpoint_wrapped_module`) are removed first.
+A model is known by its two towers: where names of both begin alike, that beginning is a prefix, whatever it is
+(`module.`, `model.`, `student.backbone.`, the name of a layer of Keras), and all names with that prefix are one
+model's. Wrappers within names (`_orig_mod`, `_checkpoint_wrapped_module`) are removed first.
 """
 
 import re
@@ -14,8 +14,9 @@ from conversion.names import Naming
 from conversion.pickle_records import Inert, Tensor, escaped, other_tensor
 from groupvit_common.errors import CheckpointError, some
 
-# Parts of names that PyTorch's wrappers add, anywhere: DataParallel and DistributedDataParallel, torch.compile, fully sharded
-# training (of today and before 2.0), activation checkpointing, Lightning's Fabric. No model here has parts of these names.
+# Parts of names that PyTorch's wrappers add, anywhere: DataParallel and DistributedDataParallel, torch.compile, fully
+# sharded training (of today and before 2.0), activation checkpointing, Lightning's Fabric. No model here has parts of
+# these names.
 _WRAPPERS = frozenset(
     {
         "module",
@@ -140,8 +141,8 @@ def _name(at: Path, prefix: str) -> str:
 
 
 def _models(names: list[str], naming: Naming, source: object) -> Iterator[Choice]:
-    """Yields the models among a state dict's names; those with both towers have `models` set, for now. Without such a model,
-    yields one that has a part of a tower."""
+    """Yields the models among a state dict's names; those with both towers have `models` set, for now. Without such a
+    model, yields one that has a part of a tower."""
     dot = naming.separator
     pattern = re.compile(rf"(?:^|{re.escape(dot)})({'|'.join(map(re.escape, naming.towers))}){re.escape(dot)}")
     clean = {name: _unwrapped(name, dot) for name in names}
@@ -191,7 +192,8 @@ def _described(choice: Choice, stored: list[str], *, alone: bool, source: object
             left_out.append(other)
         elif names.setdefault(other, other) != other:
             raise CheckpointError(
-                f"{source} holds {escaped(other, 80)} of the model and another tensor of this name beside it: choose the model "
+                f"{source} holds {escaped(other, 80)} of the model and another tensor of this name beside it: choose "
+                "the model "
                 f"with key (--key {escaped(choice.prefix.strip('./') or choice.model, 80)}), which leaves the other out"
             )
     notes = [f"chosen of {len(choice.models)} models: {escaped(choice.model, 80)!r}"] if len(choice.models) > 1 else []

@@ -1,4 +1,4 @@
-"""A Keras model, `.keras`, as `save` of groupvit_tf's GroupViTModel writes it: a zip archive with `.weights.h5` and settings."""
+"""A Keras model, `.keras`, as groupvit_tf's GroupViTModel saves it: a zip archive of weights and settings."""
 
 import json
 import time

@@ -1,11 +1,12 @@
 """The authors' own checkpoints, `.pth`: a file of `torch.save` with the state dict and the settings of their code.
 
-The configuration comes from the weights' shapes and the pickled settings. Only the number of the vision tower's heads is in
-the settings alone, which the original trainer pickles as an OmegaConf object; where they cannot be read, heads are taken to be
-64 wide, as in every released model. Text heads are always 64 wide; the end-of-text token is the vocabulary's last id.
+The configuration comes from the weights' shapes and the pickled settings. Only the number of the vision tower's heads
+is in the settings alone, which the original trainer pickles as an OmegaConf object; where they cannot be read, heads
+are taken to be 64 wide, as in every released model. Text heads are always 64 wide; the end-of-text token is the
+vocabulary's last id.
 
-Every stage of their model except the last ends in a grouping block, whose MLPs are 0.5 and 4 times as wide as the tower whatever
-`mlp_ratio` is; the last has none.
+Every stage of their model except the last ends in a grouping block, whose MLPs are 0.5 and 4 times as wide as the tower
+whatever `mlp_ratio` is; the last has none.
 """
 
 import math
@@ -103,11 +104,11 @@ def write(job: Job, path: Path) -> None:
     write_torch_file(path, content, infos, lambda name: from_parts(by_name[name], job.value))
 
 
-# -- the configuration ----------------------------------------------------------------------------------------------------
+# -- the configuration -------------------------------------------------------------------------------------------------
 
 
 def _table(value: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A part of the settings, if it is one, with the values that it takes from other parts."""
+    """Returns a table of the settings, with the values that refer to other settings; {} for anything else."""
     return {key: _resolved(item, settings) for key, item in value.items()} if isinstance(value, dict) else {}
 
 
@@ -121,7 +122,7 @@ def _resolved(value: Any, settings: Mapping[str, Any]) -> Any:
 
 
 def _followed(value: Any, settings: Mapping[str, Any]) -> Any:
-    """What OmegaConf keeps as "${data.text_aug.multi_label}" is the value of that setting; None where there is none."""
+    """Follows OmegaConf's references, "${data.text_aug.multi_label}", to a value; None where there is none."""
     for _ in range(_MAX_REFERENCES):
         if not isinstance(value, str) or "${" not in value:
             return value
@@ -133,16 +134,16 @@ def _followed(value: Any, settings: Mapping[str, Any]) -> Any:
 
 
 def read_config(shapes: Shapes, pickled: Any, source: object) -> GroupViTConfig:
-    """The configuration of a checkpoint of the authors' code.
+    """Returns the configuration of a checkpoint of the authors' code.
 
     Args:
         shapes: its tensors, name -> shape.
         pickled: its settings as the pickle has them, or None.
-        source: what an error calls the file.
+        source: the file's name in an error.
 
     Raises:
-        CheckpointError: the tensors are no such model's, or the settings contradict them or describe what this project's
-            model does not do.
+        CheckpointError: the tensors are no such model's, or the settings contradict them or describe what this
+            project's model does not do.
     """
     settings = plain(pickled)
     settings = settings if isinstance(settings, dict) else {}
@@ -171,7 +172,7 @@ def read_config(shapes: Shapes, pickled: Any, source: object) -> GroupViTConfig:
 
 
 def _refuse_other_models(image: Mapping[str, Any], source: object) -> None:
-    """Settings that the authors' code has and no other format: what is not said has the authors' default."""
+    """Refuses settings that only the authors' code has; those that are absent have the authors' defaults."""
     factors, heads, hard = image.get("embed_factors"), image.get("num_heads"), image.get("hard_assignment")
     if isinstance(factors, list) and any(factor != 1 for factor in factors):
         raise CheckpointError(
@@ -183,7 +184,8 @@ def _refuse_other_models(image: Mapping[str, Any], source: object) -> None:
         )
     if hard is not None and hard != 1:
         raise CheckpointError(
-            f"{source} assigns patches to groups softly (hard_assignment {shown(hard)}); the models of all other formats assign hard"
+            f"{source} assigns patches to groups softly (hard_assignment {shown(hard)}); the models of all other "
+            "formats assign hard"
         )
     # Of either kind, the positions' table is among the tensors and is used in the same way.
     kind = image.get("pos_embed_type")
@@ -194,7 +196,7 @@ def _refuse_other_models(image: Mapping[str, Any], source: object) -> None:
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
-    """One more than the largest number that stands in the names for the pattern's group."""
+    """Returns one more than the largest number in the names at the pattern's group."""
     numbers = [int(match[1]) for name in shapes if (match := re.match(pattern, name))]
     count = max(numbers, default=-1) + 1
     if count > len(shapes):
@@ -228,8 +230,8 @@ def _from_shapes(shapes: Shapes, image: Mapping[str, Any], source: object) -> tu
             groups.append(groups[-1] if groups else 1)
     if len(hidden) > 1:
         raise CheckpointError(
-            f"{source} has MLPs of different widths ({', '.join(map(str, sorted(hidden)))}: an mlp_ratio other than 4 is that of the "
-            "layers, not of the grouping blocks), which no other format knows"
+            f"{source} has MLPs of different widths ({', '.join(map(str, sorted(hidden)))}: an mlp_ratio other than 4 "
+            "is that of the layers, not of the grouping blocks), which no other format knows"
         )
     if not hidden:
         ratio = image.get("mlp_ratio")
@@ -286,7 +288,7 @@ def _widths(ratios: Sequence[float], width: int) -> list[int]:
 
 
 def _ratio(n: int, width: int) -> float:
-    """A number r for which int(r * width) is n."""
+    """Returns a number r for which int(r * width) is n."""
     ratio = n / width
     return ratio if int(ratio * width) == n else (n + 0.5) / width
 
@@ -299,7 +301,8 @@ def _check_settings(
     # 0 and nothing stand for the same.
     if scale not in (None, 0, (vision.hidden_size // vision.num_attention_heads) ** -0.5):
         raise CheckpointError(
-            f"{source} scales attention by {shown(scale)} (qk_scale); other formats know only the root of the heads' width, inverted"
+            f"{source} scales attention by {shown(scale)} (qk_scale); other formats know only the root of the heads' "
+            "width, inverted"
         )
     claims: dict[str, tuple[Mapping[str, Any], Any]] = {
         "img_encoder.embed_dim": (image, vision.hidden_size),
@@ -324,21 +327,22 @@ def _check_settings(
             same = len(claimed) in (len(found) - 1, len(found)) and found[:-1] == claimed[: len(found) - 1]
         if not same:
             raise CheckpointError(
-                f"{source} contradicts itself: its settings say model.{name} = {shown(claimed)}, its tensors {shown(found)}"
+                f"{source} contradicts itself: its settings have model.{name} = {shown(claimed)}, its tensors "
+                f"{shown(found)}"
             )
     ratio = image.get("mlp_ratio")
     if ratio is not None and not (_is_ratio(ratio) and int(ratio * vision.hidden_size) == vision.intermediate_size):
         raise CheckpointError(
-            f"{source} contradicts itself: its settings say model.img_encoder.mlp_ratio = {shown(ratio)}, its tensors "
+            f"{source} contradicts itself: its settings have model.img_encoder.mlp_ratio = {shown(ratio)}, its tensors "
             f"{vision.intermediate_size / vision.hidden_size:g}"
         )
 
 
 def settings(config: GroupViTConfig) -> dict[str, Any]:
-    """The settings that the authors' code builds this model from.
+    """Returns the settings from which the authors' code builds this model.
 
     Raises:
-        InputError: the authors' code has no such model; says all that it lacks.
+        InputError: the authors' code has no such model; lists all that it lacks.
     """
     vision, words = config.vision_config, config.text_config
     stages, grouping = len(vision.depths), any(vision.num_group_tokens)
@@ -367,17 +371,18 @@ def settings(config: GroupViTConfig) -> dict[str, Any]:
         )
     elif words.num_attention_heads != words.hidden_size // _HEAD_WIDTH:
         lacking.append(
-            f"text_config.num_attention_heads {words.num_attention_heads} (only {words.hidden_size // _HEAD_WIDTH}: a head is "
-            f"{_HEAD_WIDTH} wide there)"
+            f"text_config.num_attention_heads {words.num_attention_heads} (only {words.hidden_size // _HEAD_WIDTH}: a "
+            f"head is {_HEAD_WIDTH} wide there)"
         )
-    # The authors pool text at its largest id; eos_token_id 2 asks for the same.
+    # The authors pool text at its largest id, as eos_token_id 2 does.
     if words.eos_token_id not in (2, words.vocab_size - 1):
         lacking.append(f"text_config.eos_token_id {words.eos_token_id} (only the last id, {words.vocab_size - 1})")
     if not words.num_hidden_layers:
         lacking.append("text_config.num_hidden_layers 0")
     if lacking:
         raise InputError(
-            f"the authors' code, whose format a .pth file is (a directory is another), has no model with {', '.join(lacking)}"
+            "the authors' code, whose format a .pth file is (a directory is another), has no model with "
+            f"{', '.join(lacking)}"
         )
     return {
         "model": {

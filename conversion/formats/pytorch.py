@@ -1,4 +1,4 @@
-"""Pickled state dicts of PyTorch in canonical names: `pytorch_model.bin`, or shards, and the files of training programs."""
+"""Pickled state dicts of PyTorch in canonical names: `pytorch_model.bin`, shards, files of training programs."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -60,7 +60,8 @@ def run(directory: Path, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]
         logits = loaded.segment(pixels, texts)["segmentation_logits"] if hasattr(loaded, "segment") else None
     except (AttributeError, ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
         raise InputError(
-            f"{directory} is no SavedModel of groupvit's, or of another model or image size: {str(error).splitlines()[0]}"
+            f"{directory} is no SavedModel of groupvit's, or of another model or image size: "
+            f"{str(error).splitlines()[0]}"
         ) from error
     features = {"image features": images, "text features": texts}
     outputs = {name: value / tf.norm(value, axis=-1, keepdims=True) for name, value in features.items()}

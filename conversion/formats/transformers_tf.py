@@ -71,7 +71,7 @@ def full_name(name: str) -> str:
 
 
 def split_tensors(job: Job) -> tuple[dict[str, Entry], dict[str, np.ndarray]]:
-    """Returns the tensors by their names within the layer, and the values of those that TensorFlow's files have no place for."""
+    """Returns the tensors by their names within the layer, and the values of those that have no place in the files."""
     found = job.entries(NAMING)
     # The training's temperature is no weight of transformers' model.
     others = [entry for entry in found if entry.parameters[0].kind == "counter" or entry.foreign == EXTRA]

@@ -1,4 +1,4 @@
-"""Arguments of the commands: a parser with errors of one line, the types of values, and the flags that commands share."""
+"""Arguments of the commands: a parser with errors of one line, types of values, and the flags that commands share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ exit codes:
   0    done
   1    some images failed, or the output could not be printed; the others are done. verify: not the same model
   2    bad usage or input: an option, the labels, a folder without images, a folder that cannot be written
-  3    the model cannot be used: no such checkpoint, no network, a damaged file, neither PyTorch nor TensorFlow, out of memory
+  3    the model cannot be used: no such checkpoint, no network, a damaged file, no PyTorch or TensorFlow, out of memory
   70   a fault of this program (GROUPVIT_TRACEBACK=1 shows its place)
   130  interrupted (Ctrl-C)
   141  the reader of the output went away
@@ -87,7 +87,7 @@ class Parser(argparse.ArgumentParser):
     def _print_message(self, message: str, file: Any = None) -> None:
         # Help and version.
         if message:
-            terminal.say(*message.removesuffix("\n").split("\n"))
+            terminal.print_lines(*message.removesuffix("\n").split("\n"))
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -98,11 +98,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {alike[0]}?" if alike else ""
 
 
-# -- types of values -------------------------------------------------------------------------------------------------------
+# -- types of values ---------------------------------------------------------------------------------------------------
 
 
 def text(argument: str) -> str:
-    """Returns a text as Unicode, also where the locale is none of UTF-8 and Python took its bytes for something else."""
+    """Returns a text as Unicode, even where the locale is not UTF-8 and Python decoded its bytes differently."""
     try:
         argument.encode()
     except UnicodeEncodeError:
@@ -193,7 +193,7 @@ def _different(values: tuple[Any, ...], argument: str) -> tuple[Any, ...]:
     return values
 
 
-# -- options of segmentation -----------------------------------------------------------------------------------------------
+# -- options of segmentation -------------------------------------------------------------------------------------------
 
 _TYPES: dict[Kind, Callable[[str], Any]] = {
     "count": count,
@@ -231,14 +231,15 @@ def given(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
     return {name: vars(options)[name] for name in names if name in options}
 
 
-# -- flags that commands share ---------------------------------------------------------------------------------------------
+# -- flags that commands share -----------------------------------------------------------------------------------------
 
 
 def add_model(parser: Any) -> None:
     """Adds the flags of the model and of what computes."""
     parser.add_argument(
         "--model", default=DEFAULT_MODEL, metavar="MODEL",
-        help='a checkpoint folder, "org/name" on the Hugging Face hub, or "demo", the bundled one (default: %(default)s)',
+        help='a checkpoint folder, "org/name" on the Hugging Face hub, or "demo", the bundled one (default: '
+        '%(default)s)',
     )  # fmt: skip
     parser.add_argument(
         "--processor", metavar="MODEL",
@@ -269,14 +270,15 @@ def add_images(parser: Parser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--labels-file", metavar="FILE",
-        help='labels from a text file: one a line, synonyms after commas (couch, sofa, "a seat"), lines with # first ignored',
+        help='labels from a text file: one a line, synonyms after commas (couch, sofa, "a seat"), lines with # first '
+        'ignored',
     )  # fmt: skip
     add_model(parser)
     add_options(parser, _LABEL_OPTIONS)
     parser.add_argument(
         "--max-pixels", type=count, default=argparse.SUPPRESS, metavar="N",
-        help="refuse images of more pixels, before they are decoded; a JPEG of up to four times as many is read at half its "
-        "size (default: 128 million)",
+        help="refuse images of more pixels, before they are decoded; a JPEG of up to four times as many is read at "
+        "half its size (default: 128 million)",
     )  # fmt: skip
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object per image, a line each, and nothing else"

@@ -1,7 +1,7 @@
 """The `groupvit` command: its parser and `main`.
 
-Only the standard library and the tables of options are imported here, so that `groupvit --help` answers at once. Results go to
-stdout, everything else to stderr.
+Only the standard library and the tables of options are imported here, so that `groupvit --help` answers at once.
+Results go to stdout, everything else to stderr.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ class _Version(argparse.Action):
         from importlib.metadata import PackageNotFoundError, version
 
         try:
-            terminal.say(f"groupvit {version('groupvit')}")
+            terminal.print_lines(f"groupvit {version('groupvit')}")
         except PackageNotFoundError:
-            terminal.say("groupvit, from a folder where it is not installed")
+            terminal.print_lines("groupvit, from a folder where it is not installed")
         parser.exit()
 
 

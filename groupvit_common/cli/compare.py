@@ -21,8 +21,8 @@ from groupvit_common.cli.runtime import (
 from groupvit_common.errors import InputError
 
 _DESCRIPTION = """\
-Segments each image twice, by --model and --other, or by two backends, and writes NAME_compare.png into the folder --out: the
-image, both results, and in red the pixels whose labels differ.
+Segments each image twice, by --model and --other, or by two backends, and writes NAME_compare.png into the folder
+--out: the image, both results, and in red the pixels whose labels differ.
 """
 
 

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from groupvit_common.segmentation.result import Segmentation
 
 _DESCRIPTION = """\
-Makes images that the bundled model has never seen, in two sizes, segments them by text labels, and compares with the truth: IoU
-(intersection over union) is 100% where every pixel of a label is found and no other.
+Makes images that the bundled model has never seen, in two sizes, segments them by text labels, and compares with the
+truth: IoU (intersection over union) is 100% where every pixel of a label is found and no other.
 """
 _LEVELS = {1: "colours", 2: "textures", 3: "shapes"}
 _SIZES = ((64, 64), (96, 160))  # height, width: as trained, and larger of another shape
@@ -63,7 +63,7 @@ def _run(options: argparse.Namespace) -> int:
         raise InputError(f"--seed must not be negative, got {options.seed}")
     recipe = get_recipe("scenes-demo-fine")
     if options.seed == recipe.run.seed:
-        raise InputError(f"the model was trained on pictures of seed {options.seed}; choose another --seed")
+        raise InputError(f"the model was trained on images of seed {options.seed}; choose another --seed")
     make_writable(out)
 
     from groupvit_common.checkpoints.hub import DEMO_MODEL
@@ -71,41 +71,45 @@ def _run(options: argparse.Namespace) -> int:
     backends = installed_backends() if options.backend == "all" else [options.backend]
     if not backends:
         raise BackendMissingError(None)
-    classes: list[type[BaseSegmenter]] = [backend_module(backend, "predictor").Segmenter for backend in backends]
+    loaded: list[BaseSegmenter] = [
+        backend_module(backend, "predictor").Segmenter.from_pretrained("demo") for backend in backends
+    ]
+    millions = loaded[0].model.num_parameters() / 1e6
+    by = " and ".join(map(backend_title, backends))
+    terminal.print_lines(
+        f"The bundled model: {millions:.1f} million parameters, trained from captions alone; run by {by}."
+    )
     rows: list[list[Image.Image]] = []
     agreement = _Agreement()
     for size in _SIZES:
         # Objects of a larger scene are not larger: it is enlarged as much as those of the training.
         side = min(size) * recipe.model.image_size // recipe.scene_size
-        segmenters = [Segmenter.from_pretrained("demo", shorter_side=side) for Segmenter in classes]
-        if not rows:
-            millions = segmenters[0].model.num_parameters() / 1e6
-            by = " and ".join(backend_title(backend) for backend in backends)
-            terminal.say(
-                f"The bundled model: {millions:.1f} million parameters, trained from captions alone; run by {by}."
-            )
+        segmenters = [type(each)(each.model, each.processor, shorter_side=side) for each in loaded]
         rows += [
             _demo_image(segmenters, agreement, out, options.seed, level, what, size) for level, what in _LEVELS.items()
         ]
 
     measured = json.loads((DEMO_MODEL / "training.json").read_text(encoding="utf-8"))["mean_iou"]
     means = ", ".join(f"{what} {measured[str(level)]:.0f}%" for level, what in _LEVELS.items())
-    terminal.say("", f"Over 200 such pictures of each kind, the mean IoU is: {means}.")
+    terminal.print_lines("", f"Over 200 such images of each kind, the mean IoU is: {means}.")
     if len(backends) > 1:
-        terminal.say(
-            f"{by} label {agreement.share:.3%} of the pixels alike; {agreement.probability:.0e} is the largest difference of a probability."
+        terminal.print_lines(
+            f"{by} label {agreement.share:.3%} of the pixels alike; {agreement.probability:.0e} is the largest "
+            "difference of a probability."
         )
 
     from groupvit_common.drawing.canvas import sheet
 
     overview = out / "overview.png"
-    write_images(out, {overview.name: sheet(rows, ("image", "found by words", "truth"))})
-    terminal.say(f"Images, overlays and label maps are in {out.resolve()}; all at one glance: {overview.resolve()}")
+    write_images(out, {overview.name: sheet(rows, ("image", "predicted", "truth"))})
+    terminal.print_lines(
+        f"Images, overlays and label maps are in {out.resolve()}; all on one page: {overview.resolve()}"
+    )
     return OK
 
 
 class _Agreement:
-    """How far backends are apart: share of pixels with the same label, largest difference of a probability."""
+    """The differences between backends: fraction of pixels with the same label, largest difference of a probability."""
 
     def __init__(self) -> None:
         self._alike = self._pixels = 0
@@ -132,9 +136,9 @@ def _demo_image(
     what: str,
     size: tuple[int, int],
 ) -> list[Image.Image]:
-    """Make, segment, measure and save one picture of `size` = (height, width); returns a row of the overview.
+    """Makes, segments, measures and saves one image of `size` = (height, width); returns a row of the overview.
 
-    Shown is what the first segmenter says; `agreement` learns how the others differ.
+    The first segmenter's result is shown; `agreement` collects the others' differences.
     """
     from PIL import Image
 
@@ -155,15 +159,15 @@ def _demo_image(
     iou = class_iou(confusion_matrix(scene.mask, result.label_map, len(labels) + 1, None))
 
     height, width = size
-    terminal.say("", f'{what.capitalize()}, {width} x {height} pixels: "{scene.caption}"')
+    terminal.print_lines("", f'{what.capitalize()}, {width} x {height} pixels: "{scene.caption}"')
     for index, name in enumerate(result.labels):
         if index and (scene.mask == index).any():
-            terminal.say(f"  {name:<10} IoU {iou[index]:4.0%}")
+            terminal.print_lines(f"  {name:<10} IoU {iou[index]:4.0%}")
     wrong = [
         name for i, name in enumerate(result.labels) if i and result.mask(name).any() and not (scene.mask == i).any()
     ]
     if wrong:
-        terminal.say(f"  found, but not there: {', '.join(wrong)}")
+        terminal.print_lines(f"  found, but not in the image: {', '.join(wrong)}")
 
     name = f"{what}_{width}x{height}"
     image.save(out / f"{name}.png")
@@ -175,7 +179,7 @@ def _demo_image(
 
 
 def _enlarged(result: Segmentation, zoom: int) -> Segmentation:
-    """A small picture's result with every pixel drawn as `zoom` x `zoom`."""
+    """Returns a small image's result with every pixel drawn as `zoom` x `zoom`."""
     import numpy as np
     from PIL import Image
 

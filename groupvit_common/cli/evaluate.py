@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from groupvit_common.segmentation.predictor import BaseSegmenter
 
 _DESCRIPTION = """\
-Measures a model by a set's class names: mean IoU, IoU and accuracy of each class, and the quality of the groups whatever their
-labels are; top-1 and top-5 for classification. With --out, the same command resumes a killed run. On several GPUs:
+Measures a model by a set's class names: mean IoU, IoU and accuracy of each class, and the quality of the groups
+whatever their labels are; top-1 and top-5 for classification. With --out, the same command resumes a killed run.
+On several GPUs:
 torchrun --nproc-per-node 8 -m groupvit_common.cli evaluate --data voc:DIR --model MODEL --out DIR
 """
 
@@ -54,8 +55,8 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument(
         "--protocol", choices=("paper", "tcl", "native"),
-        help="paper: the authors' evaluation; tcl: the same with the sets' own class names; native: as groupvit segment "
-        "(default: paper; native for scenes)",
+        help="paper: the authors' evaluation; tcl: the same with the sets' own class names; native: as groupvit "
+        "segment (default: paper; native for scenes)",
     )  # fmt: skip
 
     options = parser.add_argument_group("instead of the protocol's values")
@@ -86,8 +87,8 @@ def add_command(commands: Any) -> None:
     search = parser.add_argument_group("calibration")
     search.add_argument(
         "--calibrate", action="store_true",
-        help="find the best background threshold on --split instead of measuring; the curve is printed, and written into "
-        "--out",
+        help="find the best background threshold on --split instead of measuring; the curve is printed, and written "
+        "into --out",
     )  # fmt: skip
     search.add_argument("--thresholds", type=numbers, metavar="A,B,...", help="to be tried (default: 21 of them)")
     search.add_argument("--temperatures", type=numbers, metavar="A,B,...", help="to be tried with each (default: 1)")
@@ -293,18 +294,18 @@ class _Evaluation:
 
     def _print(self, record: dict[str, Any], text: str) -> None:
         if self._options.json:
-            terminal.say_json(record)
+            terminal.print_json(record)
             return
         data = self._data
-        terminal.say(
+        terminal.print_lines(
             f"{data.kind} ({data.split}), protocol {self._about['protocol']}, {self._about['model']} "
             f"by {backend_title(self._about['backend'])}",
             "",
             *text.split("\n"),
         )
         if self._folder is not None:
-            terminal.say(f"Results are in {self._folder.resolve()}")
-        terminal.say("")
+            terminal.print_lines(f"Results are in {self._folder.resolve()}")
+        terminal.print_lines("")
 
     def _begin(self, done: int, every: int) -> None:
         if self._place.rank == 0:

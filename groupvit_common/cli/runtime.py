@@ -1,4 +1,4 @@
-"""What commands share when they run: backends, labels, images and their results, folders."""
+"""The runtime of the commands: backends, labels, folders, and the images with their results."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _BACKENDS = {"torch": ("torch", "PyTorch"), "tf": ("keras", "TensorFlow")}
 _MANY = 4
 
 
-# -- backends --------------------------------------------------------------------------------------------------------------
+# -- backends ----------------------------------------------------------------------------------------------------------
 
 
 class BackendMissingError(InputError):
@@ -86,7 +86,7 @@ def backend_module(backend: str | None, name: str) -> Any:
 
 
 def load_segmenter(options: argparse.Namespace, **others: Any) -> BaseSegmenter:
-    """Returns the segmenter of a command's flags; `others` replace flags, or are further keywords of `from_pretrained`."""
+    """Returns the segmenter of a command's flags. `others`: keywords of `from_pretrained`, which replace flags."""
     keywords = {name: getattr(options, name) for name in ("model", "backend", "processor", "device", "dtype")}
     keywords |= given(options, (*OPTIONS, "batch_size", "max_pixels")) | others
     segmenter_class = backend_module(keywords.pop("backend"), "predictor").Segmenter
@@ -94,11 +94,12 @@ def load_segmenter(options: argparse.Namespace, **others: Any) -> BaseSegmenter:
     return segmenter
 
 
-# -- labels and folders ----------------------------------------------------------------------------------------------------
+# -- labels and folders ------------------------------------------------------------------------------------------------
 
 
 def read_request(options: argparse.Namespace) -> tuple[tuple[Label, ...], tuple[Label, ...]]:
-    """Returns the labels and the background labels; checks the options, so that faults are found before a model is loaded.
+    """Returns the labels and the background labels; checks the options, so that faults are found before a model is
+    loaded.
 
     Raises:
         InputError: labels or options are missing or invalid.
@@ -124,8 +125,8 @@ def read_background_labels(options: argparse.Namespace) -> tuple[Label, ...]:
 
 
 def output_names(paths: Sequence[Path], out: Path) -> dict[Path, str]:
-    """Returns a name for each image's files in `out`: its stem, numbered where that is taken or would overwrite an input image,
-    and shortened where the system has a limit."""
+    """Returns a name for each image's files in `out`: its stem, numbered where that is taken or would overwrite an
+    input image, and shortened where the system has a limit."""
     from groupvit_common.segmentation.result import RESULT_ENDS
     from groupvit_common.storage.names import fit_name, name_key
 
@@ -158,7 +159,7 @@ def make_writable(folder: Path) -> None:
         raise InputError(f"cannot write into the folder {folder}: {terminal.reason(error)}") from error
 
 
-# -- images ----------------------------------------------------------------------------------------------------------------
+# -- images ------------------------------------------------------------------------------------------------------------
 
 
 class ImageRun:
@@ -256,9 +257,9 @@ class ImageRun:
     def done(self, record: dict[str, Any], line: str) -> None:
         """Prints the result of an image."""
         if self._json:
-            terminal.say_json(record)
+            terminal.print_json(record)
         else:
-            terminal.say(line)
+            terminal.print_lines(line)
         self._step()
 
     def fail(self, path: Path, reason: object) -> None:
@@ -270,7 +271,7 @@ class ImageRun:
         text += " (--max-pixels)" if isinstance(reason, TooLargeError) else ""
         terminal.error(text)
         if self._json:
-            terminal.say_json({"source": str(path), "error": text})
+            terminal.print_json({"source": str(path), "error": text})
         self._step()
 
     def code(self) -> int:

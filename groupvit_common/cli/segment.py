@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """\
 Colours the pixels of each image by the label that fits them best. Writes, into the folder --out, for each image NAME:
-NAME_overlay.png (the image in colours, with a legend), NAME_labels.png (one index per pixel, with the same colours as its
-palette) and NAME_segmentation.json. Files of an earlier run are replaced; an input image is never overwritten, and images of
-equal names get numbers (NAME-2).
+NAME_overlay.png (the image in colours, with a legend), NAME_labels.png (one index per pixel, with the same colours as
+its palette) and NAME_segmentation.json. Files of an earlier run are replaced; an input image is never overwritten, and
+images of equal names get numbers (NAME-2).
 """
 # All images of a command on one page, each with its legend.
 _SHEET, _SHEET_SIDE = "contact_sheet.png", 320

@@ -1,8 +1,8 @@
-"""What the commands print: results to stdout, everything else to stderr, on whatever console there is.
+"""The output of the commands: results to stdout, everything else to stderr, on any console.
 
-A console shows some characters and not others, it may be closed, full or gone, and a library may write to it as well. What it cannot
-show is escaped, and what it cannot take is lost without the work being lost: `say` never raises, the command goes on, and its
-exit code tells in the end. Everything that a command prints comes through here.
+A console shows some characters and not others, it may be closed, full or gone, and a library may write to it as well.
+What it cannot show is escaped, and what it cannot take is lost without the work being lost: `print_lines` never raises,
+the command goes on, and its exit code shows it. Everything that a command prints comes through here.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _lost: Exception | None = None
 
 
 class Ended(BaseException):
-    """The system asked this process to end. No `Exception`: what handles those must let it pass."""
+    """The system ends this process. Not an `Exception`, so that handlers of those let it pass."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"ended by {signal.Signals(number).name}")
@@ -44,9 +44,11 @@ class Ended(BaseException):
 
 
 def run(command: Callable[[], int | None]) -> int:
-    """Returns the exit code of a command: its own, None being none, or that of what went wrong, which is printed as one line.
+    """Returns the exit code of a command: its own, None being none, or that of what went wrong, which is printed as one
+    line.
 
-    `SystemExit` passes, with the code of lost output where it had none, and is raised when the system asks the process to end.
+    `SystemExit` passes, with the code of lost output where it had none, and is raised when the system asks the process
+    to end.
     """
     ended: SystemExit | None = None
     code = OK
@@ -63,14 +65,14 @@ def run(command: Callable[[], int | None]) -> int:
             # The process is to end, whoever called.
             ended = SystemExit(SIGNALLED + stop.number)
         except Exception as failure:
-            code = _told(failure)
+            code = _report(failure)
     if ended is not None:
         number = ended.code if isinstance(ended.code, int) else OK if ended.code is None else SOME_FAILED
         raise SystemExit(_exit_code(number))
     return _exit_code(code)
 
 
-def _told(failure: Exception) -> int:
+def _report(failure: Exception) -> int:
     """Prints an error; returns its exit code."""
     if is_out_of_memory(failure):
         error("out of memory: try a smaller --shorter-side or --batch-size, or --device cpu")
@@ -97,7 +99,7 @@ def _told(failure: Exception) -> int:
 
 
 def is_out_of_memory(failure: BaseException) -> bool:
-    """Returns whether memory ran out, of the machine or of a device, as Python, PyTorch, TensorFlow and JAX say it."""
+    """Returns whether memory ran out, of the machine or a device, by the errors of Python and the frameworks."""
     # By name, without importing any of them.
     if isinstance(failure, MemoryError) or type(failure).__name__ in ("OutOfMemoryError", "ResourceExhaustedError"):
         return True
@@ -110,7 +112,7 @@ def reason(failure: BaseException) -> str:
     return getattr(failure, "strerror", None) or str(failure) or type(failure).__name__
 
 
-# -- the console -----------------------------------------------------------------------------------------------------------
+# -- the console -------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -142,8 +144,8 @@ def console() -> Iterator[None]:
 
 
 def _fill_closed_descriptors() -> None:
-    """Opens what stands for stdin, stdout and stderr where they are closed: the next file opened would take their place, and what
-    libraries print would go into it."""
+    """Opens what stands for stdin, stdout and stderr where they are closed: the next file opened would take their
+    place, and what libraries print would go into it."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -154,7 +156,7 @@ def _fill_closed_descriptors() -> None:
 
 
 def _escape_unencodable(stream: TextIO) -> str | None:
-    """Returns how the stream has treated what its encoding lacks until now."""
+    """Makes a stream escape what its encoding lacks; returns its former treatment."""
     before = getattr(stream, "errors", None)
     _reconfigure(stream, "backslashreplace")
     return before
@@ -168,7 +170,7 @@ def _reconfigure(stream: TextIO, errors: str | None) -> None:
 
 
 def _finish(stream: TextIO) -> None:
-    """Flushes a stream. One that fails is turned away: Python flushes it once more on its way out, and would complain."""
+    """Flushes a stream. One that fails is redirected: Python flushes it again at exit, and would print an error."""
     try:
         stream.flush()
     except (OSError, ValueError) as failure:
@@ -179,7 +181,7 @@ def _finish(stream: TextIO) -> None:
 
 
 class _Logs(logging.Handler):
-    """What libraries log, as warnings of this program."""
+    """Prints what libraries log as warnings of this program."""
 
     def emit(self, record: logging.LogRecord) -> None:
         logger: logging.Logger | None = logging.getLogger(record.name)
@@ -200,7 +202,7 @@ def _show_warning(message: Warning | str, *unused: object, **also_unused: object
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Within, a process that the system ends clears up behind itself, as after Ctrl-C."""
+    """Turns signals that end the process into `Ended`, so that it clears up as after Ctrl-C."""
 
     def end(number: int, _: object) -> None:
         raise Ended(number)
@@ -219,11 +221,11 @@ def _ended_by_signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-# -- lines -----------------------------------------------------------------------------------------------------------------
+# -- lines -------------------------------------------------------------------------------------------------------------
 
 
-def say(*lines: str) -> None:
-    """Prints lines of results. What stdout does not take is lost; the first time an error says so."""
+def print_lines(*lines: str) -> None:
+    """Prints lines of results. What stdout does not take is lost, with one error about it."""
     if _lost is None:
         try:
             _write("".join(f"{printable(line)}\n" for line in lines), sys.stdout)
@@ -231,7 +233,7 @@ def say(*lines: str) -> None:
             _lose(failure)
 
 
-def say_json(record: Mapping[str, Any]) -> None:
+def print_json(record: Mapping[str, Any]) -> None:
     """Prints a JSON object as one line; in ASCII where the console could not show it otherwise."""
     record = finite(record)
     text = json.dumps(record, ensure_ascii=False)
@@ -239,17 +241,17 @@ def say_json(record: Mapping[str, Any]) -> None:
         text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeError:
         text = json.dumps(record)
-    say(text if text == printable(text) else json.dumps(record))
+    print_lines(text if text == printable(text) else json.dumps(record))
 
 
 def error(message: object) -> None:
     """Prints an error as one line."""
-    _tell("error", str(message))
+    _print_message("error", str(message))
 
 
 def warn(message: object) -> None:
     """Prints a warning as one line; line breaks, which libraries are fond of, become spaces."""
-    _tell("warning", " ".join(str(message).split()))
+    _print_message("warning", " ".join(str(message).split()))
 
 
 def is_lost() -> bool:
@@ -257,7 +259,7 @@ def is_lost() -> bool:
     return _lost is not None
 
 
-def _tell(kind: str, message: str) -> None:
+def _print_message(kind: str, message: str) -> None:
     # Nowhere is left to say that stderr is closed or full.
     with suppress(OSError, ValueError):
         _write(f"groupvit: {kind}: {printable(message)}\n", sys.stderr)
@@ -295,11 +297,11 @@ def _exit_code(code: int) -> int:
 
 
 class Bar:
-    """How far something is, on a terminal; nothing is shown elsewhere.
+    """A progress bar on a terminal; nothing is shown elsewhere.
 
     Args:
-        total: how much there is to do; unit: of what. `scale`: in thousands and millions.
-        done: how much of it is done already.
+        total: number of units of all work; unit: their name. `scale`: shown in thousands and millions.
+        done: number of units done already.
         title: shown before the bar.
     """
 

@@ -13,8 +13,8 @@ from groupvit_common.cli.terminal import OK, SIGNALLED
 from groupvit_common.errors import InputError
 
 _DESCRIPTION = """\
-Trains a model from captions alone and writes a checkpoint with its measured quality. The recipe scenes-demo made the bundled
-model. On several GPUs:
+Trains a model from captions alone and writes a checkpoint with its measured quality. The recipe scenes-demo made the
+bundled model. On several GPUs:
 torchrun --nproc-per-node 8 -m groupvit_common.cli train RECIPE --out DIR --resume auto
 """
 
@@ -47,7 +47,7 @@ def _run(options: argparse.Namespace) -> int:
     changes = [*options.changes, *([] if options.seed is None else [f"run.seed={options.seed}"])]
     recipe = get_recipe(options.recipe, changes)
     if options.show:
-        terminal.say(*to_toml(recipe).splitlines())
+        terminal.print_lines(*to_toml(recipe).splitlines())
         return OK
     if not options.out:
         raise InputError("train needs --out DIR, the folder for the checkpoint")
@@ -57,14 +57,14 @@ def _run(options: argparse.Namespace) -> int:
     from groupvit_common.training.run import Interrupted
 
     try:
-        result = train(recipe, options.out, resume=options.resume, log=terminal.say)
+        result = train(recipe, options.out, resume=options.resume, log=terminal.print_lines)
     except Interrupted as stop:
         if not stop.rank:
             terminal.error(stop)
         return SIGNALLED + stop.signal
     if result.rank:
         return OK
-    terminal.say(
+    terminal.print_lines(
         f"The model is in {result.directory.resolve()}. Use it: groupvit segment PHOTO --model {result.directory} ..."
     )
     return OK

@@ -44,7 +44,8 @@ def checkpoint(tmp_path_factory):
     text = {"vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
             "num_attention_heads": 2, "max_position_embeddings": 24, "eos_token_id": len(tokenizer) - 1}  # fmt: skip
     vision = {"hidden_size": 16, "intermediate_size": 16, "depths": [1, 1], "num_hidden_layers": 2, "patch_size": 8,
-              "num_group_tokens": [5, 0], "num_output_groups": [5, 5], "num_attention_heads": 2, "image_size": 32}  # fmt: skip
+              "num_group_tokens": [5, 0], "num_output_groups": [5, 5], "num_attention_heads": 2,
+              "image_size": 32}  # fmt: skip
     config = GroupViTConfig(text_config=text, vision_config=vision, projection_dim=8, projection_intermediate_dim=16)
     GroupViTModel(config).save_pretrained(folder)
     return folder
@@ -116,7 +117,7 @@ def test_segment_options_reach_the_segmenter(run, here):
     assert record["labels"][0]["probability"] > 0  # that of "wall"
 
 
-def test_options_for_better_masks_reach_the_segmenter(run, here, monkeypatch):
+def test_options_for_better_masks_reach_the_segmenter(run, here, checkpoint, monkeypatch):
     make_picture(here / "a.png")
     (here / "sentences.txt").write_text("a {}.\nthe {}.\n")
     made = []
@@ -127,21 +128,14 @@ def test_options_for_better_masks_reach_the_segmenter(run, here, monkeypatch):
         return made[-1]
 
     monkeypatch.setattr(Segmenter, "from_pretrained", noted)
-    arguments = [
-        "a.png",
-        "--labels",
-        'cat|kitten, dog|"an animal, that barks"',
-        "--background-labels",
-        "wall",
-        "--backend",
-        "torch",
-    ]
+    labels = 'cat|kitten, dog|"an animal, that barks"'
+    arguments = ["a.png", "--labels", labels, "--background-labels", "wall", "--backend", "torch"]
     options = [
-        "--flip", "--scales", "0.5,1", "--refine", 2, "--foreground", 0.3, "--synonyms", "max", "--templates", "sentences.txt",
-        "--window", 16, "--stride", 8, "--temperature", 2, "--batch-size", 3, "--top-k", 2, "--assignment", "soft",
+        "--flip", "--scales", "0.5,1", "--refine", 2, "--foreground", 0.3, "--synonyms", "max",
+        "--templates", "sentences.txt", "--window", 16, "--stride", 8, "--temperature", 2, "--batch-size", 3, "--top-k", 2, "--assignment", "soft",
     ]  # fmt: skip
     assert run("segment", *arguments, *options)[0] == 0
-    assert run("compare", *arguments, *options, "--other", "demo")[0] == 0
+    assert run("compare", *arguments, *options, "--other", checkpoint)[0] == 0
     assert len(made) == 3
     for segmenter in made:
         assert [(label.words, label.definitions) for label in segmenter.labels] == [
@@ -456,21 +450,8 @@ def test_what_goes_wrong_on_the_way(run, here, monkeypatch, error, code, message
 def test_a_closed_pipe_ends_the_command_quietly(here, checkpoint):
     for i in range(3):
         make_picture(here / "in" / f"{i}.png", i)
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "groupvit_common.cli",
-            "classify",
-            "in",
-            "--labels",
-            "cat, dog",
-            "--model",
-            checkpoint,
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    command = [sys.executable, "-m", "groupvit_common.cli", "classify", "in", "--labels", "cat, dog"]
+    process = subprocess.Popen([*command, "--model", checkpoint], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     with process.stderr as stream:
         assert stream.read() == b""

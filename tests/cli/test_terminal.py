@@ -74,8 +74,8 @@ def test_anything_can_be_printed_on_any_console(streams, encoding):
     out, err = streams(encoding, encoding)
 
     def command():
-        terminal.say(ODD, "plain")
-        terminal.say_json({"source": ODD})
+        terminal.print_lines(ODD, "plain")
+        terminal.print_json({"source": ODD})
         terminal.error(ODD)
         return 0
 
@@ -108,7 +108,7 @@ def test_what_stdout_does_not_take_is_lost_and_the_work_is_not(streams, number, 
 
     def command():
         for i in range(3):
-            terminal.say(f"line {i}")
+            terminal.print_lines(f"line {i}")
             done.append(i)
         return 0
 
@@ -116,7 +116,7 @@ def test_what_stdout_does_not_take_is_lost_and_the_work_is_not(streams, number, 
     assert (done, written(err)) == ([0, 1, 2], lines)
     # Nothing of it stays for the next command.
     out, _ = streams()
-    assert terminal.run(lambda: terminal.say("more") or 0) == 0
+    assert terminal.run(lambda: terminal.print_lines("more") or 0) == 0
     assert written(out) == "more\n"
 
 
@@ -126,7 +126,7 @@ def test_a_broken_stderr_changes_nothing(streams):
     def command():
         terminal.error("unheard")
         terminal.warn("unheard")
-        terminal.say("heard")
+        terminal.print_lines("heard")
         return 1
 
     assert terminal.run(command) == 1
@@ -227,7 +227,7 @@ def test_a_bar_on_a_terminal_that_breaks(streams, monkeypatch):
         with terminal.Bar(9, "image", title=ODD) as bar:
             for _ in range(12):
                 bar.advance()
-                terminal.say("line")
+                terminal.print_lines("line")
             bar.name(ODD)
         return 0
 

@@ -39,7 +39,8 @@ CASE = REFERENCE / "transformers" / "legacy_eos"
 NVLABS = REFERENCE / "nvlabs"
 NVLABS_CASES = ("nv_three_stage", "nv_two_stage")
 
-# Largest difference over the array's largest value: the same program in float32, other orders of summation (as in test_parity.py).
+# Largest difference over the array's largest value: the same program in float32, other orders of summation (as in
+# test_parity.py).
 FLOAT32 = 1e-5
 GRADIENT = 1e-4
 
@@ -94,7 +95,7 @@ def random_checkpoint(
     return directory
 
 
-# -- files of other programs ----------------------------------------------------------------------------------------------
+# -- files of other programs -------------------------------------------------------------------------------------------
 
 
 # Keras's own conversion of variables to arrays.
@@ -250,7 +251,7 @@ def test_the_authors_settings_and_tensors_must_agree(tmp_path: Path) -> None:
     assert read(tmp_path / "x.pth", config=config).config == config
 
 
-# -- round trips ----------------------------------------------------------------------------------------------------------
+# -- round trips -------------------------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -418,7 +419,7 @@ def test_shards_of_other_programs(tmp_path: Path) -> None:
         read(index)
 
 
-# -- what other programs read ---------------------------------------------------------------------------------------------
+# -- what other programs read ------------------------------------------------------------------------------------------
 
 
 def layout(path: Path) -> dict[str, Any]:
@@ -525,7 +526,7 @@ convert(out / "a", out / "e", "pytorch")
     subprocess.run([sys.executable, "-c", code.replace('out / "a"', 'out / "f"')], check=True, cwd=REFERENCE.parents[1])
 
 
-# -- what is refused ------------------------------------------------------------------------------------------------------
+# -- what is refused ---------------------------------------------------------------------------------------------------
 
 
 def test_a_directory_must_hold_one_checkpoint(tmp_path: Path) -> None:
@@ -615,7 +616,8 @@ def test_what_is_there_is_replaced_only_if_asked_for_and_only_by_something_whole
         with pytest.raises(KeyboardInterrupt):
             convert(CASE / "bin", tmp_path / name, to, overwrite=True, progress=broken)
         assert unchanged()
-    # The last moment: the new directory is complete, and cannot be given its name, where the two are not exchanged at once.
+    # The last moment: the new directory is complete, and cannot be given its name, where the two are not exchanged at
+    # once.
     monkeypatch.setattr("conversion.destination._exchanged", lambda one, other: False)
     rename = Path.rename
     monkeypatch.setattr(Path, "rename", lambda path, to: rename(path, to) if ".old" in f"{path}{to}" else fail())
@@ -777,7 +779,7 @@ def test_a_processor_from_elsewhere(tmp_path: Path) -> None:
     assert not (tmp_path / "y").exists()
 
 
-# -- damage ---------------------------------------------------------------------------------------------------------------
+# -- damage ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -818,12 +820,12 @@ def test_values_in_other_files_are_not_fetched(tmp_path: Path) -> None:
         name = "layers/projection/output_layer/vars/1"
         del file[name]
         file.create_dataset(name, (6,), "f4", external=[(str(tmp_path / "secret"), 0, 24)])
-    with pytest.raises(CheckpointError, match="said to be in another file"):
+    with pytest.raises(CheckpointError, match="are in another file"):
         read(tmp_path / "x.weights.h5", config=smallest_config())
     with h5py.File(tmp_path / "x.weights.h5", "a") as file:
         del file[name]
         file[name] = h5py.ExternalLink(str(CASE / "tf" / "tf_model.h5"), "/groupvit")
-    with pytest.raises(CheckpointError, match=f"the values of {name} are said to be in another file"):
+    with pytest.raises(CheckpointError, match=f"the values of {name} are in another file"):
         read(tmp_path / "x.weights.h5", config=smallest_config())
 
 
@@ -861,7 +863,7 @@ def test_an_hdf5_file_of_something_else(tmp_path: Path) -> None:
         read(tmp_path / "x.h5")
 
 
-# -- with others ----------------------------------------------------------------------------------------------------------
+# -- with others -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def save_program(path: Path, program: bytes, zipped: bool = True, header: tuple[
     return path
 
 
-# -- what torch wrote -----------------------------------------------------------------------------------------------------
+# -- what torch wrote --------------------------------------------------------------------------------------------------
 
 
 @FORMATS
@@ -214,7 +214,7 @@ assert not {{"torch", "omegaconf", "tensorflow", "keras"}} & set(sys.modules)
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REFERENCE.parents[1])
 
 
-# -- what attackers write -------------------------------------------------------------------------------------------------
+# -- what attackers write ----------------------------------------------------------------------------------------------
 
 
 class Calls:
@@ -439,7 +439,7 @@ def test_a_compressed_archive_is_not_unpacked(tmp_path: Path) -> None:
         read_torch_file(tmp_path / "x.pt")
 
 
-# -- what is shown --------------------------------------------------------------------------------------------------------
+# -- what is shown -----------------------------------------------------------------------------------------------------
 
 
 TENSOR = b"(Vok\n" + _tensor("0", (2,), "float32") + b"d"
@@ -511,7 +511,7 @@ def test_names_that_are_none(tmp_path: Path, name: str) -> None:
     assert len(str(caught.value)) < 400
 
 
-# -- damage ---------------------------------------------------------------------------------------------------------------
+# -- damage ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def edited(source: Path, directory: Path, name: str, function: Any) -> Path:
     return directory
 
 
-# -- verify ---------------------------------------------------------------------------------------------------------------
+# -- verify ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("other", ["bin", "tf", "tf_safetensors"])
@@ -279,7 +279,7 @@ def test_a_saved_model_is_compared_by_its_outputs(tmp_path: Path, native: Path) 
     assert describe(tmp_path / "saved").format == "savedmodel"
 
 
-# -- conversions that are verified ----------------------------------------------------------------------------------------
+# -- conversions that are verified -------------------------------------------------------------------------------------
 
 
 def test_a_report_lies_beside_the_result(tmp_path: Path) -> None:
@@ -379,7 +379,7 @@ assert other.settings and not other.passed, other
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REFERENCE.parents[1])
 
 
-# -- inspect --------------------------------------------------------------------------------------------------------------
+# -- inspect -----------------------------------------------------------------------------------------------------------
 
 
 def test_what_a_checkpoint_is() -> None:
@@ -445,7 +445,7 @@ def test_a_checkpoint_without_configuration_is_described_as_far_as_it_goes(tmp_p
     assert describe(tmp_path / "model.safetensors", config=native).warnings == []
 
 
-# -- commands -------------------------------------------------------------------------------------------------------------
+# -- commands ----------------------------------------------------------------------------------------------------------
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:

@@ -255,7 +255,7 @@ def test_a_model_within_another_of_keras(tmp_path: Path, native: Path, state: St
     assert all(checkpoint.value(name).tobytes() == value.numpy().tobytes() for name, value in state.items())
 
 
-# -- HDF5 within bounds ---------------------------------------------------------------------------------------------------
+# -- HDF5 within bounds ------------------------------------------------------------------------------------------------
 
 _PLACE = "layers/projection/hidden/vars/0"
 
@@ -353,7 +353,7 @@ def test_hdf5_links_in_a_circle(tmp_path: Path, weights: bytes, state: State) ->
     assert values(path).keys() == state.keys()
 
 
-# -- destinations ---------------------------------------------------------------------------------------------------------
+# -- destinations ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Side by side with transformers itself, 4.34 to 5.x, where it is installed (it is no dependency: skipped elsewhere).
 
-By hand: `pip install "transformers==4.49.0"` into an environment of its own, then `python -m pytest tests/project/test_transformers.py`.
+By hand: `pip install "transformers==4.49.0"` into an environment of its own, then `python -m pytest
+tests/project/test_transformers.py`.
 """
 
 from pathlib import Path
