@@ -1,7 +1,5 @@
 """The search for a background threshold: the mean IoU of a set for many thresholds and temperatures."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from groupvit_common.errors import InputError, printable
+from groupvit_common.errors import printable
 from groupvit_common.evaluation.calibration import Point
 from groupvit_common.evaluation.metrics import Confusion
 
@@ -114,25 +114,16 @@ def histogram_svg(scores: Sequence[float], name: str) -> str:
 
 @contextmanager
 def _style(ink: str, faint: str) -> Iterator[None]:
-    """Sets the colours of text and lines while a chart is drawn.
+    """Sets the colours of text and lines while a chart is drawn."""
+    import matplotlib
 
-    Raises:
-        InputError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise InputError("charts need the package matplotlib: pip install 'groupvit[evaluate]'") from error
+    colours = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), ink)
     settings: Any = {
-        "text.color": ink,
+        **colours,
         "text.parse_math": False,
-        "axes.labelcolor": ink,
-        "axes.edgecolor": ink,
         "axes.axisbelow": True,
         "axes.spines.top": False,
         "axes.spines.right": False,
-        "xtick.color": ink,
-        "ytick.color": ink,
         "grid.color": faint,
         "legend.frameon": False,
         "svg.fonttype": "none",

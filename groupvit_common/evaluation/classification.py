@@ -1,7 +1,5 @@
 """Zero-shot classification of a set: the class that each image is most similar to."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from itertools import islice

@@ -4,15 +4,13 @@ Only what was written is counted. Journals that were begun before lines had chec
 then be well-formed.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.evaluation.datasets.classification import ClassificationSet
@@ -110,7 +108,7 @@ class Journal:
             except OSError as error:
                 raise InputError(f"cannot write {self._file.name}: {error.strerror or error}") from error
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *unused: object) -> None:

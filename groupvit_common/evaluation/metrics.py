@@ -1,7 +1,5 @@
 """Quality of segmentations: confusion matrix, intersection over union, accuracy, groups."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

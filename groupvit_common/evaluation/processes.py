@@ -1,7 +1,5 @@
 """The processes that evaluate together."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

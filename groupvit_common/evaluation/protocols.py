@@ -1,7 +1,5 @@
 """Protocols of zero-shot evaluation: the settings with which a set is measured."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, get_args
 

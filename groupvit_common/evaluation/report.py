@@ -1,7 +1,5 @@
 """Results of an evaluation for people and programs: a table, a record, a confusion matrix as CSV and as a chart."""
 
-from __future__ import annotations
-
 import csv
 import io
 import warnings

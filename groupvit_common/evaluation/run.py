@@ -4,8 +4,6 @@ A killed run can be resumed: what the journal has is not done again. All counts 
 rounded once, so that the result does not depend on which process did what in which order.
 """
 
-from __future__ import annotations
-
 import time
 from abc import ABC, abstractmethod
 from collections import deque

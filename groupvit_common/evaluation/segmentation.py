@@ -1,7 +1,5 @@
 """Zero-shot segmentation of a set: confusion matrices of labels, and the quality of groups whatever they are called."""
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """ADE20K (SceneParsing): 150 classes, stored as 1 to 150."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from groupvit_common.evaluation.datasets.mask_files import MaskFiles, check_all_exist, find_files, find_root

@@ -1,7 +1,5 @@
 """Cityscapes: 19 classes, from the files of label ids."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Images with one class each, for zero-shot classification: folders by class as ImageNet comes, or tar shards."""
 
-from __future__ import annotations
-
 import io
 import os
 import re

@@ -3,8 +3,6 @@
 Incomplete annotations are left out and reported once, with their number.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.model.checks import is_number, is_whole_number
 from groupvit_common.storage.json_text import parse_json
 from groupvit_common.storage.reading import read_bytes
 
-_MOST_BYTES = 4 << 30
-_MOST_PIXELS = 1 << 28  # of an image
+_MAX_BYTES = 4 << 30
+_MAX_PIXELS = 1 << 28  # of an image
 _FURTHEST = 1 << 16  # of an outline's points from the origin, in pixels
 
 Number = int | str
@@ -61,7 +60,7 @@ class Instances:
             ) from error
         self._coco, self._path = coco, path
         try:
-            record = parse_json(read_bytes(path, _MOST_BYTES), path)
+            record = parse_json(read_bytes(path, _MAX_BYTES), path)
         except CheckpointError as error:
             raise InputError(str(error)) from error
         for key in ("categories", "images", "annotations"):
@@ -90,7 +89,9 @@ class Instances:
             number, path, height, width = (image.get(key) for key in ("id", "file_name", "height", "width"))
             if not _is_number(number) or not isinstance(path, str) or not path:
                 raise self._wrong(f"image {place} of the list needs 'id' and 'file_name'")
-            if not (_is_size(height) and _is_size(width) and height * width <= _MOST_PIXELS):
+            if not (
+                is_whole_number(height) and is_whole_number(width) and 0 < height * width <= _MAX_PIXELS and height > 0
+            ):
                 raise self._wrong(f"image {path} needs 'height' and 'width' in pixels, got {height!r} and {width!r}")
             if number in found:
                 raise self._wrong(f"the images {found[number].path} and {path} both have the id {number!r}")
@@ -123,14 +124,10 @@ class Instances:
         objects_of: dict[Number, list[tuple[bool, float, _Object]]] = {number: [] for number in images}
         left_out: Counter[str] = Counter()
         for place, each in enumerate(annotations):
-            where = (
-                f"the annotation {each['id']!r}" if _is_number(each.get("id")) else f"annotation {place} of the list"
-            )
-            number, category, outline = (
-                each.get("image_id"),
-                each.get("category_id"),
-                _outline(each.get("segmentation")),
-            )
+            has_id = _is_number(each.get("id"))
+            where = f"the annotation {each['id']!r}" if has_id else f"annotation {place} of the list"
+            number, category = each.get("image_id"), each.get("category_id")
+            outline = _outline(each.get("segmentation"))
             if not _is_number(number) or number not in objects_of:
                 left_out["of images that the file does not list"] += 1
             elif outline is None:
@@ -144,9 +141,7 @@ class Instances:
                         f"{where} is of the category {value!r}, which is none of the 80 objects; for classes of "
                         "your own make a set folder:DIR"
                     )
-                area = each.get("area")
-                if not isinstance(area, int | float) or isinstance(area, bool):
-                    area = _area(outline)
+                area = each["area"] if is_number(each.get("area")) else _area(outline)
                 objects_of[number].append((not each.get("iscrowd"), -area, _Object(where, value, outline)))
         if annotations and left_out["of images that the file does not list"] == len(annotations):
             raise self._wrong("none of its annotations is of an image that it lists")
@@ -172,7 +167,7 @@ class Instances:
             counts = _unpacked(counts)
         if (
             not isinstance(counts, list)
-            or not all(_is_count(count) for count in counts)
+            or not all(is_whole_number(count) and count >= 0 for count in counts)
             or sum(counts) != height * width
         ):
             raise self._unreadable(each, image, "its run lengths do not add up to the image's pixels")
@@ -198,14 +193,6 @@ class Instances:
 
 def _is_number(value: Any) -> TypeGuard[Number]:
     return isinstance(value, int | str) and not isinstance(value, bool)
-
-
-def _is_size(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _outline(given: Any) -> Any:

@@ -1,7 +1,5 @@
 """A set of one's own: a folder of images, a folder of index masks, and a list of classes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from groupvit_common.errors import InputError

@@ -1,7 +1,5 @@
 """Images and masks in files: the reader of the published layouts, and the checks that its files exist."""
 
-from __future__ import annotations
-
 import os
 import unicodedata
 from collections import Counter

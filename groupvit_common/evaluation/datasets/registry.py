@@ -3,25 +3,23 @@
 Only the standard library is imported, since the command line's help is made from these rows.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
 ProtocolName = Literal["paper", "tcl", "native"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class DatasetSpec:
     """A data set for evaluation.
 
     Attributes:
         name: the name before the colon of `NAME:DIR`.
         help: one line about it.
-        layout: its files in words, with `{split}` for the part of the set; "" for a set that has no files.
         module: the module of this package whose `open_dataset` opens it.
+        layout: its files in words, with `{split}` for the part of the set; "" for a set that has no files.
         classes: the table of its class names in `segmentation_classes.toml`; "" where the set has its own.
         drops_background: the table's background is not judged.
         threshold: the authors' background threshold; None for a set without one.
@@ -55,101 +53,43 @@ class DatasetSpec:
         return self.layout.format(split=split or "SPLIT")
 
 
-_VOC = DatasetSpec(
-    name="voc",
-    help="PASCAL VOC 2012, 20 classes and background",
-    module="voc",
-    layout="JPEGImages/NAME.jpg, SegmentationClass/NAME.png and ImageSets/Segmentation/{split}.txt in VOC2012",
-    classes="voc",
-    threshold=0.95,
-    parents=("VOC2012", "VOCdevkit/VOC2012"),
+_VOC = "JPEGImages/NAME.jpg, SegmentationClass/NAME.png and ImageSets/Segmentation/{split}.txt in VOC2012"
+_CONTEXT = (
+    "JPEGImages/NAME.jpg, SegmentationClassContext/NAME.png and ImageSets/SegmentationContext/{split}.txt in VOC2010"
 )
-_CONTEXT = DatasetSpec(
-    name="context",
-    help="PASCAL Context, 59 classes and background",
-    module="voc",
-    layout="JPEGImages/NAME.jpg, SegmentationClassContext/NAME.png and ImageSets/SegmentationContext/{split}.txt "
-    "in VOC2010",
-    classes="context",
-    threshold=0.35,
-    parents=("VOC2010", "VOCdevkit/VOC2010"),
-)
-_COCO_IMAGES = "images/{split}/NAME.jpg (or {split}/NAME.jpg)"
+_COCO = "images/{split}/NAME.jpg (or {split}/NAME.jpg) and annotations/"
+_OBJECT = _COCO + "instances_{split}.json or annotations/{split}/NAME_instanceTrainIds.png"
+_STUFF = _COCO + "{split}/NAME.png or NAME_labelTrainIds.png"
+_ADE = "images/{split}/NAME.jpg and annotations/{split}/NAME.png in ADEChallengeData2016"
+_CITYSCAPES = "leftImg8bit/{split}/CITY/NAME_leftImg8bit.png and gtFine/{split}/CITY/NAME_gtFine_labelIds.png"
+_FOLDER = "images/NAME.jpg, masks/NAME.png and classes.txt, and {split}.txt with names where a split is requested"
+_IMAGENET = "{split}/CLASS/*.jpg (or CLASS/*.jpg) with names in classes.txt, or shards DIR/name-{{000..049}}.tar of .jpg and .cls"
 _COCO_SPLITS = {"val": "val2017", "train": "train2017"}
+_VOC_PARENTS, _CONTEXT_PARENTS = ("VOC2012", "VOCdevkit/VOC2012"), ("VOC2010", "VOCdevkit/VOC2010")
 
-DATASETS: Mapping[str, DatasetSpec] = MappingProxyType(
-    {
-        spec.name: spec
-        for spec in (
-            _VOC,
-            replace(
-                _VOC,
-                name="voc20",
-                help="PASCAL VOC 2012 without its background",
-                drops_background=True,
-                threshold=None,
-            ),
-            _CONTEXT,
-            replace(
-                _CONTEXT,
-                name="context59",
-                help="PASCAL Context without its background",
-                drops_background=True,
-                threshold=None,
-            ),
-            DatasetSpec(
-                name="coco-object",
-                help="the 80 objects of COCO and background",
-                module="coco_object",
-                layout=f"{_COCO_IMAGES} and annotations/instances_{{split}}.json "
-                "or annotations/{split}/NAME_instanceTrainIds.png",
-                classes="coco-object",
-                threshold=0.95,
-                splits=_COCO_SPLITS,
-            ),
-            DatasetSpec(
-                name="coco-stuff",
-                help="COCO-Stuff 164k, 171 classes",
-                module="coco_stuff",
-                layout=f"{_COCO_IMAGES} and annotations/{{split}}/NAME.png or NAME_labelTrainIds.png",
-                classes="coco-stuff",
-                splits=_COCO_SPLITS,
-            ),
-            DatasetSpec(
-                name="ade20k",
-                help="ADE20K, 150 classes",
-                module="ade20k",
-                layout="images/{split}/NAME.jpg and annotations/{split}/NAME.png in ADEChallengeData2016",
-                classes="ade20k",
-                splits={"val": "validation", "train": "training"},
-                parents=("ADEChallengeData2016",),
-            ),
-            DatasetSpec(
-                name="cityscapes",
-                help="Cityscapes, 19 classes",
-                module="cityscapes",
-                layout="leftImg8bit/{split}/CITY/NAME_leftImg8bit.png and gtFine/{split}/CITY/NAME_gtFine_labelIds.png",
-                classes="cityscapes",
-            ),
-            DatasetSpec(
-                name="folder",
-                help="images, index masks and a list of classes",
-                module="folder",
-                layout="images/NAME.jpg, masks/NAME.png and classes.txt, "
-                "and {split}.txt with names where a split is requested",
-                threshold=0.95,
-            ),
-            DatasetSpec(name="scenes", help="synthetic scenes, three levels", module="scenes", protocol="native"),
-        )
-    }
+# fmt: off
+_ROWS = (
+    DatasetSpec("voc", "PASCAL VOC 2012, 20 classes and background", "voc", _VOC, "voc",
+                threshold=0.95, parents=_VOC_PARENTS),
+    DatasetSpec("voc20", "PASCAL VOC 2012 without its background", "voc", _VOC, "voc",
+                drops_background=True, parents=_VOC_PARENTS),
+    DatasetSpec("context", "PASCAL Context, 59 classes and background", "voc", _CONTEXT, "context",
+                threshold=0.35, parents=_CONTEXT_PARENTS),
+    DatasetSpec("context59", "PASCAL Context without its background", "voc", _CONTEXT, "context",
+                drops_background=True, parents=_CONTEXT_PARENTS),
+    DatasetSpec("coco-object", "the 80 objects of COCO and background", "coco", _OBJECT, "coco-object",
+                threshold=0.95, splits=_COCO_SPLITS),
+    DatasetSpec("coco-stuff", "COCO-Stuff 164k, 171 classes", "coco", _STUFF, "coco-stuff",
+                splits=_COCO_SPLITS),
+    DatasetSpec("ade20k", "ADE20K, 150 classes", "ade20k", _ADE, "ade20k",
+                splits={"val": "validation", "train": "training"}, parents=("ADEChallengeData2016",)),
+    DatasetSpec("cityscapes", "Cityscapes, 19 classes", "cityscapes", _CITYSCAPES, "cityscapes"),
+    DatasetSpec("folder", "images, index masks and a list of classes", "folder", _FOLDER, threshold=0.95),
+    DatasetSpec("scenes", "synthetic scenes, three levels", "scenes", protocol="native"),
 )
+# fmt: on
+DATASETS: Mapping[str, DatasetSpec] = MappingProxyType({spec.name: spec for spec in _ROWS})
 """The segmentation sets by name. A folder of one's own has VOC's threshold."""
 
-IMAGENET = DatasetSpec(
-    name="imagenet",
-    help="ImageNet, or other images in folders by class, for classification",
-    module="classification",
-    layout="{split}/CLASS/*.jpg (or CLASS/*.jpg) with names in classes.txt, "
-    "or shards DIR/name-{{000..049}}.tar of .jpg and .cls",
-)
+IMAGENET = DatasetSpec("imagenet", "images in folders by class, for classification", "classification", _IMAGENET)
 """The classification set."""

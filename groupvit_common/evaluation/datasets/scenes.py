@@ -1,7 +1,5 @@
 """Synthetic scenes as a set: made from a seed that no recipe trains on, so that checkpoints are measured by them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

@@ -4,8 +4,6 @@ A set is named like `voc:DIR`. `open_sets` checks that all its files exist and r
 folder is reported at once; a fault of a later file is reported, with its name, when the file is read.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import tomllib

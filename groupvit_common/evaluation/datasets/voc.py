@@ -1,7 +1,5 @@
 """PASCAL VOC 2012 and PASCAL Context, with and without their backgrounds."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from groupvit_common.evaluation.datasets.mask_files import MaskFiles, check_all_exist, find_root, read_list
