@@ -30,7 +30,7 @@ class FormatSpec:
         targets: the values of `--to` that write it.
         help: the line about `--to`; "" where another row's line includes this format.
         weights: the weights' file in a directory; "" for a format that is one file.
-        endings: of the names of files that are written; the first module in the table that has an ending writes it.
+        endings: of the names of files that are written.
         others: shell patterns of further names of files that are read.
         backend: the framework that its programs belong to.
         program: a program that reads the format, for verification; "" for none.
@@ -55,88 +55,57 @@ class FormatSpec:
 
 
 # Of the same weights in several formats the first is taken: the safest and the quickest.
+# fmt: off
 FORMATS = (
     FormatSpec(
-        name="safetensors",
+        name="safetensors", module="native", container="safetensors", targets=("native", "transformers"),
+        weights="model.safetensors", program="safetensors",
         title="safetensors in PyTorch's layout (groupvit, transformers)",
-        module="native",
-        container="safetensors",
-        targets=("native", "transformers"),
         help="a directory with config.json and model.safetensors, for groupvit and transformers",
-        weights="model.safetensors",
-        program="safetensors",
     ),
     FormatSpec(
-        name="pytorch",
+        name="pytorch", module="pytorch", container="torch", targets=("pytorch",),
+        weights="pytorch_model.bin", others=("pytorch_model_fsdp.bin", "*.pt", "*.ckpt"), program="torch.load",
         title="a pickled state dict of PyTorch (pytorch_model.bin)",
-        module="pytorch",
-        container="torch",
-        targets=("pytorch",),
         help="a directory with pytorch_model.bin",
-        weights="pytorch_model.bin",
-        others=("pytorch_model_fsdp.bin", "*.pt", "*.ckpt"),
-        program="torch.load",
     ),
     FormatSpec(
-        name="transformers-tf",
+        name="transformers-tf", module="transformers_tf", container="hdf5", targets=("transformers-tf",),
+        weights="tf_model.h5", backend="tf",
         title="TensorFlow weights of transformers (tf_model.h5)",
-        module="transformers_tf",
-        container="hdf5",
-        targets=("transformers-tf",),
         help="a directory with tf_model.h5, for transformers' TFGroupViTModel",
-        weights="tf_model.h5",
-        backend="tf",
     ),
     FormatSpec(
-        name="transformers-tf-safetensors",
+        name="transformers-tf-safetensors", module="transformers_tf_safetensors", container="safetensors",
+        targets=("transformers-tf-safetensors",), weights="model.safetensors", backend="tf",
         title="safetensors in TensorFlow's layout (transformers)",
-        module="transformers_tf_safetensors",
-        container="safetensors",
-        targets=("transformers-tf-safetensors",),
         help="the same with model.safetensors",
-        weights="model.safetensors",
-        backend="tf",
     ),
     FormatSpec(
-        name="keras",
+        name="keras", module="keras", container="keras", targets=("keras",),
+        endings=(".keras",), backend="tf", program="keras.saving.load_model",
         title="a Keras model (.keras)",
-        module="keras",
-        container="keras",
-        targets=("keras",),
         help="a file, NAME.keras or NAME.weights.h5",
-        endings=(".keras",),
-        backend="tf",
-        program="keras.saving.load_model",
     ),
     FormatSpec(
-        name="keras-weights",
+        name="keras-weights", module="keras_weights", container="hdf5", targets=("keras",),
+        endings=(".weights.h5",), backend="tf", program="load_weights",
         title="the weights of a Keras model (.weights.h5)",
-        module="keras_weights",
-        container="hdf5",
-        targets=("keras",),
-        endings=(".weights.h5",),
-        backend="tf",
-        program="load_weights",
     ),
     FormatSpec(
-        name="nvlabs",
-        title="the authors' own checkpoint (.pth)",
-        module="nvlabs",
-        container="torch",
-        targets=("nvlabs",),
-        help="a file, NAME.pth, for the authors' code",
+        name="nvlabs", module="nvlabs", container="torch", targets=("nvlabs",),
         endings=(".pth",),
+        title="the authors' own checkpoint (.pth)",
+        help="a file, NAME.pth, for the authors' code",
     ),
     FormatSpec(
-        name="savedmodel",
-        title="a TensorFlow SavedModel, which is a program: it runs, its weights cannot be taken out",
-        module="saved_model",
-        container="directory",
-        targets=("savedmodel",),
-        help="a directory for TensorFlow Serving",
+        name="savedmodel", module="saved_model", container="directory", targets=("savedmodel",),
         backend="tf",
+        title="a TensorFlow SavedModel, which is a program: it runs, its weights cannot be taken out",
+        help="a directory for TensorFlow Serving",
     ),
 )
+# fmt: on
 TARGETS = tuple(dict.fromkeys(target for spec in FORMATS for target in spec.targets))
 # File names of weights in directories.
 WEIGHTS_NAMES = tuple(dict.fromkeys(spec.weights for spec in FORMATS if spec.weights))

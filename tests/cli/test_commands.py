@@ -132,7 +132,8 @@ def test_options_for_better_masks_reach_the_segmenter(run, here, checkpoint, mon
     arguments = ["a.png", "--labels", labels, "--background-labels", "wall", "--backend", "torch"]
     options = [
         "--flip", "--scales", "0.5,1", "--refine", 2, "--foreground", 0.3, "--synonyms", "max",
-        "--templates", "sentences.txt", "--window", 16, "--stride", 8, "--temperature", 2, "--batch-size", 3, "--top-k", 2, "--assignment", "soft",
+        "--templates", "sentences.txt", "--window", 16, "--stride", 8, "--temperature", 2, "--batch-size", 3,
+        "--top-k", 2, "--assignment", "soft",
     ]  # fmt: skip
     assert run("segment", *arguments, *options)[0] == 0
     assert run("compare", *arguments, *options, "--other", checkpoint)[0] == 0

@@ -1,7 +1,8 @@
-"""Every format in and out: real files of other programs, round trips, what must be refused, and what a failure leaves behind."""
+"""Every format in and out: files of other programs, round trips, refusals, and the state after a failure."""
 
 import contextlib
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -23,7 +24,7 @@ from conversion import convert as conversion_convert
 from conversion.checkpoint import read
 from conversion.formats import nvlabs
 from conversion.names import EXTRA, entries
-from conversion.registry import TARGETS
+from conversion.registry import FORMATS, TARGETS
 from conversion.source import open_source
 from conversion.torch_file import read_torch_file
 from conversion.verify import deciding_settings
@@ -295,7 +296,7 @@ def configs(draw: st.DrawFn) -> GroupViTConfig:
 
 
 def round_trips(config: GroupViTConfig, seed: int, extra: bool, order: list[str]) -> None:
-    """native -> all formats, each from the one before, in any order, and each with the configuration that it says itself."""
+    """native -> all formats, each from the one before, in any order, each with its own configuration."""
     with tempfile.TemporaryDirectory() as folder:
         native = random_checkpoint(Path(folder) / "source", config, seed, extra)
         expected = values(native)
@@ -681,7 +682,7 @@ def test_a_refusal_leaves_nothing_behind(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("moment", [0.2, 0.8])
 def test_a_conversion_that_the_system_ends_clears_up(tmp_path: Path, moment: float) -> None:
-    """SIGTERM while the weights are written; the file that stood there stays."""
+    """SIGTERM while the weights are written; the old file stays."""
     (tmp_path / "x.keras").write_bytes(b"mine")
     code = f"""
 import os, signal
@@ -723,7 +724,8 @@ import h5py, ml_dtypes
 out = Path({str(tmp_path)!r})
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 source = "source"
-for to, name in (("pytorch", "bin"), ("transformers-tf", "tf"), ("keras", "x.keras"), ("nvlabs", "x.pth"), ("native", "n")):
+names = {{"pytorch": "bin", "transformers-tf": "tf", "keras": "x.keras", "nvlabs": "x.pth", "native": "n"}}
+for to, name in names.items():
     convert(out / source, out / name, to, verify=False)
     source = name
 print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
@@ -732,6 +734,31 @@ print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
         [sys.executable, "-c", code], cwd=REFERENCE.parents[1], capture_output=True, text=True, check=True
     )
     assert int(result.stdout) < weights / 2
+
+
+def test_every_row_of_the_registry_has_its_module() -> None:
+    for spec in FORMATS:
+        functions = ["write"] if spec.container == "directory" else ["detect", "read", "write"]
+        assert all(callable(getattr(spec.code, name)) for name in functions), spec.name
+        assert not spec.program or callable(spec.code.program_values)
+        assert spec.container == "directory" or spec.code.NAMING.towers
+
+
+def test_no_save_changes_the_source_while_it_is_read(tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    source = random_checkpoint(tmp_path / "source", smallest_config())
+    descriptor = os.open(source, os.O_RDONLY)
+    seen = []
+
+    def try_to_lock(_: object) -> None:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        seen.append(True)
+
+    convert(source, tmp_path / "x", opened=try_to_lock)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(descriptor)
+    assert seen == [True]
 
 
 def test_progress_reaches_the_end(tmp_path: Path) -> None:
@@ -968,7 +995,7 @@ def test_a_saved_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shards", ["5GB", "100KB"])
 @pytest.mark.parametrize("to", ["native", "pytorch"])
 def test_transformers_loads_what_is_written(tmp_path: Path, to: Any, shards: str) -> None:
-    """Where transformers is installed, which the suite does not need."""
+    """Runs where transformers is installed, which the suite does not need."""
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
     convert(CASE / "bin", tmp_path / "x", to, max_shard_size=shards)
@@ -983,7 +1010,7 @@ def test_transformers_loads_what_is_written(tmp_path: Path, to: Any, shards: str
 @pytest.mark.parametrize("shards", ["5GB", "100KB"])
 @pytest.mark.parametrize("to", ["transformers-tf", "transformers-tf-safetensors"])
 def test_tensorflow_transformers_loads_what_is_written(tmp_path: Path, to: Any, shards: str) -> None:
-    """Where transformers 4 is installed with a TensorFlow that it knows."""
+    """Runs where transformers 4 is installed with a TensorFlow that it supports."""
     model_class = getattr(pytest.importorskip("transformers"), "TFGroupViTModel", None)
     if model_class is None or getattr(model_class, "_backends", None):
         pytest.skip("this transformers has no TensorFlow")

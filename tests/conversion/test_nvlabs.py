@@ -40,7 +40,8 @@ def small(text: dict[str, Any] | None = None, **vision: Any) -> GroupViTConfig:
     """A model such as the authors' code has, but for what is changed."""
     return GroupViTConfig(
         text_config={
-            "vocab_size": 9, "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 1,
+            "vocab_size": 9, "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 1,
+            "num_attention_heads": 1,
             "max_position_embeddings": 3, "eos_token_id": 8, **(text or {}),
         },
         vision_config={
@@ -52,7 +53,7 @@ def small(text: dict[str, Any] | None = None, **vision: Any) -> GroupViTConfig:
     )  # fmt: skip
 
 
-# -- there and back ----------------------------------------------------------------------------------------------------
+# -- written and read again --------------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -261,7 +262,7 @@ def test_a_number_of_labels_that_is_none_is_passed_by(value: Any) -> None:
 
 
 def test_wider_layers_than_grouping_blocks() -> None:
-    """In the authors' code `mlp_ratio` is not that of the grouping blocks, which are one width with the layers everywhere else."""
+    """In the authors' code `mlp_ratio` is not that of the grouping blocks; elsewhere both have one width."""
     shapes = shapes_of(small())
     for name, shape in shapes.items():
         if ".blocks." in name and ".mlp." in name and shape != (12,):
@@ -273,8 +274,8 @@ def test_wider_layers_than_grouping_blocks() -> None:
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        (small(num_group_tokens=[4, 0, 0]), r"vision_config.num_group_tokens \[4, 0, 0\] \(in every stage but the last\)"),
-        (small(num_group_tokens=[4, 3, 2]), r"vision_config.num_group_tokens \[4, 3, 2\] \(in every stage but the last\)"),
+        (small(num_group_tokens=[4, 0, 0]), r"num_group_tokens \[4, 0, 0\] \(in every stage but the last\)"),
+        (small(num_group_tokens=[4, 3, 2]), r"num_group_tokens \[4, 3, 2\] \(in every stage but the last\)"),
         (small(intermediate_size=36), r"vision_config.intermediate_size 36 \(only 48\)"),
         (small(assign_mlp_ratio=[0.25, 2]), r"vision_config.assign_mlp_ratio \[0.25, 2\] \(only \[0.5, 4\]\)"),
         (small({"hidden_size": 32, "num_attention_heads": 4}), r"with text_config.intermediate_size 256 \(only 128\), "

@@ -111,7 +111,7 @@ def test_other_classes_are_inert(tmp_path: Path, zipped: bool) -> None:
 
 @FORMATS
 def test_harmless_things_beside_the_weights(tmp_path: Path, zipped: bool) -> None:
-    """What training programs keep; with it a file is read as without."""
+    """Extras of training programs do not change how a file is read."""
     tensor = torch.ones(2)
     tensor.note = "a Python attribute"
     parameter = torch.nn.Parameter(torch.ones(3))

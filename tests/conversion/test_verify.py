@@ -272,9 +272,8 @@ def test_a_saved_model_is_compared_by_its_outputs(tmp_path: Path, native: Path) 
     assert {row.name for row in done.rows} == {"image features", "text features", "segmentation logits"}
     # float32 against float32.
     assert 0 < done.largest < 1e-4
-    other = edited(
-        native, tmp_path / "changed", "visual_projection.3.weight", lambda array: array * np.linspace(0.5, 2, len(array))[:, None]
-    )  # fmt: skip
+    name = "visual_projection.3.weight"
+    other = edited(native, tmp_path / "changed", name, lambda array: array * np.linspace(0.5, 2, len(array))[:, None])
     assert not verify(other, tmp_path / "saved").passed
     assert describe(tmp_path / "saved").format == "savedmodel"
 
@@ -331,7 +330,7 @@ def test_a_result_that_is_another_model_is_not_kept(
 def test_results_are_read_by_the_programs_that_they_are_for(
     tmp_path: Path, native: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """safetensors, torch.load and Keras load what is verified: a reader of this package that sees it otherwise is found out."""
+    """safetensors, torch.load and Keras load what is verified: a mistaken reader of this package is found."""
     to: Any = {"x": "native", "bin": "pytorch"}.get(name, "keras")
     convert(native, tmp_path / name, to, verify=False)
     checkpoint = read(tmp_path / name)
@@ -346,8 +345,12 @@ def test_results_are_read_by_the_programs_that_they_are_for(
 
 @pytest.mark.parametrize(
     ("blocked", "backends"),
-    [(("torch",), ["Keras", "Keras"]), (("tensorflow", "keras"), ["PyTorch", "PyTorch"]), (("torch", "tensorflow", "keras"), [])],
-)  # fmt: skip
+    [
+        (("torch",), ["Keras", "Keras"]),
+        (("tensorflow", "keras"), ["PyTorch", "PyTorch"]),
+        (("torch", "tensorflow", "keras"), []),
+    ],
+)
 def test_with_one_framework_or_none(
     tmp_path: Path, native: Path, monkeypatch: pytest.MonkeyPatch, blocked: tuple[str, ...], backends: list[str]
 ) -> None:

@@ -1,4 +1,4 @@
-"""State dicts as training programs leave them: prefixes, keys, several models in one file, entries that are no weights, shared storages."""
+"""State dicts of training programs: prefixes, keys, several models, entries that are no weights, shared storages."""
 
 import re
 from pathlib import Path
@@ -56,7 +56,7 @@ def within(name: str) -> str:
 
 
 def notes_of(path: Path, content: Any, state: State, config: GroupViTConfig, **options: Any) -> list[str]:
-    """What reading tells; the tensors must be those of `state`."""
+    """Returns the notes of reading; the tensors must be those of `state`."""
     torch.save(content, path)
     checkpoint = read(path, config=config, **options)
     assert set(checkpoint.tensors) == set(state)
@@ -102,7 +102,8 @@ def test_wrappers_of_all_kinds(tmp_path: Path, state: State, config: GroupViTCon
     ]
     # Lightning, DeepSpeed, timm, averages of weights, precision libraries, and a dictionary that has all in one.
     lightning = {
-        "epoch": 1, "pytorch-lightning_version": "2.4.0", "state_dict": prefixed(state, "model."), "optimizer_states": [],
+        "epoch": 1, "pytorch-lightning_version": "2.4.0", "optimizer_states": [],
+        "state_dict": prefixed(state, "model."),
         "hyper_parameters": {"lr": 1e-4},
     }  # fmt: skip
     assert notes(lightning) == [f"prefix 'model.' of {len(state)} tensors removed"]

@@ -50,7 +50,7 @@ def test_the_torch_package_imports_no_other_framework() -> None:
 
 
 def test_a_keras_user_sees_no_start_up_noise() -> None:
-    """Import, a first computation and a first look at the devices write nothing to the terminal; PyTorch is not imported."""
+    """Import and a first computation write nothing to the terminal, and do not import PyTorch."""
     code = """
 import groupvit_tf, numpy as np, sys
 from tests.support.models import smallest_config, smallest_inputs

@@ -1,4 +1,4 @@
-"""What the model card and the issue of a small bundled model promise, read off the files."""
+"""The promises of the model card, checked on the files of the bundled model."""
 
 import json
 import math

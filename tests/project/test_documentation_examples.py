@@ -1,7 +1,7 @@
 """The examples of transformers' GroupViT documentation (4.x and 5.x), with nothing changed but their import lines.
 
-They load "nvidia/groupvit-gcc-yfcc" from the hub and a photo from the network. A hub on this machine serves a small random
-model under that name, and the photo's address is answered with a file, so every line runs as a user would type it.
+They load "nvidia/groupvit-gcc-yfcc" from the hub and a photo from the network. A hub on this machine serves a small
+random model under that name, and the photo's address is answered with a file, so every line runs as a user types it.
 """
 
 import io
