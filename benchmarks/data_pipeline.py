@@ -1,6 +1,6 @@
-"""Images per second of the data pipeline alone, by worker processes: reading, decoding, variation, nouns, tokens, batches.
+"""Images per second of the data pipeline alone, by worker processes: from reading and decoding to batches.
 
-    python -m benchmarks.data_pipeline                      pictures made for the purpose, 256 pixels on the shorter side
+    python -m benchmarks.data_pipeline                      synthetic images of 256 pixels on the shorter side
     python -m benchmarks.data_pipeline --shards 'cc3m/{00000..00003}.tar'
 
 Run it on the machine that is to train, with nothing else running.
@@ -44,16 +44,16 @@ SHARDS, EACH = 4, 2500
 def main() -> None:
     """Prints a table."""
     parser = Parser(description=__doc__)
-    parser.add_argument("--shards", help="tar shards to read; made if not given")
+    parser.add_argument("--shards", help="tar shards to read; synthetic ones if not given")
     parser.add_argument(
         "--workers", type=int, nargs="+", default=[0, 1, 2, 4], help="numbers of worker processes to try"
     )
     parser.add_argument("--batch", type=int, default=64, help="images of a batch")
     parser.add_argument("--images", type=int, default=2560, help="images to time, for each number of workers")
-    parser.add_argument("--size", type=int, default=224, help="side of the pictures that the model is given")
-    parser.add_argument("--runs", type=int, default=3, help="times that each is tried; the fastest counts")
+    parser.add_argument("--size", type=int, default=224, help="side of the images that the model is given")
+    parser.add_argument("--runs", type=int, default=3, help="repetitions, of which the fastest counts")
     arguments = parser.parse_args()
-    with nullcontext(arguments.shards) if arguments.shards else made_shards() as path:
+    with nullcontext(arguments.shards) if arguments.shards else synthetic_shards() as path:
         settings = DataSettings(
             sources=(SourceSettings(kind="webdataset", path=path),), image_size=arguments.size, prompts=3
         )
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def measure(settings: DataSettings, arguments: argparse.Namespace) -> None:
-    """Whole pipeline by workers, its parts in one process, and how quickly a run is continued."""
+    """Measures the pipeline by workers, its parts in one process, and the time to resume."""
     processor = GroupViTProcessor.from_pretrained(DEMO_MODEL)
     print(f"{os.cpu_count()} cores; batches of {arguments.batch} at {arguments.size} pixels")
     print(f"{'workers':>7}  {'images/s':>8}  {'CPU ms an image':>15}  {'of these in the main process':>28}")
@@ -93,19 +93,19 @@ def measure(settings: DataSettings, arguments: argparse.Namespace) -> None:
     start = time.perf_counter()
     batches = iter(later)
     next(batches)
-    print(f"\ncontinued, first batch after {time.perf_counter() - start:.2f} s")
+    print(f"\nresumed, first batch after {time.perf_counter() - start:.2f} s")
     batches.close()
 
 
 def timed(
     settings: DataSettings, processor: GroupViTProcessor, workers: int, arguments: argparse.Namespace
 ) -> tuple[float, float, float]:
-    """Images/s; CPU ms an image of all processes, and of this one."""
+    """Returns images/s, and CPU ms an image of all processes and of this one."""
     count = max(arguments.images // arguments.batch, 1)
     stream = CaptionStream(settings, processor, batch_size=arguments.batch, seed=0, workers=workers)
     children = cpu_seconds(resource.RUSAGE_CHILDREN)
     batches = iter(stream)
-    # What is made ahead is waiting by then, and the second pool of shards is listed.
+    # By then batches made ahead are waiting, and the second pool of shards is listed.
     warm = 8
     for _ in range(warm):
         next(batches)
@@ -114,7 +114,7 @@ def timed(
         next(batches)
     seconds, here = time.perf_counter() - start, cpu_seconds(resource.RUSAGE_SELF) - here
     batches.close()
-    # Of workers, the time is known once they have ended: theirs is for all that they made.
+    # The time of workers is known once they have ended: it is for all images that they made.
     children = cpu_seconds(resource.RUSAGE_CHILDREN) - children
     images = count * arguments.batch
     made = images + warm * arguments.batch
@@ -122,33 +122,33 @@ def timed(
 
 
 def cpu_seconds(whose: int) -> float:
-    """CPU time used so far."""
+    """Returns the CPU time used so far."""
     usage = resource.getrusage(whose)
     return usage.ru_utime + usage.ru_stime
 
 
 @contextmanager
-def made_shards() -> Iterator[str]:
-    """Shards of 256 pictures, over and over, in img2dataset's layout; gone afterwards."""
+def synthetic_shards() -> Iterator[str]:
+    """Writes shards of 256 images, over and over, in img2dataset's layout; removes them afterwards."""
     rng = np.random.default_rng(0)
-    pictures = [picture(rng) for _ in range(256)]
+    images = [synthetic_image(rng) for _ in range(256)]
     with tempfile.TemporaryDirectory() as folder:
         for shard in range(SHARDS):
             with tarfile.open(Path(folder) / f"{shard:05d}.tar", "w") as tar:
                 for number in range(EACH):
                     caption = CAPTIONS[number % len(CAPTIONS)]
-                    parts = {"jpg": pictures[number % len(pictures)], "json": b"{}", "txt": caption.encode()}
+                    parts = {"jpg": images[number % len(images)], "json": b"{}", "txt": caption.encode()}
                     for suffix, content in parts.items():
                         member = tarfile.TarInfo(f"{shard:05d}{number:04d}.{suffix}")
                         member.size = len(content)
                         tar.addfile(member, io.BytesIO(content))
-        size = sum(map(len, pictures)) / len(pictures) / 1000
-        print(f"{SHARDS} shards of {EACH} made pictures, 341 x 256, JPEG of {size:.0f} kB")
+        size = sum(map(len, images)) / len(images) / 1000
+        print(f"{SHARDS} shards of {EACH} synthetic images, 341 x 256, JPEG of {size:.0f} kB")
         yield f"{folder}/{{00000..{SHARDS - 1:05d}}}.tar"
 
 
-def picture(rng: np.random.Generator) -> bytes:
-    """A JPEG with structure at every scale, as photographs have."""
+def synthetic_image(rng: np.random.Generator) -> bytes:
+    """Returns a JPEG with structure at every scale, as photographs have."""
     total = np.zeros((256, 341, 3), np.float32)
     for scale in (2, 4, 8, 16, 32, 64):
         noise = Image.fromarray(rng.integers(0, 256, (256 // scale + 2, 341 // scale + 2, 3), np.uint8))

@@ -1,14 +1,14 @@
 """Synthetic captioned scenes from a seed: images and captions for training, masks for evaluation only.
 
-A scene is a textured background with two to four objects that do not hide each other. The caption names every object by the
-property that its level is about, and the background; nothing else about the image.
+A scene is a textured background with two to four objects that do not hide each other. The caption names every object by
+the property that its level is about, and the background; nothing else about the image.
 
 * level 1: the class is the object's colour (plain objects of any shape),
 * level 2: the class is the texture (any shape, any pair of colours),
 * level 3: the class is the shape (any texture, any pair of colours).
 
-`make_scene` is a pure function of `(seed, index, level, size)`. Objects do not grow with the image, so that a model trained at
-one size finds objects of the same scale in a larger one.
+`make_scene` is a pure function of `(seed, index, level, size)`. Objects do not grow with the image, so that a model
+trained at one size finds objects of the same scale in a larger one.
 """
 
 from __future__ import annotations
@@ -98,8 +98,9 @@ _JOINTS = ("{things} on {ground}", "{things} in front of {ground}", "{ground} wi
 class Scene:
     """One captioned image.
 
-    image: uint8 `[H, W, 3]`, RGB. nouns: the names in the caption: the objects in their order, then the background. mask: uint8
-    `[H, W]`, 0 background, k + 1 for class k of `LEVELS[level]`; for evaluation only. background: index into `BACKGROUNDS`.
+    image: uint8 `[H, W, 3]`, RGB. nouns: the names in the caption: the objects in their order, then the background.
+    mask: uint8 `[H, W]`, 0 background, k + 1 for class k of `LEVELS[level]`; for evaluation only. background: index
+    into `BACKGROUNDS`.
     """
 
     image: Bytes
@@ -124,11 +125,11 @@ def make_scene(
     Args:
         size: height and width in pixels.
         single_share: fraction of scenes with one object.
-        close_up_share: fraction of scenes that show one thing: a colour or texture that fills the image (level 3: one shape as
-            large as the image), or a background without objects.
+        close_up_share: fraction of scenes that show one thing: a colour or texture that fills the image (level 3: one
+            shape as large as the image), or a background without objects.
 
     Raises:
-        InputError: a level that does not exist, a negative seed or index, shares that exceed 1 together, a size under 48 pixels.
+        InputError: no such level, a negative seed or index, shares that exceed 1 together, a size under 48 pixels.
     """
     if level not in LEVELS:
         raise InputError(f"level {level!r} does not exist; choose one of {', '.join(map(str, LEVELS))}")
@@ -260,7 +261,7 @@ def _turn(dy: Float, dx: Float, angle: float) -> tuple[Float, Float]:
 
 
 def _colours(rng: np.random.Generator, colour: int | None) -> tuple[Float, Float]:
-    """Returns two colours of a texture, float32 `[3]`: the named one (ink only) or a dark and a light one of any hue."""
+    """Returns two colours of a texture, float32 `[3]`: the named one twice, or a dark and a light one of any hue."""
     if colour is not None:
         jitter = rng.uniform((-0.012, -0.07, -0.07), (0.012, 0.05, 0.03))
         ink = _rgb(_HSV[colour] + jitter)

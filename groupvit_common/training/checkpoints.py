@@ -5,9 +5,9 @@
         state.safetensors    other arrays: the optimizer's moments, random states, ...
         state.json           everything else, with the size and checksum of each file
 
-A checkpoint is written under a hidden name and renamed when all of it is on the disk. A process killed at any moment leaves at
-most a hidden folder, which the next one removes. A checkpoint that was changed since, by a faulty disk or by hand, is found by
-its checksums and skipped for the one before. No file is a pickle.
+A checkpoint is written under a hidden name and renamed when all of it is on the disk. A process killed at any moment
+leaves at most a hidden folder, which the next one removes. A checkpoint that was changed since, by a faulty disk or by
+hand, is found by its checksums and skipped for the one before. No file is a pickle.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ RESTORE_VALUES = ("scaler", "ranks")
 class RunState:
     """The state of a run besides the weights in the model directory.
 
-    step: number of steps taken; values: of JSON; arrays: by name; measure: of the model, if it was measured (higher is better).
+    step: number of steps taken; values: of JSON; arrays: by name; measure: of the model, if it was measured (higher is
+    better).
     """
 
     step: int
@@ -111,13 +112,13 @@ class Checkpoints:
         path, damaged = self.newest(), self.all()
         if path is None and damaged:
             raise CheckpointError(
-                f"none of the {len(damaged)} checkpoints in {self.folder} can be resumed, and none was removed: restore one "
-                "from a copy, or remove that folder to begin anew"
+                f"none of the {len(damaged)} checkpoints in {self.folder} can be resumed, and none was removed: "
+                "restore one from a copy, or remove that folder to begin anew"
             )
         return path
 
     def clean(self) -> None:
-        """Removes what a killed process left of a checkpoint that it was writing or removing. One process alone may write a run."""
+        """Removes what a killed process left of a checkpoint. One process alone may write a run."""
         if self.folder.is_dir():
             for path in self.folder.glob(".step-*"):
                 shutil.rmtree(path, ignore_errors=True)
@@ -127,7 +128,7 @@ class Checkpoints:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def save(self, state: RunState, write_model: Callable[[Path], None]) -> Path:
-        """Writes a checkpoint, then removes those that need not stay and those of later steps; on failure nothing has changed.
+        """Writes a checkpoint, then removes those that need not stay, and later ones; a failure changes nothing.
 
         Args:
             write_model: writes the model and its processor into a directory.
@@ -165,7 +166,7 @@ class Checkpoints:
         return path
 
     def _rotate(self, saved: Path) -> None:
-        """Removes checkpoints that need not stay after `saved`. Damaged ones do not count, so none displaces a valid one."""
+        """Removes checkpoints that need not stay after `saved`. A damaged one never displaces a valid one."""
         there = self.all()
         valid = [path for path in there[: there.index(saved) + 1] if path == saved or self._looks_valid(path)]
         stay = set(valid[-self.keep :])
@@ -265,14 +266,15 @@ def find(directory: Path, resume: str | Path, *, log: Callable[[str], None] = pr
 
 @contextlib.contextmanager
 def restoring(path: Path | None) -> Iterator[None]:
-    """Within, errors that come from a state of unexpected content become a CheckpointError that names the checkpoint."""
+    """Within, errors from a state of unexpected content become a CheckpointError that names the checkpoint."""
     try:
         yield
     except GroupViTError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         raise CheckpointError(
-            f"{path} cannot be resumed: its state is not what training writes ({type(error).__name__}: {str(error)[:200]})"
+            f"{path} cannot be resumed: its state is not what training writes "
+            f"({type(error).__name__}: {str(error)[:200]})"
         ) from error
 
 

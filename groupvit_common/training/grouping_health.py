@@ -21,7 +21,8 @@ def watch_grouping(assignments: Iterable[NDArray[Any]]) -> tuple[dict[str, float
         assignments: soft assignments `[B, G, S]` of some 32 images, the first block's first.
 
     Returns:
-        The measures by name, those of the second and later blocks with a number, and warnings of blocks that have collapsed.
+        The measures by name, those of the second and later blocks with a number, and warnings of blocks that have
+        collapsed.
     """
     named: dict[str, float] = {}
     warnings = []
@@ -36,12 +37,13 @@ def grouping_measures(assignment: NDArray[Any], *, of_patches: bool = True) -> d
     """Measures a grouping block from the soft assignment `[B, G, S]` of some images.
 
     Args:
-        of_patches: whether the segments are patches; those of a later block are groups, which have no place in the image.
+        of_patches: whether the segments are patches; a later block's are groups, which have no place in the image.
 
     Returns:
-        groups_in_use: groups that hold a segment, averaged over images: 1 where one group holds all. assignment_entropy: of the
-        groups' fractions of an image's segments, 1 where all are equal, 0 where one group holds all. map_likeness: fraction of
-        patches in the same group as the patch at the same place of another image, 1 for equal maps; for patches only.
+        "groups_in_use": groups that hold a segment, averaged over images: 1 where one group holds all;
+        "assignment_entropy": of the groups' fractions of an image's segments, 1 where all are equal, 0 where one group
+        holds all; "map_likeness", of patches: the fraction in the same group as the patch at the same place of another
+        image, 1 for equal maps.
     """
     images, groups, _ = assignment.shape
     chosen = assignment.argmax(axis=1)  # [B, S]

@@ -104,15 +104,15 @@ def with_checkpoint_model(recipe: Recipe, config: GroupViTConfig) -> Recipe:
 
 
 def segmentation_assignment(recipe: Recipe) -> str:
-    """Returns "hard" or "soft", the assignment at the end of training; kept in config.json, since `Segmenter` does best with it."""
+    """Returns "hard" or "soft", the assignment at the end of training; `Segmenter` reads it in config.json."""
     return "hard" if assigns_hard(recipe, recipe.schedule.total_steps - 1) else "soft"
 
 
 def wave_positions(side: int, width: int, amplitude: float) -> NDArray[np.float32]:
     """Returns initial position embeddings of a square grid, float32 `[side * side, width]`.
 
-    Sines and cosines of the row and of the column (Vaswani et al. 2017, in two dimensions), wavelengths 3 to 40 patches: near
-    patches are alike from the start, so that attention need not learn first which patches are neighbours.
+    Sines and cosines of the row and of the column (Vaswani et al. 2017, in two dimensions), wavelengths 3 to 40
+    patches: near patches are alike from the start, so that attention need not learn first which patches are neighbours.
     """
     if width % 4:
         raise InputError(f"wave positions need a width that is a multiple of 4, got {width}")
@@ -123,7 +123,7 @@ def wave_positions(side: int, width: int, amplitude: float) -> NDArray[np.float3
 
 
 def multi_label_scale(source: str) -> float | None:
-    """Returns the multi-label loss's temperature, as the logarithm of its factor, of a checkpoint that training wrote; else None."""
+    """Returns the logarithm of the multi-label loss's factor of a checkpoint that training wrote; else None."""
     files = (CONFIG_NAME, WEIGHTS_NAME)
     with read_lock(resolve(source, patterns=files, required=files)) as directory:
         for path, names in find_weights(directory).files.items():

@@ -103,7 +103,7 @@ def duration(seconds: float) -> str:
 
 
 def _remove_later_records(path: Path, step: int) -> None:
-    """Keeps the records of a file up to a step; drops lines of another form, and one that a killed process left unfinished."""
+    """Keeps the records of a file up to a step; drops other lines, such as what a killed process left unfinished."""
     if not path.exists():
         return
     kept = []
@@ -134,7 +134,7 @@ def _plain(value: float) -> float | str:
 class _TensorBoard:
     def __init__(self, directory: Path) -> None:
         if "tensorflow" not in sys.modules:
-            # TensorBoard's own switch: with this module it does not import TensorFlow, which takes seconds and GPU memory.
+            # TensorBoard's own switch: with this module it does without TensorFlow, which takes seconds and GPU memory.
             sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
         try:
             from tensorboard.summary import Writer

@@ -1,7 +1,8 @@
 """Recipes: the settings of a training run.
 
-A recipe is a TOML file. Those in `recipes/` have names, your own are read by path: adding one is adding a file. One may be based
-on another (`base = "NAME"`, or a path beside the file) and states only what differs. `settings.changed` replaces single settings.
+A recipe is a TOML file. Those in `recipes/` have names, your own are read by path: adding one is adding a file. One may
+be based on another (`base = "NAME"`, or a path beside the file) and states only what differs. `settings.changed`
+replaces single settings.
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ RECIPES = Path(__file__).parent / "recipes"
 class ModelSettings:
     """The model and its initial weights. The defaults are the paper's model.
 
-    `depths`: layers of each stage. `groups`: of each grouping block, with as many group tokens; one block fewer than stages.
-    `drop_path`: rate of the last vision layer; the rates rise in a line from 0.
+    `depths`: layers of each stage. `groups`: of each grouping block, with as many group tokens; one block fewer than
+    stages. `drop_path`: rate of the last vision layer; the rates rise in a line from 0.
 
-    `logit_scale`: initial factor of similarities, 1 / temperature. `position_amplitude`: position embeddings start as waves of
-    this height (0: the model's own initial values).
+    `logit_scale`: initial factor of similarities, 1 / temperature. `position_amplitude`: position embeddings start as
+    waves of this height (0: the model's own initial values).
 
     `tokenizer`: a checkpoint's directory or name on the hub; empty: trained on the captions, with `vocab_size` entries.
     `text_length`: tokens of the longest text.
 
-    `init_from`: a checkpoint to start from (directory, name on the hub, or "demo"). The model then has its configuration and
-    tokenizer (`tokenizer` where it has none). Of the settings above only `image_size` (positions are interpolated) and
-    `drop_path` apply; the recipe that is saved with a run has the model's own sizes. `freeze`: parts that are not trained;
-    `train_only`: the only parts that are. Both are consecutive components of tensor names: "text_model", "group_token",
-    "vision_model.encoder.stages.0".
+    `init_from`: a checkpoint to start from (directory, name on the hub, or "demo"). The model then has its
+    configuration and tokenizer (`tokenizer` where it has none). Of the settings above only `image_size` (positions are
+    interpolated) and `drop_path` apply; the recipe that is saved with a run has the model's own sizes. `freeze`: parts
+    that are not trained; `train_only`: the only parts that are. Both are consecutive components of tensor names:
+    "text_model", "group_token", "vision_model.encoder.stages.0".
     """
 
     image_size: int = 224
@@ -73,18 +74,8 @@ class ModelSettings:
             )
         if self.freeze and self.train_only:
             raise InputError("model.freeze and model.train_only exclude each other: give one of them")
-        sizes = (
-            "image_size",
-            "patch_size",
-            "width",
-            "heads",
-            "mlp_ratio",
-            "text_width",
-            "text_heads",
-            "text_layers",
-            "text_mlp_ratio",
-        )
-        _check_least("model", self, 1, *sizes, "embedding", "projection_width", "vocab_size")
+        sizes = "image_size patch_size width heads mlp_ratio embedding projection_width vocab_size"
+        _check_least("model", self, 1, *sizes.split(), "text_width", "text_heads", "text_layers", "text_mlp_ratio")
         _check_least("model", self, 3, "text_length")
         _check_least("model", self, 0, "initializer_range", "position_amplitude")
         for name, least in (("depths", 0), ("groups", 1)):
@@ -109,13 +100,14 @@ class ModelSettings:
 class SceneSettings:
     """Synthetic scenes (`groupvit_common.data.scenes`): the data of a run that names no other.
 
-    `levels`: one in each step, in the order of `turns`, over and over; `scenes_per_level` scenes from the run's seed. Validation
-    scenes are made from `held_out_seed`, `held_out_scenes` a level. `templates`: one is drawn in each step for all prompts.
-    `prompts`: class names of each caption for the multi-label loss. `mixed_share`: fraction of each batch that is mixed for the
-    objective "groups": part of one image beside part of another (`mixed_quarters`: of four), each patch with its own caption.
-    `single_share`: fraction of training scenes with one object. `close_up_share`: fraction in which one thing fills the image
-    (`make_scene`). Validation scenes have two to four objects. `size`: side of a scene in pixels, which is enlarged to
-    `image_size` (0: as it is), so that a patch of as many pixels shows less of it.
+    `levels`: one in each step, in the order of `turns`, over and over; `scenes_per_level` scenes from the run's seed.
+    Validation scenes are made from `held_out_seed`, `held_out_scenes` a level. `templates`: one is drawn in each step
+    for all prompts. `prompts`: class names of each caption for the multi-label loss. `mixed_share`: fraction of each
+    batch that is mixed for the objective "groups": part of one image beside part of another (`mixed_quarters`: of
+    four), each patch with its own caption. `single_share`: fraction of training scenes with one object.
+    `close_up_share`: fraction in which one thing fills the image (`make_scene`). Validation scenes have two to four
+    objects. `size`: side of a scene in pixels, which is enlarged to `image_size` (0: as it is), so that a patch of as
+    many pixels shows less of it.
     """
 
     levels: tuple[int, ...] = (1, 2, 3)
@@ -151,15 +143,15 @@ class SceneSettings:
 class ObjectiveSettings:
     """The losses and the grouping.
 
-    `kind` "paper": contrastive loss of pooled images and captions, plus `multi_label_weight` times the multi-label contrastive
-    loss with the data's prompts of each caption, which has its own temperature.
-    `kind` "groups" (scenes only) trains groups against the batch's prompts (`loss.py` of a backend), beyond the paper:
-    `naming_weight` patch naming, `claim_weight` prompt claims by `claim_patches` patches each; `ungrouped_weight` the same two
-    for the patches that enter the grouping block; `paper_weight` the paper's losses on the pooled images that are not mixed,
+    `kind` "paper": contrastive loss of pooled images and captions, plus `multi_label_weight` times the multi-label
+    contrastive loss with the data's prompts of each caption, which has its own temperature. `kind` "groups" (scenes
+    only) trains groups against the batch's prompts (`loss.py` of a backend), beyond the paper: `naming_weight` patch
+    naming, `claim_weight` prompt claims by `claim_patches` patches each; `ungrouped_weight` the same two for the
+    patches that enter the grouping block; `paper_weight` the paper's losses on the pooled images that are not mixed,
     both at the multi-label loss's temperature (the model's is that of groups).
 
-    Grouping is soft until the fraction `hard_from` of the steps, then hard with straight-through gradients; `gumbel` adds the
-    paper's noise.
+    Grouping is soft until the fraction `hard_from` of the steps, then hard with straight-through gradients; `gumbel`
+    adds the paper's noise.
     """
 
     kind: Literal["paper", "groups"] = "paper"
@@ -193,9 +185,10 @@ class ObjectiveSettings:
 class EvaluationSettings:
     """Segmentation sets that measure the model, zero-shot, every `run.evaluate_every` steps, besides validation scenes.
 
-    `data`: the sets, as for `groupvit evaluate --data`: "voc:VOCdevkit/VOC2012", "folder:mine". `split`: of each, instead of its
-    default. `limit`: number of images of each, the first ones (0: all). `protocol`: as for `--protocol`; "usual": that command's
-    default. `background`: a threshold in the place of the protocol's, for sets with a background.
+    `data`: the sets, as for `groupvit evaluate --data`: "voc:VOCdevkit/VOC2012", "folder:mine". `split`: of each,
+    instead of its default. `limit`: number of images of each, the first ones (0: all). `protocol`: as for `--protocol`;
+    "usual": that command's default. `background`: a threshold in the place of the protocol's, for sets with a
+    background.
     """
 
     data: tuple[str, ...] = ()
@@ -215,9 +208,11 @@ class EvaluationSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
-    """AdamW, with `weight_decay` where `schedule.has_weight_decay`; gradients clipped to the norm `clip_norm` (0: not clipped).
+    """AdamW, with `weight_decay` where `schedule.has_weight_decay`; gradients clipped to the norm `clip_norm` (0: not
+    clipped).
 
-    The weights that are measured and saved are an exponential moving average with decay `ema_decay` (0: the last weights).
+    The weights that are measured and saved are an exponential moving average with decay `ema_decay` (0: the last
+    weights).
     """
 
     learning_rate: float = 1.6e-3
@@ -238,9 +233,9 @@ class OptimizerSettings:
 class ScheduleSettings:
     """The length of the run and the learning rate.
 
-    `batch_size`: images of one step, on all devices together. `steps`: of the run; 0: `epochs` of `images_per_epoch`. The rate
-    rises in a line from the fraction `initial_rate` of `learning_rate` over `warmup_steps` (or `warmup_epochs`), then falls as a
-    cosine to the fraction `final_rate`.
+    `batch_size`: images of one step, on all devices together. `steps`: of the run; 0: `epochs` of `images_per_epoch`.
+    The rate rises in a line from the fraction `initial_rate` of `learning_rate` over `warmup_steps` (or
+    `warmup_epochs`), then falls as a cosine to the fraction `final_rate`.
     """
 
     batch_size: int = 4096
@@ -298,16 +293,17 @@ class RunSettings:
     """Computation, logging and checkpoints.
 
     `seed`: of all randomness. `workers`: processes that decode images, on each rank (scenes need none). `precision`: of
-    activations (weights are float32 throughout). `compile`: the towers. `gradient_checkpointing`: trades time for memory.
-    `chunk_size`: images in the towers at once on one device (0: its whole part of the batch). Smaller chunks need less memory and
-    change no gradient: the losses see the features of the whole batch.
+    activations (weights are float32 throughout). `compile`: the towers. `gradient_checkpointing`: trades time for
+    memory. `chunk_size`: images in the towers at once on one device (0: its whole part of the batch). Smaller chunks
+    need less memory and change no gradient: the losses see the features of the whole batch.
 
-    `log_every`: steps between lines and records. `evaluate_every`: steps between evaluations (0: at the end). `save_every`,
-    `save_minutes`: steps and minutes between checkpoints (0: none), of which the last `keep` and, with `keep_best`, the best one
-    stay. `max_bad_steps`: training ends after so many skipped steps, whose loss or gradient is not finite.
+    `log_every`: steps between lines and records. `evaluate_every`: steps between evaluations (0: at the end).
+    `save_every`, `save_minutes`: steps and minutes between checkpoints (0: none), of which the last `keep` and, with
+    `keep_best`, the best one stay. `max_bad_steps`: training ends after so many skipped steps, whose loss or gradient
+    is not finite.
 
-    `tensorboard`: also write event files. `wandb`: name of a Weights & Biases project (empty: none). `peak_tflops`: of one device
-    at this precision, for the utilisation (0: known for some devices).
+    `tensorboard`: also write event files. `wandb`: name of a Weights & Biases project (empty: none). `peak_tflops`: of
+    one device at this precision, for the utilisation (0: known for some devices).
     """
 
     seed: int = 0
@@ -328,18 +324,8 @@ class RunSettings:
     peak_tflops: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_least(
-            "run",
-            self,
-            0,
-            "seed",
-            "workers",
-            "chunk_size",
-            "save_minutes",
-            "peak_tflops",
-            "evaluate_every",
-            "save_every",
-        )
+        amounts = "seed workers chunk_size save_minutes peak_tflops evaluate_every save_every"
+        _check_least("run", self, 0, *amounts.split())
         _check_least("run", self, 1, "log_every", "keep", "max_bad_steps")
 
 

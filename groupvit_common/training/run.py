@@ -1,7 +1,7 @@
 """A training run apart from its framework: its data, its steps, its files.
 
-A backend's `train` begins with `start_run`, feeds the model with the run's batches, reports each step's loss to it and hands it
-the model to measure and save.
+A backend's `train` begins with `start_run`, feeds the model with the run's batches, reports each step's loss to it and
+hands it the model to measure and save.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ class Stream(Protocol):
 class TrainResult:
     """The result of a training run.
 
-    mean_iou: level -> mean IoU of the validation scenes in percent, beside that of the untrained model and of the most frequent
-    class everywhere. losses: of each step of this process. bad_steps: skipped steps, whose loss or gradient was not finite. rank:
-    of this process, 0 for the first.
+    mean_iou: level -> mean IoU of the validation scenes in percent, beside that of the untrained model and of the most
+    frequent class everywhere. losses: of each step of this process. bad_steps: skipped steps, whose loss or gradient
+    was not finite. rank: of this process, 0 for the first.
     """
 
     directory: Path
@@ -118,9 +118,10 @@ class Feed:
 class Run:
     """One process of a training run. Made by `groupvit_common.training.start.start_run`.
 
-    scenes: level -> the synthetic scenes to train on; empty for a run on other data. backend, threads: for the record. rank,
-    world: of this process, among how many; the first one alone writes and reports. resumed, resumed_from: the checkpoint that it
-    continues.
+    scenes: level -> the synthetic scenes to train on; empty for a run on other data. backend, threads: for the record.
+    rank,
+    world: of this process, among how many; the first one alone writes and reports. resumed, resumed_from: the
+    checkpoint that it continues.
     """
 
     recipe: Recipe
@@ -162,7 +163,7 @@ class Run:
     def finished(self) -> bool:
         return self.step >= self.recipe.schedule.total_steps
 
-    # -- data -------------------------------------------------------------------------------------------------------------
+    # Data
 
     def stream(self) -> Stream:
         """Returns the batches of this process, from the run's position on."""
@@ -195,11 +196,12 @@ class Run:
             return state
         epoch = min(rank["data"]["epoch"] for rank in ranks)
         self.log(
-            f"the run had {len(ranks)} processes and now has {self.world}: data continues from the beginning of epoch {epoch}"
+            f"the run had {len(ranks)} processes and now has {self.world}: "
+            f"data continues from the beginning of epoch {epoch}"
         )
         return {"epoch": epoch}
 
-    # -- steps ------------------------------------------------------------------------------------------------------------
+    # Steps
 
     def record_step(self, loss: float) -> None:
         """Counts a step."""
@@ -225,8 +227,9 @@ class Run:
         path = self.directory / (BAD_BATCH_NAME if self.world == 1 else f"{self.rank}-{BAD_BATCH_NAME}")
         np.savez(path, allow_pickle=False, **dict(batch))
         raise GroupViTError(
-            f"{cause} at step {self.step} ({self.bad_steps} such steps); its batch is in {path}: try a lower learning_rate "
-            f"than {self.recipe.optimizer.learning_rate:g} or precision float32; what {self.directory} holds is from before"
+            f"{cause} at step {self.step} ({self.bad_steps} such steps); its batch is in {path}: try a lower "
+            f"learning_rate than {self.recipe.optimizer.learning_rate:g} or precision float32; "
+            f"what {self.directory} holds is from before"
         )
 
     def evaluates_now(self) -> bool:
@@ -242,11 +245,12 @@ class Run:
     def _every(self, steps: int) -> bool:
         return steps > 0 and self.step % steps == 0
 
-    # -- signals ----------------------------------------------------------------------------------------------------------
+    # Signals
 
     @contextmanager
     def signal_handlers(self) -> Iterator[None]:
-        """Within, SIGTERM and Ctrl-C set `stop_signal`, so that the run can save and end; a second Ctrl-C ends it at once."""
+        """Within, SIGTERM and Ctrl-C set `stop_signal`, so that the run can save and end; a second Ctrl-C ends it at
+        once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -271,7 +275,7 @@ class Run:
         how = "saved; continue with --resume auto" if saved else "not saved"
         return Interrupted(f"stopped by {name} at step {self.step}, {how}", number, self.rank)
 
-    # -- measures and files -----------------------------------------------------------------------------------------------
+    # Measures and files
 
     def measure_untrained(self, segmenter: Segmenter, parameters: int) -> None:
         """Measures the model before the first step. parameters: its number of trainable values."""
@@ -280,7 +284,8 @@ class Run:
 
     @property
     def measures_here(self) -> bool:
-        """Whether `measure_and_save` is for this process too: each segments a part of the sets, the rest is the first one's."""
+        """Whether `measure_and_save` is for this process too: each segments a part of the sets, the rest is the first
+        one's."""
         return self.rank == 0 or bool(self.validation.opened)
 
     def measure_and_save(self, model: Model, segmenter: Segmenter, place: ProcessInfo | None = None) -> None:

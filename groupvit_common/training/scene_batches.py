@@ -41,8 +41,8 @@ class TrainingScenes:
         return len(self._captions)
 
     def draw(self, rng: np.random.Generator, count: int) -> tuple[NDArray[np.uint8], list[str], NDArray[np.bool_]]:
-        """Returns `count` random images `[B, H, W, 3]`, the batch mirrored at random along either axis, their captions and
-        the words of each caption `[B, words]`."""
+        """Returns `count` random images `[B, H, W, 3]`, the batch mirrored at random along either axis, their captions
+        and the words of each caption `[B, words]`."""
         numbers = rng.integers(len(self), size=count)
         images, captions, named = self.take(numbers.tolist())
         if rng.random() < 0.5:
@@ -66,10 +66,10 @@ class TrainingScenes:
 class Batch(Generic[A]):
     """The data of one step: B images, P patches, W different prompts of the batch.
 
-    pixels: float32 `[B, 3, H, W]`, possibly mixed; allowed: bool `[B, P, W]` (`[B, 1, W]` where nothing is mixed), the prompts
-    of each patch's caption; named: bool `[B, W]`, the prompts of each image's caption (none for mixed images); prompts: their
-    tokens; captions: tokens of the whole sentences; of_caption: int64 `[B, M]`, M prompts of each caption. The last two only for
-    the paper's losses.
+    pixels: float32 `[B, 3, H, W]`, possibly mixed; allowed: bool `[B, P, W]` (`[B, 1, W]` where nothing is mixed), the
+    prompts of each patch's caption; named: bool `[B, W]`, the prompts of each image's caption (none for mixed images);
+    prompts: their tokens; captions: tokens of the whole sentences; of_caption: int64 `[B, M]`, M prompts of each
+    caption. The last two only for the paper's losses.
     """
 
     pixels: A
@@ -96,7 +96,8 @@ class Batch(Generic[A]):
 
 
 class SceneBatches:
-    """The batches of a run, without end: one level in each, so that names of other levels are never taken for wrong answers.
+    """The batches of a run, without end: one level in each, so that names of other levels are never taken for wrong
+    answers.
 
     Every process draws the whole batch and keeps its part of the images; each has the prompts of the whole batch.
 
@@ -202,10 +203,12 @@ def mix_images(
     *,
     quarters: bool = False,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Puts part of one image beside part of another in the first `mixed` of a batch; with `quarters`, parts of four images.
+    """Puts part of one image beside part of another in the first `mixed` of a batch; with `quarters`, parts of four
+    images.
 
-    Cuts are vertical or horizontal (or both), on a patch border, between a quarter and three quarters of the side. (Yun et al.
-    2019, "CutMix", mix rectangles and whole-image labels; here each patch keeps the prompts of the image that it comes from.)
+    Cuts are vertical or horizontal (or both), on a patch border, between a quarter and three quarters of the side. (Yun
+    et al. 2019, "CutMix", mix rectangles and whole-image labels; here each patch keeps the prompts of the image that it
+    comes from.)
 
     Args:
         pixels: `[B, 3, H, W]`.

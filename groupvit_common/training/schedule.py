@@ -8,7 +8,8 @@ from groupvit_common.training.recipe import Recipe
 
 
 def learning_rate_at(recipe: Recipe, step: int) -> float:
-    """Returns the learning rate of step 0 .. steps - 1: linear warm-up, then a cosine down to `final_rate` of the peak."""
+    """Returns the learning rate of step 0 .. steps - 1: linear warm-up, then a cosine down to `final_rate` of the
+    peak."""
     schedule, peak = recipe.schedule, recipe.optimizer.learning_rate
     steps, warmup = schedule.total_steps, schedule.total_warmup_steps
     if step < warmup:
@@ -20,14 +21,15 @@ def learning_rate_at(recipe: Recipe, step: int) -> float:
 
 
 def has_weight_decay(name: str, dimensions: int) -> bool:
-    """Returns whether weight decay applies to a parameter: to matrices and filters, not to biases, norms, positions, tokens
-    and scales."""
+    """Returns whether weight decay applies to a parameter: to matrices and filters, not to biases, norms, positions,
+    tokens and scales."""
     excluded = ("position_embedding", "group_token", "token_embedding", "logit_scale")
     return dimensions > 1 and not any(part in name for part in excluded)
 
 
 def ema_decay_at(recipe: Recipe, step: int) -> float:
-    """Returns the decay of the weights' exponential moving average: `ema_decay`, lower in the first steps, 0 in the very first."""
+    """Returns the decay of the weights' exponential moving average: `ema_decay`, lower in the first steps, 0 in the
+    very first."""
     return min(recipe.optimizer.ema_decay, step / (step + 10))
 
 

@@ -52,7 +52,8 @@ def read_settings(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
 
 
 def to_table(settings: Any) -> dict[str, Any]:
-    """Returns all settings as plain values, in order. TOML has no None: it is left out, or "none" if not the default."""
+    """Returns all settings as plain values, in order. TOML has no None: it is left out, or "none" if not the
+    default."""
     return {
         field.name: _NONE if value is None else _plain(value)
         for field in dataclasses.fields(settings)

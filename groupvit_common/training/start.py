@@ -107,8 +107,8 @@ def start_run(
             _resume(run, path)
         elif is_too_fast(recipe):
             log(
-                f"optimizer.learning_rate {recipe.optimizer.learning_rate:g} is for training from scratch, and this run "
-                f"starts from {recipe.model.init_from}: its training may be undone; the recipe finetune has "
+                f"optimizer.learning_rate {recipe.optimizer.learning_rate:g} is for training from scratch, and this "
+                f"run starts from {recipe.model.init_from}: its training may be undone; the recipe finetune has "
                 f"{_FINETUNE_RATE:g}"
             )
         if rank == 0:
@@ -124,7 +124,8 @@ def start_run(
 
 
 def is_too_fast(recipe: Recipe) -> bool:
-    """Returns whether a run starts from a checkpoint with a learning rate that soon undoes the checkpoint's training."""
+    """Returns whether a run starts from a checkpoint with a learning rate that soon undoes the checkpoint's
+    training."""
     return bool(recipe.model.init_from) and recipe.optimizer.learning_rate > FROM_SCRATCH
 
 
@@ -172,7 +173,8 @@ def _resume(run: Run, path: Path) -> None:
 
 
 def _with_new_defaults(table: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns a checkpoint's recipe with the defaults of settings added since; unchanged if it has settings that are gone."""
+    """Returns a checkpoint's recipe with the defaults of settings added since; unchanged if it has settings that are
+    gone."""
     try:
         return to_table(read_settings(Recipe, table))
     except InputError:

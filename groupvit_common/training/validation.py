@@ -1,4 +1,5 @@
-"""Measures the model during training: on validation scenes, on the recipe's segmentation sets, by a function of the caller."""
+"""Measures the model during training: on validation scenes, on the recipe's segmentation sets, by a function of the
+caller."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ from groupvit_common.training.recipe import EvaluationSettings, Recipe
 _BATCH_SIZE = 8  # images or windows of a segmentation set
 
 Evaluate = Callable[[Any], Mapping[str, float]]
-"""A segmenter of the current model -> measures by name, higher is better; their mean decides which checkpoint is the best."""
+"""A segmenter of the current model -> measures by name, higher is better; their mean decides which checkpoint is the
+best."""
 
 
 class Segmenter(Protocol):
@@ -42,7 +44,8 @@ class Validation:
     """Measures a run's model and keeps what was measured last.
 
     Attributes:
-        scenes, untrained: level -> mean IoU in percent, of the model and of the untrained one; empty for a run on other data.
+        scenes, untrained: level -> mean IoU in percent, of the model and of the untrained one; empty for a run on other
+        data.
         sets: "measure/name" -> percent, for the recipe's segmentation sets.
         custom: the measures of the caller's `evaluate`.
 
@@ -150,8 +153,8 @@ def open_evaluation(settings: EvaluationSettings) -> list[tuple[str, Segmentatio
 def scene_mean_iou(segmenter: Segmenter, recipe: Recipe) -> dict[int, float]:
     """Returns level -> mean IoU in percent of the recipe's validation scenes, the background left out of the mean.
 
-    Measured as users segment: the level's classes with their synonyms are the labels, the backgrounds' names the background
-    labels.
+    Measured as users segment: the level's classes with their synonyms are the labels, the backgrounds' names the
+    background labels.
     """
     return {
         level: 100.0 * mean_iou(scene_confusion(segmenter, validation_scenes(recipe, level)), background=0)
@@ -182,7 +185,8 @@ def majority_mean_iou(recipe: Recipe) -> dict[int, float]:
 
 
 def scene_confusion(segmenter: Segmenter, scenes: Sequence[Scene]) -> NDArray[np.int64]:
-    """Returns the confusion matrix of scenes of one level: rows are the masks, columns the predictions; 0 is background."""
+    """Returns the confusion matrix of scenes of one level: rows are the masks, columns the predictions; 0 is
+    background."""
     classes = LEVELS[scenes[0].level]
     segmenter.set_labels([Label(names[0], names[1:]) for names in classes], [Label(n[0], n[1:]) for n in BACKGROUNDS])
     confusion = np.zeros((len(classes) + 1,) * 2, np.int64)

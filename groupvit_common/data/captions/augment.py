@@ -1,7 +1,8 @@
-"""Decodes and augments images for training: random crops, flips, RandAugment, colour jitter, erasing. Pillow does the work on pixels.
+"""Decodes and augments images with Pillow: random crops, flips, RandAugment, colour jitter, erasing.
 
-Everything random is drawn from the given generator, so that an image's augmentation is a function of its seed alone. The
-distributions are timm's, which the paper's recipe names: `RandomResizedCrop`, "rand-m9-mstd0.5-inc1", random erasing by noise.
+Everything random is drawn from the given generator, so that an image's augmentation is a function of its seed alone.
+The distributions are timm's, which the paper's recipe names: `RandomResizedCrop`, "rand-m9-mstd0.5-inc1", random
+erasing by noise.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class BadSample(Exception):
 
 
 def augment(content: bytes, settings: DataSettings, fill: Fill, rng: np.random.Generator) -> Image.Image:
-    """Returns the RGB image in a file's bytes with sides of `settings.image_size`, cropped, mirrored and recoloured at random.
+    """Returns an image file's content as a square RGB image, cropped, mirrored and recoloured at random.
 
     Args:
         fill: colour of what turning and moving uncovers.
@@ -55,7 +56,7 @@ def augment(content: bytes, settings: DataSettings, fill: Fill, rng: np.random.G
 
 
 def cropped(content: bytes, settings: DataSettings, rng: np.random.Generator) -> Image.Image:
-    """Returns a random part of the upright image in a file's bytes, or its middle, as RGB. Decodes no finer than the part needs.
+    """Returns a random part of an image file's upright content, or its middle, as RGB. Decodes no finer than it needs.
 
     Raises:
         BadSample: as for `augment`.
@@ -131,7 +132,7 @@ def color_jitter(image: Image.Image, amount: float, rng: np.random.Generator) ->
 
 
 Operation = Callable[[Image.Image, float, Image.Resampling, Fill], Image.Image]
-"""Image, strength of -1 to 1 (0 to 1 where a sign means nothing), resampling filter, colour of what is uncovered -> image."""
+"""Image, strength from -1 to 1 (the sign may mean nothing), resampling filter, fill colour -> image."""
 
 
 def _enhance(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> Operation:
@@ -172,7 +173,7 @@ OPERATIONS: dict[str, Operation] = {
 
 
 def rand_augment(image: Image.Image, settings: DataSettings, fill: Fill, rng: np.random.Generator) -> Image.Image:
-    """Applies RandAugment (Cubuk et al. 2019) as timm does: operations drawn with replacement, each carried out half of the time."""
+    """Applies RandAugment (Cubuk et al. 2019) as timm does: draws with replacement, each applied half of the time."""
     names = list(OPERATIONS)
     for number in rng.integers(len(names), size=settings.rand_augment):
         applied = rng.random() < 0.5

@@ -21,7 +21,8 @@ def check_tagger() -> None:
     """Raises InputError if the tagger is not installed."""
     if find_spec("HanTa") is None:
         raise InputError(
-            "prompts about the nouns of captions need the package HanTa: pip install 'groupvit[data]' (or set prompts to 0)"
+            "prompts about the nouns of captions need the package HanTa: "
+            "pip install 'groupvit[data]' (or set prompts to 0)"
         )
 
 

@@ -1,8 +1,8 @@
 """The order of samples: a pure function of the seed, the rank and the sources.
 
-An epoch's units (shards, blocks of rows) are shuffled and divided among ranks. A rank lists units until it has `shuffle_buffer`
-entries, a pool, and draws these in random order; then the next pool. A position in this endless sequence is three numbers, and
-resuming from it costs listing one pool.
+An epoch's units (shards, blocks of rows) are shuffled and divided among ranks. A rank lists units until it has
+`shuffle_buffer` entries, a pool, and draws these in random order; then the next pool. A position in this endless
+sequence is three numbers, and resuming from it costs listing one pool.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from groupvit_common.data.captions.sources import Entry, Source, Unit
 from groupvit_common.errors import InputError
 
 UNITS_PER_RANK = 8
-"""With as many units for each, ranks get whole units, so that one rank reads a shard; else every rank lists all units and takes
-its part of the samples. With eight, no rank reads more than an eighth more than another."""
+"""With as many units for each, ranks get whole units, so that one rank reads a shard; else every rank lists all units
+and takes its part of the samples. With eight, no rank reads more than an eighth more than another."""
 
 
 class Position(NamedTuple):
@@ -38,7 +38,7 @@ class Listed(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """One element of the sequence: a sample, or the report of a unit. seed: of the sample's randomness; after: the next position."""
+    """One element of the sequence: a sample, or a unit's report. seed: of the sample; after: the next position."""
 
     entry: Entry | Listed
     seed: tuple[int, ...]
@@ -54,7 +54,7 @@ class SampleOrder:
         self.units = lru_cache(maxsize=2)(self._units)
 
     def draws(self, start: Position, list_unit: Callable[[Source, int], Unit]) -> Generator[Draw]:
-        """Yields the sequence from a position on, each pool's units before its samples. A thread lists the next pool meanwhile.
+        """Yields the sequence from a position on, each pool's units before its samples; a thread lists the next pool.
 
         Args:
             list_unit: lists a unit of a source, as `source.unit(number)` does.
@@ -102,7 +102,7 @@ class SampleOrder:
     def _pool(
         self, epoch: int, first: int, list_unit: Callable[[Source, int], Unit]
     ) -> tuple[list[tuple[Entry | Listed, tuple[int, ...]]], Position]:
-        """Returns this rank's samples of the pool that starts at one of its units, in order, and the start of the next pool."""
+        """Returns this rank's samples of the pool that starts at a unit, in order, and the next pool's start."""
         units = self.units(epoch)
         by_unit = len(units) >= UNITS_PER_RANK * self.world
         if by_unit:

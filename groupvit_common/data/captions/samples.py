@@ -27,8 +27,8 @@ _MOST_CHARACTERS = 10_000
 class Samples(NamedTuple):
     """The samples of some entries: G usable ones, with M prompts a caption and T tokens a text.
 
-    causes: of each entry, the reason why it is unusable, or None. images: G times float32 `[3, S, S]`. tokens, mask: int64 `[G, 1 + M, T]`, the
-    caption first.
+    causes: of each entry, the reason why it is unusable, or None. images: G times float32 `[3, S, S]`. tokens, mask:
+    int64 `[G, 1 + M, T]`, the caption first.
     """
 
     causes: list[str | None]
@@ -76,7 +76,7 @@ class SampleMaker:
         return Samples(causes, images, tokens, mask)
 
     def prompts(self, caption: str, rng: np.random.Generator) -> list[str]:
-        """Returns sentences about nouns of a caption, drawn without replacement; the caption itself where there are too few."""
+        """Returns sentences about nouns of a caption, drawn at random; the caption itself where there are too few."""
         count = self.settings.prompts
         if not count:
             return []

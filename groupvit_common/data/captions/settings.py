@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from groupvit_common.errors import InputError
 from groupvit_common.preprocessing.prompts import get_templates
@@ -12,8 +12,7 @@ from groupvit_common.preprocessing.prompts import get_templates
 SourceKind = Literal["webdataset", "table", "folder"]
 Interpolation = Literal["bilinear", "bicubic"]
 
-_KINDS = ("webdataset", "table", "folder")
-_INTERPOLATIONS = ("bilinear", "bicubic")
+_KINDS, _INTERPOLATIONS = get_args(SourceKind), get_args(Interpolation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +20,10 @@ class SourceSettings:
     """One set of captioned images.
 
     kind and path:
-        "webdataset": tar shards, `"cc3m/{00000..00331}.tar"` or a pattern such as `"cc3m/*.tar"`, with an image and a caption
-            under one key, `000012.jpg` and `000012.txt` (img2dataset's layout);
-        "table": a `.csv`, `.tsv`, `.jsonl` or `.parquet` file, or a pattern of such, with a column of image files and one of
-            captions;
+        "webdataset": tar shards, `"cc3m/{00000..00331}.tar"` or a pattern such as `"cc3m/*.tar"`, with an image and a
+            caption under one key, `000012.jpg` and `000012.txt` (img2dataset's layout);
+        "table": a `.csv`, `.tsv`, `.jsonl` or `.parquet` file, or a pattern of such, with a column of image files and
+            one of captions;
         "folder": a folder with images and captions side by side, `cat.jpg` and `cat.txt`, in folders inside it too.
     weight: how often its samples occur in an epoch: 1 once, 2 twice, 0.5 every second epoch.
     caption_suffix: of a shard's or folder's captions, without the dot.
@@ -55,16 +54,16 @@ class DataSettings:
     """Data and augmentation of a training run; the defaults are the paper's, in the authors' settings.
 
     image_size: side of the square given to the model, in pixels.
-    crop_scale: smallest and largest fraction of an image's area that a random crop has; None: no random crop, the middle of
-        the image with its shorter side resized to `image_size`.
+    crop_scale: smallest and largest fraction of an image's area that a random crop has; None: no random crop, the
+        middle of the image with its shorter side resized to `image_size`.
     interpolation: of the resize. flip: probability of mirroring.
-    rand_augment: operations drawn for each image, 0: none. rand_augment_magnitude, rand_augment_std: their strength, 0 to 10,
-        normally distributed. (timm's "rand-m9-mstd0.5-inc1" is 2, 9 and 0.5.)
-    color_jitter: brightness, contrast and saturation change by up to this fraction, where `rand_augment` is 0. (The authors set
-        0.4 beside RandAugment; timm, which they use, then leaves the jitter out.)
+    rand_augment: operations drawn for each image, 0: none. rand_augment_magnitude, rand_augment_std: their strength, 0
+        to 10, normally distributed. (timm's "rand-m9-mstd0.5-inc1" is 2, 9 and 0.5.)
+    color_jitter: brightness, contrast and saturation change by up to this fraction, where `rand_augment` is 0. (The
+        authors set 0.4 beside RandAugment; timm, which they use, then leaves the jitter out.)
     erasing: probability of replacing a rectangle by noise.
-    shuffle_buffer: samples among which the order is random: shards, in random order, are read until there are as many. 0: no
-        shuffling at all.
+    shuffle_buffer: samples among which the order is random: shards, in random order, are read until there are as many.
+        0: no shuffling at all.
     prompts: sentences about nouns of each caption, for the multi-label loss; 0: none. templates: a set by name or size
         ("eighty"), or sentences with `{}`.
     max_bad_share: fraction of samples (and of shards) that may be unusable; beyond it training stops. 1: never.

@@ -1,7 +1,7 @@
 """Sources of captioned images: shards, tables and folders -> entries, which tell where a sample's bytes are.
 
-A source consists of units (a shard or a block of rows), a unit of entries. Nothing is decoded. Listing a shard reads its headers
-only, so that a run resumes without decoding, or even reading, what came before.
+A source consists of units (a shard or a block of rows), a unit of entries. Nothing is decoded. Listing a shard reads
+its headers only, so that a run resumes without decoding, or even reading, what came before.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def open_source(settings: SourceSettings) -> Source:
 
 
 def expand_files(pattern: str, what: str) -> list[str]:
-    """Returns the files of a pattern with braces (`{00..12}`, `{a,b}`) and wild cards, in its order. InputError if one is missing."""
+    """Returns the files of a pattern with braces (`{00..12}`, `{a,b}`) and wild cards. InputError if one is missing."""
     if "://" in pattern or pattern.startswith("pipe:"):
         raise InputError(f"{what} must be files of this machine, got {pattern}: copy them here, or mount their storage")
     names = [os.path.expanduser(name) for name in _braces(pattern)]  # noqa: PTH111 (patterns are no paths)
@@ -115,7 +115,7 @@ def expand_files(pattern: str, what: str) -> list[str]:
 
 
 def _matching(pattern: str) -> list[str]:
-    """Returns the files of a pattern with wild cards, sorted, each once however many links lead to it; hidden ones only if spelled."""
+    """Returns the files of a pattern with wild cards, sorted, each once; hidden ones only where it spells them."""
     spelled = Path(pattern).parts
     return sorted(
         str(path)
@@ -130,7 +130,7 @@ def _braces(pattern: str) -> list[str]:
     try:
         from braceexpand import braceexpand
     except ImportError as error:
-        raise _missing("braceexpand", "patterns with braces need") from error
+        raise InputError("patterns with braces need the package braceexpand: pip install 'groupvit[data]'") from error
     try:
         names = list(islice(braceexpand(pattern), _MOST_FILES + 1))
     except ValueError as error:
@@ -138,10 +138,6 @@ def _braces(pattern: str) -> list[str]:
     if len(names) > _MOST_FILES:
         raise InputError(f"{pattern} means more than {_MOST_FILES} files")
     return names
-
-
-def _missing(package: str, need: str) -> InputError:
-    return InputError(f"{need} the package {package}: pip install 'groupvit[data]'")
 
 
 # ---- tar shards ----
@@ -213,8 +209,8 @@ class _Sample:
 def list_shard(shard: tuple[str, str]) -> Unit:
     """Returns the entries of a tar file, from its headers. shard: its path and the suffix of captions.
 
-    Of several images under one key the first counts. Members of one key that stand apart are one sample, unless the key occurs
-    more than once: then it is open which belong together.
+    Of several images under one key the first counts. Members of one key that stand apart are one sample, unless the key
+    occurs more than once: then it is open which belong together.
     """
     path, wanted = shard
     members = _Members(path)
@@ -405,7 +401,7 @@ class Folder:
         self.names = (self._root.name, str(len(self._files)))
 
     def _folders(self) -> Iterator[tuple[str, list[str]]]:
-        """Yields the folder and those inside it, also by links, each once, with the names of their files; no hidden ones."""
+        """Yields the folder and those inside it, also by links, each once, with their files; no hidden ones."""
 
         def refuse(error: OSError) -> None:
             raise InputError(f"cannot read the folder {error.filename}: {error.strerror or error}") from error

@@ -1,8 +1,8 @@
 """An endless stream of batches of captioned images, the same for a seed whatever the number of worker processes.
 
-`order.py` alone decides the order of samples, from the seed and the rank. Workers turn the entries that they are sent into
-arrays, each sample with a seed of its own (`samples.py`), and their results are taken in that order. A position in the stream is
-therefore a few numbers, and resuming costs listing a shard or two.
+`order.py` alone decides the order of samples, from the seed and the rank. Workers turn the entries that they are sent
+into arrays, each sample with a seed of its own (`samples.py`), and their results are taken in that order. A position in
+the stream is therefore a few numbers, and resuming costs listing a shard or two.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ _PREFETCHED = 2  # complete batches that wait
 class CaptionBatch:
     """B images with captions of T tokens and M prompts each.
 
-    pixel_values: float32 `[B, 3, H, W]`, normalised as the processor does; input_ids, attention_mask: int64 `[B, T]`, T =
-    the tokenizer's `model_max_length`; prompt_ids, prompt_mask: int64 `[B, M, T]`, None without prompts; keys: the samples' names.
+    pixel_values: float32 `[B, 3, H, W]`, normalised as the processor does; input_ids, attention_mask: int64 `[B, T]`,
+    T the tokenizer's `model_max_length`; prompt_ids, prompt_mask: int64 `[B, M, T]`, None without prompts; keys: the
+    samples' names.
     """
 
     pixel_values: NDArray[np.float32]
@@ -60,8 +61,8 @@ class CaptionBatch:
 class StreamStats:
     """Counts of a stream so far.
 
-    epoch: from 0; read: samples, bad ones included; shards: shards (and blocks of rows) listed; bad_shards: those unreadable to
-    their end; bad: cause -> unusable samples and shards; bad_in: shard, table or folder -> the same.
+    epoch: from 0; read: samples, bad ones included; shards: shards (and blocks of rows) listed; bad_shards: those
+    unreadable to their end; bad: cause -> unusable samples and shards; bad_in: shard, table or folder -> the same.
     """
 
     epoch: int = 0
@@ -89,7 +90,7 @@ class CaptionStream:
         workers: processes that decode; 0: this process decodes, when a batch is taken.
 
     Raises:
-        InputError: sources that are missing or empty; while iterating, more bad samples than `settings.max_bad_share` allows.
+        InputError: a missing or empty source; while iterating, more bad samples than `settings.max_bad_share` allows.
     """
 
     def __init__(
@@ -152,7 +153,7 @@ class CaptionStream:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Moves to a saved position: the batches from there on are those of an uninterrupted run.
 
-        `{"epoch": n}` alone moves to the beginning of an epoch, for resuming with another number of ranks or other data.
+        `{"epoch": n}` alone moves to the start of an epoch, for resuming with another number of ranks or other data.
 
         Raises:
             InputError: the state is of another seed, rank or number of ranks, or of other data.
@@ -166,8 +167,8 @@ class CaptionStream:
                         else f"{name} {state.get(name)}, not {own}"
                     )
                     raise InputError(
-                        f"the saved position in the data is of {subject}: its order cannot be resumed; to continue from the "
-                        f'beginning of an epoch, load {{"epoch": {state.get("epoch", 0)}}}'
+                        f"the saved position in the data is of {subject}: its order cannot be resumed; to continue "
+                        f'from the beginning of an epoch, load {{"epoch": {state.get("epoch", 0)}}}'
                     )
         epoch, unit, sample, read, shards, bad_shards = (
             _count_of(state.get(name, 0), name) for name in ("epoch", "unit", "sample", "read", "shards", "bad_shards")
@@ -182,7 +183,7 @@ class CaptionStream:
     # ---- batches ----
 
     def __iter__(self) -> Generator[CaptionBatch]:
-        """Yields batches without end, from the current position on. The generator owns the workers: `close` ends them."""
+        """Yields batches without end, from the current position on. `close` of the generator ends the workers."""
         made = self._batches() if not self.workers else _prefetched(self._batches, _PREFETCHED)
         try:
             for batch, position, stats in made:
@@ -282,7 +283,7 @@ def _count_of(value: Any, name: str) -> int:
 
 
 def count_samples(settings: DataSettings) -> int:
-    """Returns the number of samples of an epoch over all ranks, by weight. Lists every shard, which may take minutes."""
+    """Returns the samples of an epoch over all ranks, by weight. Lists every shard, which may take minutes."""
     total = 0.0
     for chosen in settings.sources:
         source = open_source(chosen)

@@ -1,8 +1,8 @@
 """Tables of image paths and captions -> two columns of bytes: CSV, TSV, JSON lines, Parquet.
 
-Rows of a TSV are its lines, without quoting. The quoting rules of CSV, with which a value may hold delimiters and line ends, are
-for CSV alone. An unusable row is kept with its fault, to be counted with the samples; a file whose rows cannot be separated is
-refused.
+Rows of a TSV are its lines, without quoting. The quoting rules of CSV, with which a value may hold delimiters and line
+ends, are for CSV alone. An unusable row is kept with its fault, to be counted with the samples; a file whose rows
+cannot be separated is refused.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import csv
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,23 +30,24 @@ _TOO_MANY, _TOO_FEW, _NO_OBJECT = 1, 2, 3
 
 _DELIMITERS = (",", ";", "\t", "|")
 _ROWS_AT_ONCE = 1 << 16
+_TEXT_TYPES = ("string", "large_string", "string_view", "binary", "large_binary", "null")  # of a Parquet column
 
 
 class _Row(NamedTuple):
-    line: int
     image: bytes | None
     caption: bytes | None
+    line: int
     fault: int = 0
 
 
 def read_table(path: Path, image_column: str, caption_column: str) -> Any:
-    """Returns a table as a `pyarrow.Table` of the columns image, caption (bytes or null), line (of the file, from 1) and fault.
+    """Returns a `pyarrow.Table` of the columns image, caption (bytes or null), line (of the file, from 1) and fault.
 
     Bytes that are not UTF-8 stay as they are: one such row does not spoil the file.
 
     Raises:
-        InputError: pyarrow is missing, another kind of file, a column that is missing or there twice, rows that cannot be
-            separated; names the file and the line.
+        InputError: pyarrow is missing, another kind of file, a column that is missing or there twice, rows that cannot
+            be separated; names the file and the line.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -79,24 +81,10 @@ def _collected(rows: Iterator[_Row]) -> Any:
         ]
     )
     batches: list[Any] = []
-    part: list[_Row] = []
 
-    def put() -> None:
-        columns = (
-            [row.image for row in part],
-            [row.caption for row in part],
-            [row.line for row in part],
-            [row.fault for row in part],
-        )
-        arrays = [pyarrow.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
-        batches.append(pyarrow.record_batch(arrays, schema=schema))
-        part.clear()
-
-    for row in rows:
-        part.append(row)
-        if len(part) == _ROWS_AT_ONCE:
-            put()
-    put()
+    while part := list(islice(rows, _ROWS_AT_ONCE)):
+        columns = zip(zip(*part, strict=True), schema.types, strict=True)
+        batches.append(pyarrow.record_batch([pyarrow.array(column, kind) for column, kind in columns], schema=schema))
     return pyarrow.Table.from_batches(batches, schema)
 
 
@@ -127,8 +115,8 @@ def _csv_rows(path: Path, columns: tuple[str, str]) -> Iterator[_Row]:
             yield from _rows(path, columns, ((reader.line_num, row) for row in reader))
         except csv.Error as error:
             raise InputError(
-                f"the table {path} cannot be read: line {reader.line_num}: {error}; a value that begins with a quotation mark must "
-                'stand in quotation marks, with "" for each within, up to its end'
+                f"the table {path} cannot be read: line {reader.line_num}: {error}; a value that begins with a "
+                'quotation mark must stand in quotation marks, with "" for each within, up to its end'
             ) from error
 
 
@@ -159,15 +147,15 @@ def _rows(path: Path, columns: tuple[str, str], fields: Iterator[tuple[int, list
             continue
         # A trailing delimiter adds empty fields.
         if len(row) > len(names) and any(row[len(names) :]):
-            yield _Row(line, None, None, _TOO_MANY)
+            yield _Row(None, None, line, _TOO_MANY)
         elif len(row) <= max(image, caption):
-            yield _Row(line, None, None, _TOO_FEW)
+            yield _Row(None, None, line, _TOO_FEW)
         else:
-            yield _Row(line, _bytes(row[image].strip()) or None, _bytes(row[caption]))
+            yield _Row(_bytes(row[image].strip()) or None, _bytes(row[caption]), line)
 
 
 def _column(path: Path, wanted: str, names: Sequence[str]) -> int:
-    """Returns the number of a column: of exactly this name, else the only one that differs in case or surrounding blanks."""
+    """Returns the number of a column: of exactly this name, else the only one but for case and surrounding blanks."""
     found = [number for number, name in enumerate(names) if name == wanted]
     if not found:
         found = [number for number, name in enumerate(names) if name.strip().casefold() == wanted.strip().casefold()]
@@ -191,7 +179,7 @@ def _json_rows(path: Path, columns: tuple[str, str]) -> Iterator[_Row]:
             try:
                 record = parse_json(line, path)
             except CheckpointError:
-                yield _Row(number, None, None, _NO_OBJECT)
+                yield _Row(None, None, number, _NO_OBJECT)
                 continue
             if not checked:
                 # A column that the first row lacks is misspelt.
@@ -200,10 +188,10 @@ def _json_rows(path: Path, columns: tuple[str, str]) -> Iterator[_Row]:
                 checked = True
             values = [record.get(name) for name in columns]
             if not all(value is None or isinstance(value, str) for value in values):
-                yield _Row(number, None, None, _NO_OBJECT)
+                yield _Row(None, None, number, _NO_OBJECT)
                 continue
             image, caption = (None if value is None else str(value).encode() for value in values)
-            yield _Row(number, image or None, caption)
+            yield _Row(image or None, caption, number)
 
 
 def _parquet(path: Path, columns: tuple[str, str]) -> Any:
@@ -221,17 +209,7 @@ def _parquet(path: Path, columns: tuple[str, str]) -> Any:
         kind = array.type
         if pyarrow.types.is_dictionary(kind):
             array, kind = array.cast(kind.value_type), kind.value_type
-        if not any(
-            check(kind)
-            for check in (
-                pyarrow.types.is_string,
-                pyarrow.types.is_large_string,
-                pyarrow.types.is_string_view,
-                pyarrow.types.is_binary,
-                pyarrow.types.is_large_binary,
-                pyarrow.types.is_null,
-            )
-        ):
+        if not any(getattr(pyarrow.types, f"is_{text}")(kind) for text in _TEXT_TYPES):
             raise InputError(f"{path}: the column {name!r} is of type {str(kind)[:80]}, expected texts")
         arrays.append(array.cast(pyarrow.large_binary()))
     count = table.num_rows

@@ -1,7 +1,7 @@
 """Executors: samples are made and shards listed in this process, or in worker processes.
 
-A worker is a plain interpreter at the other end of two pipes: nothing of the calling process is forked, its script is not run
-again, and when the caller is gone, however it went, the worker reads the end of its input and exits.
+A worker is a plain interpreter at the other end of two pipes: nothing of the calling process is forked, its script is
+not run again, and when the caller is gone, however it went, the worker reads the end of its input and exits.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class InlineExecutor:
 
 
 class WorkerExecutor:
-    """Makes samples in worker processes that take turns; one more lists shards, for which a thread here would wait for the training loop."""
+    """Makes samples in processes that take turns; one more lists shards: a thread would wait for the loop."""
 
     def __init__(self, maker: SampleMaker, count: int) -> None:
         self.ahead = 3 * count  # each has one in work, one done before, one waiting
@@ -186,7 +186,7 @@ class Process:
 
 def serve() -> None:
     """Runs a worker: reads a function and then requests from standard input, writes replies to standard output."""
-    # Ctrl-C, and a scheduler's signal to the whole group, are the caller's to handle; the end of input is the sign to stop.
+    # Ctrl-C, and a scheduler's signal to the whole group, are the caller's to handle; the end of input ends the worker.
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_IGN)
     source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb", buffering=0)
