@@ -36,7 +36,7 @@ from groupvit_common.training.start import start_run
 from groupvit_torch.data import Inputs
 from groupvit_torch.model import GroupViTModel
 from groupvit_torch.predictor import Segmenter
-from groupvit_torch.train import TrainingModule, make_optimiser, new_model, train_step
+from groupvit_torch.train import Objective, make_optimizer, new_model, train_step
 
 # Scenes of colours: a model learns them within a minute of a core. Close-ups and scenes of one object, since the mean of all patches
 # is otherwise enough to tell captions apart; initial values as large as so narrow a model needs for groups to differ from the start.
@@ -124,18 +124,18 @@ def recipe_of(variant: str, seed: int, steps: int, changes: Sequence[str] = ()) 
     return get_recipe("scenes-paper", [*every, *changes])
 
 
-def trained(recipe: Recipe) -> tuple[TrainingModule, Run, dict[str, float]]:
+def trained(recipe: Recipe) -> tuple[Objective, Run, dict[str, float]]:
     """A model trained by a recipe; its run; the last losses' mean and what its grouping is like."""
     with tempfile.TemporaryDirectory() as folder:
         run = start_run(recipe, folder, log=lambda line: None)
     torch.manual_seed(recipe.run.seed)
-    module = TrainingModule(new_model(recipe, run.processor), recipe)
-    optimiser = make_optimiser(module)
+    module = Objective(new_model(recipe, run.processor), recipe)
+    optimizer = make_optimizer(module)
     losses = []
     for step, batch in enumerate(islice(run.stream(), recipe.schedule.total_steps)):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(recipe, step)
-        result = train_step(module, optimiser, Inputs.of(batch), hard=assigns_hard(recipe, step))
+        result = train_step(module, optimizer, Inputs.of(batch), hard=assigns_hard(recipe, step))
         losses.append(result.loss)
     watched = {"loss": float(np.mean(losses[-100:]))}
     for number, assignment in enumerate(result.assignments):

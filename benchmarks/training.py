@@ -42,11 +42,11 @@ from groupvit_common.segmentation.scores import MAX_LOGIT_SCALE
 from groupvit_common.training.initial_model import model_config
 from groupvit_common.training.recipe import Recipe, get_recipe
 from groupvit_common.training.settings import changed
-from groupvit_torch import train
+from groupvit_torch import objective
 from groupvit_torch.data import Inputs
 from groupvit_torch.loss import contrastive_loss, multi_label_contrastive_loss
 from groupvit_torch.model import GroupViTModel
-from groupvit_torch.train import TrainingModule, cached_backward, make_optimiser, peak_flops, step_flops, train_step
+from groupvit_torch.train import Objective, cached_backward, make_optimizer, peak_flops, step_flops, train_step
 
 VOCABULARY = 49408  # CLIP's
 UTILISATIONS = (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -105,8 +105,8 @@ def made_batch(recipe: Recipe, batch: int, tokens: int, seed: int = 0) -> Inputs
     return Inputs.of(CaptionBatch(pixels, ids[:, 0], mask[:, 0], *prompts, keys=[""] * batch))
 
 
-def new_module(recipe: Recipe) -> TrainingModule:
-    return TrainingModule(GroupViTModel(model_config(recipe, VOCABULARY)), recipe)
+def new_module(recipe: Recipe) -> Objective:
+    return Objective(GroupViTModel(model_config(recipe, VOCABULARY)), recipe)
 
 
 class TransformersModule(nn.Module):
@@ -123,7 +123,7 @@ class TransformersModule(nn.Module):
         if recipe.run.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
 
-    def named_learnt(self) -> dict[str, nn.Parameter]:
+    def named_trainable(self) -> dict[str, nn.Parameter]:
         return {name.removeprefix("model."): parameter for name, parameter in self.named_parameters()}
 
     def forward(self, inputs: Inputs, hard: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -157,9 +157,9 @@ def measure(case: Case) -> dict[str, float]:
         resource.setrlimit(resource.RLIMIT_AS, (int(case.limit * 2**30),) * 2)
     torch.manual_seed(0)
     recipe, device = recipe_of(case), torch.device(case.device)
-    module = cast(TrainingModule, TransformersModule(recipe)) if case.transformers else new_module(recipe)
+    module = cast(Objective, TransformersModule(recipe)) if case.transformers else new_module(recipe)
     module = module.to(device)
-    optimiser = make_optimiser(module)
+    optimizer = make_optimizer(module)
     inputs = made_batch(recipe, case.batch, case.tokens).to(device)
     peak = peak_flops(recipe, device)
     # Of our model whichever is measured: the work that has to be done is the same.
@@ -181,7 +181,7 @@ def measure(case: Case) -> dict[str, float]:
             torch.cuda.reset_peak_memory_stats(device)
         start, cpu_start = time.perf_counter(), time.process_time()
         # It reads the loss: what was queued on a device is done by then, but for the update.
-        result = train_step(module, optimiser, inputs, hard=True, scaler=scaler)
+        result = train_step(module, optimizer, inputs, hard=True, scaler=scaler)
         if on_gpu:
             torch.cuda.synchronize(device)
         if number >= case.warmup:
@@ -239,7 +239,7 @@ def count(case: Case) -> dict[str, float]:
     recipe, shapes = recipe_of(case), made_batch(recipe_of(case), 4, case.tokens)
     module = new_module(recipe).to("meta")
     # Fake tensors of a GPU would need a PyTorch that knows GPUs. Those of a CPU do, with attention that is fused as it is there.
-    with FakeTensorMode(), mock.patch.object(train, "_plain_attention", return_value=nullcontext()):
+    with FakeTensorMode(), mock.patch.object(objective, "_plain_attention", return_value=nullcontext()):
 
         def fake(tensor: Tensor, rows: int | None = None) -> Tensor:
             shape = tensor.shape if rows is None else (rows, *tensor.shape[1:])

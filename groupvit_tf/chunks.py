@@ -1,9 +1,9 @@
-"""A batch that goes through a tower a piece at a time, on Keras's TensorFlow backend: the two passes of cached features (Gao et al. 2021)
-that `groupvit_tf.train.Trainer` makes with `run.chunk_size`.
+"""Cached features (`run.chunk_size`; Gao et al. 2021): a whole batch's gradients with a chunk in the towers at a time.
 
-What is in memory is one piece's. Eager code frees a piece by itself; a graph computes what it can as soon as it can, so pieces are the
-turns of a loop of which one runs at a time, and what must wait for it is told to (`_waiting`). Pieces have `size` rows; the odd
-ones, if the rows are no multiple of it, go first, outside the loop.
+On Keras's TensorFlow backend. Activations in memory are one chunk's. Eager code frees a chunk by itself; a graph computes
+what it can as soon as it can, so chunks are the turns of a loop of which one runs at a time, with control dependencies
+for what comes after it (`_after`). Chunks have `size` rows; the remainder goes first, outside the loop.
+`groupvit_torch.chunks` does the same.
 
 Shapes: N rows of a tower's inputs.
 """
@@ -11,9 +11,15 @@ Shapes: N rows of a tower's inputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import keras
 from keras import ops
+
+from groupvit_common.errors import InputError
+from groupvit_common.training.recipe import Recipe
+from groupvit_tf.objective import Features, Objective, shares_prompts
 
 Tensor = Any
 Rows = Any  # tensors `[N, ...]`, nested
@@ -21,27 +27,93 @@ Size = Any  # rows at a time: a number, or a tensor where a graph does not know 
 Encode = Callable[[Rows], dict[str, Tensor]]
 
 
-def encoded(encode: Encode, rows: Rows, size: Size, after: Rows = ()) -> dict[str, Tensor]:
-    """The features `[N, ...]` of all rows, `size` of them at a time. Called outside of a gradient tape, it keeps
-    nothing else.
+def check_chunks(recipe: Recipe) -> None:
+    """Raises InputError for a recipe with cached features on a backend of Keras that lacks them."""
+    backend = keras.backend.backend()
+    if 0 < recipe.run.chunk_size < recipe.schedule.batch_size and backend != "tensorflow":
+        raise InputError(
+            f"run.chunk_size {recipe.run.chunk_size} asks for cached features, which Keras has on TensorFlow alone, "
+            f"not on {backend}: set it to 0, with gradient_checkpointing=true for memory, or use KERAS_BACKEND=tensorflow"
+        )
 
-    Args:
-        after: tensors to wait for.
+
+def cached_backward(
+    objective: Objective, inputs: dict[str, Any], chunk: int
+) -> tuple[dict[str, Tensor], Tensor, list[Tensor]]:
+    """Computes a batch's loss and gradients with the towers' activations of `chunk` images in memory at a time.
+
+    Three passes ("GradCache"): the features of all chunks without a tape; the loss of all of them and its gradient
+    with respect to each; every chunk once more, from the random state it had before, for the variables' gradients.
+    Batch norm is in the projections, which come after the features and see all of them, in the second pass only. So
+    nothing is approximate.
+
+    Returns:
+        The embeddings, the loss, and the gradients of the trainable variables: of the scaled loss, as in Keras's step.
     """
     import tensorflow as tf
 
-    first, others, number = _pieces(_waiting(rows, after), _count(rows), size)
+    variables = objective.trainable_variables
+    rows, sizes = objective.rows(inputs), chunk_sizes(inputs, chunk)
+    before = random_state(objective)
+    features: Features = {}
+    names: dict[str, list[str]] = {}
+    for kind, part in rows.items():
+        encoded = encode_chunks(partial(objective.encode, kind, training=True), part, sizes[kind], features)
+        features |= encoded
+        names[kind] = list(encoded)
+    after = random_state(objective)
+    with tf.GradientTape() as tape:
+        tape.watch(features)
+        embeddings = objective.embed(features, inputs, training=True)
+        loss = objective.compute_loss(inputs, None, embeddings, training=True)
+        scaled = objective.optimizer.scale_loss(loss)
+    feature_gradients, variable_gradients = tape.gradient(scaled, (features, variables))
+    gradients = {id(v): g for v, g in zip(variables, variable_gradients, strict=True) if g is not None}
+    set_random_state(before, objective)
+    for kind, part in rows.items():
+        tower = objective.model.vision_model if kind == "images" else objective.model.text_model
+        trainable = tower.trainable_variables
+        own = {name: feature_gradients[name] for name in names[kind] if feature_gradients[name] is not None}
+        encode = partial(objective.encode, kind, training=True)
+        sums = backward_chunks(encode, part, sizes[kind], own, trainable, list(gradients.values()))
+        for variable, gradient in zip(trainable, sums, strict=True):
+            if gradient is not None:
+                gradients[id(variable)] = gradients.get(id(variable), 0) + gradient
+    set_random_state(after, objective)
+    return embeddings, loss, [gradients.get(id(variable)) for variable in variables]
+
+
+def chunk_sizes(inputs: Mapping[str, Any], chunk: int) -> dict[str, Size]:
+    """Returns how many rows of each kind go through a tower with so many images."""
+    sizes: dict[str, Any] = {"images": chunk, "captions": chunk, "prompts": None}
+    if "prompts" in inputs and not shares_prompts(inputs):
+        sizes["prompts"] = chunk * ops.shape(inputs["prompts"]["input_ids"])[1]
+    return sizes
+
+
+def encode_chunks(encode: Encode, rows: Rows, size: Size, after: Rows = ()) -> dict[str, Tensor]:
+    """Takes all rows through a tower, `size` of them at a time. Outside of a gradient tape, it keeps nothing else.
+
+    Args:
+        after: tensors that come first.
+
+    Returns:
+        The features `[N, ...]`.
+    """
+    import tensorflow as tf
+
+    first, others, number = _split(_after(rows, after), _count(rows), size)
     features = encode(first)
-    if size is None or _none(number):
+    if size is None or _is_zero(number):
         return features
-    start = _waiting(tf.constant(0), features)
+    start = _after(tf.constant(0), features)
     kept = {
         name: tf.TensorArray(feature.dtype, number, element_shape=(None, *feature.shape[1:]))
         for name, feature in features.items()
     }
 
     def turn(index: Tensor, kept: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        found = encode(_piece(others, index))
+        found = encode(_chunk(others, index))
         return index + 1, {name: array.write(index, found[name]) for name, array in kept.items()}
 
     _, kept = tf.while_loop(lambda index, _: index < number, turn, (start, kept), parallel_iterations=1)
@@ -51,7 +123,7 @@ def encoded(encode: Encode, rows: Rows, size: Size, after: Rows = ()) -> dict[st
     }
 
 
-def carried_back(
+def backward_chunks(
     encode: Encode,
     rows: Rows,
     size: Size,
@@ -59,45 +131,61 @@ def carried_back(
     variables: Sequence[Any],
     after: Rows = (),
 ) -> list[Tensor | None]:
-    """The gradient of each variable, as a plain tensor, from those of the features; None of one that has no part in them.
+    """Computes the variables' gradients, as plain tensors, from those of the features; None for one that is not used.
 
-    The rows pass again in the order of `encoded`, so that from the same seeds they meet the same noise.
+    The rows pass again in the order of `encode_chunks`, so that from the same seeds they meet the same noise.
 
     Args:
-        gradients: of the features `[N, ...]` that have one; after: tensors to wait for besides.
+        gradients: of the features `[N, ...]` that have one.
+        after: further tensors that come first.
     """
     import tensorflow as tf
 
     if not gradients or not variables:
         return [None] * len(variables)
 
-    def of(piece: Rows, learnt: Sequence[Any]) -> list[Tensor | None]:
+    def backward(part: Rows, variables: Sequence[Any]) -> list[Tensor | None]:
         with tf.GradientTape() as tape:
-            features = encode(piece["rows"])
-        targets = [features[name] for name in piece["gradients"]]
-        found = tape.gradient(targets, learnt, output_gradients=list(piece["gradients"].values()))
+            features = encode(part["rows"])
+        targets = [features[name] for name in part["gradients"]]
+        found = tape.gradient(targets, variables, output_gradients=list(part["gradients"].values()))
         return [None if gradient is None else tf.convert_to_tensor(gradient) for gradient in found]
 
-    both = {"rows": _waiting(rows, (dict(gradients), after)), "gradients": dict(gradients)}
-    first, others, number = _pieces(both, _count(rows), size)
-    sums = of(first, list(variables))
-    if _none(number):
+    both = {"rows": _after(rows, (dict(gradients), after)), "gradients": dict(gradients)}
+    first, others, number = _split(both, _count(rows), size)
+    sums = backward(first, list(variables))
+    if _is_zero(number):
         return sums
     places = [place for place, gradient in enumerate(sums) if gradient is not None]
-    learnt = [variables[place] for place in places]
+    used = [variables[place] for place in places]
 
     def turn(index: Tensor, sums: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        return index + 1, [s + g for s, g in zip(sums, of(_piece(others, index), learnt), strict=True)]
+        return index + 1, [s + g for s, g in zip(sums, backward(_chunk(others, index), used), strict=True)]
 
     begun = [sums[place] for place in places]
-    start = _waiting(tf.constant(0), begun)
+    start = _after(tf.constant(0), begun)
     _, ended = tf.while_loop(lambda index, _: index < number, turn, (start, begun), parallel_iterations=1)
     whole = dict(zip(places, ended, strict=True))
     return [whole.get(place) for place in range(len(variables))]
 
 
-def _pieces(rows: Rows, count: Size, size: Size) -> tuple[Rows, Rows, Size]:
-    """The first rows, the others as `[pieces, size, ...]`, and how many pieces these are."""
+def random_state(module: Any) -> list[Tensor]:
+    """Returns the states of all generators that training draws from, in an order that does not change."""
+    return [ops.copy(seed) for seed in _seeds(module)]
+
+
+def set_random_state(states: Sequence[Any], module: Any) -> None:
+    """Sets the generators to `random_state`'s states; those that lack one stay."""
+    for seed, state in zip(_seeds(module), states, strict=False):
+        seed.assign(state)
+
+
+def _seeds(module: Any) -> list[keras.Variable]:
+    return [variable for variable in module.non_trainable_variables if variable.name == "seed_generator_state"]
+
+
+def _split(rows: Rows, count: Size, size: Size) -> tuple[Rows, Rows, Size]:
+    """The first rows, the others as `[chunks, size, ...]`, and the number of these chunks."""
     import tensorflow as tf
 
     if size is None:
@@ -108,7 +196,7 @@ def _pieces(rows: Rows, count: Size, size: Size) -> tuple[Rows, Rows, Size]:
     return tf.nest.map_structure(lambda x: x[:first], rows), others, number
 
 
-def _none(number: Size) -> bool:
+def _is_zero(number: Size) -> bool:
     """Whether a number is known to be zero."""
     return isinstance(number, int) and number == 0
 
@@ -119,13 +207,13 @@ def _count(rows: Rows) -> Size:
     return ops.shape(tf.nest.flatten(rows)[0])[0]
 
 
-def _piece(rows: Rows, index: Tensor) -> Rows:
+def _chunk(rows: Rows, index: Tensor) -> Rows:
     import tensorflow as tf
 
     return tf.nest.map_structure(lambda x: tf.gather(x, index), rows)
 
 
-def _waiting(values: Rows, before: Rows) -> Rows:
+def _after(values: Rows, before: Rows) -> Rows:
     """The same tensors, in a graph not to be had before others are there."""
     import tensorflow as tf
 

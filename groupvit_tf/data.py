@@ -30,10 +30,11 @@ _TOKENS = 16
 
 
 def inputs(batch: Batch[NDArray[Any]] | CaptionBatch, recipe: Recipe) -> Inputs:
-    """What `groupvit_tf.train.Trainer` takes of a batch: the arrays that the recipe's objective uses, by name.
+    """Returns a batch as `groupvit_tf.train.Trainer` takes it: the arrays that the recipe's objective uses, by name.
 
-    pixel_values: `[B, 3, H, W]`; captions: tokens `[B, T]`; prompts: tokens `[B, M, T]` of captioned pictures, which have their own, or
-    `[W, T]` of scenes, which share them: of_caption `[B, M]` then says which are whose. allowed, named: see `Batch`.
+    pixel_values: `[B, 3, H, W]`; captions: tokens `[B, T]`; prompts: tokens `[B, M, T]` of captioned images, which
+    have their own, or `[W, T]` of scenes, which share them: of_caption `[B, M]` then says which are whose. allowed,
+    named: see `Batch`.
     """
     if not isinstance(batch, Batch):
         arrays: Inputs = {
@@ -52,14 +53,14 @@ def inputs(batch: Batch[NDArray[Any]] | CaptionBatch, recipe: Recipe) -> Inputs:
 
 
 def _trimmed(input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> Inputs:
-    """Without the padding that all have. A text's state at its end does not look at what follows."""
+    """Returns texts without the padding that all have. A text's state at its end does not depend on what follows."""
     longest = int(attention_mask.sum(axis=-1).max())
     length = min(-(-longest // _TOKENS) * _TOKENS, input_ids.shape[-1])
     return {"input_ids": input_ids[..., :length], "attention_mask": attention_mask[..., :length]}
 
 
 def parts(arrays: Inputs, count: int) -> Iterator[Inputs]:
-    """A batch divided among `count` replicas. Prompts that its images share go to each of them."""
+    """Divides a batch among `count` replicas. Prompts that its images share go to each of them."""
     share = len(arrays["pixel_values"]) // count
     for number in range(count):
         mine = slice(number * share, (number + 1) * share)
@@ -74,16 +75,16 @@ def parts(arrays: Inputs, count: int) -> Iterator[Inputs]:
 
 
 def dataset(batches: Callable[[], Iterable[Batch[NDArray[Any]] | CaptionBatch]], recipe: Recipe) -> Any:
-    """A recipe's batches for `fit`, made ahead while the model computes.
+    """Returns a recipe's batches for `fit`, made ahead while the model computes.
 
     Args:
         batches: starts the batches of this process, such as `run.stream` of a `Run` or `lambda: stream` of a
             `CaptionStream`. Each has the recipe's batch size over the number of processes.
 
     Returns:
-        With TensorFlow, a `tf.data.Dataset`; in the scope of a strategy, one that is distributed already, each batch divided among this
-        process's replicas. Numbers of prompts and tokens are left open, so that a graph is traced once for all batches. On other
-        backends of Keras, a generator.
+        With TensorFlow, a `tf.data.Dataset`; in the scope of a strategy, one that is distributed already, each batch
+        divided among this process's replicas. Numbers of prompts and tokens are left open, so that a graph is traced
+        once for all batches. On other backends of Keras, a generator.
     """
     if keras.backend.backend() != "tensorflow":
         return ((inputs(batch, recipe),) for batch in batches())
@@ -135,10 +136,10 @@ def _signature(recipe: Recipe, count: int) -> Inputs:
 
 
 def known(data: Any) -> Any:
-    """Inputs of a model in any form, or what yields batches of them, as Keras knows them.
+    """Returns inputs of a model in any form, or an iterable of batches of them, in the types that Keras knows.
 
-    Encodings (any mapping) become dictionaries and lists of numbers arrays; so do those which a generator, a `keras.utils.PyDataset`, a
-    `tf.data.Dataset` or a PyTorch `DataLoader` yields. Any iterator is a generator.
+    Encodings (any mapping) become dictionaries and lists of numbers arrays; so do those which a generator, a
+    `keras.utils.PyDataset`, a `tf.data.Dataset` or a PyTorch `DataLoader` yields. Any iterator is a generator.
     """
     if isinstance(data, Iterator):
         return (_batch(batch) for batch in data)
@@ -205,7 +206,7 @@ class _Known(keras.utils.PyDataset):
 
 
 def _known_loader(loader: Any) -> Any:
-    """A PyTorch loader whose batches Keras does not take apart: it makes a tuple of each, which of a dictionary are the names."""
+    """Returns a PyTorch loader that yields tuples: Keras makes one of each batch, of a dictionary from its names."""
 
     class Known(type(loader)):  # type: ignore[misc]
         def __iter__(self) -> Iterator[tuple[Any, ...]]:
@@ -217,7 +218,7 @@ def _known_loader(loader: Any) -> Any:
 
 
 class Feed:
-    """A stream on its way to `fit`, which fetches batches before it computes with them: knows which of them are done.
+    """A stream for `fit`, which fetches batches before it computes with them: tells which of them are computed.
 
     Iterate it once: `dataset(lambda: feed, recipe)`.
     """
@@ -235,21 +236,21 @@ class Feed:
             yield batch
 
     def done(self) -> Any:
-        """Takes note that a step was computed; its batch."""
+        """Notes that a step was computed, and returns its batch."""
         batch, self.place = self.waiting.popleft()
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The place after the last batch that is done."""
+        """Returns the position after the last batch that was computed."""
         return self.place
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Brings the stream to a place, before it is iterated."""
+        """Sets the stream's position, before it is iterated."""
         self.stream.load_state_dict(state)
         self.place = dict(state)
 
     def close(self) -> None:
-        """Ends what the stream has running."""
+        """Ends the stream's workers."""
         close = getattr(self.running, "close", None)
         deadline = time.monotonic() + 30
         while close is not None and time.monotonic() < deadline:

@@ -1,8 +1,8 @@
-"""What several replicas of a model (`tf.distribute.Strategy`) do together. Alone, everything here is the identity.
+"""Operations of several replicas (`tf.distribute.Strategy`). Alone, everything here is the identity.
 
-The model knows one device; only its loss, its metrics, its batch norm and its seeds look across replicas, through these functions. All
-carry gradients. They have an effect inside a strategy's replica context, that is in `fit`, `evaluate` and `predict` under
-`strategy.scope()`.
+The model knows one device; only its loss, metrics, batch norm and seeds cover all replicas, through these functions. All
+carry gradients. They have an effect inside a strategy's replica context, that is in `fit`, `evaluate` and `predict`
+under `strategy.scope()`.
 """
 
 import contextlib
@@ -23,19 +23,19 @@ Tensor = Any
 
 
 def num_replicas() -> int:
-    """How many replicas compute together; 1 outside a strategy, and on other backends than TensorFlow."""
+    """Returns the number of replicas; 1 outside a strategy, and on other backends than TensorFlow."""
     context = _replica_context()
     return 1 if context is None else int(context.num_replicas_in_sync)
 
 
 def gather(x: Tensor) -> Tensor:
-    """`[B, ...]` of every replica, one after the other: `[replicas * B, ...]`, the same on each of them."""
+    """Gathers `[B, ...]` of every replica, in order: `[replicas * B, ...]`, the same on each of them."""
     context = _replica_context()
     return x if context is None else context.all_gather(x, axis=0)
 
 
 def replica_sum(x: Tensor) -> Tensor:
-    """The sum over the replicas, the same on each of them."""
+    """Returns the sum over the replicas, the same on each of them."""
     context = _replica_context()
     if context is None:
         return x
@@ -45,7 +45,7 @@ def replica_sum(x: Tensor) -> Tensor:
 
 
 def replica_number() -> Tensor | int:
-    """Which of the replicas this is."""
+    """Returns the number of this replica."""
     context = _replica_context()
     return 0 if context is None else context.replica_id_in_sync_group
 
@@ -63,7 +63,7 @@ class Seeds(keras.random.SeedGenerator):
 
 
 class Model(keras.Model):
-    """A Keras model whose weights are all there from the start, with what `fit` and `evaluate` of such a model need under a strategy."""
+    """A Keras model whose weights exist from the start, with what its `fit` and `evaluate` need under a strategy."""
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         # Keras takes a batch from the data to build what is built, and fails on batches that are distributed already.
@@ -79,15 +79,15 @@ class Model(keras.Model):
 
 
 def as_logs(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What a step returns to Keras, which takes the mean of several workers along an axis that scalars lack."""
+    """Returns a step's logs for Keras, which averages those of several workers along an axis that scalars lack."""
     if not _several_workers():
         return dict(values)
     return {name: ops.reshape(value, (1,)) for name, value in values.items()}
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where this process computes: its number among how many, and the strategy of all their devices (None: one device)."""
+class ProcessInfo:
+    """One process of a training: its number, their number, and the strategy of all their devices (None: one device)."""
 
     rank: int
     world: int
@@ -95,15 +95,15 @@ class Place:
 
     @property
     def replicas(self) -> int:
-        """Of all processes."""
+        """Replicas of all processes."""
         return 1 if self.strategy is None else int(self.strategy.num_replicas_in_sync)
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
-        """Where models and optimizers are made."""
+        """Returns the context in which models and optimizers are made."""
         return contextlib.nullcontext() if self.strategy is None else self.strategy.scope()
 
     def all(self, value: Any) -> list[Any]:
-        """The JSON values of every process, in their order, on every process."""
+        """Returns the JSON values of every process, in their order, on every process."""
         if self.world == 1:
             return [value]
         import tensorflow as tf
@@ -123,11 +123,10 @@ class Place:
         return any(self.all(value))
 
 
-def here() -> Place:
-    """This process's place: in the scope of a strategy that strategy's; else among the workers that `TF_CONFIG` names, or on all GPUs
-    of the machine, or alone."""
+def here() -> ProcessInfo:
+    """Returns this process: of the strategy in scope, else of the workers of `TF_CONFIG`, else alone with all GPUs."""
     if keras.backend.backend() != "tensorflow":
-        return Place(0, 1)
+        return ProcessInfo(0, 1)
     import tensorflow as tf
 
     if tf.distribute.has_strategy():
@@ -137,27 +136,28 @@ def here() -> Place:
     elif len(tf.config.list_logical_devices("GPU")) > 1:
         strategy = tf.distribute.MirroredStrategy()
     else:
-        return Place(0, 1)
-    return place_of(strategy)
+        return ProcessInfo(0, 1)
+    return process_of(strategy)
 
 
-def place_of(strategy: Any) -> Place:
-    """This process's place in a TensorFlow strategy."""
+def process_of(strategy: Any) -> ProcessInfo:
+    """Returns this process among those of a TensorFlow strategy."""
     resolver = strategy.cluster_resolver
     if resolver is None or not resolver.cluster_spec().jobs:
-        return Place(0, 1, strategy if strategy.num_replicas_in_sync > 1 else None)
+        return ProcessInfo(0, 1, strategy if strategy.num_replicas_in_sync > 1 else None)
     spec = resolver.cluster_spec()
     chiefs = spec.num_tasks("chief") if "chief" in spec.jobs else 0
     workers = spec.num_tasks("worker") if "worker" in spec.jobs else 0
-    return Place(resolver.task_id + chiefs * (resolver.task_type != "chief"), chiefs + workers, strategy)
+    return ProcessInfo(resolver.task_id + chiefs * (resolver.task_type != "chief"), chiefs + workers, strategy)
 
 
 def refuse_strategy() -> None:
-    """InputError inside the scope of a TensorFlow strategy if Keras runs on another backend, which would not know of it."""
+    """Raises InputError inside a TensorFlow strategy's scope if Keras runs on another backend, which ignores it."""
     tf = sys.modules.get("tensorflow")  # without TensorFlow there is no strategy
     if keras.backend.backend() != "tensorflow" and tf is not None and tf.distribute.has_strategy():
         raise InputError(
-            f"tf.distribute has no effect on Keras's {keras.backend.backend()} backend: use keras.distribution.DataParallel"
+            f"tf.distribute has no effect on Keras's {keras.backend.backend()} backend: "
+            "use keras.distribution.DataParallel"
         )
 
 

@@ -23,11 +23,11 @@ _TOKENS = 16
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """What one step sees on one rank, whatever the data: B images, P patches, W prompts.
+    """The inputs of one step on one rank, whatever the data: B images, P patches, W prompts.
 
-    pixels: `[B, 3, H, W]`; captions: tokens `[B, T]`; prompts: tokens `[W, T]`; of_caption: int64 `[B, M]`, which M of the prompts
-    are each caption's. allowed, named: see `groupvit_common.training.scene_batches.Batch`. shared_prompts: whether all ranks have the
-    same prompts, each once; else each caption has its own.
+    pixels: `[B, 3, H, W]`; captions: tokens `[B, T]`; prompts: tokens `[W, T]`; of_caption: int64 `[B, M]`, which M of
+    the prompts are each caption's. allowed, named: see `groupvit_common.training.scene_batches.Batch`. shared_prompts:
+    whether all ranks have the same prompts, each once; else each caption has its own.
     """
 
     pixels: Tensor
@@ -40,7 +40,7 @@ class Inputs:
 
     @classmethod
     def of(cls, batch: Batch[NDArray[Any]] | CaptionBatch, device: torch.device | str = "cpu") -> Inputs:
-        """A batch of scenes or of captioned pictures, on a device."""
+        """Returns a batch of scenes or of captioned images, on a device."""
         if not isinstance(batch, Batch):
             prompts, of_caption = None, None
             if batch.prompt_ids is not None and batch.prompt_mask is not None:
@@ -87,7 +87,7 @@ class Inputs:
 
 
 def _trimmed(input_ids: Tensor, attention_mask: Tensor) -> Tokens:
-    """Without the padding that all have. A text's state at its end does not look at what follows."""
+    """Returns texts without the padding that all have. A text's state at its end does not depend on what follows."""
     longest = int(attention_mask.sum(dim=1).max())
     length = min(-(-longest // _TOKENS) * _TOKENS, input_ids.shape[1])
     return {"input_ids": input_ids[:, :length], "attention_mask": attention_mask[:, :length]}

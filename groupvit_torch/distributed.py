@@ -1,7 +1,7 @@
-"""What several ranks (`torch.distributed`) do together. Alone, everything here is the identity.
+"""Operations of several ranks (`torch.distributed`). Alone, everything here is the identity.
 
-The model knows one device; losses look across ranks, through these functions. All carry gradients. They have an effect once
-`torch.distributed.init_process_group` was called with company.
+The model knows one device; losses cover all ranks, through these functions. All carry gradients. They have an effect
+after `torch.distributed.init_process_group`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _PATIENCE = timedelta(hours=2)
 
 
 def num_replicas() -> int:
-    """How many ranks compute together; 1 outside a process group."""
+    """Returns the number of ranks; 1 outside a process group."""
     there = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_world_size() if there else 1
 
 
 def gather(x: Tensor) -> Tensor:
-    """`[B, ...]` of every rank, one after the other: `[ranks * B, ...]`, the same on each of them."""
+    """Gathers `[B, ...]` of every rank, in order: `[ranks * B, ...]`, the same on each of them."""
     if num_replicas() == 1:
         return x
     gathered: Tensor = _Gathered.apply(x)
@@ -40,7 +40,7 @@ def gather(x: Tensor) -> Tensor:
 
 
 def replica_sum(x: Tensor) -> Tensor:
-    """The sum over the ranks, the same on each of them."""
+    """Returns the sum over the ranks, the same on each of them."""
     if num_replicas() == 1:
         return x
     total: Tensor = _Summed.apply(x)
@@ -59,7 +59,7 @@ class _Gathered(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """What is this rank's, of the gradients of all ranks' losses."""
+        """Returns this rank's part of the gradients of all ranks' losses."""
         total = gradient.clone(memory_format=torch.contiguous_format)
         torch.distributed.all_reduce(total)
         return total.chunk(num_replicas())[torch.distributed.get_rank()]
@@ -122,15 +122,15 @@ def project(projection: nn.Sequential, x: Tensor, *, together: bool = True, keep
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where this process computes: its number among how many, and its device."""
+class ProcessInfo:
+    """One process of a training: its number, their number, and its device."""
 
     rank: int
     world: int
     device: torch.device
 
     def all(self, value: Any) -> list[Any]:
-        """The values of every rank, in their order, on every rank."""
+        """Returns the values of every rank, in their order, on every rank."""
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
@@ -138,7 +138,7 @@ class Place:
         return values
 
     def mean(self, numbers: list[float]) -> list[float]:
-        """The mean over the ranks of each number."""
+        """Returns the mean over the ranks of each number."""
         if self.world == 1:
             return numbers
         tensor = torch.tensor(numbers, dtype=torch.float64, device=self.device)
@@ -148,7 +148,7 @@ class Place:
 
 
 @contextmanager
-def process_group(device: torch.device | str | None = None) -> Iterator[Place]:
+def process_group(device: torch.device | str | None = None) -> Iterator[ProcessInfo]:
     """This process among those that `torchrun` started, or alone.
 
     Args:
@@ -170,14 +170,14 @@ def process_group(device: torch.device | str | None = None) -> Iterator[Place]:
         torch.cuda.set_device(chosen)
     there = torch.distributed.is_available() and torch.distributed.is_initialized()
     if there:
-        yield Place(torch.distributed.get_rank(), torch.distributed.get_world_size(), chosen)
+        yield ProcessInfo(torch.distributed.get_rank(), torch.distributed.get_world_size(), chosen)
         return
     if world == 1:
-        yield Place(0, 1, chosen)
+        yield ProcessInfo(0, 1, chosen)
         return
     torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
-        yield Place(rank, world, chosen)
+        yield ProcessInfo(rank, world, chosen)
     finally:
         torch.distributed.destroy_process_group()
 

@@ -1,7 +1,7 @@
 """Losses. They take features that were gathered from all ranks already; the model and the loop know one device.
 
-The paper's two come first. The others train the groups themselves: on small scenes the paper's losses alone are satisfied by
-one group that holds everything (its mean patch tells captions apart), so that no mask emerges.
+The paper's two come first. The others train the groups themselves: on small scenes the paper's losses alone are
+satisfied by one group that holds everything (its mean patch tells captions apart), so that no mask emerges.
 
 Shapes: B images, G groups, P patches, E embedding width, W prompts (legend in docs/architecture.md).
 """
@@ -18,10 +18,10 @@ def symmetric_cross_entropy(logits: Tensor, weights: Tensor | None = None) -> Te
     """The contrastive loss of matching pairs (paper, equations 7 to 9), a float32 (or float64) scalar.
 
     Args:
-        logits: `[B, B]` similarities times temperature, row i and column i belonging together. Half precision is widened:
-            the sum of exponentials needs it.
-        weights: `[B]`, by which the losses of the pairs are multiplied before their mean over B is taken. A pair of weight 0
-            is still among what the others are told apart from.
+        logits: `[B, B]` similarities times temperature, row i and column i belonging together. Half precision is
+            widened: the sum of exponentials needs it.
+        weights: `[B]`, by which the losses of the pairs are multiplied before their mean over B is taken. A pair of
+            weight 0 is still among what the others are told apart from.
     """
     logits = _wide(logits)
     target = torch.arange(len(logits), device=logits.device)
@@ -32,13 +32,17 @@ def symmetric_cross_entropy(logits: Tensor, weights: Tensor | None = None) -> Te
 
 
 def contrastive_loss(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor | float) -> Tensor:
-    """Image i belongs to text i (paper, section 3.2, "Image-Text Contrastive Loss"): embeddings `[B, E]`, any length."""
+    """The loss of pairs, image i and text i (paper, section 3.2, "Image-Text Contrastive Loss").
+
+    Args:
+        image_embeds, text_embeds: `[B, E]`, any length.
+    """
     image_embeds, text_embeds = _unit(image_embeds), _unit(text_embeds)
     return symmetric_cross_entropy(image_embeds @ text_embeds.T * logit_scale)
 
 
 def multi_label_contrastive_loss(image_embeds: Tensor, prompt_embeds: Tensor, logit_scale: Tensor | float) -> Tensor:
-    """Image i belongs to each of its own M prompts (paper, section 3.2, "Multi-Label Image-Text Contrastive Loss").
+    """The loss of images and M prompts of each (paper, section 3.2, "Multi-Label Image-Text Contrastive Loss").
 
     From images, the target is spread evenly over the image's prompts; from prompts, it is their image. Both directions
     count half.
@@ -55,12 +59,12 @@ def multi_label_contrastive_loss(image_embeds: Tensor, prompt_embeds: Tensor, lo
 
 
 def group_prompt_logits(group_embeds: Tensor, prompt_embeds: Tensor, logit_scale: Tensor | float) -> Tensor:
-    """`[B, G, E]` groups and the batch's `[W, E]` different prompts, any length -> `[B, G, W]` similarities times temperature."""
+    """Similarities times temperature `[B, G, W]` of groups `[B, G, E]` and the batch's prompts `[W, E]`, any length."""
     return _unit(group_embeds) * logit_scale @ _unit(prompt_embeds).T
 
 
 def patch_naming(logits: Tensor, assignment: Tensor | None = None) -> Tensor:
-    """`[B, P, W]`: each patch's distribution over the prompts, float32 at least.
+    """Each patch's distribution over the prompts `[B, P, W]`, float32 at least.
 
     Args:
         logits: `[B, G, W]` of `group_prompt_logits`, or `[B, P, W]` if patches are named by themselves.
@@ -71,26 +75,27 @@ def patch_naming(logits: Tensor, assignment: Tensor | None = None) -> Tensor:
 
 
 def patch_naming_loss(naming: Tensor, allowed: Tensor) -> Tensor:
-    """Every patch must be named by a word of its own caption, and by no other word of the batch. Beyond the paper.
+    """The loss of naming every patch by a word of its own caption, and by no other word of the batch. Beyond the paper.
 
-    Which of the caption's words is meant remains open: the loss is minus the logarithm of the probability that they hold
-    together. Over many captions only the word that always comes with a patch's look can be right (learning from partial
-    labels; MIL-NCE, Miech et al. 2020, contrasts with several positives in the same way). Where images are mixed, each patch
-    answers to the caption of the image that it came from, so a name must follow from the patch's surroundings and not from a
-    summary of the whole image.
+    Which of the caption's words is meant remains open: the loss is minus the logarithm of the probability that they
+    hold together. Over many captions only the word that always comes with a patch's appearance can be right (learning
+    from partial labels; MIL-NCE, Miech et al. 2020, contrasts with several positives in the same way). Where images are
+    mixed, each patch answers to the caption of the image that it came from, so a name must follow from the patch's
+    surroundings and not from a summary of the whole image.
 
     Args:
-        naming: `[B, P, W]` of `patch_naming`; allowed: bool `[B, P, W]` (or `[B, 1, W]`), the words of each patch's caption.
+        naming: `[B, P, W]` of `patch_naming`; allowed: bool `[B, P, W]` (or `[B, 1, W]`), the words of each patch's
+            caption.
     """
     return -((naming * allowed).sum(dim=-1) + _TINY).log().mean()
 
 
 def prompt_claim_loss(naming: Tensor, named: Tensor, patches: int) -> Tensor:
-    """Every prompt of a caption must be the name of some patches of its image. Beyond the paper.
+    """The loss of finding every prompt of a caption in some patches of its image. Beyond the paper.
 
-    Minus the logarithm of the mean probability of the prompt in the `patches` patches that fit it best, the probability being
-    over all prompts of the batch. The claim is made on patches, not on groups: a group that holds nothing could otherwise name
-    a thing that it only heard of from the rest of the picture.
+    Minus the logarithm of the mean probability of the prompt in the `patches` patches that fit it best, the
+    probability being over all prompts of the batch. The claim is made on patches, not on groups: a group that holds
+    nothing could otherwise name a thing that it only knows from the rest of the image.
 
     Args:
         naming: `[B, P, W]` of `patch_naming`; named: bool `[B, W]`, which prompts are in which caption.

@@ -18,7 +18,9 @@ from groupvit_common.training.settings import changed  # noqa: E402
 from groupvit_common.training.start import first_captions, make_processor  # noqa: E402
 from groupvit_tf import data as D  # noqa: E402
 from groupvit_tf import train as K  # noqa: E402
+from groupvit_tf.chunks import cached_backward, chunk_sizes, random_state  # noqa: E402
 from groupvit_tf.model import GroupViTModel  # noqa: E402
+from groupvit_tf.optimizer import adamw_of  # noqa: E402
 from tests.groupvit_tf.test_train import Arrays, fit, furthest, state  # noqa: E402
 from tests.support.replicas import BATCH, SETTINGS, captions_recipe, small_config  # noqa: E402
 from tests.support.training import PAPER, Captions, scenes_of, tiny  # noqa: E402
@@ -28,7 +30,6 @@ STEPS = 1e-8  # float64: AdamW magnifies the rounding of gradients
 HALF = 0.03  # bfloat16 has 8 bits, and a matrix is multiplied in other pieces
 
 NOISY = {"gumbel": True, "drop_path": 0.4, "depths": (2, 0)}
-TASKS = ("captions", "scenes", "groups", "groups-paper")
 
 
 def task_of(name: str, count: int = 1, **changes: Any) -> tuple[Recipe, list[Any]]:
@@ -54,7 +55,7 @@ def trainer_of(
     config.vision_config.depths = list(recipe.model.depths)
     config.text_config.attention_dropout = config.vision_config.dropout = dropout
     trainer = K.Trainer(GroupViTModel(config, dtype=dtype), recipe)
-    trainer.compile(K.make_optimiser(trainer), **{"run_eagerly": eagerly, "jit_compile": False, **options})
+    trainer.compile(K.make_optimizer(trainer), **{"run_eagerly": eagerly, "jit_compile": False, **options})
     return trainer
 
 
@@ -62,7 +63,7 @@ def gradients_of(trainer: K.Trainer, inputs: dict[str, Any], chunk: int, keeping
     """Loss and gradients with cached features; of the plain batch with chunk=0; keeping: of the pieces, all of them on one tape."""
     variables = trainer.trainable_variables
     if chunk and not keeping:
-        _, loss, gradients = trainer._cached_gradients(inputs, chunk)
+        _, loss, gradients = cached_backward(trainer, inputs, chunk)
     else:
         with tf.GradientTape() as tape:
             loss = trainer.compute_loss(inputs, None, in_pieces(trainer, inputs, chunk or BATCH))
@@ -79,7 +80,7 @@ def in_pieces(trainer: K.Trainer, inputs: dict[str, Any], chunk: int) -> dict[st
     """The embeddings of a batch whose rows pass the towers in pieces, the odd ones first, with all activations kept."""
     features: dict[str, Any] = {}
     for which, rows in trainer.rows(inputs).items():
-        size = K._sizes(inputs, chunk)[which]
+        size = chunk_sizes(inputs, chunk)[which]
         found: list[dict[str, Any]] = []
         count = len(tf.nest.flatten(rows)[0])
         ends = [count] if size is None else list(range((count - 1) % size + 1, count + 1, size))
@@ -95,10 +96,13 @@ def inputs_of(recipe: Recipe, batch: Any) -> dict[str, Any]:
 
 
 def seeds(trainer: K.Trainer) -> list[list[int]]:
-    return [np.asarray(seed).tolist() for seed in K._seeds(trainer)]
+    return [np.asarray(seed).tolist() for seed in random_state(trainer)]
 
 
-@pytest.mark.parametrize("task", TASKS)
+# The others are parts of these two.
+@pytest.mark.parametrize(
+    "task", ["captions", "groups-paper", *(pytest.param(name, marks=pytest.mark.slow) for name in ("scenes", "groups"))]
+)
 def test_cached_features_have_the_gradients_of_the_plain_batch(task):
     recipe, (batch,) = task_of(task)
     inputs, trainer = inputs_of(recipe, batch), trainer_of(recipe)
@@ -115,7 +119,7 @@ def test_cached_features_have_the_gradients_of_the_plain_batch(task):
     assert int(trainer.model.visual_projection.norm.num_batches_tracked) == 1
 
 
-@pytest.mark.parametrize("task", ["captions", "groups-paper"])
+@pytest.mark.parametrize("task", [pytest.param("captions", marks=pytest.mark.slow), "groups-paper"])
 def test_cached_features_see_the_same_noise_twice(task):
     """Gumbel noise, dropped paths and dropout: the gradients are those of one pass with all activations kept."""
     recipe, (batch,) = task_of(task, **NOISY)
@@ -132,19 +136,18 @@ def test_cached_features_see_the_same_noise_twice(task):
 
 
 def test_steps_with_cached_features_are_those_of_the_plain_batch():
-    """A batch that is no number in between leaves no trace. With clipping, and with a frozen tower."""
-    for settings in ({"clip_norm": 1.0}, {"freeze": ("text_model", "text_projection")}):
-        recipe, batches = task_of("captions", 3, **settings)
-        batches[1].pixel_values[0, 0, 0, 0] = np.nan
-        ends, losses = [], []
-        for chunk in (0, 3):
-            trainer = trainer_of(changed(recipe, {"chunk_size": chunk}))
-            losses.append(fit(trainer, batches))
-            assert int(trainer.optimizer.taken) == 2
-            ends.append(state(trainer))
-        np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)  # Keras reports float32
-        assert np.isnan(losses[0]).tolist() == [False, True, False]
-        assert furthest(ends[1], ends[0]) < STEPS
+    """A batch that is not finite leaves no trace. With clipping, and with a frozen tower."""
+    recipe, batches = task_of("captions", 2, clip_norm=1.0, freeze=("text_model", "text_projection"))
+    batches[0].pixel_values[0, 0, 0, 0] = np.nan
+    ends, losses = [], []
+    for chunk in (0, 3):
+        trainer = trainer_of(changed(recipe, {"chunk_size": chunk}))
+        losses.append(fit(trainer, batches))
+        assert int(trainer.optimizer.taken) == 1
+        ends.append(state(trainer))
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)  # Keras reports float32
+    assert np.isnan(losses[0]).tolist() == [True, False]
+    assert furthest(ends[1], ends[0]) < STEPS
 
 
 class Watched:
@@ -217,7 +220,7 @@ def test_cached_features_in_half_precision(precision):
         if precision == "float16":
             trainer.optimizer.dynamic_scale.assign(2.0)  # the gradient's norm is a thousand
         (loss,) = fit(trainer, batches)
-        adamw = K._adamw(trainer)
+        adamw = adamw_of(trainer.optimizer)
         assert int(adamw.taken) == 1
         results.append((loss, float(adamw.gradient_norm)))
     np.testing.assert_allclose(*results, rtol=HALF)

@@ -37,13 +37,22 @@ from groupvit_tf.checkpoint import canonical_variables, kind, to_canonical  # no
 from groupvit_tf.layers import DropPath  # noqa: E402
 from groupvit_tf.model import GroupViTModel  # noqa: E402
 from tests.support.replicas import BATCH, Losses, captions_recipe, small_config  # noqa: E402
-from tests.support.training import BEYOND_FLOAT32, PAPER, Captions, ends_alike, quiet, stopping_at, tiny  # noqa: E402
+from tests.support.training import (  # noqa: E402
+    BEYOND_FLOAT32,
+    PAPER,
+    Captions,
+    eager_data,
+    ends_alike,
+    quiet,
+    stopping_at,
+    tiny,
+    untraced,
+)
 
-# Of data sets, which `eagerly` does not mean.
-pytestmark = pytest.mark.filterwarnings("ignore:Even though the .*run_functions_eagerly:UserWarning")
+pytestmark = eager_data
 
 
-# float64, relative to the array's largest value: rounding at 1e-16 through five steps of AdamW, whose epsilon is 1e-6 here.
+# float64, relative to the array's largest value: rounding at 1e-16 through some steps of AdamW, whose epsilon is 1e-6 here.
 FLOAT64 = 1e-8
 
 Arrays = dict[str, np.ndarray]
@@ -53,7 +62,7 @@ def trainer_of(recipe: Recipe, dtype: str = "float64", config: Any = None) -> K.
     keras.utils.set_random_seed(3)
     trainer = K.Trainer(GroupViTModel(config or small_config(), dtype=dtype), recipe)
     # Eagerly: to trace a graph takes longer than these few steps.
-    trainer.compile(K.make_optimiser(trainer), run_eagerly=True, jit_compile=False)
+    trainer.compile(K.make_optimizer(trainer), run_eagerly=True, jit_compile=False)
     return trainer
 
 
@@ -61,7 +70,7 @@ def state(trainer: K.Trainer) -> Arrays:
     return {name: to_canonical(kind(v), np.asarray(v)).copy() for name, v in trainer.named_variables().items()}
 
 
-def optimiser_state(trainer: K.Trainer) -> list[np.ndarray]:
+def optimizer_state(trainer: K.Trainer) -> list[np.ndarray]:
     return [np.asarray(v).copy() for v in (*trainer.optimizer._momentums, *trainer.optimizer._velocities)]
 
 
@@ -84,7 +93,7 @@ def furthest(actual: Arrays, wanted: Arrays) -> float:
 # Against PyTorch and the authors
 
 
-def test_five_steps_of_the_papers_objective_are_those_of_pytorch():
+def test_steps_of_the_papers_objective_are_those_of_pytorch():
     """Multi-label prompts, two grouping blocks, clipping, weight decay, hard assignment; a batch that is no number in between."""
     torch = pytest.importorskip("torch")
     from dataclasses import replace
@@ -96,24 +105,24 @@ def test_five_steps_of_the_papers_objective_are_those_of_pytorch():
     config = small_config()
     vision = config.vision_config
     vision.depths, vision.num_group_tokens, vision.num_output_groups = [1, 1, 0], [5, 4, 0], [5, 4, 4]
-    recipe = captions_recipe(clip_norm=1.0, steps=6)
-    batches = list(islice(Captions(BATCH), 6))
-    batches[2].pixel_values[0, 0, 0, 0] = np.nan
+    recipe = captions_recipe(clip_norm=1.0, steps=4)
+    batches = list(islice(Captions(BATCH), 4))
+    batches[1].pixel_values[0, 0, 0, 0] = np.nan
 
     trainer = trainer_of(recipe, config=config)
-    module = T.TrainingModule(TorchModel(config).double(), recipe)
+    module = T.Objective(TorchModel(config).double(), recipe)
     start = state(trainer)
     scale = start.pop("multi_label_logit_scale")
     module.model.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in start.items()})
     with torch.no_grad():
         module.multi_label_logit_scale.copy_(torch.from_numpy(np.array(scale)))
-    optimiser, expected = T.make_optimiser(module), []
+    optimizer, expected = T.make_optimizer(module), []
     for step, batch in enumerate(batches):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = float(np.float32(learning_rate_at(recipe, step)))  # as Keras holds it
         inputs = Inputs.of(batch)
         inputs = replace(inputs, pixels=inputs.pixels.double())
-        expected.append(T.train_step(module, optimiser, inputs, hard=True))
+        expected.append(T.train_step(module, optimizer, inputs, hard=True))
 
     skipped: list[tuple[float, float]] = []
 
@@ -122,11 +131,11 @@ def test_five_steps_of_the_papers_objective_are_those_of_pytorch():
             skipped.append((logs["skipped"], logs["gradient_norm"]))
 
     losses = fit(trainer, batches, Watch())
-    assert [bool(s) for s, _ in skipped] == [not step.taken for step in expected] == [False] * 2 + [True] + [False] * 3
+    assert [bool(s) for s, _ in skipped] == [not step.taken for step in expected] == [False, True, False, False]
     np.testing.assert_allclose(losses, [step.loss for step in expected], rtol=1e-6)  # Keras reports float32
     norms = [(ours, theirs.norm) for (_, ours), theirs in zip(skipped, expected, strict=True) if theirs.taken]
     np.testing.assert_allclose(*zip(*norms, strict=True), rtol=1e-6)
-    theirs = {name: value.detach().numpy() for name, value in module.canonical().items()}
+    theirs = {name: value.detach().numpy() for name, value in module.named_variables().items()}
     assert furthest(state(trainer), theirs) < FLOAT64
     moved = {name: np.abs(theirs[name] - value).max() for name, value in start.items()}
     assert sum(value > 1e-4 for value in moved.values()) > 0.8 * len(moved)
@@ -293,38 +302,67 @@ def test_two_workers_run_a_recipe_measure_save_and_go_on(tmp_path):
 # Skipped steps
 
 
-def test_a_step_that_is_no_number_leaves_no_trace():
+@pytest.fixture(scope="module")
+def traced_trainer() -> K.Trainer:
+    """One that no test freezes; its state is what the tests before have left."""
     trainer = trainer_of(captions_recipe(gumbel=True), dtype="float32")
+    trainer.run_eagerly = False
+    return trainer
+
+
+def test_a_skipped_step_leaves_no_trace(traced_trainer):
+    trainer = traced_trainer
     good, bad, again = islice(Captions(BATCH), 3)
     bad.pixel_values[1] = np.inf
+    taken, iterations = (int(count) for count in (trainer.optimizer.taken, trainer.optimizer.iterations))
     fit(trainer, [good])
-    before, moments = state(trainer), optimiser_state(trainer)
+    before, moments = state(trainer), optimizer_state(trainer)
     (loss,) = fit(trainer, [bad])
     assert not np.isfinite(loss)
     assert all((state(trainer)[name] == value).all() for name, value in before.items())
-    assert all((one == other).all() for one, other in zip(optimiser_state(trainer), moments, strict=True))
-    assert int(trainer.optimizer.taken) == 1
-    assert int(trainer.optimizer.iterations) == 2  # the learning rate goes on
+    assert all((one == other).all() for one, other in zip(optimizer_state(trainer), moments, strict=True))
+    assert int(trainer.optimizer.taken) == taken + 1
+    assert int(trainer.optimizer.iterations) == iterations + 2  # the learning rate goes on
     assert np.isfinite(fit(trainer, [again])).all()
-    assert int(trainer.optimizer.taken) == 2
+    assert int(trainer.optimizer.taken) == taken + 2
 
 
 def test_a_finite_gradient_of_a_loss_that_is_none_is_not_followed():
-    variable, optimiser = keras.Variable([1.0, 2.0]), K.AdamW(0.1)
-    optimiser.build([variable])
+    variable, optimizer = keras.Variable([1.0, 2.0]), K.AdamW(0.1)
+    optimizer.build([variable])
     with tf.GradientTape() as tape:
         loss = keras.ops.sum(variable) + np.inf
-        scaled = optimiser.scale_loss(loss)
-    optimiser.apply(tape.gradient(scaled, [variable.value]), [variable])
+        scaled = optimizer.scale_loss(loss)
+    optimizer.apply(tape.gradient(scaled, [variable.value]), [variable])
     np.testing.assert_array_equal(np.asarray(variable), [1.0, 2.0])
 
 
 @pytest.fixture
 def eagerly() -> Iterator[None]:
     """Runs whose steps are not traced, for which they are too few."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
+    with untraced("tf"):
+        yield
+
+
+TRACED: dict[str, tuple[K.Trainer, list[np.ndarray]]] = {}
+
+
+@pytest.fixture
+def traced_once(monkeypatch) -> None:
+    """Runs by one recipe share a trainer, which is traced once; each gets it as it was before the first."""
+    new_trainer = K.new_trainer
+
+    def shared(run: Any) -> K.Trainer:
+        key = to_toml(run.recipe)
+        if key not in TRACED:
+            trainer = new_trainer(run)
+            TRACED[key] = trainer, [np.asarray(v).copy() for v in (*trainer.variables, *trainer.optimizer.variables)]
+        trainer, values = TRACED[key]
+        for variable, value in zip((*trainer.variables, *trainer.optimizer.variables), values, strict=True):
+            variable.assign(value)
+        return trainer
+
+    monkeypatch.setattr(K, "new_trainer", shared)
 
 
 def test_a_run_ends_at_its_last_bad_step_with_the_batch_saved(eagerly, tmp_path):
@@ -343,7 +381,7 @@ def test_a_run_ends_at_its_last_bad_step_with_the_batch_saved(eagerly, tmp_path)
 # Runs
 
 
-RUN = {"gumbel": True, "drop_path": 0.3, "ema_decay": 0.9, "evaluate_every": 3, "log_every": 1}
+RUN = {"gumbel": True, "drop_path": 0.3, "ema_decay": 0.9, "evaluate_every": 2, "log_every": 1, "steps": 4}
 PAPER_RUN = {**RUN, **PAPER, "ema_decay": 0.0, "depths": (1, 1, 0), "groups": (4, 3), "hard_from": 0.5}
 
 
@@ -356,7 +394,7 @@ PAPER_RUN = {**RUN, **PAPER, "ema_decay": 0.0, "depths": (1, 1, 0), "groups": (4
     ],
     ids=["groups-mean", "paper-float16", "paper-bfloat16"],
 )
-def test_a_run_that_is_stopped_and_continued_ends_with_the_same_bits(eagerly, settings, tmp_path):
+def test_a_run_that_is_stopped_and_continued_ends_with_the_same_bits(traced_once, settings, tmp_path):
     recipe = tiny(**settings)
     whole = K.train(recipe, tmp_path / "whole", log=quiet)
     assert whole.bad_steps == 0
@@ -379,15 +417,24 @@ def test_a_run_that_is_stopped_and_continued_ends_with_the_same_bits(eagerly, se
     )
 
 
-@pytest.mark.parametrize(("first", "second"), [("torch", "tf"), ("tf", "torch")])
-def test_a_run_goes_on_in_the_other_framework(eagerly, first, second, tmp_path):
-    """Without noise, from the same initial values: as if there had been no change."""
+@pytest.fixture(scope="module")
+def torch_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of PyTorch, with a multi-label temperature."""
     pytest.importorskip("torch")
     from groupvit_torch import train as T
 
+    directory = tmp_path_factory.mktemp("run")
+    T.train(tiny(steps=2, save_every=2), directory, device="cpu", log=quiet)
+    return directory
+
+
+@pytest.mark.parametrize(("first", "second"), [("torch", "tf"), ("tf", "torch")])
+def test_a_run_goes_on_in_the_other_framework(traced_once, torch_run, first, second, tmp_path):
+    """Without noise, from the same initial values: as if there had been no change."""
+    from groupvit_torch import train as T
+
     train = {"torch": T.train, "tf": K.train}
-    T.train(tiny(steps=2), tmp_path / "start", log=quiet)
-    recipe = tiny(init_from=str(tmp_path / "start"), gumbel=False, ema_decay=0.9, log_every=1)
+    recipe = tiny(init_from=str(torch_run), gumbel=False, ema_decay=0.9, log_every=1)
     whole = train[second](recipe, tmp_path / "whole", log=quiet)
     with pytest.raises(Interrupted):
         train[first](recipe, tmp_path / "parts", log=stopping_at(3))
@@ -409,7 +456,7 @@ def log(line):
     if line.startswith("step 4/"):
         os.kill(os.getpid(), signal.SIGKILL)
 
-train(tiny(**RUN, save_every=1), sys.argv[1], resume="auto", log=log if sys.argv[2] == "kill" else lambda line: None)
+train(tiny(**{**RUN, "steps": 6}, save_every=1), sys.argv[1], resume="auto", log=log if sys.argv[2] == "kill" else lambda line: None)
 """
 
 
@@ -451,9 +498,9 @@ def recipe_of_pictures(directory: Path) -> Recipe:
     return changed(tiny(**PAPER, log_every=1), settings)
 
 
-def test_captioned_pictures_train_with_worker_processes(eagerly, tmp_path):
+def test_captioned_images_train_with_worker_processes(traced_once, tmp_path):
     """From a folder; stopped in the middle of an epoch and continued."""
-    recipe = recipe_of_pictures(tmp_path)
+    recipe = changed(recipe_of_pictures(tmp_path), {"steps": 4})
     measured = {"quality": 1.0}
     whole = K.train(recipe, tmp_path / "whole", log=quiet, evaluate=lambda segmenter: measured)
     with pytest.raises(Interrupted):
@@ -464,8 +511,9 @@ def test_captioned_pictures_train_with_worker_processes(eagerly, tmp_path):
     assert json.loads((tmp_path / "whole" / "training.json").read_text())["evaluated"] == measured
 
 
-def test_a_checkpoint_of_another_model_is_refused(eagerly, tmp_path):
-    K.train(tiny(steps=2), tmp_path, log=quiet)
+def test_a_checkpoint_of_another_model_is_refused(torch_run, tmp_path):
+    """Of whichever framework."""
+    shutil.copytree(torch_run, tmp_path, dirs_exist_ok=True)
     with pytest.raises(CheckpointError, match=r"of another model than the recipe's: .* has another shape"):
         K.train(tiny(width=16), tmp_path, resume="auto", log=quiet)
     # Whatever else is wrong: another training there, no checkpoint that is valid.
@@ -487,16 +535,25 @@ def test_a_checkpoint_of_another_model_is_refused(eagerly, tmp_path):
 
 
 def test_a_script_of_ones_own_goes_on_from_its_checkpoint(tmp_path):
-    """The model itself in `fit`, on its own data set: mean weights, measures, the grouping watched, the best kept, noise and all."""
+    """The model itself in `fit`, on its own data set: EMA, measures, the grouping watched, the best kept, noise and all."""
     from tests.support.models import smallest_config, smallest_inputs
 
     inputs, processor = smallest_inputs(), make_processor(tiny(), ("a red thing",))
 
-    def script(directory: Path, epochs: int, begin: int) -> tuple[Arrays, dict[str, Any], int]:
-        keras.utils.set_random_seed(begin)  # what goes on has nothing of its own
-        model = GroupViTModel(smallest_config())
-        model.compile(K.AdamW(1e-3), run_eagerly=True, jit_compile=False)
-        average = K.MeanWeights(model, lambda step: 0.5)
+    # To build and trace it takes longer than all steps: one model for all scripts, each from its first values.
+    keras.utils.set_random_seed(0)
+    model = GroupViTModel(smallest_config())
+    model.compile(K.AdamW(1e-3), jit_compile=False)
+    model.optimizer.build(model.trainable_variables)
+    variables = (*model.variables, *model.optimizer.variables)
+    first = [np.asarray(variable).copy() for variable in variables]
+
+    def script(directory: Path, epochs: int, other: bool = False) -> tuple[Arrays, dict[str, Any], int]:
+        for variable, value in zip(variables, first, strict=True):
+            variable.assign(value)
+        for variable in model.variables if other else ():
+            variable.assign(np.asarray(variable) + 1)  # weights and seeds that a script which resumes must not keep
+        average = K.EMA(model, lambda step: 0.5)
         evaluation = K.Evaluation(
             lambda segmenter: {"quality": next(measures)}, processor, every=1, average=average, log=quiet
         )
@@ -511,13 +568,13 @@ def test_a_script_of_ones_own_goes_on_from_its_checkpoint(tmp_path):
         model.fit(tf.data.Dataset.from_tensors(inputs), epochs=epochs, verbose=0, callbacks=callbacks)
         return average.arrays(), seen, done
 
-    measures = iter([1.0, 9.0, 2.0, 3.0])
-    whole, seen, _ = script(tmp_path / "whole", 4, 0)
-    assert [path.name for path in Checkpoints(tmp_path / "whole").all()] == ["step-00000002", "step-00000004"]
+    measures = iter([1.0, 9.0, 2.0])
+    whole, seen, _ = script(tmp_path / "whole", 3)
+    assert [path.name for path in Checkpoints(tmp_path / "whole").all()] == ["step-00000002", "step-00000003"]
     assert {"loss", "quality", "groups_in_use", "map_likeness"} <= seen.keys()
-    measures = iter([1.0, 9.0, 2.0, 3.0])
-    assert script(tmp_path / "parts", 2, 0)[2] == 0
-    parts, _, done = script(tmp_path / "parts", 2, 1)
+    measures = iter([1.0, 9.0, 2.0])
+    assert script(tmp_path / "parts", 2)[2] == 0
+    parts, _, done = script(tmp_path / "parts", 1, other=True)
     assert done == 2
     for name, value in whole.items():
         np.testing.assert_array_equal(parts[name], value, err_msg=name)
@@ -533,24 +590,24 @@ def test_the_script_of_the_documentation(eagerly, monkeypatch, tmp_path):
     script = script.replace("workers=8", "workers=0").replace("every=2000", "every=2").replace("every=100", "every=1")
     monkeypatch.chdir(tmp_path)
     recipe = recipe_of_pictures(tmp_path)
-    for steps in (3, 4):
+    for steps in (2, 3):
         Path("my.toml").write_text(to_toml(changed(recipe, {"steps": steps})), encoding="utf-8")
         exec(script, {"pixels": np.random.default_rng(0).standard_normal((4, 3, 48, 48)).astype(np.float32)})
-    assert [path.name for path in Checkpoints(Path("runs/mine")).all()] == [f"step-0000000{n}" for n in (2, 3, 4)]
+    assert [path.name for path in Checkpoints(Path("runs/mine")).all()] == [f"step-0000000{n}" for n in (2, 3)]
     assert list(Path("runs/mine/tensorboard/train").glob("events.*"))
-    GroupViTModel.from_pretrained("runs/mine/checkpoints/step-00000004/model")
+    GroupViTModel.from_pretrained("runs/mine/checkpoints/step-00000003/model")
 
 
-def test_a_script_of_ones_own_ends_at_its_last_bad_step():
-    trainer = trainer_of(captions_recipe(), dtype="float32")
+def test_a_script_of_ones_own_ends_at_its_last_bad_step(traced_trainer):
     batches = list(islice(Captions(BATCH), 5))
     for number in (0, 2, 3):
         batches[number].pixel_values[:] = np.nan
     lines: list[str] = []
     stop = K.StopOnBadSteps(2, log=lines.append)
-    assert len(fit(trainer, batches, stop)) == 3
+    assert len(fit(traced_trainer, batches, stop)) == 3
+    traced_trainer.stop_training = False
     assert stop.bad_steps == 2
-    assert lines[-1] == "a loss or gradient is no number (2 of at most 2 steps)"
+    assert lines[-1] == "a loss or gradient is not finite (2 of at most 2 steps)"
 
 
 def test_a_checkpoint_that_could_not_go_on_is_refused(tmp_path):
@@ -569,7 +626,7 @@ def test_a_checkpoint_that_could_not_go_on_is_refused(tmp_path):
 def test_what_is_frozen_stays(settings):
     trainer = trainer_of(captions_recipe(**settings), dtype="float32")
     before = state(trainer)
-    fit(trainer, list(islice(Captions(BATCH), 2)))
+    fit(trainer, list(islice(Captions(BATCH), 1)))
     after = state(trainer)
     moved = {name for name in before if (after[name] != before[name]).any()}
     if "train_only" in settings:
@@ -586,14 +643,13 @@ def test_a_part_that_is_not_there_cannot_be_frozen(setting):
         trainer_of(captions_recipe(**{setting: ("colour",)}))
 
 
-def test_a_run_starts_from_a_checkpoint_at_another_size(eagerly, tmp_path):
+def test_a_run_starts_from_a_checkpoint_at_another_size(torch_run):
     """The positions are interpolated for good, as the model does it at that size, and the second temperature goes on."""
     from groupvit_common.preprocessing.processor import GroupViTProcessor
 
-    K.train(tiny(**PAPER, steps=2), tmp_path, log=quiet)
-    recipe = tiny(**PAPER, init_from=str(tmp_path), image_size=64)
-    model, scale = K.start_model(recipe, GroupViTProcessor.from_pretrained(tmp_path))
-    old = GroupViTModel.from_pretrained(tmp_path)
+    recipe = tiny(**PAPER, init_from=str(torch_run), image_size=64)
+    model, scale = K.start_model(recipe, GroupViTProcessor.from_pretrained(torch_run))
+    old = GroupViTModel.from_pretrained(torch_run)
     assert model.config.vision_config.image_size == 64
     pixels = np.random.default_rng(0).standard_normal((2, 3, 64, 64)).astype(np.float32)
     np.testing.assert_allclose(

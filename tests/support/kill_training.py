@@ -24,7 +24,7 @@ import groupvit_torch.train  # before anything is forked  # noqa: F401
 from groupvit_common.training.checkpoints import Checkpoints
 from tests.support.training import quiet, tiny, train
 
-RUN = {"gumbel": True, "hard_from": 0.0, "drop_path": 0.3, "ema_decay": 0.9, "evaluate_every": 3}
+RUN = {"gumbel": True, "hard_from": 0.0, "drop_path": 0.3, "ema_decay": 0.9, "evaluate_every": 8}
 
 
 def fork(work: Callable[[], object]) -> int:

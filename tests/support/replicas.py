@@ -29,8 +29,8 @@ from groupvit_common.training.start import first_captions, make_processor
 from groupvit_tf import TFGroupViTModel
 from groupvit_tf.checkpoint import canonical_variables
 from groupvit_tf.data import dataset
-from groupvit_tf.distributed import Place, Seeds, here
-from groupvit_tf.train import Trainer, make_optimiser
+from groupvit_tf.distributed import ProcessInfo, Seeds, here
+from groupvit_tf.train import Trainer, make_optimizer
 from tests.support.models import smallest_config, smallest_inputs
 from tests.support.training import END, PAPER, Captions, scenes_of, tiny
 
@@ -70,43 +70,43 @@ def captions_recipe(**changes: Any) -> Recipe:
     return changed(tiny(**PAPER), {**SETTINGS, "data": data, **changes})
 
 
-def captions(place: Place) -> tuple[Recipe, Any]:
-    return captions_recipe(), Captions(BATCH, rank=place.rank, world=place.world)
+def captions(process: ProcessInfo) -> tuple[Recipe, Any]:
+    return captions_recipe(), Captions(BATCH, rank=process.rank, world=process.world)
 
 
-def chunks(place: Place) -> tuple[Recipe, Any]:
+def chunks(process: ProcessInfo) -> tuple[Recipe, Any]:
     """Those captions with cached features on several replicas: the same numbers as one device's plain batch."""
-    recipe, stream = captions(place)
-    return changed(recipe, {"chunk_size": 3 if place.replicas > 1 else 0}), stream
+    recipe, stream = captions(process)
+    return changed(recipe, {"chunk_size": 3 if process.replicas > 1 else 0}), stream
 
 
-def groups(place: Place) -> tuple[Recipe, Any]:
+def groups(process: ProcessInfo) -> tuple[Recipe, Any]:
     """Scenes, whose prompts all replicas share."""
     recipe = tiny(**SETTINGS)
     pictures = {1: scenes_of()}
     processor = make_processor(recipe, first_captions(pictures, 16))
-    return recipe, SceneBatches(recipe, pictures, processor, rank=place.rank, world=place.world)
+    return recipe, SceneBatches(recipe, pictures, processor, rank=process.rank, world=process.world)
 
 
-def by_recipe(task: Callable[[Place], tuple[Recipe, Any]], place: Place) -> tuple[list[float], Any]:
-    recipe, stream = task(place)
+def by_recipe(task: Callable[[ProcessInfo], tuple[Recipe, Any]], process: ProcessInfo) -> tuple[list[float], Any]:
+    recipe, stream = task(process)
     losses = Losses()
-    with place.scope():
+    with process.scope():
         keras.utils.set_random_seed(3)
         model = TFGroupViTModel(small_config(), dtype="float64")
         trainer = Trainer(model, recipe)
-        trainer.compile(make_optimiser(trainer), jit_compile=False)
+        trainer.compile(make_optimizer(trainer), jit_compile=False)
         data = dataset(lambda: stream, recipe)
         trainer.fit(data, steps_per_epoch=STEPS, shuffle=False, verbose=0, callbacks=[losses])
     return losses.values, trainer.named_variables()
 
 
-def plain(place: Place) -> tuple[list[float], Any]:
+def plain(process: ProcessInfo) -> tuple[list[float], Any]:
     """The model itself in `fit`, on a data set that Keras divides, the last batch unevenly; losses, validation's, and two metrics of each
     epoch. Then a single pair, of which one replica has all."""
     inputs = {name: np.concatenate([array, array[:3]]) for name, array in smallest_inputs().items()}
     noise = np.random.default_rng(5).gumbel(size=(7, 4, 4))
-    with place.scope():
+    with process.scope():
         keras.utils.set_random_seed(3)
         model = TFGroupViTModel(smallest_config(), dtype="float64")
         model.compile(keras.optimizers.SGD(2.0**-6, momentum=0.5), jit_compile=False)
@@ -125,30 +125,30 @@ def plain(place: Place) -> tuple[list[float], Any]:
     ], variables
 
 
-def first_seeds(place: Place) -> list[int]:
+def first_seeds(process: ProcessInfo) -> list[int]:
     """What each replica draws first from one generator."""
-    with place.scope():
+    with process.scope():
         generator = Seeds(7)
-    drawn = place.strategy.run(tf.function(generator.next))
-    own = [int(seed[0]) for seed in place.strategy.experimental_local_results(drawn)]
-    return [seed for seeds in place.all(own) for seed in seeds]
+    drawn = process.strategy.run(tf.function(generator.next))
+    own = [int(seed[0]) for seed in process.strategy.experimental_local_results(drawn)]
+    return [seed for seeds in process.all(own) for seed in seeds]
 
 
-TASKS: dict[str, Callable[[Place], tuple[list[float], Any]]] = {
+TASKS: dict[str, Callable[[ProcessInfo], tuple[list[float], Any]]] = {
     "plain": plain,
-    "captions": lambda place: by_recipe(captions, place),
-    "chunks": lambda place: by_recipe(chunks, place),
-    "groups": lambda place: by_recipe(groups, place),
+    "captions": lambda process: by_recipe(captions, process),
+    "chunks": lambda process: by_recipe(chunks, process),
+    "groups": lambda process: by_recipe(groups, process),
 }
 
 
 def main() -> None:
     directory, tasks, *strategies = sys.argv[1:]
-    places = {"one": lambda: Place(0, 1)}
+    places = {"one": lambda: ProcessInfo(0, 1)}
     if "mirrored" in strategies:
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-        places["mirrored"] = lambda: Place(0, 1, tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+        places["mirrored"] = lambda: ProcessInfo(0, 1, tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
     if "workers" in strategies:
         # Before anything else: collectives want it so.
         there = here()
@@ -159,13 +159,13 @@ def main() -> None:
         ]
         places["workers"] = lambda: there
     for strategy in strategies:
-        place = places[strategy]()
-        if place.strategy is not None:
-            assert len(set(first_seeds(place))) == 2
+        process = places[strategy]()
+        if process.strategy is not None:
+            assert len(set(first_seeds(process))) == 2
         for task in tasks.split(","):
-            losses, variables = TASKS[task](place)
+            losses, variables = TASKS[task](process)
             weights = {name: np.asarray(variable) for name, variable in variables.items()}
-            np.savez(Path(directory) / f"{strategy}-{place.rank}-{task}.npz", losses=losses, **weights)
+            np.savez(Path(directory) / f"{strategy}-{process.rank}-{task}.npz", losses=losses, **weights)
 
 
 if __name__ == "__main__":

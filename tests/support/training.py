@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from groupvit_common.data.captions.stream import CaptionBatch
 from groupvit_common.data.scenes import make_scene
@@ -43,6 +45,27 @@ def scenes_of(level: int = 1, count: int = 16, side: int = 48, seed: int = 0) ->
 
 def quiet(line: str) -> None:
     pass
+
+
+ON_CPU: Mapping[str, Mapping[str, Any]] = {"torch": {"device": "cpu"}, "tf": {}}
+"""Options of a backend's `train`, for the CPU, whatever else there is: bits are promised there."""
+# A warning about data sets, which `untraced` does not mean.
+eager_data = pytest.mark.filterwarnings("ignore:Even though the .*run_functions_eagerly:UserWarning")
+
+
+@contextmanager
+def untraced(backend: str) -> Iterator[None]:
+    """Within, Keras computes step by step: to trace a graph takes longer than two or three steps do."""
+    if backend == "torch":
+        yield
+        return
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(False)
 
 
 def train(recipe: Recipe, directory: Path, **options: Any) -> TrainResult:

@@ -25,9 +25,10 @@ from groupvit_common.training.run import Interrupted
 from groupvit_common.training.scene_batches import SceneBatches
 from groupvit_common.training.start import first_captions, make_processor
 from groupvit_torch import train as T
-from groupvit_torch.distributed import Place, batch_norm, gather, num_replicas, process_group, replica_sum
+from groupvit_torch.distributed import ProcessInfo, batch_norm, gather, num_replicas, process_group, replica_sum
 from groupvit_torch.loss import contrastive_loss
 from groupvit_torch.predictor import Segmenter
+from groupvit_torch.train_state import load_weights
 from tests.support.training import PAPER, Captions, quiet, scenes_of, tiny, train
 from tests.training.test_train_step import inputs_of, module_of
 
@@ -72,9 +73,9 @@ def norm_of_features() -> torch.nn.BatchNorm1d:
     return norm
 
 
-def functions(directory: Path, place: Place) -> None:
-    ranks = place.world
-    images, texts = (whole.detach().chunk(ranks)[place.rank].requires_grad_() for whole in features())
+def functions(directory: Path, process: ProcessInfo) -> None:
+    ranks = process.world
+    images, texts = (whole.detach().chunk(ranks)[process.rank].requires_grad_() for whole in features())
     norm = norm_of_features()
     normed = batch_norm(norm, images)
     loss = contrastive_loss(gather(normed), gather(texts), 7.0)
@@ -83,7 +84,7 @@ def functions(directory: Path, place: Place) -> None:
     total = replica_sum(images.detach().sum(dim=0).requires_grad_())
     alone = batch_norm(norm, images.detach(), together=False, keep=False)
     np.savez(
-        directory / f"{place.rank}.npz",
+        directory / f"{process.rank}.npz",
         loss=loss.detach().numpy(),
         images=images.grad.numpy(),
         texts=texts.grad.numpy(),
@@ -118,8 +119,8 @@ def test_alone_nothing_happens() -> None:
     assert num_replicas() == 1
     assert gather(images) is images
     assert replica_sum(images) is images
-    with process_group("cpu") as place:
-        assert (place.rank, place.world, place.all("x"), place.mean([1.5])) == (0, 1, ["x"], [1.5])
+    with process_group("cpu") as process:
+        assert (process.rank, process.world, process.all("x"), process.mean([1.5])) == (0, 1, ["x"], [1.5])
 
 
 # Steps
@@ -130,41 +131,45 @@ def recipe_of(task: str, chunk: int) -> Recipe:
     return tiny(**settings) if task == "groups" else tiny(**PAPER | settings)
 
 
-def steps(task: str, chunk: int, place: Place) -> dict[str, Any]:
+def steps(task: str, chunk: int, process: ProcessInfo) -> dict[str, Any]:
     """Five steps of this rank: the losses, and the weights after them."""
     recipe = recipe_of(task, chunk)
     if task == "captions":
-        data: Any = iter(Captions(BATCH, rank=place.rank, world=place.world))
+        data: Any = iter(Captions(BATCH, rank=process.rank, world=process.world))
     else:
         pictures = {1: scenes_of()}
         data = SceneBatches(
-            recipe, pictures, make_processor(recipe, first_captions(pictures, 16)), rank=place.rank, world=place.world
+            recipe,
+            pictures,
+            make_processor(recipe, first_captions(pictures, 16)),
+            rank=process.rank,
+            world=process.world,
         )
     module = module_of(recipe)
-    optimiser = T.make_optimiser(module)
-    wrapped = torch.nn.parallel.DistributedDataParallel(module, broadcast_buffers=False) if place.world > 1 else None
+    optimizer = T.make_optimizer(module)
+    wrapped = torch.nn.parallel.DistributedDataParallel(module, broadcast_buffers=False) if process.world > 1 else None
     results = [
-        T.train_step(module, optimiser, inputs_of(batch), hard=True, place=place, wrapped=wrapped)
+        T.train_step(module, optimizer, inputs_of(batch), hard=True, process=process, wrapped=wrapped)
         for batch in islice(data, STEPS)
     ]
     assert all(result.taken for result in results)
-    weights = {name: tensor.detach().numpy() for name, tensor in module.canonical().items()}
+    weights = {name: tensor.detach().numpy() for name, tensor in module.named_variables().items()}
     return {"losses": [result.loss for result in results], "norms": [result.norm for result in results], **weights}
 
 
 TASKS = ("captions", "scenes", "groups")
 
 
-def all_steps(directory: Path, place: Place) -> None:
+def all_steps(directory: Path, process: ProcessInfo) -> None:
     """Plain and with cached features, in chunks that divide nothing evenly if there are so many images."""
     for task in TASKS:
-        for chunk in (0, 3 if place.world == 2 else 1):
-            np.savez(directory / f"{task}-{bool(chunk)}-{place.rank}.npz", **steps(task, chunk, place))
+        for chunk in (0, 3 if process.world == 2 else 1):
+            np.savez(directory / f"{task}-{bool(chunk)}-{process.rank}.npz", **steps(task, chunk, process))
 
 
 def four_ranks(directory: Path) -> None:
-    with process_group("cpu") as place:
-        all_steps(directory, place)
+    with process_group("cpu") as process:
+        all_steps(directory, process)
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
@@ -175,7 +180,7 @@ def test_ranks_take_the_steps_of_one_process_with_the_whole_batch(
 ) -> None:
     """Captions with prompts of their own, and scenes by the paper's objective and by that of groups with it (all multi-label)."""
     directory = request.getfixturevalue("two_ranks" if ranks == 2 else "four")
-    whole = steps(task, 0, Place(0, 1, torch.device("cpu")))
+    whole = steps(task, 0, ProcessInfo(0, 1, torch.device("cpu")))
     assert ("multi_label_logit_scale" in whole) == recipe_of(task, 0).multi_label
     for rank in range(ranks):
         with np.load(directory / f"{task}-{cached}-{rank}.npz") as answer:
@@ -203,14 +208,14 @@ NOISY = {
 }
 
 
-def whole_run(directory: Path, place: Place) -> None:
+def whole_run(directory: Path, process: ProcessInfo) -> None:
     """A run of two ranks, whole; and one of which the second rank receives a signal in the third step, continued."""
     recipe, step, count = tiny(**NOISY), T.train_step, 0
 
     def stopped(*arguments: Any, **options: Any) -> Any:
         nonlocal count
         count += 1
-        if count == 3 and place.rank == 1:
+        if count == 3 and process.rank == 1:
             signal.raise_signal(signal.SIGTERM)
         return step(*arguments, **options)
 
@@ -220,14 +225,14 @@ def whole_run(directory: Path, place: Place) -> None:
         train(recipe, directory / "parts", log=quiet)
     T.train_step = step
     result = train(recipe, directory / "parts", resume="auto", log=quiet)
-    (directory / f"{place.rank}.json").write_text(json.dumps(result.losses))
+    (directory / f"{process.rank}.json").write_text(json.dumps(result.losses))
 
 
 def everything(directory: Path) -> None:
-    with process_group("cpu") as place:
-        functions(directory, place)
-        all_steps(directory, place)
-        whole_run(directory, place)
+    with process_group("cpu") as process:
+        functions(directory, process)
+        all_steps(directory, process)
+        whole_run(directory, process)
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +256,7 @@ def test_a_run_of_two_ranks_stops_together_and_goes_on(two_ranks: Path) -> None:
     assert losses[0] == losses[1]
     last = [Checkpoints(two_ranks / name).all()[-1] for name in ("whole", "parts")]
     for file in ("model/model.safetensors", "state.safetensors"):
-        one, other = (T._weights(path / "model") if "model" in file else _arrays(path) for path in last)
+        one, other = (load_weights(path / "model") if "model" in file else _arrays(path) for path in last)
         for name in one:
             # Gloo may add in another order: bits are promised for one process only.
             np.testing.assert_allclose(one[name], other[name], rtol=1e-4, atol=1e-5, err_msg=name)

@@ -192,8 +192,16 @@ def cases() -> dict[str, tuple[Any, ...]]:
     }
 
 
-@pytest.mark.parametrize("case", cases())
-@pytest.mark.parametrize("way", ["eager", "graph", "xla"])
+# XLA for what it may not know: sorting, sizes that depend on others.
+@pytest.mark.parametrize(
+    ("case", "way"),
+    [
+        *((case, "graph") for case in cases()),
+        ("prompt_claim_loss", "xla"),
+        ("multi_label_contrastive_loss", "xla"),
+        ("patch_naming", "eager"),
+    ],
+)
 def test_both_backends_agree_in_value_and_gradient(case, way):
     """In a graph that knows no size, too."""
     function, arguments = case.split()[0], cases()[case]

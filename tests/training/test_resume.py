@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +17,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
-from tests.support.paths import ROOT
+from tests.support.paths import REFERENCE, ROOT
 
 torch = pytest.importorskip("torch")
 
@@ -29,7 +32,7 @@ from groupvit_common.training.recipe import get_recipe  # noqa: E402
 from groupvit_common.training.run import Interrupted  # noqa: E402
 from groupvit_common.training.start import start_run  # noqa: E402
 from tests.support.backends import Backend  # noqa: E402
-from tests.support.training import PAPER, ends_alike, quiet, stopping_at, tiny, train  # noqa: E402
+from tests.support.training import ON_CPU, PAPER, eager_data, ends_alike, quiet, stopping_at, tiny, train, untraced  # noqa: E402
 
 # Noise in the model, a mean of the weights, mixed pictures: all that a run draws and keeps.
 RUN = {"gumbel": True, "hard_from": 0.0, "drop_path": 0.3, "ema_decay": 0.9, "evaluate_every": 3}
@@ -67,6 +70,30 @@ def test_a_run_that_is_stopped_and_continued_ends_with_the_same_bits(settings, t
     assert measured[0] == measured[1]
     assert measured[0]
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@eager_data
+def test_a_run_that_an_earlier_version_began_resumes(backend: Backend, tmp_path):
+    """With its recipe, noise, moments, EMA and records, it ends where that version ended it."""
+    with tarfile.open(REFERENCE / "training" / f"{backend.name}.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    loop = importlib.import_module(f"groupvit_{backend.name}.train")
+    with untraced(backend.name):
+        loop.train(str(tmp_path / "recipe.toml"), tmp_path, resume="auto", log=quiet, **ON_CPU[backend.name])
+    found, expected = (
+        [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        for name in ("metrics.jsonl", "expected.jsonl")
+    )
+    assert found[:3] == expected[:3]
+    assert [record["step"] for record in found] == [1, 2, 3, 4, 5, 6, 6]
+    for one, other in zip(found[3:], expected[3:], strict=True):
+        assert one.keys() == other.keys()
+        for name in {"loss", "learning_rate", "gradient_norm", "logit_scale"} & one.keys():
+            # float32 on another processor, three steps on; with other noise a loss differs by a third.
+            assert one[name] == pytest.approx(other[name], rel=0.02), name
+    weights = load_file(tmp_path / "model.safetensors")
+    for name, value in json.loads((tmp_path / "expected.json").read_text()).items():
+        assert weights[name].flat[0] == pytest.approx(value, rel=1e-3), name
 
 
 def test_a_finished_run_has_nothing_left_to_do(tmp_path):
@@ -397,7 +424,7 @@ def test_another_number_of_processes_continues_from_the_epochs_beginning(tmp_pat
 # Full disks and kills, in a process of their own
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(24, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(24, marks=pytest.mark.slow)])
 def test_full_disks_and_kills_change_no_weight(kills, tmp_path):
     """No file may grow beyond a limit: checkpoints fail halfway, training continues, and later ones succeed.
 

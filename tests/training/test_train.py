@@ -3,7 +3,6 @@
 import importlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields, replace
 from itertools import islice
 from typing import Any
@@ -26,10 +25,7 @@ from groupvit_common.training.schedule import learning_rate_at
 from groupvit_common.training.settings import changed
 from groupvit_common.training.start import RECIPE_NAME, first_captions, make_processor, start_run
 from tests.support.backends import Backend
-from tests.support.training import BEYOND_FLOAT32, scenes_of
-
-# Of data sets, which are not meant where functions run untraced.
-eager_data = pytest.mark.filterwarnings("ignore:Even though the .*run_functions_eagerly:UserWarning")
+from tests.support.training import BEYOND_FLOAT32, eager_data, quiet, scenes_of, untraced
 
 SMALL = changed(
     get_recipe("scenes-demo"),
@@ -43,10 +39,6 @@ PAPER = {"kind": "paper", "paper_weight": 0.0, "gumbel": True, "hard_from": 0.0,
 
 def small(**changes: Any) -> Recipe:
     return changed(SMALL, changes)
-
-
-def quiet(line: str) -> None:
-    pass
 
 
 def package(backend: Backend, module: str = "train") -> Any:
@@ -76,21 +68,6 @@ def run(backend: Backend, recipe: Recipe, directory: Any, **options: Any) -> Tra
     return result
 
 
-@contextmanager
-def untraced(backend: Backend) -> Iterator[None]:
-    """Within, Keras computes step by step: to trace a graph takes longer than a few steps do."""
-    if backend.name == "torch":
-        yield
-        return
-    import tensorflow as tf
-
-    tf.config.run_functions_eagerly(True)
-    try:
-        yield
-    finally:
-        tf.config.run_functions_eagerly(False)
-
-
 @eager_data
 def test_what_a_run_writes_loads_and_measures_the_same_and_a_failed_run_leaves_it(backend, tmp_path, monkeypatch):
     recipe = small(levels=(1, 2), turns=(2, 1), held_out_scenes=1, steps=2, hard_from=0.5, precision="float32")
@@ -116,7 +93,7 @@ def test_what_a_run_writes_loads_and_measures_the_same_and_a_failed_run_leaves_i
 
     before = (tmp_path / "model.safetensors").read_bytes()
     with (
-        untraced(backend),
+        untraced(backend.name),
         pytest.raises(GroupViTError, match=r"the loss is inf at step 1.*: try a lower learning_rate"),
     ):
         run(backend, changed(recipe, {"naming_weight": BEYOND_FLOAT32, "max_bad_steps": 1}), tmp_path)
@@ -127,12 +104,12 @@ def test_what_a_run_writes_loads_and_measures_the_same_and_a_failed_run_leaves_i
 def test_a_run_repeats_itself_and_turns_hard_when_told(backend, tmp_path):
     """The paper's objective, which besides its batches draws noise in the model and prompts in the data: two runs, the same but
     for the step at which they turn hard, are equal up to it."""
-    paper = small(**PAPER, levels=(1,), turns=(1,), held_out_scenes=1, steps=3, precision="float32")
-    with untraced(backend):
+    paper = small(**PAPER, levels=(1,), turns=(1,), held_out_scenes=1, steps=2, precision="float32")
+    with untraced(backend.name):
         soft = run(backend, changed(paper, {"hard_from": 1.0}), tmp_path)
         hard = run(backend, changed(paper, {"hard_from": 0.5}), tmp_path)
-    assert hard.losses[:2] == soft.losses[:2]
-    assert hard.losses[2] != soft.losses[2]
+    assert hard.losses[0] == soft.losses[0]
+    assert hard.losses[1] != soft.losses[1]
     assert json.loads((tmp_path / "config.json").read_text())["segmentation_assignment"] == "hard"
 
 
@@ -191,11 +168,14 @@ def test_a_folder_that_cannot_be_made_is_one_clear_error(backend, tmp_path):
         run(backend, SMALL, tmp_path / "file" / "model")
 
 
-@pytest.mark.parametrize("variant", [{}, PAPER | {"gumbel": False, "hard_from": 1.0}], ids=["demo", "paper"])
-def test_both_backends_take_the_same_steps_and_lower_the_loss(variant, pictures, processor, tmp_path):
-    """From one checkpoint, the whole recipe in float64: batches, schedule, clipping, weight decay, objective, optimiser.
+@pytest.mark.parametrize(
+    ("variant", "times"), [({}, 22), (PAPER | {"gumbel": False, "hard_from": 1.0}, 1)], ids=["demo", "paper"]
+)
+@eager_data
+def test_both_backends_take_the_same_steps_and_lower_the_loss(variant, times, pictures, processor, tmp_path):
+    """From one checkpoint, the whole recipe in float64: batches, schedule, clipping, weight decay, objective, optimizer.
 
-    One batch many times, then others.
+    One batch many times, then others; of the paper's objective, which has fewer parts, two steps.
     """
     torch, keras = pytest.importorskip("torch"), pytest.importorskip("keras")
     from groupvit_tf.model import GroupViTModel
@@ -204,33 +184,34 @@ def test_both_backends_take_the_same_steps_and_lower_the_loss(variant, pictures,
 
     recipe = small(**variant, precision="float32", steps=25, learning_rate=3e-3)
     kinds = list(batches(changed(recipe, {"steps": 4}), pictures, processor, np.random.default_rng(0)))
-    data = [kinds[0]] * 22 + kinds[1:]
+    data = [kinds[0]] * times + (kinds[1:] if times > 1 else kinds[1:2])
 
     torch.manual_seed(0)
     model = T.new_model(recipe, processor)
     model.save_pretrained(tmp_path)
     model = model.double()
-    module = T.TrainingModule(model, recipe)
-    optimiser, expected = T.make_optimiser(module), []
+    module = T.Objective(model, recipe)
+    optimizer, expected = T.make_optimizer(module), []
     for step, batch in enumerate(data):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(recipe, step)
         inputs = Inputs.of(batch)
         inputs = replace(inputs, pixels=inputs.pixels.double())
-        expected.append(T.train_step(module, optimiser, inputs, hard=False).loss)
+        expected.append(T.train_step(module, optimizer, inputs, hard=False).loss)
 
     floatx = keras.config.floatx()
     keras.config.set_floatx("float64")  # of the learning rate
     try:
-        losses, _ = fit(GroupViTModel.from_pretrained(tmp_path, dtype="float64"), recipe, data)
+        model = GroupViTModel.from_pretrained(tmp_path, dtype="float64")
+        losses, _ = fit(model, recipe, data, eager=times == 1)
     finally:
         keras.config.set_floatx(floatx)
     np.testing.assert_allclose(
         losses, expected, rtol=1e-9
     )  # rounding at 1e-16, through 25 steps at a high learning rate
-    # Four seeds came down to 4-7 % (demo) and 14-28 % (paper). Half leaves room, but an objective whose sign is wrong, or of
-    # which one of several terms alone is learnt, stays above it.
-    assert losses[21] < 0.5 * losses[0]
+    # Four seeds came down to 4-7 %. Half leaves room, but an objective whose sign is wrong, or of which one of several terms
+    # alone is learnt, stays above it.
+    assert times == 1 or losses[21] < 0.5 * losses[0]
 
 
 def fit(
@@ -251,7 +232,7 @@ def fit(
 
     losses: list[float] = []
     trainer = K.Trainer(model, recipe)
-    trainer.compile(K.make_optimiser(trainer), jit_compile=False, run_eagerly=eager)
+    trainer.compile(K.make_optimizer(trainer), jit_compile=False, run_eagerly=eager)
     trainer.fit(
         dataset(lambda: data, recipe),
         steps_per_epoch=len(data),
@@ -273,7 +254,7 @@ def test_patches_named_by_themselves_learn_but_leave_batch_norm_to_the_groups(ba
 
             torch.manual_seed(0)
             model = T.new_model(recipe, processor).train()
-            T.TrainingModule(model, recipe)(package(backend, "data").Inputs.of(batch), False)[0].backward()
+            T.Objective(model, recipe)(package(backend, "data").Inputs.of(batch), False)[0].backward()
             gradient = model.vision_model.embeddings.patch_embeddings.projection.weight.grad
         else:
             import keras
@@ -328,15 +309,15 @@ def test_weight_decay_spares_the_same_parameters_in_both_backends(processor):
     from groupvit_torch import train as T
 
     model = T.new_model(SMALL, processor)
-    group = T.make_optimiser(T.TrainingModule(model, SMALL)).param_groups[0]
+    group = T.make_optimizer(T.Objective(model, SMALL)).param_groups[0]
     assert group["weight_decay"] > 0
     decayed = {id(parameter) for parameter in group["params"]}
     expected = {name for name, parameter in model.named_parameters() if id(parameter) in decayed}
 
     twin = K.new_model(SMALL, processor)
-    optimiser = K.make_optimiser(K.Trainer(twin, SMALL))
+    optimizer = K.make_optimizer(K.Trainer(twin, SMALL))
     names = {id(variable): name for name, variable in canonical_variables(twin).items()}
-    assert {names[id(v)] for v in twin.trainable_variables if optimiser._use_weight_decay(v)} == expected
+    assert {names[id(v)] for v in twin.trainable_variables if optimizer._use_weight_decay(v)} == expected
 
 
 def test_a_token_that_occurs_twice_counts_as_one_gradient():
@@ -352,23 +333,23 @@ def test_a_token_that_occurs_twice_counts_as_one_gradient():
             loss = tf.reduce_sum(rows * [[1.0], [2.0], [3.0]])
         gradient = tape.gradient(loss, table.value)
         assert isinstance(gradient, tf.IndexedSlices)
-        optimiser = AdamW(0.1, global_clipnorm=0.01)
+        optimizer = AdamW(0.1, global_clipnorm=0.01)
         for _ in range(2):
-            optimiser.apply([gradient if sparse else tf.convert_to_tensor(gradient)], [table])
-        ways.append([np.asarray(variable) for variable in (table, *optimiser.variables)])
+            optimizer.apply([gradient if sparse else tf.convert_to_tensor(gradient)], [table])
+        ways.append([np.asarray(variable) for variable in (table, *optimizer.variables)])
     for one, other in zip(*ways, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def test_the_mean_of_the_weights_and_the_limit_of_the_temperature(processor, pictures):
+def test_the_average_of_the_weights_and_the_limit_of_the_temperature(processor, pictures):
     keras = pytest.importorskip("keras")
     from groupvit_tf import train as K
     from groupvit_tf.checkpoint import canonical_variables
 
-    recipe = small(steps=3, precision="float32")
+    recipe = small(steps=2, precision="float32")
     model = K.new_model(recipe, processor)
     model.logit_scale.assign(7.0)
-    mean = K.MeanWeights(model, lambda step: [0.0, 0.25, 0.5][step])
+    mean = K.EMA(model, lambda step: [0.0, 0.25][step])
     names = ("text_projection.1.running_var", "visual_projection.0.weight", "logit_scale")
     seen: list[list[np.ndarray]] = []
 
@@ -380,8 +361,8 @@ def test_the_mean_of_the_weights_and_the_limit_of_the_temperature(processor, pic
     data = list(batches(recipe, pictures, processor, np.random.default_rng(0)))
     fit(model, recipe, data, Watch(), mean, eager=True)
     variables = canonical_variables(mean.new_model())
-    for name, first, second, third in zip(names, *seen, strict=True):
-        expected = (first * 0.25 + second * 0.75) * 0.5 + third * 0.5
+    for name, first, second in zip(names, *seen, strict=True):
+        expected = first * 0.25 + second * 0.75
         np.testing.assert_allclose(np.asarray(variables[name]), expected, rtol=1e-6)  # float32
     assert seen[0][-1] == np.float32(np.log(100))
 

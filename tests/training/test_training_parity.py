@@ -1,4 +1,4 @@
-"""A training step is the same in PyTorch and in Keras: from one checkpoint, with the same batches and noise, ten steps each.
+"""A training step is the same in PyTorch and in Keras: from one checkpoint, with the same batches and noise, six steps each.
 
 PyTorch runs a plain loop, Keras `compile` and `fit`.
 """
@@ -23,11 +23,11 @@ from groupvit_tf.train import AdamW  # noqa: E402
 from tests.support.parity import Arrays, Draw, TorchSide, difference, has_gradient, watched_margins  # noqa: E402
 from tests.support.replicas import Losses  # noqa: E402
 
-STEPS, BATCH = 10, 6
+STEPS, BATCH = 6, 6
 
-# float64, relative to the array's largest value. Rounding at 1e-16 through ten steps; see EPSILON for where it is amplified.
+# float64, relative to the array's largest value. Rounding at 1e-16 through six steps; see EPSILON for where it is amplified.
 FLOAT64 = 1e-9
-# float32: a gradient is off by 1e-5 of itself at most, and ten steps change a parameter by a tenth of itself at most.
+# float32: a gradient is off by 1e-5 of itself at most, and six steps change a parameter by a tenth of itself at most.
 FLOAT32 = 1e-5
 # AdamW divides each gradient by its own size: one that is small beside its rounding, such as that of a hidden unit that is nearly
 # off, becomes a step like any other. 1.4e-4 was found for the parameters that have a gradient; most are below 1e-6.
@@ -69,10 +69,10 @@ def checkpoint(config: GroupViTConfig, tmp_path_factory: pytest.TempPathFactory)
 
 
 class Course(NamedTuple):
-    """Inputs and noise of each step, float32, and what PyTorch makes of the checkpoint with them in float64, by optimiser."""
+    """Inputs and noise of each step, float32, and what PyTorch makes of the checkpoint with them in float64, by optimizer."""
 
     batches: Steps
-    ten_steps: dict[str, Arrays]
+    all_steps: dict[str, Arrays]
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +84,10 @@ def course(config: GroupViTConfig, checkpoint: Path) -> Course:
         batches = [draw_batch(draw) for _ in range(STEPS)]
         with watched_margins() as margins:
             models = {name: load("torch", checkpoint, "float64") for name in ("sgd", "adamw")}
-            for optimiser, model in models.items():
-                in_torch(model, optimiser, batches)
+            for optimizer, model in models.items():
+                in_torch(model, optimizer, batches)
         if min(margins) >= 1:
-            return Course(batches, {optimiser: state(model) for optimiser, model in models.items()})
+            return Course(batches, {optimizer: state(model) for optimizer, model in models.items()})
     raise AssertionError("no batches keep away from the borders")
 
 
@@ -112,9 +112,9 @@ def state(model: Any) -> Arrays:
     return {name: to_canonical(kind(v), v.numpy()).copy() for name, v in canonical_variables(model).items()}
 
 
-def in_torch(model: Any, optimiser: str, steps: Steps, accumulate: int = 1) -> list[float]:
+def in_torch(model: Any, optimizer: str, steps: Steps, accumulate: int = 1) -> list[float]:
     """A plain loop; the loss of every batch. With `accumulate`, a step is made of the mean gradient of so many batches."""
-    if optimiser == "sgd":
+    if optimizer == "sgd":
         made = torch.optim.SGD(model.parameters(), lr=SGD_RATE)
     else:
         named = dict(model.named_parameters())
@@ -141,8 +141,8 @@ def in_torch(model: Any, optimiser: str, steps: Steps, accumulate: int = 1) -> l
     return losses
 
 
-def keras_optimiser(model: Any, optimiser: str, **options: Any) -> Any:
-    if optimiser == "sgd":
+def keras_optimizer(model: Any, optimizer: str, **options: Any) -> Any:
+    if optimizer == "sgd":
         return keras.optimizers.SGD(SGD_RATE, **options)
     made = AdamW(ADAMW_RATE, weight_decay=DECAY, beta_1=BETAS[0], beta_2=BETAS[1], epsilon=EPSILON, **options)
     spared = [v for name, v in canonical_variables(model).items() if not has_weight_decay(name, len(v.shape))]
@@ -151,10 +151,10 @@ def keras_optimiser(model: Any, optimiser: str, **options: Any) -> Any:
 
 
 def in_keras(
-    model: Any, optimiser: str, steps: Steps, *, eagerly: bool = True, accumulate: int | None = None
+    model: Any, optimizer: str, steps: Steps, *, eagerly: bool = True, accumulate: int | None = None
 ) -> list[float]:
     """`compile` and `fit` on dictionaries with the noise in them; the loss of every batch."""
-    made = keras_optimiser(model, optimiser, gradient_accumulation_steps=accumulate)
+    made = keras_optimizer(model, optimizer, gradient_accumulation_steps=accumulate)
     model.compile(made, run_eagerly=eagerly, jit_compile=False)
     data = tf.data.Dataset.from_tensors(steps[0])
     for batch in steps[1:]:
@@ -174,31 +174,31 @@ def furthest(actual: Arrays, wanted: Arrays, names: Callable[[str], bool] = lamb
 
 
 # `fit` traced into a graph once; eagerly it is quicker for so few steps.
-@pytest.mark.parametrize(("optimiser", "eagerly"), [("sgd", True), ("adamw", False)])
-def test_ten_steps_in_float64(checkpoint: Path, course: Course, optimiser: str, eagerly: bool) -> None:
+@pytest.mark.parametrize(("optimizer", "eagerly"), [("sgd", True), ("adamw", False)])
+def test_six_steps_in_float64(checkpoint: Path, course: Course, optimizer: str, eagerly: bool) -> None:
     ours = load("tf", checkpoint, "float64")
     before = state(ours)
-    in_keras(ours, optimiser, course.batches, eagerly=eagerly)
+    in_keras(ours, optimizer, course.batches, eagerly=eagerly)
     after = state(ours)
     moved = [name for name in before if difference(after[name], before[name]) > 1e-4]
     assert len(moved) > 0.8 * len(before)
-    assert furthest(after, course.ten_steps[optimiser]) < FLOAT64
+    assert furthest(after, course.all_steps[optimizer]) < FLOAT64
 
 
-@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
-def test_ten_steps_in_float32(checkpoint: Path, course: Course, optimiser: str) -> None:
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_six_steps_in_float32(checkpoint: Path, course: Course, optimizer: str) -> None:
     ours, theirs = (load(name, checkpoint, "float32") for name in ("tf", "torch"))
-    wanted = in_torch(theirs, optimiser, course.batches)
-    losses = in_keras(ours, optimiser, course.batches)
+    wanted = in_torch(theirs, optimizer, course.batches)
+    losses = in_keras(ours, optimizer, course.batches)
     assert len(set(losses)) == STEPS
     np.testing.assert_allclose(losses, wanted, rtol=FLOAT32)
 
     def comparable(name: str) -> bool:
         # AdamW makes steps of rounding noise where the gradient is zero by mathematics. Batch norm's running mean follows the bias in
         # front of it, which is such a one, and takes it away again.
-        return optimiser == "sgd" or (has_gradient(name, training=True) and not name.endswith("running_mean"))
+        return optimizer == "sgd" or (has_gradient(name, training=True) and not name.endswith("running_mean"))
 
-    assert furthest(state(ours), state(theirs), comparable) < (FLOAT32 if optimiser == "sgd" else ADAMW_FLOAT32)
+    assert furthest(state(ours), state(theirs), comparable) < (FLOAT32 if optimizer == "sgd" else ADAMW_FLOAT32)
 
 
 @pytest.mark.parametrize(("first", "second"), [("torch", "tf"), ("tf", "torch")])
@@ -207,11 +207,11 @@ def test_a_run_continues_in_the_other_framework(
 ) -> None:
     run = {"torch": in_torch, "tf": in_keras}
     model = load(first, checkpoint, "float64")
-    run[first](model, "sgd", course.batches[:5])
+    run[first](model, "sgd", course.batches[:3])
     model.save_pretrained(tmp_path)
     model = load(second, tmp_path, "float64")
-    run[second](model, "sgd", course.batches[5:])
-    assert furthest(state(model), course.ten_steps["sgd"]) < FLOAT64
+    run[second](model, "sgd", course.batches[3:])
+    assert furthest(state(model), course.all_steps["sgd"]) < FLOAT64
 
 
 def test_accumulation_takes_the_mean_of_the_batches_gradients(checkpoint: Path, course: Course) -> None:
