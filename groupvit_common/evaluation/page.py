@@ -9,8 +9,8 @@ import base64
 import io
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from groupvit_common.drawing.palette import label_colours
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.evaluation import charts
 from groupvit_common.evaluation.classification import ClassificationResult
-from groupvit_common.evaluation.datasets.classification import ClassificationSet
+from groupvit_common.evaluation.datasets.classification import ClassificationSet, ClassifiedImage
 from groupvit_common.evaluation.datasets.segmentation import IGNORE, SegmentationSet
 from groupvit_common.evaluation.journal import Record, read_journals
 from groupvit_common.evaluation.metrics import Confusion, class_iou, mean_iou, pixel_accuracy
@@ -68,33 +68,6 @@ class _Card:
     classes: Sequence[tuple[tuple[int, ...] | None, str, str]] = ()
 
 
-@dataclass(frozen=True)
-class _Column:
-    """A column of a table; fractions are written as percent, with a bar."""
-
-    title: str
-    values: Sequence[str | int | float | None]
-    is_fraction: bool = False
-
-    @property
-    def is_text(self) -> bool:
-        return all(isinstance(value, str) for value in self.values)
-
-
-@dataclass
-class _Section:
-    title: str
-    about: str
-    cards: list[_Card] = field(default_factory=list)
-    columns: list[_Column] = field(default_factory=list)
-    chart: str = ""
-    is_folded: bool = False
-
-    @property
-    def is_empty(self) -> bool:
-        return not (self.cards or self.chart or (self.columns and self.columns[0].values))
-
-
 def write_page(
     folder: Path,
     data: SegmentationSet | ClassificationSet,
@@ -119,12 +92,21 @@ def write_page(
     found = record.get("set"), record.get("split")
     if found != (data.kind, data.split):
         raise InputError(f"{folder} holds results of {found[0]} ({found[1]}), not of {data.kind} ({data.split})")
+    elsewhere = {*_MEASURES, "classes", "settings", "set", "split", "images", "weights"}
     try:
         if isinstance(data, SegmentationSet):
-            sections = _segmentation(record, folder, data, segment, count)
+            content = _segmentation(record, folder, data, segment, count)
         else:
-            sections = _classification(record, folder, data, count)
-        page = _render(template, record, sections)
+            content = _classification(record, folder, data, count)
+        protocol = f"protocol {record['protocol']}" if "protocol" in record else ""
+        page = template.render(
+            title=f"{data.kind} ({data.split})",
+            about=", ".join(part for part in (record.get("model", ""), protocol) if part),
+            record=record,
+            measures=_MEASURES,
+            settings={**{k: v for k, v in record.items() if k not in elsewhere}, **record.get("settings", {})},
+            **content,
+        )
     except (LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{folder / RESULTS} is damaged: evaluate once more") from error
     write_files(folder, {PAGE: lambda file: write_text(file, page)})
@@ -142,13 +124,8 @@ def load_template() -> Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {
-        "percent": lambda value: percent(value, "–"),
-        "plain": _plain,
-        "plain_cell": lambda value: f"{value:,}" if isinstance(value, int) else "–" if value is None else value,
-        "data_uri": _data_uri,
-    }
-    environment.globals["rows_of"] = lambda columns: zip(*(column.values for column in columns), strict=True)
+    filters: Any = {"percent": lambda value: percent(value, "–"), "plain": _plain, "data_uri": _data_uri}
+    environment.filters |= filters
     return environment.get_template("page.html")
 
 
@@ -174,93 +151,50 @@ def _segmentation(
     data: SegmentationSet,
     segment: Callable[[Image.Image], Indices] | None,
     count: int,
-) -> list[_Section]:
-    result = SegmentationResult(data)
+) -> dict[str, Any]:
+    result, names = SegmentationResult(data), data.classes
     numbers = {sample.name: i for i, sample in enumerate(data)}
-    confusions = {
-        name: confusion_of(each["confusion"], len(data.classes)) for name, each in _records(folder, result).items()
-    }
+    confusions = {name: confusion_of(each["confusion"], len(names)) for name, each in _records(folder, result).items()}
     ious = {name: mean_iou(confusion, result.class_outside_mean) for name, confusion in confusions.items()}
     ranked = sorted((name for name in ious if not math.isnan(ious[name])), key=lambda name: (ious[name], name))
     half = min(count, (len(ranked) + 1) // 2)
-    worst, best = ranked[:half], ranked[half:][-count:][::-1]
 
-    def cards(names: Sequence[str]) -> list[_Card]:
-        return [_segmentation_card(data, numbers[name], segment, confusions[name], ious[name]) for name in names]
+    def cards(images: Sequence[str]) -> list[_Card]:
+        return [_segmentation_card(data, numbers[name], segment, confusions[name], ious[name]) for name in images]
 
-    explained = "The mean IoU is of this image alone, over the classes that are true or predicted in it."
-    classes = record["classes"]
-    total = sum(confusions.values(), np.zeros((len(data.classes), len(data.classes)), np.int64))
-    return [
-        _Section(
-            "Classes",
-            _about_classes(record.get("settings", {})),
-            columns=[
-                _Column("class", [each["name"] for each in classes]),
-                _Column("IoU", [each["iou"] for each in classes], True),
-                _Column("accuracy", [each["accuracy"] for each in classes], True),
-                _Column("oracle IoU", [each["oracle_iou"] for each in classes], True),
-                _Column("pixels", [each["pixels"] for each in classes]),
-            ],
-        ),
-        _Section(
-            "Distribution",
-            "The number of images by their mean IoU.",
-            chart=charts.histogram_svg([ious[name] for name in ranked], "mean IoU") if ranked else "",
-        ),
-        _Section("Worst images", explained, cards=cards(worst)),
-        _Section("Best images", explained, cards=cards(best)),
-        _confusions(data.classes, total),
-        _Section(
-            "All images",
-            explained,
-            columns=[
-                _Column("image", ranked),
-                _Column("mean IoU", [ious[name] for name in ranked], True),
-                _Column("pixel accuracy", [pixel_accuracy(confusions[name]) for name in ranked], True),
-            ],
-            is_folded=True,
-        ),
-    ]
+    total = sum(confusions.values(), np.zeros((len(names), len(names)), np.int64))
+    sums, errors = total.sum(axis=1), total * ~np.eye(len(names), dtype=bool)
+    largest = [divmod(cell, len(names)) for cell in np.argsort(-errors.ravel(), kind="stable").tolist()]
+    return {
+        "task": "segmentation",
+        "oracle_is_bound": _oracle_is_bound(record.get("settings", {})),
+        "classes": _rows(record["classes"], "name", "iou", "accuracy", "oracle_iou", "pixels"),
+        "histogram": charts.histogram_svg([ious[name] for name in ranked], "mean IoU"),
+        "worst": cards(ranked[:half]),
+        "best": cards(ranked[half:][-count:][::-1]),
+        "confusion_matrix": charts.confusion_svg(names, total) if sums.any() else "",
+        "confusions": [
+            (names[row], names[column], float(errors[row, column] / sums[row]), int(errors[row, column]))
+            for row, column in largest[:_MAX_CONFUSIONS]
+            if errors[row, column]
+        ],
+        "images": [(name, ious[name], pixel_accuracy(confusions[name])) for name in ranked],
+    }
 
 
-def _about_classes(settings: Mapping[str, Any]) -> str:
-    """Returns the text above the table of classes.
+def _rows(classes: Sequence[Mapping[str, Any]], *keys: str) -> list[tuple[Any, ...]]:
+    return [tuple(each[key] for key in keys) for each in classes]
 
-    The oracle names the hard groups of one view: it is a bound only for masks that are made of these alone.
-    """
-    is_bound = (
+
+def _oracle_is_bound(settings: Mapping[str, Any]) -> bool:
+    """Tells whether masks are made of the hard groups of one view alone, which the oracle names."""
+    return (
         settings.get("assignment") == "hard"
         and settings.get("window") is None
         and not settings.get("flip")
         and len(settings.get("scales") or [1]) == 1
         and not settings.get("refine")
         and settings.get("foreground") is None
-    )
-    return "Over all images. The oracle gives each group its best label: " + (
-        "what is lost beyond it is lost by naming groups."
-        if is_bound
-        else "it measures the groups, and is no bound for these masks, which are made of more than one group a pixel."
-    )
-
-
-def _confusions(names: Sequence[str], total: Confusion) -> _Section:
-    sums = total.sum(axis=1)
-    errors = total * ~np.eye(len(names), dtype=bool)
-    largest = np.argsort(-errors.ravel(), kind="stable")[:_MAX_CONFUSIONS].tolist()
-    cells = [divmod(cell, len(names)) for cell in largest]
-    rows = [(row, column) for row, column in cells if errors[row, column]]
-    return _Section(
-        "Confusions",
-        "The chart shows the predicted classes of each true class: the stronger a cell, the larger the fraction of the "
-        "true class's pixels. The table has the largest errors.",
-        columns=[
-            _Column("true", [names[row] for row, _ in rows]),
-            _Column("predicted", [names[column] for _, column in rows]),
-            _Column("fraction", [float(errors[row, column] / sums[row]) for row, column in rows], True),
-            _Column("pixels", [int(errors[row, column]) for row, column in rows]),
-        ],
-        chart=charts.confusion_svg(names, total) if sums.any() else "",
     )
 
 
@@ -313,61 +247,36 @@ def _nearest(index_map: NDArray[np.unsignedinteger[Any]], size: tuple[int, int])
     return np.asarray(Image.fromarray(index_map).resize(size, Image.Resampling.NEAREST))
 
 
-def _classification(record: Mapping[str, Any], folder: Path, data: ClassificationSet, count: int) -> list[_Section]:
+def _classification(record: Mapping[str, Any], folder: Path, data: ClassificationSet, count: int) -> dict[str, Any]:
     records = _records(folder, ClassificationResult(data))
     samples = {sample.name: sample for sample in data}
     # The place of the true class among the likeliest; the last one for classes that are not among them.
-    places = {
-        name: each["best"].index(each["truth"]) if each["truth"] in each["best"] else len(each["best"])
-        for name, each in records.items()
-    }
+    places = {name: [*each["best"], each["truth"]].index(each["truth"]) for name, each in records.items()}
     ranked = [
         _by_turns({name: records[name]["truth"] for name in sorted(places) if places[name] == place})
         for place in sorted({0, *places.values()})
     ]
-    right, missed = ranked[0], [name for names in ranked[:0:-1] for name in names]
+    missed = [name for names in ranked[:0:-1] for name in names]
     confused = Counter((records[name]["truth"], records[name]["best"][0]) for name in missed)
-    largest = confused.most_common(_MAX_CONFUSIONS)
 
-    def card(name: str) -> _Card:
-        sample = samples[name]
-        answers = [(None, data.words[i], "true" if i == sample.truth else "") for i in records[name]["best"]]
-        return _Card(name, f"is {data.words[sample.truth]}", [("image", _to_show(sample.image()))], answers)
+    def cards(images: Sequence[str]) -> list[_Card]:
+        return [_classification_card(data, samples[name], records[name]["best"]) for name in images]
 
-    classes = record["classes"]
-    return [
-        _Section(
-            "Classes",
-            "Fractions of each class's images.",
-            columns=[
-                _Column("class", [each["name"] for each in classes]),
-                _Column("top-1", [each["top1"] for each in classes], True),
-                _Column("top-5", [each["top5"] for each in classes], True),
-                _Column("images", [each["images"] for each in classes]),
-            ],
-        ),
-        _Section(
-            "Worst images",
-            "The true class is the least likely in these, from every class in turn. Below each are its likeliest "
-            "classes, in order.",
-            cards=[card(name) for name in missed[:count]],
-        ),
-        _Section(
-            "Best images",
-            "The true class is the likeliest in these, from every class in turn. Below each are its likeliest classes, "
-            "in order.",
-            cards=[card(name) for name in right[:count]],
-        ),
-        _Section(
-            "Confusions",
-            "The most frequent errors.",
-            columns=[
-                _Column("true", [data.words[truth] for (truth, _), _ in largest]),
-                _Column("predicted", [data.words[predicted] for (_, predicted), _ in largest]),
-                _Column("images", [images for _, images in largest]),
-            ],
-        ),
-    ]
+    return {
+        "task": "classification",
+        "classes": _rows(record["classes"], "name", "top1", "top5", "images"),
+        "worst": cards(missed[:count]),
+        "best": cards(ranked[0][:count]),
+        "confusions": [
+            (data.words[truth], data.words[predicted], images)
+            for (truth, predicted), images in confused.most_common(_MAX_CONFUSIONS)
+        ],
+    }
+
+
+def _classification_card(data: ClassificationSet, sample: ClassifiedImage, best: Sequence[int]) -> _Card:
+    answers = [(None, data.words[i], "true" if i == sample.truth else "") for i in best]
+    return _Card(sample.name, f"is {data.words[sample.truth]}", [("image", _to_show(sample.image()))], answers)
 
 
 def _by_turns(classes: Mapping[str, int]) -> list[str]:
@@ -378,23 +287,6 @@ def _by_turns(classes: Mapping[str, int]) -> list[str]:
         turns[name] = counts[each]
         counts[each] += 1
     return sorted(classes, key=lambda name: turns[name])
-
-
-def _render(template: Template, record: Mapping[str, Any], sections: Iterable[_Section]) -> str:
-    about = [f"{record['model']}" if "model" in record else ""]
-    about += [f"protocol {record['protocol']}" if "protocol" in record else ""]
-    elsewhere = {*_MEASURES, "classes", "settings", "set", "split", "images", "weights"}
-    settings = {**{k: v for k, v in record.items() if k not in elsewhere}, **record.get("settings", {})}
-    return template.render(
-        title=f"{record['set']} ({record['split']})",
-        about=", ".join(part for part in about if part),
-        figures=[
-            *((name, percent(record[key], "–")) for key, name in _MEASURES.items() if key in record),
-            ("images", record["images"]),
-        ],
-        sections=[section for section in sections if not section.is_empty],
-        settings=settings.items(),
-    )
 
 
 def _data_uri(image: Image.Image) -> str:
