@@ -1,8 +1,8 @@
 from .calibration import calibrate as calibrate
 from .classification import ClassificationResult as ClassificationResult
 from .classification import evaluate_classification as evaluate_classification
-from .datasets import open_classification_set as open_classification_set
-from .datasets import open_sets as open_sets
+from .datasets.classification import open_classification_set as open_classification_set
+from .datasets.segmentation import open_sets as open_sets
 from .page import write_page as write_page
 from .processes import ProcessInfo as ProcessInfo
 from .protocols import ProtocolSettings as ProtocolSettings

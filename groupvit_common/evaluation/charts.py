@@ -6,12 +6,12 @@ matplotlib comes with the extra `evaluate`, and is imported when a chart is draw
 from __future__ import annotations
 
 import io
-import math
 import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +32,6 @@ _PAGE_COLOURS = {"#010101": "currentColor", "#010102": "var(--line)", "#010103":
 _PAGE_INK, _PAGE_FAINT, _PAGE_BLUE = _PAGE_COLOURS
 # Seen on white and on black.
 _MIDDLE_BLUE = "#4a90d9"
-_CURVES = ("#08519c", "#d95f0e", "#238b45", "#984ea3", "#787878")
-_MARKERS = "os^Dv"
 
 
 def has_matplotlib() -> bool:
@@ -48,9 +46,11 @@ def has_matplotlib() -> bool:
 def save_confusion(names: Sequence[str], confusion: Confusion, path: Path) -> None:
     """Saves a confusion matrix as a PNG: rows are the true classes, columns the predicted ones."""
     with _style(_INK, _FAINT):
-        figure, axes, cell = _confusion_axes(names, confusion, _BLUE, _FAINT)
-        if cell >= 26:
-            _write_diagonal(axes, confusion)
+        figure, axes, fractions = _draw_confusion(names, confusion, _BLUE, _FAINT)
+        # Numbers fit into the cells of so many classes.
+        for i in np.flatnonzero(confusion.sum(axis=1)).tolist() if len(names) <= 46 else ():
+            colour = "white" if fractions[i, i] > 0.3 else _INK
+            axes.text(i, i, f"{100 * fractions[i, i]:.0f}", color=colour, fontsize=7.2, ha="center", va="center")
         # Grows by the names and the caption.
         figure.savefig(path, format="png", dpi=_DPI, bbox_inches="tight", pad_inches=0.16)
 
@@ -59,22 +59,12 @@ def save_calibration(curve: Sequence[Point], path: Path) -> None:
     """Saves the mean IoU over the background threshold as a PNG, with a line for each temperature."""
     with _style(_INK, _FAINT):
         figure, axes = _axes((7.6, 4.6), layout="constrained")
-        for i, temperature in enumerate(dict.fromkeys(point.temperature for point in curve)):
-            points = [
-                (point.threshold, point.mean_iou)
-                for point in curve
-                if point.temperature == temperature and not math.isnan(point.mean_iou)
-            ]
-            axes.plot(
-                [threshold for threshold, _ in points],
-                [mean_iou for _, mean_iou in points],
-                color=_CURVES[i % len(_CURVES)],
-                marker=_MARKERS[i % len(_MARKERS)],
-                label=f"temperature {temperature:g}",
-            )
+        for temperature, marker in zip(dict.fromkeys(point.temperature for point in curve), cycle("os^Dv")):
+            points = [(point.threshold, point.mean_iou) for point in curve if point.temperature == temperature]
+            axes.plot(*zip(*points, strict=True), marker=marker, label=f"temperature {temperature:g}")
         axes.set(xlabel="background threshold", ylabel="mean IoU", xlim=(-0.02, 1.02))
         axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_formatter(_percent_formatter())
+        axes.yaxis.set_major_formatter("{x:.1%}")
         axes.grid()
         figure.legend(loc="outside right upper")
         figure.savefig(path, format="png", dpi=_DPI)
@@ -83,7 +73,7 @@ def save_calibration(curve: Sequence[Point], path: Path) -> None:
 def confusion_svg(names: Sequence[str], confusion: Confusion) -> str:
     """Returns a confusion matrix as an SVG element."""
     with _style(_PAGE_INK, _PAGE_FAINT):
-        figure, *_ = _confusion_axes(names, confusion, _MIDDLE_BLUE, _PAGE_FAINT)
+        figure, *_ = _draw_confusion(names, confusion, _MIDDLE_BLUE, _PAGE_FAINT)
         return _svg(
             figure,
             "confusion",
@@ -100,15 +90,11 @@ def histogram_svg(scores: Sequence[float], name: str) -> str:
         figure, axes = _axes((6.4, 2.4), layout="constrained")
         counts, edges, _ = axes.hist(scores, bins=20, range=(0, 1), color=_PAGE_BLUE)
         axes.set(xlabel=name, ylabel="images", xlim=(0, 1))
-        axes.xaxis.set_major_formatter(_percent_formatter())
+        axes.xaxis.set_major_formatter("{x:.0%}")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="y")
-        counts = np.asarray(counts)
-        filled = ", ".join(
-            f"{int(count)} from {low:.0%} to {low + 0.05:.0%}"
-            for count, low in zip(counts, edges[:-1], strict=True)
-            if count
-        )
+        bins = zip(np.asarray(counts).astype(int), edges[:-1], edges[1:], strict=True)
+        filled = ", ".join(f"{count} from {low:.0%} to {high:.0%}" for count, low, high in bins if count)
         return _svg(figure, "histogram", f"Number of images by {name}: {filled}.")
 
 
@@ -142,17 +128,18 @@ def _axes(size: tuple[float, float], **how: Any) -> tuple[Figure, Any]:
     return figure, figure.add_axes((0, 0, 1, 1)) if not how else figure.add_subplot()
 
 
-def _confusion_axes(names: Sequence[str], confusion: Confusion, colour: str, faint: str) -> tuple[Figure, Any, int]:
-    """Draws each row's fractions as shades of a colour; returns the side of a cell in pixels as well."""
+def _draw_confusion(names: Sequence[str], confusion: Confusion, colour: str, faint: str) -> tuple[Figure, Any, Any]:
+    """Draws each row's fractions as shades of a colour; returns the figure, its axes and the fractions."""
     from matplotlib.colors import to_rgb
 
     count = len(names)
     cell = max(10, min(32, 1200 // count))
     figure, axes = _axes((count * cell / _DPI, count * cell / _DPI))
+    fractions = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     shades = np.empty((count, count, 4))
     shades[..., :3] = to_rgb(colour)
     # A root, so that a few percent can be seen.
-    shades[..., 3] = np.sqrt(_fractions(confusion))
+    shades[..., 3] = np.sqrt(fractions)
     axes.imshow(shades, interpolation="none", aspect="auto")
     size = max(9, min(16, cell - 4)) * 72 / _DPI
     shown = [_shorten(name) for name in names]
@@ -168,19 +155,7 @@ def _confusion_axes(names: Sequence[str], confusion: Confusion, colour: str, fai
     borders = np.arange(count + 1) - 0.5
     for draw in (axes.hlines, axes.vlines):
         draw(borders, -0.5, count - 0.5, colors=faint, linewidth=0.8)
-    return figure, axes, cell
-
-
-def _fractions(confusion: Confusion) -> Any:
-    return confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-
-
-def _write_diagonal(axes: Any, confusion: Confusion) -> None:
-    fractions = _fractions(confusion)
-    for i in np.flatnonzero(confusion.sum(axis=1)).tolist():
-        own = fractions[i, i]
-        colour = "white" if own > 0.3 else _INK
-        axes.text(i, i, f"{100 * own:.0f}", color=colour, fontsize=7.2, ha="center", va="center")
+    return figure, axes, fractions
 
 
 def _shorten(name: str) -> str:
@@ -188,12 +163,6 @@ def _shorten(name: str) -> str:
     name = printable(name).replace("\n", "\\n")
     half = (_LONGEST_NAME - 3) // 2
     return name if len(name) <= _LONGEST_NAME else f"{name[:half]}...{name[-half:]}"
-
-
-def _percent_formatter() -> Any:
-    from matplotlib.ticker import PercentFormatter
-
-    return PercentFormatter(1)
 
 
 def _svg(figure: Figure, name: str, description: str) -> str:

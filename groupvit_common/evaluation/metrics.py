@@ -48,10 +48,7 @@ def mean_iou(confusion: Confusion, background: int | None = None) -> float:
     `background` is left out of the mean. Its pixels still count: predicted as another class they are
     its errors.
     """
-    iou = class_iou(confusion)
-    if background is not None:
-        iou = np.delete(iou, background)
-    return float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")
+    return _mean(class_iou(confusion), background)
 
 
 def class_accuracy(confusion: Confusion) -> NDArray[np.float64]:
@@ -65,10 +62,12 @@ def mean_accuracy(confusion: Confusion, background: int | None = None) -> float:
 
     `background` is left out of the mean.
     """
-    accuracy = class_accuracy(confusion)
-    if background is not None:
-        accuracy = np.delete(accuracy, background)
-    return float(np.nanmean(accuracy)) if np.isfinite(accuracy).any() else float("nan")
+    return _mean(class_accuracy(confusion), background)
+
+
+def _mean(values: NDArray[np.float64], background: int | None) -> float:
+    kept = values if background is None else np.delete(values, background)
+    return float(np.nanmean(kept)) if np.isfinite(kept).any() else float("nan")
 
 
 def pixel_accuracy(confusion: Confusion) -> float:

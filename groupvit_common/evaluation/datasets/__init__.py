@@ -1,5 +1,1 @@
-"""Data sets for evaluation, read in their published layouts."""
-
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+"""Data sets for evaluation, read in their published layouts; `registry` has a row for each."""

@@ -155,37 +155,28 @@ class Instances:
 
     def _inside(self, each: _Object, image: CocoImage) -> NDArray[np.bool_]:
         """Returns the pixels inside an outline, `[H, W]`: polygons, or run lengths as a list or a string."""
-        height, width = image.height, image.width
-        if isinstance(each.outline, list):
-            return self._inside_polygons(each, image)
-        size, counts = each.outline.get("size"), each.outline.get("counts")
-        if size != [height, width]:
-            raise self._unreadable(
-                each, image, f"its run lengths are of {size!r} rows and columns, not [{height}, {width}]"
-            )
+        outline, shape = each.outline, [image.height, image.width]
+        if isinstance(outline, list):
+            for polygon in outline:
+                fits = all(isinstance(point, int | float) and abs(point) < _FURTHEST for point in polygon)
+                if len(polygon) % 2 or not fits:
+                    raise self._unreadable(each, image, "its polygon is not a list of pairs of pixels")
+            outline = self._coco.merge(self._coco.frPyObjects(outline, *shape))
+            outline = {**outline, "counts": outline["counts"].decode()}
+        size, counts = outline.get("size"), outline.get("counts")
+        if size != shape:
+            raise self._unreadable(each, image, f"its run lengths are of {size!r} rows and columns, not {shape}")
         if isinstance(counts, str):
             counts = _unpacked(counts)
         if (
             not isinstance(counts, list)
             or not all(is_whole_number(count) and count >= 0 for count in counts)
-            or sum(counts) != height * width
+            or sum(counts) != image.height * image.width
         ):
             raise self._unreadable(each, image, "its run lengths do not add up to the image's pixels")
         # Outside and inside in turn, down the columns.
         inside = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
-        return inside.reshape(width, height).T
-
-    def _inside_polygons(self, each: _Object, image: CocoImage) -> NDArray[np.bool_]:
-        for polygon in each.outline:
-            fits = all(isinstance(point, int | float) and abs(point) < _FURTHEST for point in polygon)
-            if len(polygon) % 2 or not fits:
-                raise self._unreadable(each, image, "its polygon is not a list of pairs of pixels")
-        code = self._coco.merge(self._coco.frPyObjects(each.outline, image.height, image.width))
-        with warnings.catch_warnings():
-            # pycocotools 2.0.11 hands its array to NumPy 2 in a way that NumPy 2 does not like.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            inside: NDArray[np.bool_] = self._coco.decode(code).astype(bool)
-        return inside
+        return inside.reshape(image.width, image.height).T
 
     def _unreadable(self, each: _Object, image: CocoImage, cause: str) -> InputError:
         return InputError(f"{image.path} in {self._path}: {each.where} has an outline that cannot be read: {cause}")

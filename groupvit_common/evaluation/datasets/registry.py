@@ -63,7 +63,8 @@ _STUFF = _COCO + "{split}/NAME.png or NAME_labelTrainIds.png"
 _ADE = "images/{split}/NAME.jpg and annotations/{split}/NAME.png in ADEChallengeData2016"
 _CITYSCAPES = "leftImg8bit/{split}/CITY/NAME_leftImg8bit.png and gtFine/{split}/CITY/NAME_gtFine_labelIds.png"
 _FOLDER = "images/NAME.jpg, masks/NAME.png and classes.txt, and {split}.txt with names where a split is requested"
-_IMAGENET = "{split}/CLASS/*.jpg (or CLASS/*.jpg) with names in classes.txt, or shards DIR/name-{{000..049}}.tar of .jpg and .cls"
+_IMAGENET = "{split}/CLASS/*.jpg (or CLASS/*.jpg) with names in classes.txt, "
+_IMAGENET += "or shards DIR/name-{{000..049}}.tar of .jpg and .cls"
 _COCO_SPLITS = {"val": "val2017", "train": "train2017"}
 _VOC_PARENTS, _CONTEXT_PARENTS = ("VOC2012", "VOCdevkit/VOC2012"), ("VOC2010", "VOCdevkit/VOC2010")
 
