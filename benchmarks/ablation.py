@@ -1,11 +1,12 @@
-"""The paper's ablation made small (Xu et al. 2022, section 4.3): grouping variants and a ViT without groups, on made scenes.
+"""The paper's ablation made small (Xu et al. 2022, section 4.3): grouping variants and a ViT, on synthetic scenes.
 
-    python -m benchmarks.ablation --out ablation.jsonl                        # six variants, three seeds; goes on where it was stopped
+    python -m benchmarks.ablation --out ablation.jsonl                        # six variants, three seeds; resumes
     python -m benchmarks.ablation --out ablation.jsonl --variants hard soft --seeds 0 --steps 200
-    python -m benchmarks.ablation --out ablation.jsonl --table                # only the table of what is there
+    python -m benchmarks.ablation --out ablation.jsonl --table                # only the table of the results so far
 
-All variants see the same pictures, captions and batches of a seed, have as many transformer layers, and are trained by the paper's losses
-on the pooled image alone. Masks are measured zero-shot on held-out scenes. One core is enough: OMP_NUM_THREADS=1.
+All variants see the same images, captions and batches of a seed, have as many transformer layers, and are trained by
+the paper's losses on the pooled image alone. Masks are measured zero-shot on validation scenes. One core is enough:
+OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ from groupvit_torch.model import GroupViTModel
 from groupvit_torch.predictor import Segmenter
 from groupvit_torch.train import Objective, make_optimizer, new_model, train_step
 
-# Scenes of colours: a model learns them within a minute of a core. Close-ups and scenes of one object, since the mean of all patches
-# is otherwise enough to tell captions apart; initial values as large as so narrow a model needs for groups to differ from the start.
-# These settings were chosen on other scenes than those that are measured here.
+# Scenes of colours: a model learns them within a minute of a core. Close-ups and scenes of one object, since the mean
+# of all patches is otherwise enough to tell captions apart; initial values as large as so narrow a model needs for
+# groups to differ from the start. These settings were chosen on other scenes than those that are measured here.
 SETTINGS: Mapping[str, Any] = {
     "levels": (1,), "turns": (1,), "size": 0, "scenes_per_level": 4000, "single_share": 0.3, "close_up_share": 0.4,
     "image_size": 64, "patch_size": 8, "width": 32, "heads": 2, "mlp_ratio": 2, "initializer_range": 0.17,
@@ -75,7 +76,7 @@ class PatchSegmenter(Segmenter):
     clusters = 0
     """Of k-means; 0: each patch is by itself."""
 
-    def _look(self, pixels: NDArray[np.floating[Any]]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def _encode_images(self, pixels: NDArray[np.floating[Any]]) -> tuple[Tensor, Tensor, list[Tensor]]:
         vision = self.model.vision_model(torch.from_numpy(pixels).to(self.model.device))
         patches = vision.last_hidden_state  # [B, P, D]
         side = self.model.config.vision_config.patch_size
@@ -92,8 +93,10 @@ class PatchSegmenter(Segmenter):
 
 
 def k_means(points: NDArray[np.floating[Any]], clusters: int, rounds: int = 50, seed: int = 0) -> NDArray[np.intp]:
-    """Which of `clusters` each of `points` `[N, D]` belongs to, `[N]`: Lloyd's rounds from k-means++ starts (Arthur and Vassilvitskii
-    2007) until nothing moves. A cluster that loses all its points stays where it was."""
+    """Returns the cluster `[N]` of each of `points` `[N, D]`: Lloyd's rounds from k-means++ starts until nothing moves.
+
+    (Arthur and Vassilvitskii 2007.) A cluster that loses all its points stays where it was.
+    """
     rng = np.random.default_rng(seed)
     centres = points[rng.integers(len(points))][None]
     while len(centres) < clusters:
@@ -125,7 +128,7 @@ def recipe_of(variant: str, seed: int, steps: int, changes: Sequence[str] = ()) 
 
 
 def trained(recipe: Recipe) -> tuple[Objective, Run, dict[str, float]]:
-    """A model trained by a recipe; its run; the last losses' mean and what its grouping is like."""
+    """Trains a model by a recipe: the model, its run, the mean of the last losses and measures of its grouping."""
     with tempfile.TemporaryDirectory() as folder:
         run = start_run(recipe, folder, log=lambda line: None)
     torch.manual_seed(recipe.run.seed)
@@ -145,7 +148,7 @@ def trained(recipe: Recipe) -> tuple[Objective, Run, dict[str, float]]:
 
 
 def scores(model: GroupViTModel, run: Run, clusters: int | None = None) -> dict[str, float]:
-    """Measures in percent on the held-out scenes. clusters: of a model without groups."""
+    """Measures a model on the validation scenes, in percent. clusters: of a model without groups."""
     segmenter: Segmenter
     if clusters is None:
         segmenter = Segmenter(model, run.processor, batch_size=50)
@@ -161,7 +164,7 @@ def scores(model: GroupViTModel, run: Run, clusters: int | None = None) -> dict[
 
 
 def records(variant: str, recipe: Recipe) -> list[dict[str, Any]]:
-    """What a variant came to with a recipe, a record for each row of the table."""
+    """Returns a variant's results with a recipe, a record for each row of the table."""
     cpu = time.process_time()
     module, run, watched = trained(recipe)
     cpu = time.process_time() - cpu
@@ -170,7 +173,7 @@ def records(variant: str, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Trains what is missing in the file of results, then prints the table."""
+    """Trains the variants that the file of results lacks, then prints the table."""
     parser = Parser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="file of results, a JSON record a line; added to")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
@@ -198,7 +201,7 @@ def main() -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The records of a file, one a run; a line that a killed process left unfinished is taken out of it."""
+    """Returns the records of a file, one a run; removes a line that a killed process left unfinished."""
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")

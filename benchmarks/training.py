@@ -1,12 +1,12 @@
-"""Images per second and memory of a training step, and what a whole run would take.
+"""Images per second and memory of a training step, and the cost of a whole run.
 
     python -m benchmarks.training --batch 256 1024 4096 --compile no yes --chunk 0 512
     python -m benchmarks.training --transformers                    # the same loop around transformers' model too
-    python -m benchmarks.training --count --batch 256 1024          # memory on shapes alone, for a machine that is not at hand
+    python -m benchmarks.training --count --batch 256 1024          # memory on shapes alone, for any machine
     python -m benchmarks.training --plan --days 2 5 --price 2.50    # nothing is run: operations are counted on shapes
 
-Every case is a process of its own, on pictures and texts made in memory: what a data pipeline costs is not in it (that is
-`benchmarks.data_pipeline`). Run it with nothing else running.
+Every case is a process of its own, on images and texts made in memory, without a data pipeline
+(`benchmarks.data_pipeline` measures that). Run it with nothing else running.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ from groupvit_torch.train import Objective, cached_backward, make_optimizer, pea
 VOCABULARY = 49408  # CLIP's
 UTILISATIONS = (0.1, 0.2, 0.3, 0.4, 0.5)
 _NO_MEMORY = "out of memory"
-_KILLED = (-9, 137)  # as the kernel ends what asks for more memory than there is
+_KILLED = (-9, 137)  # as the kernel ends a process that needs more memory than there is
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is measured. tokens: of the longest text; transformers: that library's model in the place of ours."""
+    """One measurement. tokens: of the longest text; transformers: that library's model in the place of ours."""
 
     recipe: str
     changes: tuple[str, ...]
@@ -86,7 +86,8 @@ def recipe_of(case: Case) -> Recipe:
 
 
 def made_batch(recipe: Recipe, batch: int, tokens: int, seed: int = 0) -> Inputs:
-    """Random pictures; captions and prompts of 8 to 25 tokens, but one of them of `tokens`, to which all are padded.
+    """Returns random images; captions and prompts of 8 to 25 tokens, but one of them of `tokens`, to which all are
+    padded.
 
     A batch of thousands of captions from the web has one as long as the model takes.
     """
@@ -149,7 +150,8 @@ class TransformersModule(nn.Module):
 
 
 def measure(case: Case) -> dict[str, float]:
-    """One case, in this process: seconds and CPU seconds a step (medians), peak memory in GiB, share of the device's peak if known.
+    """Measures a case in this process: seconds and CPU seconds a step, peak memory in GiB, fraction of the device's
+    peak.
 
     Memory is the device's, on a CPU that of the whole process.
     """
@@ -202,9 +204,9 @@ def measure(case: Case) -> dict[str, float]:
 
 
 class Held(TorchDispatchMode):
-    """The bytes of all tensors that are made within: `bytes` now, `peak` at their most. For fake tensors, which have none.
+    """Counts the bytes of all (fake) tensors that are made within: `bytes` now, `peak` at their most.
 
-    What a device's allocator adds, and what its kernels use inside of them, is not in it.
+    Without what a device's allocator adds and its kernels use.
     """
 
     def __init__(self) -> None:
@@ -234,11 +236,11 @@ class Held(TorchDispatchMode):
 
 
 def count(case: Case) -> dict[str, float]:
-    """What a step of our model needs on a GPU at its most, in GiB: weights, gradients, the optimizer's two moments, and all tensors of the
-    way there and back. Nothing is computed."""
+    """Counts the peak memory of a step on a GPU in GiB, on shapes alone: weights, gradients, the optimizer's two
+    moments, and all tensors of the forward and backward pass."""
     recipe, shapes = recipe_of(case), made_batch(recipe_of(case), 4, case.tokens)
     module = new_module(recipe).to("meta")
-    # Fake tensors of a GPU would need a PyTorch that knows GPUs. Those of a CPU do, with attention that is fused as it is there.
+    # Fake tensors of a GPU would need a PyTorch with CUDA. Those of a CPU do, with attention that is fused as on a GPU.
     with FakeTensorMode(), mock.patch.object(objective, "_plain_attention", return_value=nullcontext()):
 
         def fake(tensor: Tensor, rows: int | None = None) -> Tensor:
@@ -252,7 +254,7 @@ def count(case: Case) -> dict[str, float]:
             return tree_map_only(Tensor, lambda tensor: fake(tensor, len(tensor) // 4 * case.batch), value)
 
         inputs = Inputs(**{field.name: whole(getattr(shapes, field.name)) for field in fields(shapes)})
-        # On a CPU it looks at the ids, which fake ones do not have.
+        # On a CPU it checks the ids, which fake ones do not have.
         cast(Any, module.model.text_model).check = lambda *_: None
         held = Held()
         tree_map_only(Tensor, held.hold, [*module.parameters(), *module.buffers(), vars(inputs)])
@@ -267,7 +269,7 @@ def count(case: Case) -> dict[str, float]:
 
 
 def in_a_process(case: Case) -> dict[str, Any]:
-    """`measure` in a process of its own; {"failed": why} if that came to nothing, as when there is not enough memory."""
+    """Measures a case in a process of its own; {"failed": why} if that fails, as without enough memory."""
     command = [sys.executable, "-m", "benchmarks.training", "--case", json.dumps(asdict(case))]
     done = subprocess.run(command, text=True, capture_output=True, check=False)
     if done.returncode == 0:
@@ -279,36 +281,39 @@ def in_a_process(case: Case) -> dict[str, Any]:
     return {"failed": lines[-1] if lines else f"exit status {done.returncode}"}
 
 
-def _is_about_memory(said: str) -> bool:
+def _is_about_memory(errors: str) -> bool:
     words = ("out of memory", "OutOfMemoryError", "MemoryError", "not enough memory", "can't allocate memory")
-    return any(word in said for word in words)
+    return any(word in errors for word in words)
 
 
 # A plan
 
 
 def images_of(recipe: Recipe) -> int:
-    """Images of a whole run."""
+    """Returns the number of images of a whole run."""
     return recipe.schedule.total_steps * recipe.schedule.batch_size
 
 
 def flops_per_image(recipe: Recipe, tokens: int, batch: int = 4) -> float:
-    """Operations of a training step for one image and its texts, counted on shapes."""
+    """Counts the operations of a training step for one image and its texts, on shapes."""
     plain = changed(recipe, {"run.chunk_size": 0})
     return step_flops(new_module(plain), made_batch(plain, batch, tokens)) / batch
 
 
 def gpu_hours(images: float, flops: float, peak: float, utilisation: float) -> float:
-    """Hours of one device at this share of its peak, in operations a second."""
+    """Returns the hours of one device at this fraction of its peak, in operations a second."""
     return images * flops / (peak * utilisation) / 3600
 
 
 def plan(
     recipe: Recipe, *, tokens: int, gpus: int, peak: float, days: Sequence[float], price: float, per_core: float
 ) -> list[str]:
-    """The lines of a plan.
+    """Returns the lines of a plan.
 
-    peak: TFLOP/s of one device; price: of one device's hour, 0: not told; per_core: images/s of the data pipeline on a CPU core.
+    Args:
+        peak: TFLOP/s of one device.
+        price: of one device's hour; 0: unknown.
+        per_core: images/s of the data pipeline on a CPU core.
     """
     images, flops = images_of(recipe), flops_per_image(recipe, tokens)
     schedule = recipe.schedule
@@ -378,7 +383,7 @@ def main() -> None:
     only.add_argument(
         "--count", action="store_true", help="only memory, counted on shapes: weights, gradients, moments, activations"
     )
-    only.add_argument("--plan", action="store_true", help="what the recipe's whole run would take; runs nothing")
+    only.add_argument("--plan", action="store_true", help="the cost of the recipe's whole run; runs nothing")
     parser.add_argument("--gpus", type=_whole, default=8, help="of the plan (default: %(default)s)")
     parser.add_argument("--days", type=_positive, nargs="*", default=[1, 2, 4, 7], help="of the plan, wished for")
     parser.add_argument(
@@ -427,7 +432,8 @@ def _print(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         f"{options.recipe}, PyTorch {torch.__version__}, {options.device} ({name}), texts of {options.tokens} tokens\n"
     )
     print(
-        "| model | batch | precision | compiled | checkpointing | chunk | images/s | CPU s an image | peak GiB | of peak |"
+        "| model | batch | precision | compiled | checkpointing | chunk "
+        "| images/s | CPU s an image | peak GiB | of peak |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
     every = list(cases(options))
@@ -438,7 +444,7 @@ def _print(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
 
 
 def cases(options: argparse.Namespace) -> Iterable[Case]:
-    """Every combination that was asked for."""
+    """Returns every combination of the options."""
     yes: Callable[[str], bool] = "yes".__eq__
     models = (False, True) if options.transformers else (False,)
     ways = itertools.product(
@@ -465,7 +471,7 @@ def cases(options: argparse.Namespace) -> Iterable[Case]:
 
 
 def row(case: Case, found: dict[str, Any]) -> str:
-    """A line of the table."""
+    """Returns a line of the table."""
     model = "transformers" if case.transformers else "groupvit"
     words = [
         model,

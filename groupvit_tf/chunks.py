@@ -1,8 +1,8 @@
 """Cached features (`run.chunk_size`; Gao et al. 2021): a whole batch's gradients with a chunk in the towers at a time.
 
-On Keras's TensorFlow backend. Activations in memory are one chunk's. Eager code frees a chunk by itself; a graph computes
-what it can as soon as it can, so chunks are the turns of a loop of which one runs at a time, with control dependencies
-for what comes after it (`_after`). Chunks have `size` rows; the remainder goes first, outside the loop.
+On Keras's TensorFlow backend. Activations in memory are one chunk's. Eager code frees a chunk by itself; a graph
+computes what it can as soon as it can, so chunks are the turns of a loop of which one runs at a time, with control
+dependencies for what comes after it (`_after`). Chunks have `size` rows; the remainder goes first, outside the loop.
 `groupvit_torch.chunks` does the same.
 
 Shapes: N rows of a tower's inputs.
@@ -33,7 +33,8 @@ def check_chunks(recipe: Recipe) -> None:
     if 0 < recipe.run.chunk_size < recipe.schedule.batch_size and backend != "tensorflow":
         raise InputError(
             f"run.chunk_size {recipe.run.chunk_size} asks for cached features, which Keras has on TensorFlow alone, "
-            f"not on {backend}: set it to 0, with gradient_checkpointing=true for memory, or use KERAS_BACKEND=tensorflow"
+            f"not on {backend}: set it to 0, with gradient_checkpointing=true for memory, or use "
+            "KERAS_BACKEND=tensorflow"
         )
 
 

@@ -1,7 +1,7 @@
 """Operations of several replicas (`tf.distribute.Strategy`). Alone, everything here is the identity.
 
-The model knows one device; only its loss, metrics, batch norm and seeds cover all replicas, through these functions. All
-carry gradients. They have an effect inside a strategy's replica context, that is in `fit`, `evaluate` and `predict`
+The model knows one device; only its loss, metrics, batch norm and seeds cover all replicas, through these functions.
+All carry gradients. They have an effect inside a strategy's replica context, that is in `fit`, `evaluate` and `predict`
 under `strategy.scope()`.
 """
 

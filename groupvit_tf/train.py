@@ -3,7 +3,7 @@
     groupvit train scenes-demo --out DIR --backend tf
 
 The same batches, schedule, rules and files as `groupvit_torch.train`, and either resumes the other's run. Its parts
-serve scripts: `Trainer` (what `fit` trains), `make_optimizer`, `Schedule`, the callbacks, and `groupvit_tf.data.dataset`.
+serve scripts: `Trainer` (what `fit` trains), `make_optimizer`, `Schedule`, the callbacks, `groupvit_tf.data.dataset`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ from groupvit_tf.train_state import TrainState
 
 __all__ = [
     "EMA", "AdamW", "Checkpoint", "Evaluation", "GroupingMeasures", "HardAssignment", "LossScale", "MeanWeights",
-    "Objective", "Schedule", "StopOnBadSteps", "Trainer", "make_optimiser", "make_optimizer", "new_model", "start_model", "train",
+    "Objective", "Schedule", "StopOnBadSteps", "Trainer", "make_optimiser", "make_optimizer", "new_model",
+    "start_model", "train",
 ]  # fmt: skip
 
 # Earlier spellings.

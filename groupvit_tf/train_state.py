@@ -42,7 +42,8 @@ class TrainState:
         return Segmenter(model, processor, batch_size=50)
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
-        """Returns a checkpoint's arrays and values beside the model: moments, loss scale, weights if there is an EMA."""
+        """Returns a checkpoint's arrays and values beside the model: moments, loss scale, weights if there is an
+        EMA."""
         adamw, variables = adamw_of(self.module.optimizer), variables_of(self.module)
         if adamw is None:
             raise InputError(

@@ -3,8 +3,8 @@
     groupvit train scenes-demo --out DIR
     torchrun --nproc-per-node 8 -m groupvit_common.cli train gcc-yfcc-30e --out DIR --resume auto
 
-Everything is drawn from the recipe's seed. A step is one update of the weights by the global batch, however many devices
-and chunks it is divided among.
+Everything is drawn from the recipe's seed. A step is one update of the weights by the global batch, however many
+devices and chunks it is divided among.
 """
 
 from __future__ import annotations

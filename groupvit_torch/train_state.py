@@ -52,7 +52,8 @@ class TrainState:
         return Segmenter(self.best.model, processor, batch_size=50)
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
-        """Returns a checkpoint's arrays and values beside the model: moments, loss scale, weights if there is an EMA."""
+        """Returns a checkpoint's arrays and values beside the model: moments, loss scale, weights if there is an
+        EMA."""
         arrays = {f"optimizer.{key}.{name}": value for name, key, value in self._moments()}
         if self.ema is not None:
             arrays |= {f"weights.{n}": tensor.cpu().numpy() for n, tensor in self.objective.named_variables().items()}
