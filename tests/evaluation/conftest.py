@@ -41,7 +41,7 @@ def demo():
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """A set of six pictures with blocks of colour; class 4 is nowhere, and some pixels are ignored."""
+    """A set of six images with blocks of colour; class 4 is nowhere, and some pixels are ignored."""
     root = tmp_path_factory.mktemp("sets") / "folder"
     rng = np.random.default_rng(6)
     for number, size in enumerate(SIZES):
@@ -56,7 +56,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def classes(tmp_path_factory):
-    """Four folders of pictures; two classes share a word."""
+    """Four folders of images; two classes share a word."""
     root = tmp_path_factory.mktemp("classification") / "set"
     rng = np.random.default_rng(8)
     for number in range(12):

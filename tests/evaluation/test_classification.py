@@ -24,11 +24,11 @@ def test_classification_against_each_image(torch_base, classes, tmp_path):
     result = evaluate_classification(segmenter, data, RunOptions(folder=tmp_path))
     assert (result.images, result.timed) == (12, 2)
     first = among = 0
-    for picture in data:
-        likely = segmenter.classify(picture.image())
+    for sample in data:
+        likely = segmenter.classify(sample.image())
         ranked = sorted(range(4), key=lambda i: -likely[data.words[i]])
-        first += ranked[0] == picture.truth
-        among += picture.truth in ranked[:5]
+        first += ranked[0] == sample.truth
+        among += sample.truth in ranked[:5]
     assert result.scores() == {"top1": first / 12, "top5": among / 12}
     assert [each["images"] for each in result.by_class()] == [3, 3, 3, 3]
 
@@ -37,10 +37,10 @@ def test_shards_say_the_same_as_folders(torch_base, classes, tmp_path):
     data = open_classification_set(str(classes))
     for shard in range(2):
         with tarfile.open(tmp_path / f"val-{shard:02d}.tar", "w") as tar:
-            for number, picture in list(enumerate(data))[shard::2]:
+            for number, sample in list(enumerate(data))[shard::2]:
                 buffer = io.BytesIO()
-                picture.image().save(buffer, format="png")
-                for suffix, content in (("png", buffer.getvalue()), ("cls", str(picture.truth).encode())):
+                sample.image().save(buffer, format="png")
+                for suffix, content in (("png", buffer.getvalue()), ("cls", str(sample.truth).encode())):
                     member = tarfile.TarInfo(f"{number:05d}.{suffix}")
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))

@@ -1,4 +1,4 @@
-"""Classification sets as they lie on disks: folders of classes and shards; what is read, and what is said of the rest."""
+"""Classification sets on disk: folders of classes and shards, what is read, and the errors of the rest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.data.test_sources import write_shard
 
 
 def found(opened: ClassificationSet) -> list[tuple[str, int]]:
-    return [(picture.name, picture.truth) for picture in opened]
+    return [(sample.name, sample.truth) for sample in opened]
 
 
 def test_hidden_files_and_folders_are_no_images_and_no_classes(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_shards_as_they_are_written(tmp_path: Path) -> None:
         ("x.TGZ", None, r"the shard is compressed \(gzip\)"),
     ],
 )
-def test_shards_that_cannot_be_used_are_told(
+def test_shards_that_cannot_be_used_are_reported(
     tmp_path: Path, name: str, files: list[tuple[str, bytes]] | None, message: str
 ) -> None:
     (tmp_path / "classes.txt").write_text("cat\ndog\n")

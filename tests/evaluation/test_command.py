@@ -110,7 +110,7 @@ def test_the_command_measures_several_sets_and_calibrates(capsys, tmp_path):
 
 
 def test_one_set_that_cannot_be_measured_ends_no_others(capsys, checkpoint, folder, tmp_path):
-    """A set with a damaged image; one with a name that is not UTF-8, whose run is continued."""
+    """A set with a damaged image; one with a name that is not UTF-8, whose run is resumed."""
     sets = [shutil.copytree(folder, tmp_path / name) for name in ("bad", "good")]
     damaged = sets[0] / "images" / "3.png"  # the first is looked at when the set is opened
     damaged.write_bytes(damaged.read_bytes()[:-60])
@@ -186,7 +186,7 @@ def test_options_for_better_masks(capsys, demo):
         (["--data", "scenes:1", "--limit", "1", "--model", "demo", "--window", "3"], "multiple of the patch size"),
     ],
 )
-def test_bad_requests_are_told_in_one_line(capsys, arguments, message):
+def test_bad_requests_are_reported_in_one_line(capsys, arguments, message):
     code, out, err = run_cli(capsys, *arguments)
     assert (code, out) == (BAD_INPUT, "")
     assert message in err

@@ -33,11 +33,11 @@ EVIL = '</script>("&1")'
 
 
 class Page(HTMLParser):
-    """Checks that tags close in order; keeps tables as rows of text, pictures by their alt texts, and all attributes."""
+    """Checks that tags close in order; keeps rows of tables, images by their alt texts, and all attributes."""
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.tables, self.pictures, self.attributes, self.text, self.scripts = [], [], {}, [], [], []
+        self.open, self.tables, self.images, self.attributes, self.text, self.scripts = [], [], {}, [], [], []
         self.feed(text)
         self.close()
         assert not self.open
@@ -56,9 +56,9 @@ class Page(HTMLParser):
         elif tag == "img":
             kind, data = attrs["src"].split(",", 1)
             assert kind == "data:image/jpeg;base64"
-            picture = Image.open(io.BytesIO(base64.b64decode(data, validate=True))).convert("RGB")
-            assert picture.size == (int(attrs["width"]), int(attrs["height"]))
-            self.pictures[attrs["alt"]] = np.asarray(picture).astype(int)
+            image = Image.open(io.BytesIO(base64.b64decode(data, validate=True))).convert("RGB")
+            assert image.size == (int(attrs["width"]), int(attrs["height"]))
+            self.images[attrs["alt"]] = np.asarray(image).astype(int)
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -77,8 +77,8 @@ class Page(HTMLParser):
 
     @property
     def order(self):
-        """Names of pictures as they come."""
-        return [alt.removeprefix("image: ") for alt in self.pictures if alt.startswith("image: ")]
+        """Names of images as they come."""
+        return [alt.removeprefix("image: ") for alt in self.images if alt.startswith("image: ")]
 
 
 def read(path):
@@ -97,8 +97,8 @@ def read(path):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Six pictures with a cat-coloured half; names and classes that must not be taken for HTML."""
-    folder = tmp_path_factory.mktemp("pictures")
+    """Six images with a cat-coloured half; names and classes that must not be taken for HTML."""
+    folder = tmp_path_factory.mktemp("images")
     for name in ("images", "masks"):
         (folder / name).mkdir()
     (folder / "classes.txt").write_text(f"background\nred\nblue\n{EVIL}\n", encoding="utf-8")
@@ -163,7 +163,7 @@ def test_a_page_says_what_the_results_say(evaluated):
         assert row[:3] == [data.classes[i], data.classes[j], f"{pixels / total[i].sum():.1%}"]
 
 
-def test_pictures_show_truth_and_mistakes(evaluated):
+def test_images_show_truth_and_errors(evaluated):
     data, _, out = evaluated
     name = data[0].name
 
@@ -175,7 +175,7 @@ def test_pictures_show_truth_and_mistakes(evaluated):
 
     page = read(write_page(out, data, half_wrong, count=6))
     # Enlarged five times, since it is small.
-    truth, found, wrong = (page.pictures[f"{kind}: {name}"] for kind in ("truth", "prediction", "errors"))
+    truth, found, wrong = (page.images[f"{kind}: {name}"] for kind in ("truth", "prediction", "errors"))
     assert truth.shape == (200, 300, 3)
     red = label_colours(data.classes[1:])[0].astype(int)
     for shown in (truth, found):
@@ -189,8 +189,8 @@ def test_pictures_show_truth_and_mistakes(evaluated):
 def test_without_a_model_truths_are_shown(evaluated):
     data, _, out = evaluated
     page = read(write_page(out, data, count=1))
-    assert {alt.split(":")[0] for alt in page.pictures} == {"image", "truth"}
-    assert len(page.pictures) == 4
+    assert {alt.split(":")[0] for alt in page.images} == {"image", "truth"}
+    assert len(page.images) == 4
 
 
 def test_results_that_are_not_there_or_of_another_set(evaluated, tmp_path, folder):
@@ -262,7 +262,7 @@ def test_the_command_writes_a_page(tmp_path, capsys):
     record = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert f"{record['mean_iou']:.1%}" in page.text
     assert sorted(page.order) == ["000000", "000001", "000002"]
-    assert {alt.split(":")[0] for alt in page.pictures} == {"image", "truth", "prediction", "errors"}
+    assert {alt.split(":")[0] for alt in page.images} == {"image", "truth", "prediction", "errors"}
 
 
 @pytest.mark.parametrize(

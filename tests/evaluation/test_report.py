@@ -33,13 +33,13 @@ from groupvit_common.evaluation.segmentation import SegmentationResult, evaluate
 from groupvit_common.preprocessing.prompts import parse_labels
 
 RECORDED = Path(__file__).parent / "recorded"
-"""Files that earlier versions wrote: `results_TASK.json` and `confusion.csv` are of the runs in `journal_TASK.jsonl`."""
+"""Files of earlier versions: `results_TASK.json` and `confusion.csv` are of the runs in `journal_TASK.jsonl`."""
 
 ABOUT = {"model": "demo", "backend": "torch", "dtype": "float32", "weights": "0" * 64}
 
 
 def test_a_segmentation_that_was_begun_before_is_resumed(demo, tmp_path):
-    """All options and kinds of labels are in the journal's first line: it is the same to the byte, and so are the results."""
+    """The first line has all options and kinds of labels: it is the same to the byte, and so are the results."""
     shutil.copy(RECORDED / "journal_segmentation.jsonl", tmp_path / "journal-0.jsonl")
     (data,) = open_sets("scenes:1", limit=2)
     options = {"top_k": 6, "window": 64, "stride": 32, "flip": True, "scales": (1.0, 1.5), "refine": 1}

@@ -218,7 +218,7 @@ def test_several_processes_share_the_images(torch_base, folder, tmp_path):
     alone = evaluate_segmentation(settings().segmenter(torch_base, 2), data)
 
     def work(rank, place):
-        # The first time only two of the pictures, so that there is something to continue, with another number of processes.
+        # First only two of the images, so that another number of processes has something to resume.
         some = replace(data, limit=2) if place.world == 2 else data
         return evaluate_segmentation(settings().segmenter(torch_base, 2), some, RunOptions(folder=tmp_path), place)
 

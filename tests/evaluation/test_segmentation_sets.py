@@ -1,4 +1,4 @@
-"""Segmentation sets in miniature copies of their layouts: what is read, and what is said of files that are missing or wrong."""
+"""Segmentation sets in miniature copies of their layouts: what is read, and the errors of missing or wrong files."""
 
 import importlib
 import json
@@ -135,7 +135,7 @@ def test_what_a_layout_holds(tmp_path, kind, make, stored, meant, count, first):
 
 
 def sample_mask(root: Path) -> Path:
-    """The mask file that belongs to a miniature's first picture."""
+    """The mask file that belongs to a miniature's first image."""
     prepared = sorted(root.rglob("*TrainIds.png"))
     others = [
         p
@@ -146,7 +146,7 @@ def sample_mask(root: Path) -> Path:
 
 
 @pytest.mark.parametrize(("kind", "make", "stored", "meant", "count", "first"), LAYOUTS)
-def test_a_value_that_is_no_class_is_told(tmp_path, kind, make, stored, meant, count, first):
+def test_a_value_that_is_no_class_is_reported(tmp_path, kind, make, stored, meant, count, first):
     root = make(tmp_path, values(*stored))
     write(sample_mask(root), values(*stored, 222), voc_palette())
     with pytest.raises(InputError, match=r"\.png holds the value 222, but .*(holds|names)"):
@@ -154,7 +154,7 @@ def test_a_value_that_is_no_class_is_told(tmp_path, kind, make, stored, meant, c
 
 
 @pytest.mark.parametrize(("kind", "make", "stored", "meant", "count", "first"), LAYOUTS)
-def test_a_mask_of_another_size_is_told(tmp_path, kind, make, stored, meant, count, first):
+def test_a_mask_of_another_size_is_reported(tmp_path, kind, make, stored, meant, count, first):
     root = make(tmp_path, values(*stored))
     write(sample_mask(root), values(*stored)[:4], voc_palette())
     with pytest.raises(InputError, match="the mask is 8 x 4 pixels, its image 8 x 6"):
@@ -162,12 +162,12 @@ def test_a_mask_of_another_size_is_told(tmp_path, kind, make, stored, meant, cou
 
 
 @pytest.mark.parametrize(("kind", "make", "stored", "meant", "count", "first"), LAYOUTS)
-def test_a_missing_picture_is_told(tmp_path, kind, make, stored, meant, count, first):
+def test_a_missing_image_is_reported(tmp_path, kind, make, stored, meant, count, first):
     root = make(tmp_path, values(*stored))
-    pictures = [
+    images = [
         p for p in sorted(root.rglob("*")) if p.suffix == ".jpg" or "leftImg" in p.stem or p.parent.name == "images"
     ]
-    next(p for p in pictures if p.is_file()).unlink()
+    next(p for p in images if p.is_file()).unlink()
     with pytest.raises(InputError, match=r"(missing, the first is .*: expected .*NAME|no images in)"):
         open_sets(f"{kind}:{root}")
 
@@ -193,14 +193,14 @@ def test_split_and_limit(tmp_path):
     assert open_sets(f"folder:{folder}", split="odd")[0].split == "odd"
 
 
-def test_a_mask_in_colours_is_told(tmp_path):
+def test_a_mask_in_colours_is_reported(tmp_path):
     root = make_voc(tmp_path, values(0, 1))
     write(root / "SegmentationClass" / "one.png", voc_palette()[values(0, 1)])
     with pytest.raises(InputError, match=r"one\.png must hold indices.*mode RGB"):
         open_sets(f"voc:{root}")
 
 
-def test_a_palette_of_another_order_is_told_and_a_grey_one_will_do(tmp_path):
+def test_a_palette_of_another_order_is_reported_and_a_grey_one_will_do(tmp_path):
     root = make_voc(tmp_path, values(0, 1))
     mask = root / "SegmentationClass" / "one.png"
     write(mask, values(0, 1), voc_palette()[::-1].copy())
@@ -212,17 +212,17 @@ def test_a_palette_of_another_order_is_told_and_a_grey_one_will_do(tmp_path):
     assert open_sets(f"voc:{root}")[0][0].mask().max() == 1
 
 
-def test_a_background_that_is_not_first_is_told(tmp_path):
+def test_a_background_that_is_not_first_is_reported(tmp_path):
     root = make_folder(tmp_path, values(0, 1))
     text(root / "classes.txt", "cat\nBackground\n")
     with pytest.raises(InputError, match="background after other classes"):
         open_sets(f"folder:{root}")
 
 
-def test_later_faults_are_told_when_their_turn_comes(tmp_path):
+def test_later_faults_are_reported_when_read(tmp_path):
     root = make_voc(tmp_path, values(0, 1))
-    (root / "SegmentationClass" / "two.png").write_bytes(b"no picture")
-    (root / "JPEGImages" / "two.jpg").write_bytes(b"no picture")
+    (root / "SegmentationClass" / "two.png").write_bytes(b"no image")
+    (root / "JPEGImages" / "two.jpg").write_bytes(b"no image")
     (opened,) = open_sets(f"voc:{root}")
     with pytest.raises(InputError, match=r"two\.png is not an image"):
         opened[1].mask()
@@ -239,18 +239,18 @@ def test_later_faults_are_told_when_their_turn_comes(tmp_path):
         ("scenes:4", "scenes:1, scenes:2 or scenes:3"),
     ],
 )
-def test_what_is_no_set(spelled, message):
+def test_unknown_sets(spelled, message):
     with pytest.raises(InputError, match=message):
         open_sets(spelled)
 
 
 @pytest.mark.parametrize("kind", ["voc", "context", "coco-object", "coco-stuff", "ade20k", "cityscapes", "folder"])
-def test_an_empty_folder_is_told_with_the_layout(tmp_path, kind):
+def test_an_empty_folder_is_reported_with_the_layout(tmp_path, kind):
     with pytest.raises(InputError, match=r"there is n.* expected .*NAME"):
         open_sets(f"{kind}:{tmp_path}")
 
 
-def test_pictures_are_not_turned(tmp_path):
+def test_images_are_not_rotated(tmp_path):
     root = make_voc(tmp_path, values(0, 1))
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
@@ -309,7 +309,7 @@ def test_coco_objects_from_the_instances_alone(tmp_path):
 SQUARE = rectangle(0, 0, 4, 4)
 
 
-def test_what_labelling_tools_leave_incomplete_is_left_out_and_told(tmp_path):
+def test_what_labelling_tools_leave_incomplete_is_left_out_and_reported(tmp_path):
     pytest.importorskip("pycocotools")
     given = [[], [[]], None, [[1, 1, 3, 3]], [[1, 1]], 5, "nonsense", {}, {"size": list(SIZE), "counts": []}]
     annotations = [{"category_id": 1, "area": 1, "segmentation": outline} for outline in given]
@@ -322,13 +322,19 @@ def test_what_labelling_tools_leave_incomplete_is_left_out_and_told(tmp_path):
         {"category_id": 1, "segmentation": SQUARE[0], "area": None},
     ]
     root = make_instances(tmp_path, annotations)
-    message = r"instances_val2017\.json: left out annotations 10 without an outline, 2 of images that the file does not list \(of 14\)$"
+    message = r"instances_val2017\.json: left out annotations 10 without an outline, "
+    message += r"2 of images that the file does not list \(of 14\)$"
     with pytest.warns(UserWarning, match=message):
         (opened,) = open_sets(f"coco-object:{root}")
     expected = np.zeros(SIZE, np.uint8)
     expected[:4, :4] = 1
     expected[1:3, 1:3] = 16
     np.testing.assert_array_equal(opened[1].mask(), expected)
+
+
+def of(part, **changes):
+    """Changes the first record of a part."""
+    return lambda record: record[part][0].update(changes)
 
 
 def change_instances(root: Path, change) -> None:
@@ -343,19 +349,20 @@ def change_instances(root: Path, change) -> None:
         (lambda record: [record], "must hold a JSON object, found an array"),
         (lambda record: record.pop("images") and None, "'images' must be a list of objects"),
         (lambda record: record.update(annotations=[5]), "'annotations' must be a list of objects"),
-        (lambda record: record["annotations"][0].update(category_id=5), "the annotation 0 is of the category 5, which the file does not list"),
-        (lambda record: record["annotations"][0].update(category_id=[]), r"the annotation 0 is of the category \[\], which the file"),
-        (lambda record: record["categories"][0].update(name="forklift"), "of the category 'forklift', which is none of the 80 objects; .* folder:DIR"),
+        (of("annotations", category_id=5), "the annotation 0 is of the category 5, which the file does not list"),
+        (of("annotations", category_id=[]), r"the annotation 0 is of the category \[\], which the file"),
+        (of("categories", name="forklift"), "'forklift', which is none of the 80 objects; .* folder:DIR"),
         (lambda record: record["categories"].append({"id": 1, "name": "cat"}), "two categories have the id 1"),
-        (lambda record: record["images"][0].pop("height") and None, "image 000000000007.jpg needs 'height' and 'width' in pixels, got None and 8"),
-        (lambda record: record["images"][0].update(width=10**9), "needs 'height' and 'width'"),
-        (lambda record: record["images"][0].update(id=3), "the images 000000000007.jpg and 000000000003.jpg both have the id 3"),
-        (lambda record: record["images"][0].update(id=None), "image 0 of the list needs 'id' and 'file_name'"),
-        (lambda record: record["annotations"][0].update(image_id=99), "none of its annotations is of an image that it lists"),
-        (lambda record: record["annotations"][0].update(area=float("nan")), "NaN is not a JSON number"),
+        (of("images", height=None), "image 000000000007.jpg needs 'height' and 'width' in pixels, got None and 8"),
+        (of("images", width=10**9), "needs 'height' and 'width'"),
+        (of("images", height=-6, width=-8), "needs 'height' and 'width'"),
+        (of("images", id=3), "the images 000000000007.jpg and 000000000003.jpg both have the id 3"),
+        (of("images", id=None), "image 0 of the list needs 'id' and 'file_name'"),
+        (of("annotations", image_id=99), "none of its annotations is of an image that it lists"),
+        (of("annotations", area=float("nan")), "NaN is not a JSON number"),
     ],
-)  # fmt: skip
-def test_a_file_that_holds_no_instances_is_told(tmp_path, change, cause):
+)
+def test_a_file_that_holds_no_instances_is_reported(tmp_path, change, cause):
     pytest.importorskip("pycocotools")
     root = make_instances(tmp_path, [{"category_id": 1, "area": 2, "segmentation": SQUARE}])
     change_instances(root, change)
@@ -377,7 +384,7 @@ def test_a_file_that_holds_no_instances_is_told(tmp_path, change, cause):
         [[0, 0, 1, 1, 2, 10**12]],
     ],
 )
-def test_an_outline_that_is_none_is_told_with_its_annotation(tmp_path, outline):
+def test_an_outline_that_is_none_is_reported_with_its_annotation(tmp_path, outline):
     pytest.importorskip("pycocotools")
     root = make_instances(tmp_path, [{"category_id": 17, "area": 2, "segmentation": outline}])
     (opened,) = open_sets(f"coco-object:{root}")
@@ -435,7 +442,7 @@ def test_hidden_files_are_no_part_of_a_set(tmp_path, kind, make, stored, meant, 
     assert [sample.name for sample in open_sets(f"{kind}:{root}")[0]] == names
 
 
-def test_two_images_of_one_name_are_told(tmp_path):
+def test_two_images_of_one_name_are_reported(tmp_path):
     root = make_city(tmp_path, values(7))
     for city in ("bonn", "ulm"):
         write(root / "leftImg8bit" / "val" / city / "ulm_000_leftImg8bit.png", PICTURE)
@@ -508,7 +515,7 @@ def test_masks_of_other_modes(tmp_path):
         open_sets(f"folder:{root}")
 
 
-def test_scenes_are_the_held_out_ones(tmp_path):
+def test_scenes_are_those_of_validation(tmp_path):
     levels = open_sets("scenes", limit=3)
     assert [opened.kind for opened in levels] == ["scenes:1", "scenes:2", "scenes:3"]
     assert len(open_sets("scenes:2")[0]) == 200
