@@ -221,7 +221,7 @@ class Machine:
         module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
         found = Global(_compat_pickle.IMPORT_MAPPING.get(module, module), name)
         if not _is_data(found):
-            raise Refused(f"asks for {found}")
+            raise Refused(f"requests {found}")
         self.stack.append(found)
 
     def _stack_global(self) -> None:
@@ -328,7 +328,7 @@ class Machine:
             or len(entry[2]) > 200
             or not _is_size(entry[4])
         ):
-            raise Malformed("it speaks of a storage in another way than PyTorch")
+            raise Malformed("it describes a storage in another way than PyTorch")
         if len(entry) == 6 and entry[5] is not None:
             raise Malformed("it holds views of storages, as PyTorch before 0.4 wrote them")
         cls, key, elements = entry[1], entry[2], entry[4]
@@ -340,7 +340,7 @@ class Machine:
             raise Unread(f"holds numbers as {cls}")
         storage = Storage(key, dtype, elements)
         if self.storages.setdefault(key, storage) != storage:
-            raise Malformed(f"it speaks of storage {shown(key)} in two ways")
+            raise Malformed(f"it describes storage {shown(key)} in two ways")
         self.stack.append(storage)
 
     def _tensor(self, args: tuple[Any, ...], dtype: str = "") -> Tensor:

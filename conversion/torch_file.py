@@ -97,7 +97,7 @@ def read_torch_file(path: Path) -> TorchFile:
         raise
     except Refused as error:
         raise CheckpointError(
-            f"{path} is refused: its pickle {error}, which weights have no need of. Nothing of it was executed; "
+            f"{path} is refused: its pickle {error}, which weights do not need. Nothing of it was executed; "
             "do not load this file elsewhere unless you trust where it is from"
         ) from None
     except Unread as error:

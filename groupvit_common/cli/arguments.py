@@ -81,7 +81,7 @@ class Parser(argparse.ArgumentParser):
         raise argparse.ArgumentError(None, f"there is no command {value!r}{hint}")
 
     def error(self, message: str) -> NoReturn:
-        terminal.error(f"{message.removeprefix('argument ')} ({self.prog} --help tells more)")
+        terminal.error(f"{message.removeprefix('argument ')} (see {self.prog} --help)")
         raise SystemExit(BAD_INPUT)
 
     def _print_message(self, message: str, file: Any = None) -> None:

@@ -74,7 +74,7 @@ def run(checkpoint, here, capsys):
     return command
 
 
-def make_picture(path, seed=0, size=(40, 32), **options):
+def make_image(path, seed=0, size=(40, 32), **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path, **options)
@@ -85,7 +85,7 @@ def make_picture(path, seed=0, size=(40, 32), **options):
 
 
 def test_segment_writes_what_the_segmenter_says(run, here, checkpoint):
-    photo = make_picture(here / "my photo é 猫.png")
+    photo = make_image(here / "my photo é 猫.png")
     code, out, err = run("segment", photo, "--labels", "cat, dog", "--group-map")
     assert (code, err) == (0, [])
     folder = here / "groupvit_out"
@@ -104,7 +104,7 @@ def test_segment_writes_what_the_segmenter_says(run, here, checkpoint):
 
 
 def test_segment_options_reach_the_segmenter(run, here):
-    photo = make_picture(here / "a.png")
+    photo = make_image(here / "a.png")
     (here / "words.txt").write_text("# mine\ndog, hound\n\nsofa\n")
     code, out, _ = run(
         "segment", photo, "--json", "--labels", "cat", "--labels-file", "words.txt", "--background", 1,
@@ -118,7 +118,7 @@ def test_segment_options_reach_the_segmenter(run, here):
 
 
 def test_options_for_better_masks_reach_the_segmenter(run, here, checkpoint, monkeypatch):
-    make_picture(here / "a.png")
+    make_image(here / "a.png")
     (here / "sentences.txt").write_text("a {}.\nthe {}.\n")
     made = []
     load = Segmenter.from_pretrained
@@ -150,8 +150,8 @@ def test_options_for_better_masks_reach_the_segmenter(run, here, checkpoint, mon
 
 def test_json_is_all_there_is_on_stdout_and_writes_no_files_unasked(run, here):
     for i in range(3):
-        make_picture(here / "in" / f"{i}.png", i)
-    (here / "in" / "1.png").write_text("no picture")
+        make_image(here / "in" / f"{i}.png", i)
+    (here / "in" / "1.png").write_text("no image")
     code, out, err = run("segment", "in", "--labels", "cat, dog", "--json")
     assert code == 1
     records = [json.loads(line) for line in out]
@@ -167,8 +167,8 @@ def test_json_is_all_there_is_on_stdout_and_writes_no_files_unasked(run, here):
     assert all((here / file).is_file() for file in files.values())
 
 
-def test_the_others_are_done_when_some_pictures_fail(run, here):
-    good = [make_picture(here / name, size=size) for name, size in [("a.png", (1, 1)), ("b.jpg", (50, 30))]]
+def test_the_others_are_done_when_some_images_fail(run, here):
+    good = [make_image(here / name, size=size) for name, size in [("a.png", (1, 1)), ("b.jpg", (50, 30))]]
     (here / "text.jpg").write_text("hello")
     whole = good[1].read_bytes()
     (here / "cut.jpg").write_bytes(whole[: len(whole) // 2])
@@ -195,7 +195,7 @@ def test_files_of_any_name_are_done(run, here):
     made = []
     for name in names:
         with contextlib.suppress(OSError, UnicodeError):  # some file systems take fewer names
-            made.append(make_picture(here / f"{name}.png"))
+            made.append(make_image(here / f"{name}.png"))
     # Those that stand for themselves on a command line.
     given = [f"./{path.name}" for path in made]
     code, out, err = run("segment", *given, "--labels", "cat, dog", "--out", "out", "--show", "pred", "--json")
@@ -218,7 +218,7 @@ def test_files_of_any_name_are_done(run, here):
 
 def test_one_image_that_cannot_be_saved_ends_no_others(run, here):
     for name in "abc":
-        make_picture(here / f"{name}.png")
+        make_image(here / f"{name}.png")
     (here / "out" / "b_labels.png").mkdir(parents=True)
     code, out, err = run("segment", "a.png", "b.png", "c.png", "--labels", "cat, dog", "--out", "out")
     assert (code, [line.split(":")[0] for line in out]) == (1, ["a.png", "c.png"])
@@ -235,7 +235,7 @@ def test_one_image_that_cannot_be_saved_ends_no_others(run, here):
 )
 def test_one_image_that_the_model_cannot_take_ends_no_others(run, here, monkeypatch, error):
     for i in range(5):
-        make_picture(here / f"{i}.png", i, size=(41 if i == 2 else 40, 32))
+        make_image(here / f"{i}.png", i, size=(41 if i == 2 else 40, 32))
     segment = Segmenter._segment
     together = []
 
@@ -256,13 +256,13 @@ def test_one_image_that_the_model_cannot_take_ends_no_others(run, here, monkeypa
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "I;16", "1"])
-def test_pictures_of_any_mode(run, here, mode):
+def test_images_of_any_mode(run, here, mode):
     name = "a.tif" if mode == "CMYK" else "a.png"
     Image.new("RGB", (40, 30), "teal").convert("L" if mode == "I;16" else mode).convert(mode).save(here / name)
     assert run("segment", name, "--labels", "cat, dog")[0] == 0
 
 
-def test_an_animation_counts_as_its_first_picture(run, here):
+def test_an_animation_counts_as_its_first_image(run, here):
     frames = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
     frames[0].save(here / "a.gif", save_all=True, append_images=frames[1:])
     frames[0].save(here / "b.png")
@@ -272,7 +272,7 @@ def test_an_animation_counts_as_its_first_picture(run, here):
 
 def test_equal_names_do_not_clobber_one_another_and_inputs_stay(run, here):
     names = ["x/cat.png", "y/cat.png", "y/CAT.jpg", "y/cat-2.png", "out/dog_overlay.png", "out/dog.png"]
-    before = {name: make_picture(here / name, i).read_bytes() for i, name in enumerate(names)}
+    before = {name: make_image(here / name, i).read_bytes() for i, name in enumerate(names)}
     code, out, _ = run("segment", *names, "--labels", "cat, dog", "--out", "out")
     assert code == 0
     overlays = [line.split(" -> ")[1].replace("\\", "/") for line in out]
@@ -285,7 +285,7 @@ def test_equal_names_do_not_clobber_one_another_and_inputs_stay(run, here):
 
 
 def test_segment_and_classify_with_either_backend(run, here):
-    photo = make_picture(here / "a.png", size=(200, 160))
+    photo = make_image(here / "a.png", size=(200, 160))
     maps, records, shares = [], [], []
     for backend in ("torch", "tf"):
         arguments = (photo, "--labels", "cat, dog, sofa", "--backend", backend)
@@ -303,7 +303,7 @@ def test_segment_and_classify_with_either_backend(run, here):
 
 
 def test_tensorflow_is_quiet_in_a_terminal(here, checkpoint):
-    photo = make_picture(here / "a.png")
+    photo = make_image(here / "a.png")
     # A user's environment, not this process's, in which TensorFlow was imported already.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
     result = subprocess.run(
@@ -325,7 +325,7 @@ def test_tensorflow_is_quiet_in_a_terminal(here, checkpoint):
 )
 def test_a_backend_that_is_not_installed(run, here, monkeypatch, installed, asked, message):
     only(installed, monkeypatch)
-    make_picture(here / "a.png")
+    make_image(here / "a.png")
     for command in (("segment", "a.png", "--labels", "cat"), ("classify", "a.png", "--labels", "cat")):
         code, out, err = run(*command, *asked)
         assert (code, out, err) == (3, [], [f"groupvit: error: this command {message}"])
@@ -334,7 +334,7 @@ def test_a_backend_that_is_not_installed(run, here, monkeypatch, installed, aske
 
 
 def test_the_first_backend_that_is_installed_is_taken(run, here, monkeypatch):
-    make_picture(here / "a.png")
+    make_image(here / "a.png")
 
     def refuse(name):
         raise InputError(f"{name} was taken")
@@ -383,7 +383,7 @@ def only(installed, monkeypatch):
     ],
 )
 def test_bad_input(run, here, arguments, message):
-    make_picture(here / "a.png")
+    make_image(here / "a.png")
     (here / "words.txt").write_text("cat\n")
     (here / "empty").mkdir()
     # The last --device counts.
@@ -398,14 +398,14 @@ def test_bad_input(run, here, arguments, message):
     assert "error: " in err[-1]
 
 
-def test_no_pictures_left(run, here):
+def test_no_images_left(run, here):
     assert run("segment", "missing.png", "--labels", "cat", model="missing-model") == (
         1, [], ["groupvit: error: there is no file missing.png"],
     )  # fmt: skip
 
 
 def test_no_such_model(run, here, monkeypatch):
-    make_picture(here / "a.png")
+    make_image(here / "a.png")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (here / "empty").mkdir()
     for model in ("./missing", "empty"):
@@ -415,7 +415,7 @@ def test_no_such_model(run, here, monkeypatch):
 
 
 def test_a_folder_that_cannot_be_written(run, here, monkeypatch):
-    make_picture(here / "a.png")
+    make_image(here / "a.png")
 
     def refuse(dir):
         raise PermissionError(13, "Permission denied")
@@ -436,7 +436,7 @@ def test_a_folder_that_cannot_be_written(run, here, monkeypatch):
     ],
 )
 def test_what_goes_wrong_on_the_way(run, here, monkeypatch, error, code, message):
-    make_picture(here / "a.png")
+    make_image(here / "a.png")
 
     def fail(*args, **options):
         raise error
@@ -450,7 +450,7 @@ def test_what_goes_wrong_on_the_way(run, here, monkeypatch, error, code, message
 
 def test_a_closed_pipe_ends_the_command_quietly(here, checkpoint):
     for i in range(3):
-        make_picture(here / "in" / f"{i}.png", i)
+        make_image(here / "in" / f"{i}.png", i)
     command = [sys.executable, "-m", "groupvit_common.cli", "classify", "in", "--labels", "cat, dog"]
     process = subprocess.Popen([*command, "--model", checkpoint], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
@@ -461,7 +461,7 @@ def test_a_closed_pipe_ends_the_command_quietly(here, checkpoint):
 
 def test_a_bar_only_on_a_terminal_and_for_many(run, here, monkeypatch):
     for i in range(5):
-        make_picture(here / f"{i}.png", i)
+        make_image(here / f"{i}.png", i)
     assert run("segment", ".", "--labels", "cat, dog")[2] == []
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     code, out, err = run("segment", ".", "--labels", "cat, dog")
@@ -475,7 +475,7 @@ def test_a_bar_only_on_a_terminal_and_for_many(run, here, monkeypatch):
 
 def test_classify(run, here):
     for i in range(2):
-        make_picture(here / f"{i}.png", i)
+        make_image(here / f"{i}.png", i)
     code, out, err = run("classify", "*.png", "text.txt", "--labels", "cat, dog, sofa")
     assert (code, len(err)) == (1, 2)
     assert [line.split(": ")[0] for line in out] == ["0.png", "1.png"]
@@ -562,7 +562,7 @@ def test_demo(run, here):
     assert (here / "demo" / "overview.png").read_bytes() == first
 
 
-def test_demo_shows_no_picture_of_the_training_set(run):
+def test_demo_shows_no_image_of_the_training_set(run):
     code, _, err = run("demo", "--seed", "0", model=None)
     assert code == 2
     assert "trained" in err[0]

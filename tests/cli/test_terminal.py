@@ -250,14 +250,14 @@ def test_a_bar_on_a_terminal_that_breaks(streams, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("segmnt a.jpg", "there is no command 'segmnt'; did you mean segment? (groupvit --help tells more)"),
-        ("--versoin", "there is no option --versoin; did you mean --version? (groupvit --help tells more)"),
-        (". --labels cat", "there is no command '.'; did you mean groupvit segment .? (groupvit --help tells more)"),
-        ("segment a --label cat", "no option --label; did you mean --labels? (groupvit segment --help tells more)"),
+        ("segmnt a.jpg", "there is no command 'segmnt'; did you mean segment? (see groupvit --help)"),
+        ("--versoin", "there is no option --versoin; did you mean --version? (see groupvit --help)"),
+        (". --labels cat", "there is no command '.'; did you mean groupvit segment .? (see groupvit --help)"),
+        ("segment a --label cat", "no option --label; did you mean --labels? (see groupvit segment --help)"),
         ("segment a --labels cat --background=90", "must be a number between 0 and 1, got '90'; did you mean 0.9?"),
         ("segment a --labels cat --background 45%", "got '45%'; did you mean 0.45?"),
         ("segment a --labels cat --background 0,9", "got '0,9'; did you mean 0.9?"),
-        ("segment a --labels cat --background -1", "must be a number between 0 and 1, got '-1' (groupvit"),
+        ("segment a --labels cat --background -1", "must be a number between 0 and 1, got '-1' (see groupvit"),
         ("segment a --labels cat --shorter-side 0", "--shorter-side: must be a whole number of at least 1, got '0'"),
         ("segment a --labels cat --shorter-side 99999999999", "must be at most 2147483647, got '99999999999'"),
         ("segment -dash.png --labels cat", "there is no option -dash.png; a file of this name is written ./-dash.png"),
@@ -267,9 +267,9 @@ def test_a_bar_on_a_terminal_that_breaks(streams, monkeypatch):
         ("segment a --labels", "--labels: expected one argument"),
         ("segment a --labels cat, dog", 'comma: put all labels between quotes, as in --labels "cat, couch"'),
         ("segment a --labels 'caf\udce9'", r"--labels: must be text in UTF-8, got 'caf\udce9'"),
-        ("evaluate --dat voc:DIR", "no option --dat; did you mean --data? (groupvit evaluate --help tells more)"),
-        ("convert a b c", "there is one argument too many: 'c' (groupvit convert --help tells more)"),
-        ("inspect x --jsno", "there is no option --jsno; did you mean --json? (groupvit inspect --help tells more)"),
+        ("evaluate --dat voc:DIR", "no option --dat; did you mean --data? (see groupvit evaluate --help)"),
+        ("convert a b c", "there is one argument too many: 'c' (see groupvit convert --help)"),
+        ("inspect x --jsno", "there is no option --jsno; did you mean --json? (see groupvit inspect --help)"),
     ],
 )  # fmt: skip
 def test_arguments_that_cannot_be_used_are_one_line(capsys, tmp_path, monkeypatch, line, message):

@@ -231,16 +231,16 @@ class Calls:
 @pytest.mark.parametrize(
     ("function", "args", "says"),
     [
-        (os.system, ("touch hacked",), f"asks for {os.name}.system"),
-        (eval, ("open('hacked', 'w')",), "asks for builtins.eval"),
-        (exec, ("open('hacked', 'w')",), "asks for builtins.exec"),
-        (open, ("hacked", "w"), r"asks for _?io\.open"),
-        (subprocess.Popen, (("touch", "hacked"),), "asks for subprocess.Popen"),
-        (getattr, ("x", "upper"), "asks for builtins.getattr"),
-        (pickle.loads, (b"N.",), "asks for _?pickle.loads"),
+        (os.system, ("touch hacked",), f"requests {os.name}.system"),
+        (eval, ("open('hacked', 'w')",), "requests builtins.eval"),
+        (exec, ("open('hacked', 'w')",), "requests builtins.exec"),
+        (open, ("hacked", "w"), r"requests _?io\.open"),
+        (subprocess.Popen, (("touch", "hacked"),), "requests subprocess.Popen"),
+        (getattr, ("x", "upper"), "requests builtins.getattr"),
+        (pickle.loads, (b"N.",), "requests _?pickle.loads"),
         (torch.load, ("hacked",), "tries to call torch.serialization.load"),
-        (torch.hub.load, ("hacked", "x"), "asks for torch.hub.load"),
-        (Path.touch, (Path("hacked"),), "asks for builtins.getattr"),
+        (torch.hub.load, ("hacked", "x"), "requests torch.hub.load"),
+        (Path.touch, (Path("hacked"),), "requests builtins.getattr"),
         (type, ("X", (), {}), "tries to make a class"),
     ],
 )
@@ -277,7 +277,7 @@ def test_a_state_dict_after_a_program(
     """`runs`: Python's own unpickler does what is asked for, and goes on to the dictionary."""
     monkeypatch.chdir(tmp_path)
     program += b"0}."
-    with pytest.raises(CheckpointError, match=f"x.pt is refused: its pickle asks for {says}"):
+    with pytest.raises(CheckpointError, match=f"x.pt is refused: its pickle requests {says}"):
         read_torch_file(save_program(tmp_path / "x.pt", program))
     assert not (tmp_path / "hacked").exists()
     assert pickle.loads(program) == {}
@@ -287,16 +287,16 @@ def test_a_state_dict_after_a_program(
 @pytest.mark.parametrize(
     ("program", "says"),
     [
-        (b"cos\nsystem\n(S'a'\ntR(S'b'\ntR.", "asks for os.system"),
-        (b"cposix\nsystem\n.", "asks for posix.system"),
-        (b"ccommands\ngetoutput\n.", "asks for subprocess.getoutput"),
-        (b"ccopyreg\n__newobj__\n(csubprocess\nPopen\ntR.", "asks for subprocess.Popen"),
+        (b"cos\nsystem\n(S'a'\ntR(S'b'\ntR.", "requests os.system"),
+        (b"cposix\nsystem\n.", "requests posix.system"),
+        (b"ccommands\ngetoutput\n.", "requests subprocess.getoutput"),
+        (b"ccopyreg\n__newobj__\n(csubprocess\nPopen\ntR.", "requests subprocess.Popen"),
         (b"ccopyreg\n__newobj__\n(cbuiltins\ntype\ntR.", "tries to make an object of builtins.type"),
         (b"coperator\ngetitem\n(}K\x01tR.", "tries to call operator.getitem"),
         (b"cbuiltins\ntype\n(Vx\n)}t\x81.", "tries to make an object of builtins.type"),
-        (b"cpip._internal.cli.main\nMain\n(Vx\ntR.", "asks for pip._internal.cli.main.Main"),
-        (b"cnumpy.f2py\nRun\n)R.", "asks for numpy.f2py.Run"),
-        (b"cfoo.tools\nPopen\n)R.", "asks for foo.tools.Popen"),
+        (b"cpip._internal.cli.main\nMain\n(Vx\ntR.", "requests pip._internal.cli.main.Main"),
+        (b"cnumpy.f2py\nRun\n)R.", "requests numpy.f2py.Run"),
+        (b"cfoo.tools\nPopen\n)R.", "requests foo.tools.Popen"),
         (b"cfoo\nrun\n)R.", "tries to call foo.run"),
         (b"ctorch._tensor\n_rebuild_from_type_v2\n(cfoo\nrun\ncfoo\nBar\n)}tR.", "tries to call foo.run"),
         (

@@ -22,7 +22,7 @@ from groupvit_torch import train
 from groupvit_torch.predictor import Segmenter
 from groupvit_torch.train import cached_backward
 
-# A model of some thousand parameters, for the paper's objective on pictures with captions.
+# A model of some thousand parameters, for the paper's objective on images with captions.
 SMALL = [
     "model.image_size=48", "data.image_size=48", "width=8", "heads=1", "depths=[1, 1]", "groups=[4]", "text_width=8",
     "text_heads=1", "text_layers=1", "embedding=8", "projection_width=8", "text_length=16",
@@ -294,7 +294,7 @@ def test_variants_differ_in_what_they_are_called_after():
 
 
 def test_patches_take_the_place_of_groups(tmp_path):
-    """Alone, each patch has its own label; one cluster is the picture as a whole, but for the projection's order."""
+    """Alone, each patch has its own label; one cluster is the image as a whole, but for the projection's order."""
     recipe = ablation.recipe_of("vit", 0, 2, FEW)
     module, run, _ = ablation.trained(recipe)
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)

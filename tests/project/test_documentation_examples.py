@@ -190,15 +190,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def internet(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeHub:
-    picture = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)).save(picture, "PNG")
+    image_file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)).save(image_file, "PNG")
 
     def get(url: str, **_: Any) -> SimpleNamespace:
         assert url.startswith("http://images.cocodataset.org/")
-        return SimpleNamespace(raw=io.BytesIO(picture.getvalue()))
+        return SimpleNamespace(raw=io.BytesIO(image_file.getvalue()))
 
     monkeypatch.setitem(sys.modules, "requests", SimpleNamespace(get=get))
-    monkeypatch.setattr("groupvit_common.preprocessing.images.download", lambda address: picture.getvalue())
+    monkeypatch.setattr("groupvit_common.preprocessing.images.download", lambda address: image_file.getvalue())
     with FakeHub() as fake:
         point_to(fake.url, monkeypatch)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
