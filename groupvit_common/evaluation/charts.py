@@ -6,11 +6,13 @@ matplotlib comes with the extra `evaluate`, and is imported when a chart is draw
 from __future__ import annotations
 
 import io
+import logging
 import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
+from importlib.util import find_spec
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,11 +38,7 @@ _MIDDLE_BLUE = "#4a90d9"
 
 def has_matplotlib() -> bool:
     """Tells whether charts can be drawn."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return find_spec("matplotlib") is not None
 
 
 def save_confusion(names: Sequence[str], confusion: Confusion, path: Path) -> None:
@@ -101,6 +99,10 @@ def histogram_svg(scores: Sequence[float], name: str) -> str:
 @contextmanager
 def _style(ink: str, faint: str) -> Iterator[None]:
     """Sets the colours of text and lines while a chart is drawn."""
+    # A font cache that is built the first time, or a home that cannot be written to, is no news for users of a chart.
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     import matplotlib
 
     colours = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), ink)
@@ -115,10 +117,13 @@ def _style(ink: str, faint: str) -> Iterator[None]:
         "svg.fonttype": "none",
         "svg.hashsalt": "groupvit",
     }
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
-        # A class name may be in any script; the font draws a box for a sign that it lacks.
-        warnings.filterwarnings("ignore", message="Glyph ")
-        yield
+    try:
+        with matplotlib.rc_context(settings), warnings.catch_warnings():
+            # A class name may be in any script; the font draws a box for a sign that it lacks.
+            warnings.filterwarnings("ignore", message="Glyph ")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _axes(size: tuple[float, float], **how: Any) -> tuple[Figure, Any]:

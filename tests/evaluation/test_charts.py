@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -13,6 +16,7 @@ from PIL import Image
 
 from groupvit_common.evaluation.calibration import Point
 from groupvit_common.evaluation.charts import confusion_svg, histogram_svg, save_calibration, save_confusion
+from tests.support.paths import ROOT
 
 BLUE = (8, 48, 107)
 ODD = ["a name of many letters " * 5, "two\nlines", "\u732b", "$x^2$ <b>&", "a"]
@@ -80,3 +84,18 @@ def test_cells_of_a_page_are_as_strong_as_their_fractions():
     (image,) = re.findall(r'"data:image/png;base64,([^"]*)"', svg)
     shades = np.asarray(Image.open(io.BytesIO(base64.b64decode(image))).convert("RGBA"))[..., 3]
     assert sorted(shades.ravel().tolist()) == [0, 0, 127, 220]  # 255 times the roots of 0, 1/4 and 3/4, cut
+
+
+def test_the_first_chart_is_drawn_in_silence(tmp_path):
+    """matplotlib reports a folder that it cannot write to, and a cache of fonts that takes long to build."""
+    program = """if True:
+        import logging
+        logging.basicConfig()
+        from groupvit_common.evaluation.charts import histogram_svg
+        assert histogram_svg([0.5], "mean IoU")
+        assert logging.getLogger("matplotlib").level == logging.NOTSET
+    """
+    (tmp_path / "file").touch()
+    environment = {**os.environ, "MPLCONFIGDIR": str(tmp_path / "file")}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")

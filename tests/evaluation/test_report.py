@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import builtins
 import csv
 import io
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -94,15 +94,7 @@ def test_counts_of_processes_add_up(demo):
 
 
 def test_without_matplotlib_results_are_written_without_charts(monkeypatch, tmp_path):
-    imported = builtins.__import__
-
-    def without(name, *arguments, **keywords):
-        if name.partition(".")[0] in missing:
-            raise ImportError(name)
-        return imported(name, *arguments, **keywords)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    missing = {"matplotlib"}
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     (data,) = open_sets("scenes:1", limit=1)
     result = SegmentationResult(data)
     with pytest.warns(UserWarning, match=r"confusion\.png is not written: charts need .*groupvit\[evaluate\]"):
@@ -111,7 +103,7 @@ def test_without_matplotlib_results_are_written_without_charts(monkeypatch, tmp_
         write_calibration([Point(1.0, 0.5, math.nan)], {}, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "confusion.csv", "calibration.json"}
     for package in ("matplotlib", "jinja2"):
-        missing = {package}
+        monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(
             InputError, match=rf"a page needs the package {package}: pip install 'groupvit\[evaluate\]'"
         ):
