@@ -54,6 +54,10 @@ def add_command(commands: Any) -> None:
         "--batch-size", default=8, type=count, metavar="N", help="images or windows at once (default: %(default)s)"
     )
     parser.add_argument(
+        "--max-pixels", type=count, default=argparse.SUPPRESS, metavar="N",
+        help="refuse images of more pixels, before they are decoded (default: 128 million)",
+    )  # fmt: skip
+    parser.add_argument(
         "--protocol", choices=("paper", "tcl", "native"),
         help="paper: the authors' evaluation; tcl: the same with the sets' own class names; native: as groupvit "
         "segment (default: paper; native for scenes)",
@@ -116,7 +120,7 @@ def _run(options: argparse.Namespace) -> int:
             "--calibrate needs --split, with images on which the model is not measured later, such as --split train"
         )
     background_labels = read_background_labels(options)
-    chosen = given(options, ("names", *OPTIONS))
+    chosen, bound = given(options, ("names", *OPTIONS)), given(options, ("max_pixels",))
     if "window" in chosen and "stride" not in chosen:
         chosen["stride"] = None
     if background_labels and "background" not in chosen:
@@ -127,9 +131,10 @@ def _run(options: argparse.Namespace) -> int:
         protocol = options.protocol or default_protocol(kind)
         settings = replace(protocol_settings(protocol, kind), **chosen)
         if kind == "imagenet":
-            work.append((open_classification_set(where, split=options.split, limit=options.limit), settings, protocol))
+            opened_set = open_classification_set(where, split=options.split, limit=options.limit, **bound)
+            work.append((opened_set, settings, protocol))
         else:
-            opened = open_sets(spelled, split=options.split, limit=options.limit, names=settings.names)
+            opened = open_sets(spelled, split=options.split, limit=options.limit, names=settings.names, **bound)
             work += [(one, settings, protocol) for one in opened]
     folders = _result_folders(options.out, [data.kind for data, _, _ in work])
     for data, folder in zip((data for data, _, _ in work), folders, strict=True):
@@ -156,6 +161,7 @@ def _run(options: argparse.Namespace) -> int:
             processor=options.processor,
             device=getattr(place, "device", options.device),
             dtype=options.dtype,
+            **bound,
         )
         about = {
             "model": options.model,

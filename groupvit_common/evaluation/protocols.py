@@ -22,7 +22,7 @@ class ProtocolSettings(SegmentationOptions):
         """Returns a segmenter of the same model with these settings."""
         options = self.to_dict()
         del options["names"]
-        return type(base)(base.model, base.processor, batch_size=batch_size, **options)
+        return type(base)(base.model, base.processor, batch_size=batch_size, max_pixels=base.max_pixels, **options)
 
     def to_dict(self) -> dict[str, Any]:
         return {"names": self.names, **super().to_dict()}

@@ -193,6 +193,15 @@ def test_bad_requests_are_reported_in_one_line(capsys, arguments, message):
     assert err.count("\n") == 1
 
 
+def test_images_of_more_pixels_are_refused(capsys, checkpoint, folder, classes):
+    for data in (f"folder:{folder}", f"imagenet:{classes}"):
+        arguments = ("--data", data, "--model", checkpoint, "--device", "cpu", "--backend", "torch")
+        code, out, err = run_cli(capsys, *arguments, "--max-pixels", 100)
+        assert (code, out) == (BAD_INPUT, "")
+        assert "pixels" in err
+        assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize("bad", ["1,0", "2,2", "1.5", ""])
 def test_bad_dilations(capsys, bad):
     with pytest.raises(SystemExit):

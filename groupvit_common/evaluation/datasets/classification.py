@@ -14,7 +14,7 @@ from groupvit_common.data.captions.settings import SourceSettings
 from groupvit_common.data.captions.sources import ByteRange, Shards
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.evaluation.datasets.registry import IMAGENET
-from groupvit_common.preprocessing.images import image_suffixes, load_image
+from groupvit_common.preprocessing.images import MAX_PIXELS, image_suffixes, load_image
 from groupvit_common.preprocessing.prompts import parse_label
 from groupvit_common.storage.names import is_hidden
 from groupvit_common.storage.reading import read_text
@@ -35,12 +35,12 @@ class ClassifiedImage:
     name: str
     place: ByteRange
     truth: int
+    max_pixels: int = MAX_PIXELS
 
     def image(self) -> Image.Image:
-        """Returns the image, upright, RGB. Raises `InputError` if it cannot be read."""
-        if self.place.size is None:
-            return load_image(self.place.path)
-        return load_image(io.BytesIO(_read(self.place)))
+        """Returns the image, upright, RGB. Raises `InputError` if it cannot be read, or has more than `max_pixels`."""
+        source = self.place.path if self.place.size is None else io.BytesIO(_read(self.place))
+        return load_image(source, max_pixels=self.max_pixels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,12 +71,15 @@ class ClassificationSet:
         return iter(self.images)
 
 
-def open_classification_set(where: str, *, split: str | None = None, limit: int | None = None) -> ClassificationSet:
+def open_classification_set(
+    where: str, *, split: str | None = None, limit: int | None = None, max_pixels: int = MAX_PIXELS
+) -> ClassificationSet:
     """Opens ImageNet's folders in `where`, or the shards that it means if it ends in `.tar`.
 
     Args:
         split: the folder below it, by default val where there is one.
         limit: the number of images, spread evenly over the set.
+        max_pixels: images of more pixels are refused before they are decoded.
 
     Raises:
         InputError: files are missing or malformed.
@@ -88,9 +91,9 @@ def open_classification_set(where: str, *, split: str | None = None, limit: int 
     opened = (
         _open_shards(where) if _TAR.search(where) else _open_folders(Path(os.path.expanduser(where)), split)  # noqa: PTH111 (`~user` of nobody stays)
     )
-    if limit is None or limit >= len(opened):
-        return opened
-    return replace(opened, images=tuple(opened.images[i * len(opened) // limit] for i in range(limit)))
+    count = len(opened) if limit is None else min(limit, len(opened))
+    images = (opened.images[i * len(opened) // count] for i in range(count))
+    return replace(opened, images=tuple(replace(image, max_pixels=max_pixels) for image in images))
 
 
 def _open_folders(root: Path, split: str | None) -> ClassificationSet:

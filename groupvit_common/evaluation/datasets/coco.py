@@ -80,8 +80,8 @@ class _InstanceMasks:
     def _image_path(self, index: int) -> Path:
         return self._folder / self._instances.images[index].path
 
-    def image(self, index: int) -> Image.Image:
-        return stored_rgb(self._image_path(index))
+    def image(self, index: int, max_pixels: int) -> Image.Image:
+        return stored_rgb(self._image_path(index), max_pixels)
 
     def mask(self, index: int) -> Mask:
         return self._instances.mask(index)

@@ -53,8 +53,8 @@ class MaskFiles:
         self._table[[IGNORE, *ignored]] = IGNORE
         self._table[list(file_values)] = np.arange(len(file_values))
 
-    def image(self, index: int) -> Image.Image:
-        return stored_rgb(self._pairs[index][1])
+    def image(self, index: int, max_pixels: int) -> Image.Image:
+        return stored_rgb(self._pairs[index][1], max_pixels)
 
     def mask(self, index: int) -> Mask:
         path = self._pairs[index][2]
@@ -95,9 +95,9 @@ class MaskFiles:
         return f"{self._pairs[index][1]} and {self._pairs[index][2]}"
 
 
-def stored_rgb(path: Path) -> Image.Image:
+def stored_rgb(path: Path, max_pixels: int) -> Image.Image:
     """Returns an image as its pixels are stored, as its mask's are."""
-    return to_rgb(stored_image(path), str(path))
+    return to_rgb(stored_image(path, max_pixels=max_pixels), str(path))
 
 
 def find_root(given: Path, needed: str, spec: DatasetSpec, layout: str) -> Path:

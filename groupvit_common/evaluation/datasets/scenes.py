@@ -55,7 +55,7 @@ class _Scenes:
         self.names = tuple(f"{index:06d}" for index in range(count))
         self.folders: tuple[Path, ...] = ()
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, max_pixels: int) -> Image.Image:
         return Image.fromarray(self._make(index).image)
 
     def mask(self, index: int) -> Mask:

@@ -21,6 +21,7 @@ from PIL import Image
 
 from groupvit_common.errors import InputError
 from groupvit_common.evaluation.datasets.registry import DATASETS, DatasetSpec
+from groupvit_common.preprocessing.images import MAX_PIXELS
 from groupvit_common.preprocessing.prompts import Label
 
 Mask = NDArray[np.uint8]
@@ -43,7 +44,7 @@ class Reader(Protocol):
     def folders(self) -> Sequence[Path]:
         """The folders of images and masks, in which other files would be taken for the set's."""
 
-    def image(self, index: int) -> Image.Image: ...
+    def image(self, index: int, max_pixels: int) -> Image.Image: ...
 
     def mask(self, index: int) -> Mask: ...
 
@@ -58,15 +59,16 @@ class Sample:
     name: str
     _reader: Reader
     _index: int
+    _max_pixels: int = MAX_PIXELS
 
     def image(self) -> Image.Image:
         """Returns the image, RGB, its pixels as they are stored: masks are drawn on these, whatever a camera noted
         about orientation.
 
         Raises:
-            InputError: the file cannot be read.
+            InputError: the file cannot be read, or has more pixels than the set's `max_pixels`.
         """
-        return self._reader.image(self._index)
+        return self._reader.image(self._index, self._max_pixels)
 
     def mask(self) -> Mask:
         """Returns the class of each pixel, `[H, W]` uint8, `IGNORE` where there is none.
@@ -99,6 +101,7 @@ class SegmentationSet:
         background_labels: labels whose pixels are background.
         background_in_mean: the background's IoU counts in the mean, as it does in VOC.
         limit: the number of images used, the first ones; None: all.
+        max_pixels: images of more pixels are refused before they are decoded.
     """
 
     kind: str
@@ -112,6 +115,7 @@ class SegmentationSet:
     background_labels: tuple[Label, ...] = ()
     background_in_mean: bool = True
     limit: int | None = None
+    max_pixels: int = MAX_PIXELS
 
     def __len__(self) -> int:
         count = len(self.reader.names)
@@ -125,7 +129,7 @@ class SegmentationSet:
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return Sample(self.reader.names[index], self.reader, index)
+        return Sample(self.reader.names[index], self.reader, index, self.max_pixels)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
@@ -138,7 +142,12 @@ class SegmentationSet:
 
 
 def open_sets(
-    spelled: str, *, split: str | None = None, limit: int | None = None, names: Names = "authors"
+    spelled: str,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    names: Names = "authors",
+    max_pixels: int = MAX_PIXELS,
 ) -> list[SegmentationSet]:
     """Opens the set that `NAME:DIR` means; `scenes` is three of them, `scenes:1` to `scenes:3` one.
 
@@ -146,6 +155,7 @@ def open_sets(
         split: the part of the set, by default the one for validation; for scenes the seed that they are made from.
         limit: the number of images, the first ones; by default all, and 200 scenes.
         names: class names, "authors": as in GroupViT's evaluation; "set": as in mmsegmentation.
+        max_pixels: images of more pixels are refused before they are decoded.
 
     Raises:
         InputError: an unknown set, or files that are missing or malformed.
@@ -168,7 +178,8 @@ def open_sets(
     folder = Path(os.path.expanduser(where))  # noqa: PTH111 (behind the colon no shell has seen it)
     if not folder.is_dir():
         raise InputError(f"there is no folder {where}: {kind}:DIR is {spec.help}, with {spec.layout_of(split)}")
-    opened: SegmentationSet = replace(module.open_dataset(spec, folder, split, names), limit=limit)
+    opened: SegmentationSet = module.open_dataset(spec, folder, split, names)
+    opened = replace(opened, limit=limit, max_pixels=max_pixels)
     repeated = next((name for name, count in Counter(opened.reader.names).items() if count > 1), None)
     if repeated is not None:
         raise InputError(
