@@ -1,4 +1,4 @@
-"""The two ways in which a user's request can fail.
+"""The two kinds of errors that a user can cause.
 
 Both derive from the built-in exception that code written for transformers already catches, so `except OSError` around
 `from_pretrained` and `except ValueError` around a call keep working. The command line prints either as one line.
@@ -9,7 +9,10 @@ from collections.abc import Sequence
 
 
 class GroupViTError(Exception):
-    """Base of the errors below: what came, what was expected, what to do. `exit_code`: that of a command which it ends."""
+    """Base of the errors below: what came, what was expected, what to do.
+
+    `exit_code`: that of a command that it ends.
+    """
 
     exit_code = 2
 
@@ -27,12 +30,12 @@ class CheckpointError(GroupViTError, OSError):
     exit_code = 3
 
 
-# Signs that a terminal shows or joins letters with, though Python calls them unprintable.
+# Characters that join letters in a terminal, though Python calls them unprintable.
 _HARMLESS = frozenset("\u200c\u200d")
 
 
 def short(value: object) -> str:
-    """A value as it is written in Python, for a message: the beginning of a long one."""
+    """Returns a value as it is written in Python, for a message: the beginning of a long one."""
     text = repr(value)
     return text if len(text) <= 120 else f"{text[:100]}..."
 
@@ -44,7 +47,8 @@ def some(names: Sequence[str], limit: int = 5) -> str:
 
 
 def printable(text: str) -> str:
-    """Returns a text as one line that any terminal shows and none obeys: line breaks, control and direction marks escaped as in Python.
+    """Returns a text as one line that any terminal shows and none obeys: line breaks, control and direction marks
+    escaped as in Python.
 
     So are the bytes of a file name that is not UTF-8, which Python holds as halves of surrogate pairs.
     """

@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-# What TensorFlow writes while it is imported and looks for GPUs, before any setting can reach its logger: information, and
-# that there is no CUDA on a machine without it.
+# Lines of TensorFlow's import and search for GPUs, before any setting can reach its logger: information, and that there
+# is no CUDA on a machine without it.
 _TENSORFLOW_NOISE = re.compile(
     rb"^(WARNING: All log messages before absl::InitializeLog|I0000 |W0000 .*(cuda|TensorRT|register)|E0000 .*cuda"
     rb"|To enable the following instructions|\s*$)",
@@ -26,7 +26,7 @@ def set_environment() -> None:
 
 @contextmanager
 def tensorflow_advice() -> Iterator[None]:
-    """Around a small collective outside of any graph: TensorFlow's warnings of how slow such things are stay away, errors do not."""
+    """Hides TensorFlow's warnings that a small collective outside of any graph is slow; errors are shown."""
     logger = logging.getLogger("tensorflow")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -38,10 +38,10 @@ def tensorflow_advice() -> Iterator[None]:
 
 @contextmanager
 def tensorflow_start_up() -> Iterator[None]:
-    """Around the first import of TensorFlow: what it writes to the standard error stream meanwhile is passed on without the noise.
+    """Passes on what the first import of TensorFlow writes to the standard error stream, without the noise.
 
-    Does nothing if the user asked for messages (TF_CPP_MIN_LOG_LEVEL 0 or 1) or TensorFlow is there already. What C++ code
-    writes bypasses Python, so the descriptor itself is turned aside; errors are written out even if the import fails.
+    Does nothing if the user enabled messages (TF_CPP_MIN_LOG_LEVEL 0 or 1) or TensorFlow is there already. C++ code
+    bypasses Python, so the descriptor itself is redirected; errors are written out even if the import fails.
     """
     if "tensorflow" in sys.modules or os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2") in ("0", "1"):
         yield
@@ -63,7 +63,7 @@ def tensorflow_start_up() -> Iterator[None]:
             aside.seek(0)
             for line in aside:
                 if not _TENSORFLOW_NOISE.match(line):
-                    with suppress(OSError):  # closed, full: nowhere is left to say so
+                    with suppress(OSError):  # closed or full
                         os.write(2, line)
 
 

@@ -17,7 +17,7 @@ with tensorflow_start_up():
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        # Looks for GPUs now, so that not finding any is not reported in the middle of a user's work.
+        # Searches for GPUs now, so that a missing one is not reported in the middle of a user's work.
         tf.config.list_physical_devices()
 
 from groupvit_common.model.config import GroupViTConfig, GroupViTTextConfig, GroupViTVisionConfig
@@ -25,7 +25,8 @@ from groupvit_common.preprocessing.image_processor import AutoImageProcessor, CL
 from groupvit_common.preprocessing.images import load_image
 from groupvit_common.preprocessing.processor import AutoProcessor, CLIPProcessor, GroupViTProcessor
 from groupvit_common.preprocessing.tokenizer import AutoTokenizer, CLIPTokenizer, CLIPTokenizerFast
-from groupvit_tf.model import GroupViTModel, GroupViTPreTrainedModel, GroupViTTextModel, GroupViTVisionModel
+from groupvit_tf.base import GroupViTPreTrainedModel
+from groupvit_tf.model import GroupViTModel, GroupViTTextModel, GroupViTVisionModel
 from groupvit_tf.outputs import BaseModelOutput, BaseModelOutputWithPooling, GroupViTModelOutput
 from groupvit_tf.predictor import Segmenter
 

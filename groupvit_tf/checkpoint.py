@@ -1,8 +1,8 @@
 """Loading and saving Keras models: the base class of the three models.
 
-A checkpoint's names and shapes are compared with the model's before any tensor is read, so a model is loaded whole or not at
-all. Files are those of `groupvit_torch`: PyTorch's names and layout in safetensors. Keras's own files (`model.save`,
-`save_weights`) work too.
+A checkpoint's names and shapes are compared with the model's before any tensor is read, so a model is loaded whole or
+not at all. Files are those of `groupvit_torch`: PyTorch's names and layout in safetensors. Keras's own files
+(`model.save`, `save_weights`) work too.
 """
 
 import inspect
@@ -37,31 +37,32 @@ _ONLY = {
 
 
 def canonical_variables(model: keras.layers.Layer) -> dict[str, keras.Variable]:
-    """The variables of a built model or layer by canonical name, which is relative to it; no seeds, no metrics."""
+    """Returns the variables of a built model or layer by canonical name, which is relative to it; no seeds, no
+    metrics."""
     root = f"{model.path or model.name}/"
     return {canonical_name(variable.path.removeprefix(root)): variable for variable in model.weights}
 
 
 def is_parameter(name: str) -> bool:
-    """Whether a tensor is learnt; the others are what batch norms keep."""
+    """Returns whether a tensor is trainable; the others are the statistics of batch norms."""
     return not name.endswith(_BUFFERS)
 
 
 def kind(variable: keras.Variable) -> str:
-    """What `to_canonical` wants to know: the kind of `groupvit_common.model.parameters` as far as the layout depends on it."""
+    """Returns the kind of a variable (`groupvit_common.model.parameters`) as far as the layout depends on it."""
     return "dense" if variable.name == "kernel" else "other"
 
 
-# What `keras.Model` takes beside `dtype` and `name`. Two more, "inputs" and "outputs", would make Keras give the class another base, for
-# the whole process.
+# What `keras.Model` takes beside `dtype` and `name`. Two more, "inputs" and "outputs", would make Keras give the class
+# another base, for the whole process.
 _KERAS_OPTIONS = ("trainable", "autocast", "activity_regularizer")
 
 
 class PreTrainedModel(Pretrained, Tracked, Model):
     """A model that is made from a configuration, and comes from and goes to a checkpoint directory or the hub.
 
-    Subclasses take `config` as their constructor's first argument, hand `dtype`, `name` and other keywords of `keras.Model`
-    through, and name their layers as the files do. They are known to `keras.models.load_model`.
+    Subclasses take `config` as their constructor's first argument, hand `dtype`, `name` and other keywords of
+    `keras.Model` through, and name their layers as the files do. They are known to `keras.models.load_model`.
     """
 
     def __init__(self, config: Any, *, dtype: Any = None, name: str | None = None, **keras_options: Any) -> None:
@@ -85,7 +86,7 @@ class PreTrainedModel(Pretrained, Tracked, Model):
         super().__init_subclass__(**options)
         keras.saving.register_keras_serializable(package="groupvit")(cls)
 
-    # -- loading ----------------------------------------------------------------------------------------------------------
+    # -- loading --
 
     @classmethod
     def from_pretrained(
@@ -97,18 +98,19 @@ class PreTrainedModel(Pretrained, Tracked, Model):
         torch_dtype: Any = None,
         **overrides: Any,
     ) -> Self:
-        """The model of a checkpoint.
+        """Returns the model of a checkpoint.
 
         Args:
             pretrained_model_name_or_path: a directory, or "org/name" on the hub. A tower's model also loads from a full
                 model's checkpoint.
             config: a configuration, or the directory or name of one, instead of the checkpoint's.
-            dtype: of the floating-point variables, a dtype or its name, or a Keras policy such as "mixed_bfloat16"; Keras's
-                global policy if None, which is float32 unless set; "auto": the dtype in which the file holds the most
-                elements. Integer variables keep theirs. `torch_dtype` is its older name.
+            dtype: of the floating-point variables, a dtype or its name, or a Keras policy such as "mixed_bfloat16";
+                Keras's global policy if None, which is float32 unless set; "auto": the dtype in which the file holds
+                the most elements. Integer variables keep theirs. `torch_dtype` is its older name.
             overrides: revision, token, cache_dir, subfolder, local_files_only and force_download, as in
-                `groupvit_common.checkpoints.hub.HubLocation`; or settings of the configuration to replace. Keywords of transformers that change nothing here
-                (`from_pt`, `trust_remote_code`, ...) are accepted; those that ask for what is not done are refused.
+                `groupvit_common.checkpoints.hub.HubLocation`; or settings of the configuration to replace. Keywords of
+                transformers that change nothing here (`from_pt`, `trust_remote_code`, ...) are accepted; unsupported
+                requests are refused.
 
         Raises:
             CheckpointError: the checkpoint cannot be found, reached or read, or its tensors are not the model's.
@@ -130,11 +132,11 @@ class PreTrainedModel(Pretrained, Tracked, Model):
 
     @classmethod
     def from_arrays(cls, config: Any, arrays: Mapping[str, np.ndarray], *, dtype: Any = None) -> Self:
-        """The model of a configuration with given values.
+        """Returns the model of a configuration with given values.
 
         Args:
-            arrays: NumPy arrays under canonical names (`groupvit_common.model.parameters.manifest`); each is asked for once, so the
-                mapping may read or compute them. Others in it are not used.
+            arrays: NumPy arrays under canonical names (`groupvit_common.model.parameters.manifest`); each is read once,
+                so the mapping may compute them. Others are ignored.
             dtype: of the floating-point variables, as for `from_pretrained`.
 
         Raises:
@@ -147,7 +149,7 @@ class PreTrainedModel(Pretrained, Tracked, Model):
             variable.assign(cast(from_canonical(kind(variable), array), variable.dtype))
         return model
 
-    # -- saving -----------------------------------------------------------------------------------------------------------
+    # -- saving --
 
     def save_pretrained(
         self,
@@ -173,7 +175,8 @@ class PreTrainedModel(Pretrained, Tracked, Model):
             save_directory: made if need be. Weights of an earlier save in it are removed.
             saved_model: only False is possible: see `export`. `version` and `signatures` belong to it.
             is_main_process: False: nothing is written; for training in several processes.
-            state_dict: arrays to write instead of the model's own values, under the names and in the layout of the files.
+            state_dict: arrays to write instead of the model's own values, under the names and in the layout of the
+                files.
             max_shard_size: bytes or "200MB": more than this is spread over several files with an index.
             safe_serialization: only True is possible: `tf_model.h5` is not written.
             push_to_hub: also send the files to the repository `repo_id` (the directory's name if None);
@@ -181,12 +184,12 @@ class PreTrainedModel(Pretrained, Tracked, Model):
 
         Raises:
             CheckpointError: the directory cannot be written, or the hub not reached.
-            InputError: an argument that cannot be used; or variables that are not those of the configuration (added layers,
-                quantization, ...), or are not finite.
+            InputError: an argument that cannot be used; or variables that are not those of the configuration (added
+                layers, quantization, ...), or are not finite.
         """
         self._check_saving(safe_serialization, push_to_hub, push_options)
         if saved_model or signatures is not None:
-            raise InputError("saved_model=True and signatures ask for a SavedModel: call export(directory) for it")
+            raise InputError("saved_model=True and signatures request a SavedModel: call export(directory) for it")
         if not is_main_process:
             return
         variables = canonical_variables(self)
@@ -210,10 +213,17 @@ class PreTrainedModel(Pretrained, Tracked, Model):
             array = np.asarray(variable)
             return to_canonical(kind(variable), array.astype(np.int64) if array.dtype.kind == "i" else array)
 
-        self._save(save_directory, tensors, value, self.dtype, max_shard_size)
-        if push_to_hub:
-            name = repo_id if repo_id is not None else Path(save_directory).resolve().name
-            self.push_to_hub(name, token=token, max_shard_size=max_shard_size, **push_options)
+        self._save(
+            save_directory,
+            tensors,
+            value,
+            self.dtype,
+            max_shard_size,
+            push_to_hub,
+            repo_id,
+            token=token,
+            **push_options,
+        )
 
     def check_finite(self, done: str = "used") -> None:
         variables = canonical_variables(self)
@@ -221,15 +231,10 @@ class PreTrainedModel(Pretrained, Tracked, Model):
 
     check_finite.__doc__ = Pretrained.check_finite.__doc__
 
-    def _expected(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """The tensors that a checkpoint of this model holds: name -> shape and dtype."""
-        described = self._described(self.config)
-        if type(self).__module__.startswith("groupvit_tf."):
-            return described
-        # A class of the user's own may have variables besides, of whatever shape its own arguments say.
-        return _tensors(canonical_variables(self)) | described
+    def _own_tensors(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        return _tensors(canonical_variables(self))
 
-    # -- Keras's own files ------------------------------------------------------------------------------------------------
+    # -- Keras's own files --
 
     def save(self, filepath: Any, *args: Any, **options: Any) -> None:
         """Writes a `.keras` or `.h5` file, as Keras does. Raises `InputError` if weights are not finite."""
@@ -241,8 +246,16 @@ class PreTrainedModel(Pretrained, Tracked, Model):
         self.check_finite("saved")
         super().save_weights(filepath, *args, **options)
 
+    def save_own_variables(self, store: Any) -> None:
+        """Writes the model's own variables into a file of Keras. Raises `InputError` if weights are not finite.
+
+        Keras calls this for `keras.saving.save_model` too, and for a model around this one.
+        """
+        self.check_finite("saved")
+        super().save_own_variables(store)
+
     def get_config(self) -> dict[str, Any]:
-        """What `from_config` takes: the configuration, the dtype policy, and which layers are frozen."""
+        """Returns the arguments of `from_config`: the configuration, the dtype policy, and which layers are frozen."""
         return {
             "config": self.config.to_dict(),
             "name": self.name,
@@ -252,7 +265,10 @@ class PreTrainedModel(Pretrained, Tracked, Model):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None) -> Self:
-        """The model of what `get_config` returned. InputError for anything else, which may come with a file."""
+        """Returns the model of a `get_config` result.
+
+        Raises `InputError` for anything else, which may come with a file.
+        """
         options = {**config}
         settings, trainable = options.pop("config", None), options.pop("trainable", True)
         trainable = trainable if isinstance(trainable, Mapping) else {"": trainable}
@@ -303,21 +319,22 @@ class PreTrainedModel(Pretrained, Tracked, Model):
         export_saved_model(self, filepath, **options)
 
     def quantize(self, *args: Any, **kwargs: Any) -> None:
-        """Is refused: Keras would skip every layer, and say so of each."""
+        """Raises `InputError`: Keras would skip every layer, and warn of each."""
         raise InputError(
             f"Keras cannot quantize a {type(self).__name__}, whose layers have no quantized form: load it with "
             "dtype='bfloat16' for half the memory"
         )
 
     def _layers_by_path(self) -> dict[str, keras.layers.Layer]:
-        """The model itself under "", its built layers under their paths, parents before their children."""
+        """Returns the model itself under "", its built layers under their paths, parents before their children."""
         root = f"{self.path}/"
         built = [layer for layer in self._flatten_layers(include_self=False) if layer.path]
         layers = {layer.path.removeprefix(root): layer for layer in built}
         return {"": self} | {path: layers[path] for path in sorted(layers)}
 
     def _trainable_flags(self) -> dict[str, bool]:
-        """`trainable` of the model and of each layer that differs from its parent: set in this order, it sets all."""
+        """Returns `trainable` of the model and of each layer that differs from its parent: set in this order, it sets
+        all."""
         flags: dict[str, bool] = {}
         for path, layer in self._layers_by_path().items():
             parents = [parent for parent in flags if not parent or path.startswith(f"{parent}/")]
@@ -325,23 +342,15 @@ class PreTrainedModel(Pretrained, Tracked, Model):
                 flags[path] = layer.trainable
         return flags
 
-    # -- the rest of transformers' base class that code relies on ---------------------------------------------------------
+    # -- the rest of transformers' base class that code relies on --
 
     def num_parameters(self, only_trainable: bool = False) -> int:
-        """How many numbers the parameters hold."""
+        """Returns the number of elements of the parameters."""
         return sum(
             math.prod(variable.shape)
             for name, variable in canonical_variables(self).items()
             if is_parameter(name) and (variable.trainable or not only_trainable)
         )
-
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
-        """Trades time for memory in training: layers are computed again on the way back. Keywords are accepted, not used."""
-        self._set_gradient_checkpointing(True)
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Undoes `gradient_checkpointing_enable`."""
-        self._set_gradient_checkpointing(False)
 
     @property
     def is_gradient_checkpointing(self) -> bool:
@@ -358,14 +367,14 @@ class PreTrainedModel(Pretrained, Tracked, Model):
 
 
 def _own_name(cls: type) -> str:
-    """A name for a model that was given none: "groupvit_model", where Keras would say "group_vi_t_model"; counted as Keras does."""
+    """Returns a default name: "groupvit_model", where Keras would choose "group_vi_t_model"; counted as Keras does."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__.replace("GroupViT", "Groupvit")).lower()
     count = keras.backend.get_uid(words)
     return words if count == 1 else f"{words}_{count - 1}"
 
 
 def _constructor_arguments(cls: type) -> set[str]:
-    """By which names a model class takes arguments, its base classes included as far as it hands others on to them."""
+    """Returns the names of a model class's arguments, with those of the base classes that it passes others on to."""
     names: set[str] = set()
     for base in cls.__mro__:
         if "__init__" not in vars(base):
@@ -378,7 +387,7 @@ def _constructor_arguments(cls: type) -> set[str]:
 
 
 def _computes(dtype: str) -> bool:
-    """Whether Keras's backend has numbers of this type; JAX has float64 only if it was told so at its start."""
+    """Returns whether Keras's backend has numbers of this type; JAX has float64 only if enabled at its start."""
     if keras.backend.backend() != "jax" or dtype != "float64":
         return True
     import jax
@@ -387,7 +396,7 @@ def _computes(dtype: str) -> bool:
 
 
 def _policy(value: Any) -> keras.DTypePolicy | None:
-    """The dtype policy asked for; None stands for "auto"."""
+    """Returns the requested dtype policy; None stands for "auto"."""
     if isinstance(value, str) and value == "auto":
         return None
     name = float_dtype(value)
@@ -404,17 +413,17 @@ def _policy(value: Any) -> keras.DTypePolicy | None:
 
 
 def _shape(variable: keras.Variable) -> tuple[int, ...]:
-    """As in files."""
+    """Returns a variable's shape in files."""
     return tuple(int(variable.shape[axis]) for axis in canonical_axes(kind(variable), len(variable.shape)))
 
 
 def _stored_dtype(variable: keras.Variable) -> str:
-    """In files: the variable's own, but PyTorch counts in int64."""
+    """Returns a variable's dtype in files: its own, but PyTorch counts in int64."""
     return "int64" if variable.dtype.startswith("int") else str(variable.dtype)
 
 
 def _tensors(variables: Mapping[str, keras.Variable]) -> dict[str, tuple[tuple[int, ...], str]]:
-    """As in files: name -> shape and dtype."""
+    """Returns name -> shape and dtype in files."""
     return {name: (_shape(variable), _stored_dtype(variable)) for name, variable in variables.items()}
 
 

@@ -27,15 +27,16 @@ def export_saved_model(
 
     - `image_features`: `pixel_values` `[B, C, H, W]` -> `image_features` `[B, E]`, as `get_image_features`.
     - `text_features`: `input_ids`, `attention_mask` `[N, T]` -> `text_features` `[N, E]`, as `get_text_features`.
-    - `segment`: `pixel_values`, `text_features` -> `segmentation_logits` `[B, N, H, W]`, as `call` with `output_segmentation`:
+    - `segment`: `pixel_values`, `text_features` -> `segmentation_logits` `[B, N, H, W]`, as `call` with
+      `output_segmentation`:
       the texts are encoded once for any number of calls.
 
     A tower's model has one, `serve`: its inputs -> `last_hidden_state` and `pooler_output`.
 
     Args:
         directory: made if need be; a SavedModel in it is replaced.
-        image_size: side of the images, or (height, width), multiples of the patch size: a graph is made for one size. The
-            configuration's if None.
+        image_size: side of the images, or (height, width), multiples of the patch size: a graph is made for one size.
+            The configuration's if None.
 
     Raises:
         CheckpointError: the directory cannot be written.

@@ -1,4 +1,5 @@
-"""The grouping block: learned group tokens claim image segments (paper, section 3.1, "Grouping Block", equations 2 to 4)."""
+"""The grouping block: learned group tokens claim image segments (paper, section 3.1, "Grouping Block", equations 2 to
+4)."""
 
 from typing import Any
 
@@ -14,7 +15,8 @@ _LEAST = 1e-30
 
 
 def gumbel_noise_like(logits: Tensor, seed: Any = None) -> Tensor:
-    """Standard Gumbel(0, 1) samples of the shape and dtype of `logits`. seed: a `keras.random.SeedGenerator`; None: the global one."""
+    """Returns standard Gumbel(0, 1) samples of the shape and dtype of `logits`. seed: a `keras.random.SeedGenerator`;
+    None: the global one."""
     dtype = wide_dtype(logits.dtype)
     uniform = keras.random.uniform(ops.shape(logits), minval=_LEAST, maxval=1.0, dtype=dtype, seed=seed)
     return ops.cast(-ops.log(-ops.log(uniform)), logits.dtype)
@@ -25,7 +27,8 @@ def assign(logits: Tensor, *, noise: Tensor | None = None, hard: bool = True, te
 
     Args:
         noise: Gumbel noise added to the logits, of their shape; None: none (evaluation).
-        hard: one group per segment in the value, the soft weights in the gradient (straight-through; paper, equation 3).
+        hard: one group per segment in the value, the soft weights in the gradient (straight-through; paper, equation
+            3).
         temperature: divides the noisy logits.
     """
     noisy = logits if noise is None else logits + noise
@@ -37,7 +40,7 @@ def assign(logits: Tensor, *, noise: Tensor | None = None, hard: bool = True, te
 
 
 class CrossAttentionLayer(keras.layers.Layer):
-    """Group tokens look at the segments once before they claim them."""
+    """Cross attention of the group tokens to the segments, before the assignment."""
 
     def __init__(self, config: GroupViTVisionConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -84,7 +87,7 @@ class AssignAttention(keras.layers.Layer):
         temperature: float = 1.0,
         training: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Args: groups `[B, G, D]`, segments `[B, S, D]`; the others as in `assign`; in training, noise None draws it.
+        """Args: groups `[B, G, D]`, segments `[B, S, D]`; the others as in `assign`. Noise None is drawn in training.
 
         Returns: the merged segments `[B, G, D]` and the soft assignment without noise `[B, G, S]`.
         """
@@ -141,7 +144,8 @@ class TokenAssign(keras.layers.Layer):
         temperature: float = 1.0,
         training: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Returns the new segments `[B, G, D]` and the soft assignment `[B, G, S]`; `noise`, `hard`, `temperature`: `assign`."""
+        """Returns the new segments `[B, G, D]` and the soft assignment `[B, G, S]`; `noise`, `hard`, `temperature`:
+        `assign`."""
         segments = self.norm_x(segments)
         groups = self.norm_post_tokens(self.mlp_inter(self.norm_tokens(group_tokens)))
         groups = self.pre_assign_attn(groups, segments, training=training)

@@ -20,7 +20,7 @@ _drawing = True
 
 @contextmanager
 def without_initial_values() -> Iterator[None]:
-    """Models made within start with zeros: all their values are about to be replaced."""
+    """Makes models start with zeros within, because all their values are about to be replaced."""
     global _drawing
     before, _drawing = _drawing, False
     try:
@@ -32,9 +32,11 @@ def without_initial_values() -> Iterator[None]:
 def initialise(model: keras.layers.Layer) -> None:
     """Draws every parameter of a model anew, in place; repeatable after `keras.utils.set_random_seed`.
 
-    - Vision tower: truncated normal of `initializer_range` (0.02) for dense weights, positions and group tokens; zero biases;
+    - Vision tower: truncated normal of `initializer_range` (0.02) for dense weights, positions and group tokens; zero
+      biases;
       PyTorch's default for the patch convolution.
-    - Text tower (CLIP, Radford et al. 2021, section 2.4 and released code): normals of width^-0.5, output layers further
+    - Text tower (CLIP, Radford et al. 2021, section 2.4 and released code): normals of width^-0.5, output layers
+      further
       divided by sqrt(2 layers); token embeddings 0.02, positions 0.01. All times `initializer_factor`.
     - Norms start as the identity; projections start with PyTorch's default for dense layers.
     """
@@ -99,7 +101,8 @@ def _normal(variable: Any, std: float) -> None:
 
 
 def _truncated_normal(variable: Any, std: float) -> None:
-    """Normal within -2 .. 2, as PyTorch's `trunc_normal_`; Keras's own initializer cuts at two standard deviations."""
+    """Draws normals within -2 .. 2, as PyTorch's `trunc_normal_`; Keras's own initializer cuts at two standard
+    deviations."""
     at_most = math.erf(2 / std / math.sqrt(2)) if std else 0.0
     uniform = keras.initializers.RandomUniform(-at_most, at_most)(variable.shape, dtype="float32")
     value = ops.clip(std * math.sqrt(2) * ops.erfinv(uniform), -2.0, 2.0)
@@ -107,7 +110,7 @@ def _truncated_normal(variable: Any, std: float) -> None:
 
 
 def _uniform(layer: Any, fan_in: int) -> None:
-    """PyTorch's default for dense and convolution layers: uniform within 1 / sqrt(fan_in), weights and biases."""
+    """Draws PyTorch's default for dense and convolution layers: uniform within 1 / sqrt(fan_in), weights and biases."""
     bound = fan_in**-0.5
     for variable in (layer.kernel, layer.bias):
         _draw(variable, keras.initializers.RandomUniform(-bound, bound))

@@ -1,10 +1,10 @@
 """The parts that both towers are made of: attention, MLP, Transformer layer, projection.
 
-Shapes: B batch, S tokens, D width (legend in docs/architecture.md). Layer names are those of transformers' state dict, so that the
-path of a Keras variable is the tensor's canonical name but for its last part (`groupvit_tf.checkpoint`).
+Shapes: B batch, S tokens, D width (legend in docs/architecture.md). Layer names are those of transformers' state dict,
+so that the path of a Keras variable is the tensor's canonical name but for its last part (`groupvit_tf.checkpoint`).
 
-Every layer makes its sub-layers in its constructor and builds them in `build`, which needs no shapes: a model has all its weights
-before its first call. Flags go to sub-layers by keyword, because Keras takes tensors only by position.
+Every layer makes its sub-layers in its constructor and builds them in `build`, which needs no shapes: a model has all
+its weights before its first call. Flags go to sub-layers by keyword, because Keras takes tensors only by position.
 """
 
 import math
@@ -23,19 +23,22 @@ Tensor = Any
 
 
 def wide_dtype(dtype: Any) -> str:
-    """float32 for half precision, what is wider stays. Keras's own `result_type` takes float64 for float32 on JAX."""
+    """Returns float32 for half precision, wider dtypes as they are.
+
+    Keras's own `result_type` takes float64 for float32 on JAX.
+    """
     return "float64" if keras.backend.standardize_dtype(dtype) == "float64" else "float32"
 
 
 def mean(x: Tensor, axis: int | None = None) -> Tensor:
-    """Mean over one axis, or all. Keras's own computes float64 in float32 on JAX."""
+    """Returns the mean over one axis, or all. Keras's own computes float64 in float32 on JAX."""
     if _narrowed(x.dtype):
         return ops.sum(x, axis=axis) / (ops.size(x) if axis is None else x.shape[axis])
     return ops.mean(x, axis=axis)
 
 
 def _narrowed(dtype: Any) -> bool:
-    """Whether Keras computes means and norms of this dtype in a narrower one."""
+    """Returns whether Keras computes means and norms of this dtype in a narrower one."""
     return keras.backend.backend() == "jax" and wide_dtype(dtype) == "float64"
 
 
@@ -65,12 +68,18 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def softmax(x: Tensor, axis: int) -> Tensor:
-    """Softmax over one axis. Keras's own warns where there is but one entry, which is no mistake here: one group, one patch."""
+    """Returns the softmax over one axis.
+
+    Keras's own warns of an axis of one entry, which is no mistake here: one group, one patch.
+    """
     return ops.ones_like(x) if x.shape[axis] == 1 else ops.softmax(x, axis=axis)
 
 
 class Tracked:
-    """A layer or model whose sub-layers in lists and dictionaries `tf.train.Checkpoint` finds. Keras shows it attributes alone."""
+    """A layer or model whose sub-layers in lists and dictionaries `tf.train.Checkpoint` finds.
+
+    Keras shows it attributes alone.
+    """
 
     def _trackable_children(self, save_type: str = "checkpoint", **options: Any) -> dict[str, Any]:
         children: dict[str, Any] = super()._trackable_children(save_type, **options)  # type: ignore[misc]
@@ -113,10 +122,12 @@ class LayerNorm(keras.layers.LayerNormalization):
 
 
 class BatchNorm(keras.layers.Layer):
-    """Batch norm over `[B, D]` with PyTorch's numbers: running statistics move by a tenth, their variance is the unbiased one.
+    """Batch norm over `[B, D]` with PyTorch's numbers: running statistics move by a tenth, their variance is the
+    unbiased one.
 
-    Keras's own layer keeps the biased variance, and counts no batches. Under a distribution strategy the statistics are those of
-    the whole batch. Computed in float32 at least. Frozen, it uses what it has kept, as every batch norm of Keras.
+    Keras's own layer keeps the biased variance, and counts no batches. Under a distribution strategy the statistics are
+    those of the whole batch. Computed in float32 at least. Frozen, it uses what it has kept, as every batch norm of
+    Keras.
     """
 
     epsilon = 1e-5
@@ -155,7 +166,8 @@ class BatchNorm(keras.layers.Layer):
         mean, variance = (ops.cast(v, wide.dtype) for v in (self.moving_mean, self.moving_variance))
         if training and self.trainable_variables:
             own_mean, own_variance, count = batch_statistics(wide, together)
-            # Only a running graph may know that a batch has one row, which has no variance: what was kept serves it, and stays.
+            # Only a running graph may know that a batch has one row, which has no variance: what was kept serves it,
+            # and stays.
             several = count > 1
             if keep:
                 self._move(self.moving_mean, own_mean, several)
@@ -171,7 +183,10 @@ class BatchNorm(keras.layers.Layer):
 
 
 def batch_statistics(x: Tensor, together: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean `[D]`, biased variance `[D]` and number of the rows of `[B, D]`, over all replicas. InputError for what is known to be one."""
+    """Returns mean `[D]`, biased variance `[D]` and number of the rows of `[B, D]`, over all replicas.
+
+    Raises `InputError` for one row.
+    """
     if num_replicas() == 1:
         check_batch_norm(x.shape[0])
     total = replica_sum if together else (lambda value: value)
@@ -210,10 +225,11 @@ class Attention(keras.layers.Layer):
         training: bool = False,
         dropout_seed: Any = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Args: query `[B, S, D]`, key `[B, S', D]`, attn_bias broadcastable to `[B, heads, S, S']`, added to the logits;
-        dropout_seed: instead of a fresh one (see `Redrawn`).
+        """Args: query `[B, S, D]`, key `[B, S', D]`, attn_bias broadcastable to `[B, heads, S, S']`, added to the
+        logits; dropout_seed: instead of a fresh one (see `FixedSeed`).
 
-        Returns: output `[B, S, D]` and, if asked for, the weights `[B, heads, S, S']` (before dropout's scaling: as used).
+        Returns: output `[B, S, D]` and, if requested, the weights `[B, heads, S, S']` (before dropout's scaling: as
+            used).
         """
         q, k, v = self._heads(self.q_proj(query)), self._heads(self.k_proj(key)), self._heads(self.v_proj(key))
         logits = ops.matmul(q * self.head_width**-0.5, ops.transpose(k, (0, 1, 3, 2)))
@@ -231,10 +247,10 @@ class Attention(keras.layers.Layer):
         return ops.transpose(x, (0, 2, 1, 3))
 
 
-class Redrawn(keras.random.SeedGenerator):
-    """A seed that is drawn once and given again each time it is asked for.
+class FixedSeed(keras.random.SeedGenerator):
+    """A seed that is drawn once and the same for every use.
 
-    A layer that is computed a second time on the way back (gradient checkpointing) must drop what it dropped the first time.
+    Gradient checkpointing computes a layer a second time in the backward pass: it must drop the same entries again.
     """
 
     def __init__(self, seed: Any) -> None:
@@ -280,10 +296,10 @@ class MixerMLP(MLP):
 
 
 class DropPath:
-    """Leaves a residual branch `[B, S, D]` out for a random share `rate` of the batch and scales it up for the others (stochastic depth,
-    Huang et al. 2016).
+    """Drops a residual branch `[B, S, D]` for a random fraction `rate` of the batch and scales it up for the others
+    (stochastic depth, Huang et al. 2016).
 
-    No Keras layer, since a run gives it to layers that are built; `seeds` belong to the run.
+    No Keras layer, since training gives it to layers that are built; `seeds` belong to the training run.
     """
 
     def __init__(self, rate: float, seeds: keras.random.SeedGenerator) -> None:
@@ -295,7 +311,10 @@ class DropPath:
 
 
 class EncoderLayer(keras.layers.Layer):
-    """A pre-norm Transformer layer. `drop_path`: what leaves its two branches out now and then in training; a run sets it."""
+    """A pre-norm Transformer layer.
+
+    `drop_path`: drops its two branches at random in training; the training run sets it.
+    """
 
     def __init__(self, config: TowerConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -319,9 +338,9 @@ class EncoderLayer(keras.layers.Layer):
         dropout_seed: Any = None,
         drop_path_seeds: tuple[Any, Any] = (None, None),
     ) -> tuple[Tensor, Tensor | None]:
-        """`[B, S, D]` -> the same, and the attention weights if asked for (see `Attention`).
+        """`[B, S, D]` -> `[B, S, D]`, and the attention weights if requested (see `Attention`).
 
-        dropout_seed, drop_path_seeds: instead of fresh ones (see `Redrawn`).
+        dropout_seed, drop_path_seeds: instead of fresh ones (see `FixedSeed`).
         """
         normed = self.layer_norm1(x)
         attended, weights = self.self_attn(
@@ -341,12 +360,12 @@ class EncoderLayer(keras.layers.Layer):
     def rematerialised(
         self, x: Tensor, attn_bias: Tensor | None = None, output_attentions: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """The layer in training, keeping no intermediate values: they are computed again on the way back."""
+        """Computes the layer in training without keeping intermediate values: the backward pass computes them again."""
         generator = self.self_attn.seed_generator
-        seed = None if generator is None else Redrawn(generator.next())
+        seed = None if generator is None else FixedSeed(generator.next())
         path_seeds: tuple[Any, Any] = (None, None)
         if self.drop_path is not None:
-            path_seeds = (Redrawn(self.drop_path.seeds.next()), Redrawn(self.drop_path.seeds.next()))
+            path_seeds = (FixedSeed(self.drop_path.seeds.next()), FixedSeed(self.drop_path.seeds.next()))
 
         def layer(x: Tensor) -> tuple[Tensor, ...]:
             outputs = self(
@@ -357,7 +376,7 @@ class EncoderLayer(keras.layers.Layer):
                 dropout_seed=seed,
                 drop_path_seeds=path_seeds,
             )
-            # Tensors only: what is not asked for stays out.
+            # Tensors only.
             return tuple(output for output in outputs if output is not None)
 
         x, *weights = keras.remat(layer)(x)
@@ -365,7 +384,8 @@ class EncoderLayer(keras.layers.Layer):
 
 
 class Projection(keras.layers.Layer):
-    """The MLP that carries a tower's output into the shared embedding (paper, section 3.2; batch norm as in the authors' code)."""
+    """The MLP that projects a tower's output into the shared embedding (paper, section 3.2; batch norm as in the
+    authors' code)."""
 
     def __init__(self, width: int, hidden_features: int, out_features: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)

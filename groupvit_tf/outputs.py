@@ -1,5 +1,5 @@
-"""The records of `groupvit_common.model.outputs` and the encodings of the processor, made known to Keras, so that `fit`, `predict`,
-`tf.function`, XLA, functional models and JAX find the tensors in them."""
+"""The records of `groupvit_common.model.outputs` and the encodings of the processor, made known to Keras, so that
+`fit`, `predict`, `tf.function`, XLA, functional models and JAX find the tensors in them."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -23,7 +23,7 @@ def _register(record: Any) -> None:
     def flatten_with_entries(output: Any) -> tuple[list[Any], tuple[str, ...], tuple[str, ...]]:
         return (*flatten(output), tuple(output))
 
-    # The name space in which Keras looks for containers.
+    # Keras's namespace for containers.
     optree.register_pytree_node(record, flatten_with_entries, unflatten, namespace="keras")
     if keras.backend.backend() == "jax":
         import jax

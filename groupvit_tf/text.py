@@ -111,21 +111,24 @@ class TextTower(keras.layers.Layer):
         chosen = ops.expand_dims(ops.equal(ops.arange(ops.shape(x)[1], dtype=end.dtype), end), -1)
         return BaseModelOutputWithPooling(
             last_hidden_state=x,
-            # One term per text is not zero; a lookup would be no faster, and TensorFlow's writes to the terminal.
+            # One term per text is not zero; a lookup is no faster, and TensorFlow's writes to the terminal.
             pooler_output=ops.sum(ops.where(chosen, x, ops.zeros_like(x)), axis=1),
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
 
     def end_of_text(self, input_ids: Tensor) -> Tensor:
-        """Position `[N]` of each text's first end-of-text token (0 where there is none)."""
+        """Returns position `[N]` of each text's first end-of-text token (0 where there is none)."""
         eos = self.config.eos_token_id
         score = input_ids if eos == _LEGACY_EOS_TOKEN_ID else ops.cast(ops.equal(input_ids, eos), "int32")
         return ops.argmax(score, axis=-1)
 
 
 def check_ids(input_ids: Any, attention_mask: Any, config: GroupViTTextConfig) -> None:
-    """InputError for ids that the tower cannot read. Their range is checked where the values are known: not in a graph."""
+    """Raises `InputError` for ids that the tower cannot read.
+
+    Their range is checked where the values are known: not in a graph.
+    """
     dtype = keras.backend.standardize_dtype(input_ids.dtype)
     mask_shape = None if attention_mask is None else tuple(attention_mask.shape)
     # Keras builds models around ours from shapes alone: what stands for ids then are floating-point placeholders.
@@ -137,7 +140,8 @@ def check_ids(input_ids: Any, attention_mask: Any, config: GroupViTTextConfig) -
 
 
 def _values(tensor: Any) -> np.ndarray[Any, Any] | None:
-    """The numbers of a tensor that is on the CPU and has numbers; None in a graph, and where fetching them would stall."""
+    """Returns the numbers of a tensor that is on the CPU and has numbers; None in a graph, and where fetching them
+    would stall."""
     if isinstance(tensor, np.ndarray):
         return tensor
     if keras.backend.backend() == "tensorflow":
@@ -155,12 +159,13 @@ def _values(tensor: Any) -> np.ndarray[Any, Any] | None:
 
 
 def _attention_bias(x: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """What is added to the attention logits `[1 or N, 1, T, T]`: the dtype's lowest number where a token may not look."""
+    """Returns the bias of the attention logits `[1 or N, 1, T, T]`: the dtype's lowest number where attention is
+    masked."""
     position = ops.arange(ops.shape(x)[1])
     lowest = ops.convert_to_tensor(np.asarray(ml_dtypes.finfo(keras.backend.standardize_dtype(x.dtype)).min))
     zero = ops.zeros_like(lowest)
     bias = ops.where(position[None, :] > position[:, None], lowest, zero)[None, None]
     if attention_mask is None:
         return bias
-    # The two lowest numbers may add up to -inf; no row is -inf throughout, because a token always sees itself finitely.
+    # The two lowest numbers may add up to -inf; no row is -inf throughout, because a token's bias to itself is finite.
     return bias + ops.where(ops.equal(attention_mask, 0), lowest, zero)[:, None, None, :]

@@ -71,34 +71,36 @@ class VisionEmbeddings(keras.layers.Layer):
         return self.dropout(self.layernorm(patches) + ops.cast(positions, patches.dtype), training=training)
 
     def positions(self, rows: int, columns: int) -> Tensor:
-        """Position embeddings `[1, rows * columns, D]`, bicubic (see `groupvit_common.model.resample`) if the grid is not the trained one."""
+        """Returns position embeddings `[1, rows * columns, D]`, bicubic (see `groupvit_common.model.resample`) if the
+        grid is not the trained one."""
         stored = ops.convert_to_tensor(self.position_embeddings)
         if (rows, columns) == (self.grid, self.grid):
             return stored
         # Interpolated in float32 at least: half-precision weights would lose what little two positions differ by.
         dtype = wide_dtype(stored.dtype)
-        down, across = (
+        rows_matrix, columns_matrix = (
             ops.convert_to_tensor(resize_matrix(self.grid, n, "bicubic"), dtype=dtype) for n in (rows, columns)
         )
         grid = ops.reshape(ops.cast(stored, dtype), (self.grid, self.grid, -1))
-        resized = ops.einsum("ri,cj,ijd->rcd", down, across, grid)
+        resized = ops.einsum("ri,cj,ijd->rcd", rows_matrix, columns_matrix, grid)
         return ops.cast(ops.reshape(resized, (1, rows * columns, -1)), stored.dtype)
 
 
 def check_pixels(pixel_values: Any, config: GroupViTVisionConfig) -> None:
-    """InputError for pixels that the tower cannot read, or whose sides are unknown while a graph is traced."""
+    """Raises `InputError` for pixels that the tower cannot read, or whose sides are unknown while a graph is traced."""
     dtype = keras.backend.standardize_dtype(pixel_values.dtype)
     shape = tuple(pixel_values.shape)
     check_pixel_values(shape, dtype, "float" in dtype, config)
     if None in shape[2:]:
         raise InputError(
-            f"pixel_values must have known sides while a graph is traced, got {list(shape)}; state them in the data set's "
+            f"pixel_values must have known sides while a graph is traced, got {list(shape)}; state them in the data "
+            "set's "
             f"signature, such as [None, {config.num_channels}, {config.image_size}, {config.image_size}]"
         )
 
 
 class StageOutput(NamedTuple):
-    """What a stage makes of its segments; the two in the middle are None where it does not group."""
+    """The output of a stage; the two in the middle are None where it does not group."""
 
     segments: Tensor
     """`[B, G, D]`, or `[B, S, D]`."""
@@ -144,7 +146,8 @@ class Stage(Tracked, keras.layers.Layer):
     def attend(
         self, segments: Tensor, previous_group_tokens: Tensor | None = None, training: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """The layers alone: `[B, S, D]` -> the segments as they enter the grouping block, and this stage's group tokens."""
+        """Applies the layers alone: `[B, S, D]` -> the segments as they enter the grouping block, and this stage's
+        group tokens."""
         x, num_segments = segments, segments.shape[1]
         if self.group_token is not None:
             group_tokens = ops.cast(ops.convert_to_tensor(self.group_token), x.dtype)
@@ -169,7 +172,7 @@ class Stage(Tracked, keras.layers.Layer):
         temperature: float = 1.0,
         training: bool = False,
     ) -> StageOutput:
-        """`[B, S, D]` segments of the stage before and its group tokens -> this stage's."""
+        """Applies the stage: `[B, S, D]` segments of the previous stage and its group tokens -> its own."""
         ungrouped, group_tokens = self.attend(segments, previous_group_tokens, training)
         if self.downsample is None:
             return StageOutput(ungrouped, None, None, ungrouped)
@@ -180,7 +183,7 @@ class Stage(Tracked, keras.layers.Layer):
 
 
 class GroupProjector(keras.layers.Layer):
-    """What a stage's group tokens take over from those of the stage before: `[B, previous, D]` -> `[B, N, D]`."""
+    """The share of the previous stage's group tokens in those of a stage: `[B, previous, D]` -> `[B, N, D]`."""
 
     def __init__(
         self, config: GroupViTVisionConfig, previous_groups: int, num_group_tokens: int, **kwargs: Any
@@ -238,12 +241,13 @@ class VisionTower(keras.layers.Layer):
     ) -> BaseModelOutputWithPooling[Tensor]:
         """Args:
             pixel_values: `[B, C, H, W]` floating point, sides multiples of the patch size.
-            gumbel_noise: noise for each grouping block in order, `[B, G, S]`; None: drawn in training, none in evaluation.
+            gumbel_noise: noise for each grouping block in order, `[B, G, S]`; None: drawn in training, none in
+                evaluation.
             assign_hard, assign_temperature: see `groupvit_tf.grouping.assign`.
 
         Returns:
-            `last_hidden_state` `[B, G, D]`, `pooler_output` `[B, D]` their mean; `attentions`: per grouping block the soft
-            assignment `[B, G, S]`; `hidden_states`: the patches, then every stage's output.
+            `last_hidden_state` `[B, G, D]`, `pooler_output` `[B, D]` their mean; `attentions`: per grouping block the
+            soft assignment `[B, G, S]`; `hidden_states`: the patches, then every stage's output.
         """
         embedded, stages = self.run_stages(
             pixel_values,
@@ -270,7 +274,7 @@ class VisionTower(keras.layers.Layer):
         assign_temperature: float = 1.0,
         training: bool = False,
     ) -> tuple[Tensor, list[StageOutput]]:
-        """The patches `[B, P, D]` and what each stage makes of them, for training; arguments as in `call`."""
+        """Returns the patches `[B, P, D]` and the output of each stage, for training; arguments as in `call`."""
         segments = embedded = self.embeddings(pixel_values, training=training)
         stages = list(self.encoder.stages)
         noise = noise_per_stage(gumbel_noise, [stage.downsample is not None for stage in stages])

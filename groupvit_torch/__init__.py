@@ -8,7 +8,8 @@ from groupvit_common.preprocessing.image_processor import AutoImageProcessor, CL
 from groupvit_common.preprocessing.images import load_image
 from groupvit_common.preprocessing.processor import AutoProcessor, CLIPProcessor, GroupViTProcessor
 from groupvit_common.preprocessing.tokenizer import AutoTokenizer, CLIPTokenizer, CLIPTokenizerFast
-from groupvit_torch.model import GroupViTModel, GroupViTPreTrainedModel, GroupViTTextModel, GroupViTVisionModel
+from groupvit_torch.base import GroupViTPreTrainedModel
+from groupvit_torch.model import GroupViTModel, GroupViTTextModel, GroupViTVisionModel
 from groupvit_torch.outputs import BaseModelOutput, BaseModelOutputWithPooling, GroupViTModelOutput
 from groupvit_torch.predictor import Segmenter
 

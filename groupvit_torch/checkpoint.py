@@ -1,7 +1,7 @@
 """Loading and saving PyTorch models: the base class of the three models.
 
-A checkpoint's names and shapes are compared with the model's before any tensor is read, so a model is loaded whole or not at
-all. What is read and written is safetensors; pickles are not touched.
+A checkpoint's names and shapes are compared with the model's before any tensor is read, so a model is loaded whole or
+not at all. What is read and written is safetensors; pickles are not touched.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ class PreTrainedModel(Pretrained, nn.Module):
         self._check_config(config)
         self.config = config
 
-    # -- loading ----------------------------------------------------------------------------------------------------------
+    # -- loading --
 
     @classmethod
     def from_pretrained(
@@ -46,20 +46,20 @@ class PreTrainedModel(Pretrained, nn.Module):
         device_map: Any = None,
         **overrides: Any,
     ) -> Self:
-        """The model of a checkpoint, in evaluation mode.
+        """Returns the model of a checkpoint, in evaluation mode.
 
         Args:
             pretrained_model_name_or_path: a directory, or "org/name" on the hub. A tower's model also loads from a full
                 model's checkpoint.
             config: a configuration, or the directory or name of one, instead of the checkpoint's.
-            dtype: of the floating-point tensors, a torch.dtype or its name; float32 if None; "auto": the one in which the
-                file holds the most elements. Integer tensors keep theirs. `torch_dtype` is its older name.
-            device: where the tensors go; the CPU if None. `device_map` is accepted for a single device, and "auto" for the
-                first GPU if there is one.
+            dtype: of the floating-point tensors, a torch.dtype or its name; float32 if None; "auto": the one in which
+                the file holds the most elements. Integer tensors keep theirs. `torch_dtype` is its older name.
+            device: where the tensors go; the CPU if None. `device_map` is accepted for a single device, and "auto" for
+                the first GPU if there is one.
             overrides: revision, token, cache_dir, subfolder, local_files_only and force_download, as in
-                `groupvit_common.checkpoints.hub.HubLocation`; or settings of the configuration to replace. Keywords of transformers that change nothing here
-                (`low_cpu_mem_usage`, `attn_implementation`, `trust_remote_code`, ...) are accepted; those that ask for what is
-                not done are refused.
+                `groupvit_common.checkpoints.hub.HubLocation`; or settings of the configuration to replace. Keywords of
+                transformers that change nothing here (`low_cpu_mem_usage`, `attn_implementation`, `trust_remote_code`,
+                ...) are accepted; unsupported requests are refused.
 
         Raises:
             CheckpointError: the checkpoint cannot be found, reached or read, or its tensors are not the model's.
@@ -86,11 +86,11 @@ class PreTrainedModel(Pretrained, nn.Module):
     def from_arrays(
         cls, config: Any, arrays: Mapping[str, np.ndarray], *, dtype: torch.dtype | str | None = None
     ) -> Self:
-        """The model of a configuration with given values, on the CPU, in evaluation mode.
+        """Returns the model of a configuration with given values, on the CPU, in evaluation mode.
 
         Args:
-            arrays: NumPy arrays under canonical names (`groupvit_common.model.parameters.manifest`); each is asked for once, so the
-                mapping may read or compute them. Others in it are not used.
+            arrays: NumPy arrays under canonical names (`groupvit_common.model.parameters.manifest`); each is read once,
+                so the mapping may compute them. Others are ignored.
             dtype: of the floating-point tensors; float32 if None.
 
         Raises:
@@ -116,7 +116,7 @@ class PreTrainedModel(Pretrained, nn.Module):
         left = [name for name, tensor in (*self.named_parameters(), *self.named_buffers()) if tensor.is_meta]
         assert not left, f"tensors that no checkpoint holds: {left}"
 
-    # -- saving -----------------------------------------------------------------------------------------------------------
+    # -- saving --
 
     def save_pretrained(
         self,
@@ -146,8 +146,8 @@ class PreTrainedModel(Pretrained, nn.Module):
 
         Raises:
             CheckpointError: the directory cannot be written, or the hub not reached.
-            InputError: an argument that cannot be used; or tensors that are not those of the configuration (adapters, weight
-                normalisation, another head, ...), are not finite, or have no values.
+            InputError: an argument that cannot be used; or tensors that are not those of the configuration (adapters,
+                weight normalisation, another head, ...), are not finite, or have no values.
         """
         self._check_saving(safe_serialization, push_to_hub, push_options)
         if not is_main_process:
@@ -168,10 +168,17 @@ class PreTrainedModel(Pretrained, nn.Module):
         if state_dict is None:
             self._check_tensors(_tensors(state), self._expected(), lambda name: not_finite(state[name]))
         tensors = {name: array_info(shape, dtype) for name, (shape, dtype) in _tensors(state).items()}
-        self._save(save_directory, tensors, lambda name: _bytes(state[name]), _name(self.dtype), max_shard_size)
-        if push_to_hub:
-            name = repo_id if repo_id is not None else Path(save_directory).resolve().name
-            self.push_to_hub(name, token=token, max_shard_size=max_shard_size, **push_options)
+        self._save(
+            save_directory,
+            tensors,
+            lambda name: _bytes(state[name]),
+            _name(self.dtype),
+            max_shard_size,
+            push_to_hub,
+            repo_id,
+            token=token,
+            **push_options,
+        )
 
     def check_finite(self, done: str = "used") -> None:
         state = self.state_dict()
@@ -179,37 +186,24 @@ class PreTrainedModel(Pretrained, nn.Module):
 
     check_finite.__doc__ = Pretrained.check_finite.__doc__
 
-    def _expected(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """The tensors that a checkpoint of this model holds: name -> shape and dtype."""
-        described = self._described(self.config)
-        if type(self).__module__.startswith("groupvit_torch."):
-            return described
-        # A class of the user's own may have tensors besides, of whatever shape its own arguments say.
-        return _tensors(self.state_dict()) | described
+    def _own_tensors(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        return _tensors(self.state_dict())
 
-    # -- the rest of transformers' base class that code relies on ---------------------------------------------------------
+    # -- the rest of transformers' base class that code relies on --
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the first floating-point parameter."""
+        """Returns the dtype of the first floating-point parameter."""
         return next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.get_default_dtype())
 
     @property
     def device(self) -> torch.device:
-        """Of the first parameter."""
+        """Returns the device of the first parameter."""
         return next((p.device for p in self.parameters()), torch.device("cpu"))
 
     def num_parameters(self, only_trainable: bool = False) -> int:
-        """How many numbers the parameters hold."""
+        """Returns the number of elements of the parameters."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
-
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
-        """Trades time for memory in training: layers are computed again on the way back. Keywords are accepted, not used."""
-        self._set_gradient_checkpointing(True)
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Undoes `gradient_checkpointing_enable`."""
-        self._set_gradient_checkpointing(False)
 
     @property
     def is_gradient_checkpointing(self) -> bool:
@@ -222,7 +216,10 @@ class PreTrainedModel(Pretrained, nn.Module):
 
 
 class _NoInit(TorchFunctionMode):
-    """Makes `torch.nn.init` do nothing. On the meta device it has nothing to do, but takes a second of imports for it."""
+    """Makes `torch.nn.init` do nothing.
+
+    On the meta device it has nothing to do, but takes a second of imports for it.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__module__", None) == "torch.nn.init":
@@ -231,7 +228,7 @@ class _NoInit(TorchFunctionMode):
 
 
 def _read(weights: Weights, names: list[str], dtype: torch.dtype | None, device: torch.device) -> dict[str, Tensor]:
-    """The tensors `names`, floating-point ones as `dtype` (None: the one that most elements are stored in)."""
+    """Returns the tensors `names`, floating-point ones as `dtype` (None: the one that most elements are stored in)."""
     if dtype is None:
         dtype = getattr(torch, most_stored_dtype(weights, names))
     wanted, tensors = set(names), {}
@@ -251,7 +248,7 @@ def _read(weights: Weights, names: list[str], dtype: torch.dtype | None, device:
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    """Of an array of any float or integer type; NumPy's bfloat16 is another package's, which PyTorch does not know."""
+    """Returns an array of any float or integer type as a tensor; PyTorch does not know the bfloat16 of `ml_dtypes`."""
     array = np.ascontiguousarray(array).reshape(array.shape)
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
@@ -264,12 +261,15 @@ def not_finite(tensor: Any) -> bool:
 
 
 def _bytes(tensor: Tensor) -> np.ndarray:
-    """As they are stored; NumPy has no bfloat16."""
+    """Returns a tensor's bytes as they are stored; NumPy has no bfloat16."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def _tensors(state: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Name -> shape and dtype. What a quantized module keeps besides tensors has no shape, and its class for a dtype."""
+    """Returns name -> shape and dtype.
+
+    A quantized module's other entries have no shape, and their class for a dtype.
+    """
     return {
         name: (tuple(value.shape), _name(value.dtype)) if isinstance(value, Tensor) else ((), type(value).__name__)
         for name, value in state.items()
@@ -277,7 +277,7 @@ def _tensors(state: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]
 
 
 def _dtype(value: torch.dtype | str | None) -> torch.dtype | None:
-    """The dtype asked for; None stands for "auto"."""
+    """Returns the requested dtype; None stands for "auto"."""
     if value is None:
         return torch.float32
     if isinstance(value, str) and value == "auto":
@@ -303,9 +303,10 @@ def _device(device: Any, device_map: Any) -> torch.device:
 
 
 def usable_device(wanted: Any) -> torch.device:
-    """The device of a name such as 'cpu' or 'cuda:0'. Raises `InputError` for one that is not there or no device at all."""
+    """Returns the device of a name such as 'cpu' or 'cuda:0'. Raises `InputError` for one that is not there or no
+    device at all."""
     try:
-        # The only question that every device answers: some raise when asked for, others when used.
+        # Devices differ: some raise when they are named, others when they are used.
         probe = torch.zeros(1, device=wanted)
         probe.item()
     except (RuntimeError, TypeError, AssertionError) as error:

@@ -33,8 +33,8 @@ def export_programs(
 
     Args:
         directory: made if need be; programs in it are replaced.
-        image_size: side of the images, or (height, width), multiples of the patch size: a program is made for one size. The
-            configuration's if None.
+        image_size: side of the images, or (height, width), multiples of the patch size: a program is made for one size.
+            The configuration's if None.
 
     Raises:
         CheckpointError: the directory cannot be written.

@@ -1,4 +1,5 @@
-"""The grouping block: learned group tokens claim image segments (paper, section 3.1, "Grouping Block", equations 2 to 4)."""
+"""The grouping block: learned group tokens claim image segments (paper, section 3.1, "Grouping Block", equations 2 to
+4)."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,7 @@ from groupvit_torch.layers import MLP, Attention, MixerMLP
 
 
 def gumbel_noise_like(logits: Tensor) -> Tensor:
-    """Standard Gumbel(0, 1) samples of the shape, dtype and device of `logits`."""
+    """Returns standard Gumbel(0, 1) samples of the shape, dtype and device of `logits`."""
     return -torch.empty_like(logits).exponential_().log()
 
 
@@ -17,7 +18,8 @@ def assign(logits: Tensor, *, noise: Tensor | None = None, hard: bool = True, te
 
     Args:
         noise: Gumbel noise added to the logits, of their shape; None: none (evaluation).
-        hard: one group per segment in the value, the soft weights in the gradient (straight-through; paper, equation 3).
+        hard: one group per segment in the value, the soft weights in the gradient (straight-through; paper, equation
+            3).
         temperature: divides the noisy logits.
     """
     noisy = logits if noise is None else logits + noise
@@ -29,7 +31,7 @@ def assign(logits: Tensor, *, noise: Tensor | None = None, hard: bool = True, te
 
 
 class CrossAttentionLayer(nn.Module):
-    """Group tokens look at the segments once before they claim them."""
+    """Cross attention of the group tokens to the segments, before the assignment."""
 
     def __init__(self, config: GroupViTVisionConfig) -> None:
         super().__init__()
@@ -60,7 +62,7 @@ class AssignAttention(nn.Module):
     def forward(
         self, groups: Tensor, segments: Tensor, noise: Tensor | None, hard: bool, temperature: float
     ) -> tuple[Tensor, Tensor]:
-        """Args: groups `[B, G, D]`, segments `[B, S, D]`; the others as in `assign`; in training, noise None draws it.
+        """Args: groups `[B, G, D]`, segments `[B, S, D]`; the others as in `assign`. Noise None is drawn in training.
 
         Returns: the merged segments `[B, G, D]` and the soft assignment without noise `[B, G, S]`.
         """
@@ -97,7 +99,8 @@ class TokenAssign(nn.Module):
         hard: bool = True,
         temperature: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
-        """Returns the new segments `[B, G, D]` and the soft assignment `[B, G, S]`; `noise`, `hard`, `temperature`: `assign`."""
+        """Returns the new segments `[B, G, D]` and the soft assignment `[B, G, S]`; `noise`, `hard`, `temperature`:
+        `assign`."""
         segments = self.norm_x(segments)
         groups = self.norm_post_tokens(self.mlp_inter(self.norm_tokens(group_tokens)))
         groups = self.pre_assign_attn(groups, segments)

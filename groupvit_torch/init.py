@@ -17,9 +17,11 @@ from groupvit_torch.vision import Stage, VisionTower
 def initialise(model: nn.Module) -> None:
     """Draws every parameter of a model anew, in place.
 
-    - Vision tower: truncated normal of `initializer_range` (0.02) for dense weights, positions and group tokens; zero biases;
+    - Vision tower: truncated normal of `initializer_range` (0.02) for dense weights, positions and group tokens; zero
+      biases;
       PyTorch's default for the patch convolution.
-    - Text tower (CLIP, Radford et al. 2021, section 2.4 and released code): normals of width^-0.5, output layers further
+    - Text tower (CLIP, Radford et al. 2021, section 2.4 and released code): normals of width^-0.5, output layers
+      further
       divided by sqrt(2 layers); token embeddings 0.02, positions 0.01. All times `initializer_factor`.
     - Norms start as the identity; projections keep PyTorch's default for dense layers.
     """

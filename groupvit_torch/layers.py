@@ -50,15 +50,17 @@ class Attention(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, attn_bias: Tensor | None = None, output_attentions: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Args: query `[B, S, D]`, key `[B, S', D]`, attn_bias broadcastable to `[B, heads, S, S']`, added to the logits.
+        """Args: query `[B, S, D]`, key `[B, S', D]`, attn_bias broadcastable to `[B, heads, S, S']`, added to the
+        logits.
 
-        Returns: output `[B, S, D]` and, if asked for, the weights `[B, heads, S, S']` (before dropout's scaling: as used).
+        Returns: output `[B, S, D]` and, if requested, the weights `[B, heads, S, S']` (before dropout's scaling: as
+            used).
         """
         q, k, v = self._heads(self.q_proj(query)), self._heads(self.k_proj(key)), self._heads(self.v_proj(key))
         dropout = self.dropout if self.training else 0.0
         weights = None
         if output_attentions:
-            # The fused kernel never holds the weights; asking for them costs the plain computation.
+            # The fused kernel never holds the weights; requesting them costs the plain computation.
             logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
             weights = (logits if attn_bias is None else logits + attn_bias).softmax(dim=-1)
             context = F.dropout(weights, dropout) @ v
@@ -100,8 +102,8 @@ class MixerMLP(MLP):
 
 
 def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
-    """A residual branch `[B, S, D]`, left out for a random share `rate` of the batch in training and scaled up for the others
-    (stochastic depth, Huang et al. 2016)."""
+    """Returns a residual branch `[B, S, D]`, dropped for a random fraction `rate` of the batch in training and scaled
+    up for the others (stochastic depth, Huang et al. 2016)."""
     if not training or rate == 0.0:
         return x
     kept = torch.empty((len(x), 1, 1), dtype=x.dtype, device=x.device).bernoulli_(1.0 - rate)
@@ -109,7 +111,10 @@ def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
 
 
 class EncoderLayer(nn.Module):
-    """A pre-norm Transformer layer. `drop_path`: how often its two branches are left out in training; a run sets it."""
+    """A pre-norm Transformer layer.
+
+    `drop_path`: the rate at which its two branches are dropped in training; the training run sets it.
+    """
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__()
@@ -122,7 +127,7 @@ class EncoderLayer(nn.Module):
     def forward(
         self, x: Tensor, attn_bias: Tensor | None = None, output_attentions: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """`[B, S, D]` -> the same, and the attention weights if asked for (see `Attention`)."""
+        """`[B, S, D]` -> `[B, S, D]`, and the attention weights if requested (see `Attention`)."""
         normed = self.layer_norm1(x)
         attended, weights = self.self_attn(normed, normed, attn_bias, output_attentions)
         x = x + drop_path(attended, self.drop_path, self.training)
@@ -139,7 +144,8 @@ class BatchNorm(nn.BatchNorm1d):
 
 
 def projection(width: int, hidden_features: int, out_features: int) -> nn.Sequential:
-    """The MLP that carries a tower's output into the shared embedding (paper, section 3.2; batch norm as in the authors' code)."""
+    """The MLP that projects a tower's output into the shared embedding (paper, section 3.2; batch norm as in the
+    authors' code)."""
     return nn.Sequential(
         nn.Linear(width, hidden_features),
         BatchNorm(hidden_features),

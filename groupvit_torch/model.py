@@ -12,29 +12,13 @@ from torch.nn import functional as F
 
 from groupvit_common.model.checks import check_grouping, check_pairs, given
 from groupvit_common.model.config import GroupViTConfig, GroupViTTextConfig, GroupViTVisionConfig
-from groupvit_torch.checkpoint import PreTrainedModel
-from groupvit_torch.init import initialise
+from groupvit_torch.base import GroupViTPreTrainedModel
 from groupvit_torch.label_maps import grouping_map
 from groupvit_torch.layers import projection
 from groupvit_torch.loss import symmetric_cross_entropy
 from groupvit_torch.outputs import BaseModelOutputWithPooling, GroupViTModelOutput
 from groupvit_torch.text import TextTower
 from groupvit_torch.vision import VisionTower
-
-
-class GroupViTPreTrainedModel(PreTrainedModel):
-    """Base of the three models: loading, saving, initial values."""
-
-    config_class: ClassVar[type[Any]] = GroupViTConfig
-    base_model_prefix: ClassVar[str] = "groupvit"
-
-    def init_weights(self) -> None:
-        """Draws new initial values for every parameter (see `groupvit_torch.init`)."""
-        initialise(self)
-
-    def _flag(self, name: str, value: bool | None) -> bool:
-        """A flag of `forward`: as given, else the configuration's."""
-        return bool(getattr(self.config, name) if value is None else value)
 
 
 class GroupViTTextModel(GroupViTPreTrainedModel):
@@ -64,7 +48,7 @@ class GroupViTTextModel(GroupViTPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> BaseModelOutputWithPooling[Tensor] | tuple[Any, ...]:
-        """See `TextTower.forward`; a tuple of the present fields with `return_dict=False`."""
+        """Calls the tower: see `TextTower.forward`; a tuple of the present fields with `return_dict=False`."""
         output = self.text_model(
             given(input_ids, "input_ids"),
             attention_mask,
@@ -97,7 +81,7 @@ class GroupViTVisionModel(GroupViTPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> BaseModelOutputWithPooling[Tensor] | tuple[Any, ...]:
-        """See `VisionTower.forward`; a tuple of the present fields with `return_dict=False`."""
+        """Calls the tower: see `VisionTower.forward`; a tuple of the present fields with `return_dict=False`."""
         output = self.vision_model(
             given(pixel_values, "pixel_values"),
             self._flag("output_attentions", output_attentions),
@@ -107,7 +91,7 @@ class GroupViTVisionModel(GroupViTPreTrainedModel):
 
 
 class GroupViTModel(GroupViTPreTrainedModel):
-    """Images and texts -> their similarities, and per pixel if asked for."""
+    """Images and texts -> their similarities, and per pixel on request."""
 
     config: GroupViTConfig
 
@@ -136,10 +120,10 @@ class GroupViTModel(GroupViTPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> Tensor | BaseModelOutputWithPooling[Tensor]:
-        """Projected texts `[N, E]`, not normalised.
+        """Returns projected texts `[N, E]`, not normalised.
 
-        That is what transformers 4 returns. With `return_dict=True`: what transformers 5 returns, the tower's record with
-        the projected texts as `pooler_output`; the other two flags then add to it.
+        That is what transformers 4 returns. With `return_dict=True`: what transformers 5 returns, the tower's record
+        with the projected texts as `pooler_output`; the other two flags then add to it.
         """
         record = self.text_model(
             given(input_ids, "input_ids"),
@@ -158,7 +142,8 @@ class GroupViTModel(GroupViTPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> Tensor | BaseModelOutputWithPooling[Tensor]:
-        """Projected images `[B, E]`, not normalised; a record with `return_dict=True` (see `get_text_features`)."""
+        """Returns projected images `[B, E]`, not normalised; a record with `return_dict=True` (see
+        `get_text_features`)."""
         record = self.vision_model(
             given(pixel_values, "pixel_values"),
             self._flag("output_attentions", output_attentions),
@@ -189,7 +174,7 @@ class GroupViTModel(GroupViTPreTrainedModel):
             input_ids, attention_mask, position_ids: `[N, T]`, see `TextTower.forward`.
             pixel_values, gumbel_noise, assign_hard, assign_temperature: see `VisionTower.forward`.
             return_loss: also the symmetric contrastive loss; image i then belongs to text i, so B must equal N.
-            output_segmentation: also `segmentation_logits` `[B, N, H, W]`, which bring the soft assignments along.
+            output_segmentation: also `segmentation_logits` `[B, N, H, W]`, which implies `output_attentions`.
             return_dict: False: a tuple of the present fields.
 
         Raises:

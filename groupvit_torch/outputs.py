@@ -1,5 +1,5 @@
-"""The records of `groupvit_common.model.outputs`, made known to PyTorch, so that `torch.compile`, `torch.export`, `DataParallel` and
-`DistributedDataParallel` find the tensors in them."""
+"""The records of `groupvit_common.model.outputs`, made known to PyTorch, so that `torch.compile`, `torch.export`,
+`DataParallel` and `DistributedDataParallel` find the tensors in them."""
 
 from collections.abc import Iterable
 from typing import Any

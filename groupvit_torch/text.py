@@ -82,13 +82,16 @@ class TextTower(nn.Module):
         )
 
     def end_of_text(self, input_ids: Tensor) -> Tensor:
-        """Position `[N]` of each text's first end-of-text token (0 where there is none)."""
+        """Returns position `[N]` of each text's first end-of-text token (0 where there is none)."""
         eos = self.config.eos_token_id
         score = input_ids if eos == _LEGACY_EOS_TOKEN_ID else input_ids == eos
         return score.int().argmax(dim=-1)
 
     def check(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
-        """Raises `InputError` for ids that the tower cannot read. The range is checked on the CPU only (elsewhere it would stall)."""
+        """Raises `InputError` for ids that the tower cannot read.
+
+        The range is checked on the CPU only (elsewhere it would stall).
+        """
         is_integer = not (input_ids.is_floating_point() or input_ids.is_complex() or input_ids.dtype == torch.bool)
         mask_shape = None if attention_mask is None else attention_mask.shape
         check_input_ids(input_ids.shape, str(input_ids.dtype), is_integer, mask_shape, self.config)
@@ -97,11 +100,12 @@ class TextTower(nn.Module):
 
 
 def _attention_bias(x: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """What is added to the attention logits `[1 or N, 1, T, T]`: the dtype's lowest number where a token may not look."""
+    """Returns the bias of the attention logits `[1 or N, 1, T, T]`: the dtype's lowest number where attention is
+    masked."""
     length, lowest = x.shape[1], torch.finfo(x.dtype).min
     bias = torch.full((length, length), lowest, dtype=x.dtype, device=x.device).triu(1)[None, None]
     if attention_mask is None:
         return bias
     hidden = (attention_mask == 0)[:, None, None, :]
-    # The two lowest numbers may add up to -inf; no row is -inf throughout, because a token always sees itself finitely.
+    # The two lowest numbers may add up to -inf; no row is -inf throughout, because a token's bias to itself is finite.
     return bias + torch.zeros_like(bias).masked_fill(hidden, lowest)

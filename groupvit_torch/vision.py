@@ -53,22 +53,23 @@ class VisionEmbeddings(nn.Module):
         return self.dropout(self.layernorm(patches) + positions)
 
     def positions(self, rows: int, columns: int) -> Tensor:
-        """Position embeddings `[1, rows * columns, D]`, bicubic (see `groupvit_common.model.resample`) if the grid is not the trained one."""
+        """Returns position embeddings `[1, rows * columns, D]`, bicubic (see `groupvit_common.model.resample`) if the
+        grid is not the trained one."""
         if (rows, columns) == (self.grid, self.grid):
             return self.position_embeddings
         stored = self.position_embeddings
         # Interpolated in float32 at least: half-precision weights would lose what little two positions differ by.
         dtype = torch.promote_types(stored.dtype, torch.float32)
-        down, across = (
+        rows_matrix, columns_matrix = (
             torch.tensor(resize_matrix(self.grid, n, "bicubic"), dtype=dtype, device=stored.device)
             for n in (rows, columns)
         )
         grid = stored.to(dtype).unflatten(1, (self.grid, self.grid))[0]
-        return torch.einsum("ri,cj,ijd->rcd", down, across, grid).flatten(0, 1)[None].to(stored.dtype)
+        return torch.einsum("ri,cj,ijd->rcd", rows_matrix, columns_matrix, grid).flatten(0, 1)[None].to(stored.dtype)
 
 
 class StageOutput(NamedTuple):
-    """What a stage makes of its segments; the two in the middle are None where it does not group."""
+    """The output of a stage; the two in the middle are None where it does not group."""
 
     segments: Tensor
     """`[B, G, D]`, or `[B, S, D]`."""
@@ -102,7 +103,8 @@ class Stage(nn.Module):
                 )
 
     def attend(self, segments: Tensor, previous_group_tokens: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """The layers alone: `[B, S, D]` -> the segments as they enter the grouping block, and this stage's group tokens."""
+        """Applies the layers alone: `[B, S, D]` -> the segments as they enter the grouping block, and this stage's
+        group tokens."""
         x, num_segments = segments, segments.shape[1]
         if self.group_token is not None:
             group_tokens = self.group_token.expand(segments.shape[0], -1, -1)
@@ -124,7 +126,7 @@ class Stage(nn.Module):
         hard: bool = True,
         temperature: float = 1.0,
     ) -> StageOutput:
-        """`[B, S, D]` segments of the stage before and its group tokens -> this stage's."""
+        """Applies the stage: `[B, S, D]` segments of the previous stage and its group tokens -> its own."""
         ungrouped, group_tokens = self.attend(segments, previous_group_tokens)
         if self.downsample is None:
             return StageOutput(ungrouped, None, None, ungrouped)
@@ -160,12 +162,13 @@ class VisionTower(nn.Module):
     ) -> BaseModelOutputWithPooling[Tensor]:
         """Args:
             pixel_values: `[B, C, H, W]` floating point, sides multiples of the patch size.
-            gumbel_noise: noise for each grouping block in order, `[B, G, S]`; None: drawn in training, none in evaluation.
+            gumbel_noise: noise for each grouping block in order, `[B, G, S]`; None: drawn in training, none in
+                evaluation.
             assign_hard, assign_temperature: see `groupvit_torch.grouping.assign`.
 
         Returns:
-            `last_hidden_state` `[B, G, D]`, `pooler_output` `[B, D]` their mean; `attentions`: per grouping block the soft
-            assignment `[B, G, S]`; `hidden_states`: the patches, then every stage's output.
+            `last_hidden_state` `[B, G, D]`, `pooler_output` `[B, D]` their mean; `attentions`: per grouping block the
+            soft assignment `[B, G, S]`; `hidden_states`: the patches, then every stage's output.
         """
         embedded, stages = self.run_stages(
             pixel_values, gumbel_noise=gumbel_noise, assign_hard=assign_hard, assign_temperature=assign_temperature
@@ -187,7 +190,7 @@ class VisionTower(nn.Module):
         assign_hard: bool = True,
         assign_temperature: float = 1.0,
     ) -> tuple[Tensor, list[StageOutput]]:
-        """The patches `[B, P, D]` and what each stage makes of them, for training; arguments as in `forward`."""
+        """Returns the patches `[B, P, D]` and the output of each stage, for training; arguments as in `forward`."""
         segments = embedded = self.embeddings(pixel_values)
         stages = list(self.encoder.stages)
         noise = noise_per_stage(gumbel_noise, [stage.downsample is not None for stage in stages])

@@ -1,8 +1,8 @@
 """A checkpoint directory: the names of its files, which weights it holds, and whether they fit a model.
 
 A checkpoint is the layout of the Hugging Face hub: `config.json` with `model.safetensors`, or with
-`model.safetensors.index.json` and the shards that it names. Everything here works on names, shapes and bytes; a backend adds
-the tensors.
+`model.safetensors.index.json` and the shards that it names. Everything here works on names, shapes and bytes; a backend
+adds the tensors.
 """
 
 import os
@@ -44,11 +44,11 @@ class Weights(NamedTuple):
     files: dict[Path, list[str]]
 
 
-# -- reading --------------------------------------------------------------------------------------------------------------
+# -- reading --
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """The index of a sharded checkpoint: tensor name -> file name of its shard.
+    """Returns the index of a sharded checkpoint: tensor name -> file name of its shard.
 
     Raises:
         CheckpointError: the index cannot be read, or names a shard outside its own directory.
@@ -57,7 +57,7 @@ def read_index(path: Path) -> dict[str, str]:
 
 
 def _read_index(path: Path) -> tuple[dict[str, str], str | None]:
-    """The index, and the save that it belongs to, if it says so."""
+    """Returns the index, and the save that it belongs to if it names one."""
     content = read_json(path)
     weight_map, metadata = content.get("weight_map"), content.get("metadata")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -65,21 +65,22 @@ def _read_index(path: Path) -> tuple[dict[str, str], str | None]:
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not re.fullmatch(r"[^/\\:\x00-\x1f]{1,200}\.safetensors", shard):
             raise CheckpointError(
-                f"{path} puts tensor {name[:80]!r} into {str(shard)[:80]!r}; a shard is a .safetensors file beside the index"
+                f"{path} puts tensor {name[:80]!r} into {str(shard)[:80]!r}; a shard is a .safetensors file beside the "
+                "index"
             )
     save = metadata.get(SAVE_ID) if isinstance(metadata, dict) else None
     return weight_map, save if isinstance(save, str) else None
 
 
 def find_weights(directory: Path) -> Weights:
-    """The weights in `directory`: `model.safetensors`, else the shards of `model.safetensors.index.json`.
+    """Returns the weights in `directory`: `model.safetensors`, else the shards of `model.safetensors.index.json`.
 
-    Headers are read and checked, the index against them; no tensor is read. Hold the directory with `read_lock` until the
-    tensors are read too, where somebody may be saving into it.
+    Headers are read and checked, the index against them; no tensor is read. Hold the directory with `read_lock` until
+    the tensors are read too, where somebody may be saving into it.
 
     Raises:
-        CheckpointError: no weights, a missing shard, a tensor that is not where the index says, shards of different saves, a
-            damaged file, or a file in another framework's layout.
+        CheckpointError: no weights, a missing shard, a tensor that is not where the index says, shards of different
+            saves, a damaged file, or a file in another framework's layout.
     """
     single, index = directory / WEIGHTS_NAME, directory / WEIGHTS_INDEX_NAME
     if os.path.lexists(single):
@@ -110,7 +111,8 @@ def find_weights(directory: Path) -> Weights:
         tensors |= {name: header.tensors[name] for name in files[path]}
     if len(saves) > 1:
         raise CheckpointError(
-            f"{directory} holds {WEIGHTS_INDEX_NAME} and shards of different saves, which are different models: copy or save all "
+            f"{directory} holds {WEIGHTS_INDEX_NAME} and shards of different saves, which are different models: copy "
+            "or save all "
             "of one again"
         )
     return Weights(tensors, files)
@@ -131,7 +133,7 @@ def _read_pytorch_header(path: Path) -> Header:
 def missing_files(
     where: object, wanted: Sequence[str], present: Iterable[str], *, every: bool = False
 ) -> CheckpointError:
-    """The error for a directory or repository `where` that has none of the files `wanted`, but those `present`.
+    """Returns the error for a directory or repository `where` that has none of the files `wanted`, but those `present`.
 
     `every`: all of `wanted` are needed, not one of them.
     """
@@ -148,7 +150,7 @@ def missing_files(
     return CheckpointError(message)
 
 
-# -- comparing ------------------------------------------------------------------------------------------------------------
+# -- comparing --
 
 
 def compare_tensors(
@@ -159,7 +161,7 @@ def compare_tensors(
     model: str = "the model",
     prefix: str = "",
 ) -> list[str]:
-    """The names to load, in the order of `expected`, if the tensors of a file are those of the model.
+    """Returns the names to load, in the order of `expected`, if the tensors of a file are those of the model.
 
     Args:
         expected: the model's tensors, name -> shape.
@@ -197,12 +199,13 @@ def compare_tensors(
 
 
 def _prefix_hint(found: Iterable[str], missing: Sequence[str]) -> str:
-    """Training frameworks put prefixes before names: `module.`, `_orig_mod.`, `model.`."""
+    """Returns a hint at the prefix of a training framework: `module.`, `_orig_mod.`, `model.`."""
     for name in missing[:1]:
         for other in found:
             if other.endswith(f".{name}"):
                 return (
-                    f"Names have the prefix {other.removesuffix(name)!r} of a training framework: `groupvit convert SOURCE DIRECTORY` "
+                    f"Names have the prefix {other.removesuffix(name)!r} of a training framework: `groupvit convert "
+                    "SOURCE DIRECTORY` "
                     "takes it off."
                 )
     return ""
@@ -221,7 +224,7 @@ def _mismatch_hint(found: Mapping[str, Any], missing: list[str], unexpected: lis
     return "Do the weights and config.json belong together?"
 
 
-# -- writing --------------------------------------------------------------------------------------------------------------
+# -- writing --
 
 
 class Shard(NamedTuple):
@@ -264,7 +267,7 @@ def plan_shards(
 
 
 def parse_size(size: int | str) -> int:
-    """Bytes of 1000, "200MB", "5GB", "1.5GiB". Raises `InputError` for anything else."""
+    """Returns a size in bytes: of 1000, "200MB", "5GB", "1.5GiB". Raises `InputError` for anything else."""
     if isinstance(size, int) and not isinstance(size, bool) and size > 0:
         return size
     match = (
@@ -278,12 +281,13 @@ def parse_size(size: int | str) -> int:
 
 
 def index_text(shards: Sequence[Shard], total_size: int, save_id: str | None = None) -> str:
-    """The JSON text of an index, such as `model.safetensors.index.json`; `total_size` is the bytes of all tensors."""
+    """Returns the JSON text of an index, such as `model.safetensors.index.json`; `total_size` is the bytes of all
+    tensors."""
     weight_map = {name: shard.file_name for shard in shards for name in shard.tensors}
     metadata: dict[str, Any] = {"total_size": total_size} | ({} if save_id is None else {SAVE_ID: save_id})
     return json_text({"metadata": metadata, "weight_map": weight_map})
 
 
 def is_weights_file(name: str) -> bool:
-    """Whether a file of this name is part of a checkpoint's weights."""
+    """Returns whether a file of this name is part of a checkpoint's weights."""
     return WEIGHTS_FILE.fullmatch(name) is not None

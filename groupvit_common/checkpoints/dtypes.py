@@ -1,7 +1,7 @@
 """Data types of tensors: one table of their names, and one rounding between them.
 
-Names are NumPy's ("float32", "bfloat16", "int64", ...), which PyTorch and Keras share. NumPy itself has no bfloat16: the package
-`ml_dtypes` adds it, and comes with TensorFlow and JAX.
+Names are NumPy's ("float32", "bfloat16", "int64", ...), which PyTorch and Keras share. NumPy itself has no bfloat16:
+the package `ml_dtypes` adds it, and comes with TensorFlow and JAX.
 """
 
 from __future__ import annotations
@@ -39,14 +39,15 @@ STORED_BITS = {
 
 
 def float_dtype(value: object) -> str | None:
-    """Returns the name of the floating-point dtype that a framework's dtype or its name stands for; None for anything else."""
+    """Returns the name of the floating-point dtype that a framework's dtype or its name stands for; None for anything
+    else."""
     name = str(value).removeprefix("torch.")
     name = FLOAT_ALIASES.get(name, name)
     return name if name in FLOATS else None
 
 
 def numpy_dtype(name: str) -> np.dtype:
-    """Returns NumPy's dtype of this name. InputError for bfloat16 without `ml_dtypes`."""
+    """Returns NumPy's dtype of this name. Raises `InputError` for bfloat16 without `ml_dtypes`."""
     if name != "bfloat16":
         return np.dtype(name)
     try:

@@ -1,12 +1,12 @@
 """The hub: "org/name" or a path -> a local directory, and a local directory -> the hub.
 
-Requests: one HEAD request to learn the commit of a branch (none for a full commit hash); files of that commit that the cache has,
-or knows to be absent, cost nothing more. Offline (`HF_HUB_OFFLINE=1` or `local_files_only=True`) there are no requests. A host that
-cannot be reached is not tried twice: the cached copy is used, or the error comes at once. The cache is huggingface_hub's own, shared
-with transformers.
+Requests: one HEAD request to learn the commit of a branch (none for a full commit hash); files of that commit that the
+cache has, or knows to be absent, cost nothing more. Offline (`HF_HUB_OFFLINE=1` or `local_files_only=True`) there are
+no requests. A host that cannot be reached is not tried twice: the cached copy is used, or the error comes at once. The
+cache is huggingface_hub's own, shared with transformers.
 
-huggingface_hub's `snapshot_download` would list the whole repository first, and selects files by patterns where an index must say
-which shards belong together.
+huggingface_hub's `snapshot_download` would list the whole repository first, and selects files by patterns where an
+index must say which shards belong together.
 """
 
 from __future__ import annotations
@@ -18,14 +18,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Self
 
-from groupvit_common.checkpoints.directory import (
-    CONFIG_NAME,
-    WEIGHTS_INDEX_NAME,
-    WEIGHTS_NAME,
-    is_weights_file,
-    missing_files,
-    read_index,
-)
+from groupvit_common.checkpoints.directory import CONFIG_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, is_weights_file, missing_files, read_index
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.storage.names import list_files
 from groupvit_common.storage.saving import has_file, settle, write_file, write_text
@@ -47,8 +40,8 @@ _CONVERSION_REF = "groupvit-conversion"
 class HubLocation:
     """Keywords of every `from_pretrained` that say where files are found beside the checkpoint's name.
 
-    revision: branch, tag, pull request ("refs/pr/1") or commit; if None the default branch or, where that has pickled weights only,
-        the open pull request of the hub's conversion bot. Unused for a directory.
+    revision: branch, tag, pull request ("refs/pr/1") or commit; if None the default branch or, where that has pickled
+        weights only, the open pull request of the hub's conversion bot. Unused for a directory.
     token: access token; None or True: the one that `hf auth login` stored; False: none.
     cache_dir: folder of downloads instead of huggingface_hub's cache.
     subfolder: a folder inside the checkpoint.
@@ -82,10 +75,10 @@ def resolve(
     """Returns the local directory with those of the files `patterns` that a checkpoint has.
 
     Args:
-        name_or_path: "demo", the bundled model, whatever folders there are ("./demo" is a folder of that name); else a directory,
-            which wins, or "org/name" on the hub.
-        patterns: file names, no wildcards. `model.safetensors` also stands for the shards that take its place; other weight
-            formats are never downloaded.
+        name_or_path: "demo", the bundled model, whatever folders there are ("./demo" is a folder of that name); else a
+            directory, which wins, or "org/name" on the hub.
+        patterns: file names, no wildcards. `model.safetensors` also stands for the shards that take its place; other
+            weight formats are never downloaded.
         required: those of them that must be there; at least one of `patterns` always must.
         location: the revision, cache and so on.
 
@@ -93,8 +86,8 @@ def resolve(
         The directory, `subfolder` included.
 
     Raises:
-        CheckpointError: no such directory or repository, no access, no such revision or file, no network. One sentence says
-            which, and what to do; the cause is chained.
+        CheckpointError: no such directory or repository, no access, no such revision or file, no network. One sentence
+            says which, and what to do; the cause is chained.
         InputError: an argument of the wrong type.
     """
     if not isinstance(name_or_path, str | os.PathLike):
@@ -195,7 +188,7 @@ def _refuse_path(name: str, path: Path) -> None:
         )
 
 
-# -- the hub: huggingface_hub is imported where it is used, `groupvit --help` must not wait for it ----------------------------
+# -- the hub: huggingface_hub is imported where it is used, `groupvit --help` must not wait for it --
 
 
 @dataclass(frozen=True)
@@ -237,7 +230,8 @@ class _Repository:
         return f"{self.subfolder}/{name}" if self.subfolder else name
 
     def commit(self, name: str) -> str:
-        """Returns the commit of the revision, by one HEAD request for a file (which need not exist), without retries."""
+        """Returns the commit of the revision, by one HEAD request for a file (which need not exist), without
+        retries."""
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
         from huggingface_hub.errors import RemoteEntryNotFoundError
 
@@ -293,8 +287,8 @@ class _Repository:
     def conversion(self, offline: bool) -> str | None:
         """Returns the revision at which the hub's own bot offers a pickled checkpoint as safetensors, if it does.
 
-        Many old checkpoints have their weights as a pickle on the default branch and as safetensors in an open pull request
-        of that bot, where transformers too looks for them.
+        Many old checkpoints have their weights as a pickle on the default branch and as safetensors in an open pull
+        request of that bot, where transformers too looks for them.
         """
         from huggingface_hub import HfApi
 
@@ -398,7 +392,8 @@ def _snapshot(repository: _Repository, patterns: Sequence[str], required: Sequen
         absent = [name for name in required or patterns if name not in found]
         raise CheckpointError(
             f"{repository} is not in the local cache ({', '.join(absent)}), and downloads are off "
-            f"({'local_files_only=True' if local_files_only else 'HF_HUB_OFFLINE'}): allow them once, or give a directory"
+            f"({'local_files_only=True' if local_files_only else 'HF_HUB_OFFLINE'}): allow them once, or give a "
+            "directory"
         )
     try:
         _demand(repository, patterns, required, list(found), lambda: repository.files(commit))
@@ -429,7 +424,8 @@ def _http_error() -> type[BaseException]:
 
 
 def _failures() -> tuple[type[BaseException], ...]:
-    """Returns the classes of errors that huggingface_hub raises for causes outside this program (its Xet downloader: RuntimeError)."""
+    """Returns the classes of errors that huggingface_hub raises for causes outside this program (its Xet downloader:
+    RuntimeError)."""
     return (_http_error(), OSError, ValueError, RuntimeError)
 
 
@@ -448,7 +444,10 @@ def _explain(error: BaseException, repository: _Repository) -> CheckpointError:
     # huggingface_hub wraps what it met in an error of its own once its retries are used up.
     cause = error.__cause__ if isinstance(error.__cause__, HfHubHTTPError) else error
     if isinstance(cause, OfflineModeIsEnabled):
-        text = f"{repository} is not in the local cache, and downloads are off (HF_HUB_OFFLINE): allow them once, or give a directory"
+        text = (
+            f"{repository} is not in the local cache, and downloads are off (HF_HUB_OFFLINE): "
+            "allow them once, or give a directory"
+        )
     elif isinstance(cause, GatedRepoError):
         text = (
             f"{name!r} is gated: accept its conditions at {page} and pass a token of that account "
@@ -456,7 +455,8 @@ def _explain(error: BaseException, repository: _Repository) -> CheckpointError:
         )
     elif isinstance(cause, RepositoryNotFoundError):
         text = (
-            f"there is no directory {name!r} and no repository of that name at {page}, or it is private: check the name; "
+            f"there is no directory {name!r} and no repository of that name at {page}, or it is private: check the "
+            "name; "
             "a private one needs a token (token=..., or `hf auth login`)"
         )
     elif isinstance(cause, RevisionNotFoundError):
@@ -465,7 +465,8 @@ def _explain(error: BaseException, repository: _Repository) -> CheckpointError:
         text = _status(cause, name, page)
     elif isinstance(error, (_http_error(), FileNotFoundError)):
         text = (
-            f"{constants.ENDPOINT} cannot be reached ({type(error).__name__}: {error}), and {repository} is not complete "
+            f"{constants.ENDPOINT} cannot be reached ({type(error).__name__}: {error}), and {repository} is not "
+            "complete "
             "in the local cache: check the connection, or give a directory"
         )
     else:
@@ -484,7 +485,7 @@ def _status(error: HfHubHTTPError, name: str, page: str) -> str:
     return f"the hub could not deliver {name!r} (HTTP {status} from {page}): try again later"
 
 
-# -- sending --------------------------------------------------------------------------------------------------------------
+# -- sending --
 
 
 def push(
@@ -502,8 +503,8 @@ def push(
 
     The repository is made if need be.
 
-    If weights are among them, other weight files of the same format in the repository (old shards, an old index) are removed
-    in the same commit, so that it holds one model.
+    If weights are among them, other weight files of the same format in the repository (old shards, an old index) are
+    removed in the same commit, so that it holds one model.
 
     Args:
         repo_id: "org/name", or "name" for the token's own account.

@@ -20,7 +20,8 @@ from groupvit_common.storage.json_text import parse_json
 
 # What transformers knows PyTorch's layout by.
 PYTORCH_METADATA = {"format": "pt"}
-# Some 60,000 tensors, a hundred times those of the largest model; the library's own limit of 100 MB costs gigabytes of memory.
+# Some 60,000 tensors, a hundred times those of the largest model; the library's own limit of 100 MB costs gigabytes of
+# memory.
 _MAX_HEADER_BYTES = 8 << 20
 _STORED_AS = {name: stored for stored, name in STORED_DTYPES.items()}
 
@@ -50,7 +51,8 @@ class TensorInfo(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What a safetensors file says about itself: tensors by name, where each begins, and free metadata such as `format`."""
+    """What a safetensors file says about itself: tensors by name, where each begins, and free metadata such as
+    `format`."""
 
     tensors: dict[str, TensorInfo]
     starts: dict[str, int]  # bytes from the beginning of the file
@@ -58,7 +60,7 @@ class Header(NamedTuple):
 
 
 def read_header(path: Path) -> Header:
-    """The header of a safetensors file, checked against the file's size; no tensor is read.
+    """Returns the header of a safetensors file, checked against the file's size; no tensor is read.
 
     Raises:
         CheckpointError: the file cannot be read, is something else, or is damaged; names the file and the cause.
@@ -142,7 +144,7 @@ def _parse_header(path: Path, text: bytes, size: int) -> Header:
 
 
 def _parse_entry(entry: object) -> tuple[TensorInfo, tuple[int, int]] | tuple[None, None]:
-    """One tensor's header entry, or (None, None) if it is malformed or contradicts itself."""
+    """Returns one tensor's header entry, or (None, None) if it is malformed or contradicts itself."""
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         return None, None
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -159,7 +161,8 @@ def _is_sizes(value: object) -> bool:
 
 
 def read_arrays(path: Path, names: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors `names` of a safetensors file, one at a time, in their stored dtypes (bfloat16: that of `ml_dtypes`).
+    """Yields the tensors `names` of a safetensors file, one at a time, in their stored dtypes (bfloat16: that of
+    `ml_dtypes`).
 
     Raises:
         CheckpointError: the file cannot be read, or holds one of them in a dtype that NumPy does not have.
@@ -183,14 +186,17 @@ def read_arrays(path: Path, names: Iterable[str]) -> Iterator[tuple[str, np.ndar
 
 
 def array_info(shape: Iterable[int], dtype: str) -> TensorInfo:
-    """How a tensor of NumPy's dtype name ("float32", "bfloat16", "int64", ...) is stored. Raises `InputError` for others."""
+    """Returns the stored form of a tensor of NumPy's dtype name ("float32", "bfloat16", "int64", ...).
+
+    Raises `InputError` for others.
+    """
     if dtype not in _STORED_AS:
         raise InputError(f"a tensor of dtype {dtype} cannot be saved; {', '.join(_STORED_AS)} can")
     return TensorInfo(tuple(shape), _STORED_AS[dtype])
 
 
 def stored_bytes(info: TensorInfo) -> int:
-    """How many bytes a tensor takes in a file."""
+    """Returns the bytes that a tensor takes in a file."""
     return math.prod(info.shape) * STORED_BITS[info.dtype] // 8
 
 
@@ -207,7 +213,8 @@ def write_arrays(
         value: name -> the array, of that shape and dtype or as its bytes.
         metadata: the file's; by it transformers knows whose layout the tensors have.
     """
-    # Widest dtypes first, so that every tensor starts at a multiple of its element's size; then by name. As the library does.
+    # Widest dtypes first, so that every tensor starts at a multiple of its element's size; then by name. As the library
+    # does.
     widest_first = list(STORED_DTYPES)
     order = sorted(tensors, key=lambda name: (widest_first.index(tensors[name].dtype), name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
@@ -230,5 +237,5 @@ def write_arrays(
 
 
 def bytes_of(array: np.ndarray) -> np.ndarray:
-    """The bytes of an array as they are stored."""
+    """Returns the bytes of an array as they are stored."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

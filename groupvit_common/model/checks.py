@@ -1,6 +1,6 @@
-"""What the models refuse at the door, in the same words for every backend.
+"""Checks of the models' inputs, with the same messages for every backend.
 
-Shapes may have unknown sides (None) while a backend traces a graph; what is unknown is not checked.
+Shapes may have unknown sides (None) while a backend traces a graph; unknown sides are not checked.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ Shape = Sequence[int | None]
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether it is a number, of Python or NumPy; True and False are none."""
+    """Returns whether a value is a number of Python or NumPy; True and False are none."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def is_whole_number(value: Any) -> TypeGuard[int]:
-    """The same for whole numbers, by type: 2.0 is none."""
+    """Returns whether a value is a whole number, by type: 2.0 is none."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def given(value: Any, name: str) -> Any:
-    """`value`, which must be there. InputError if it is None."""
+    """Returns `value`. Raises `InputError` if it is None."""
     if value is None:
         raise InputError(f"{name} is missing: this model needs it")
     return value
 
 
 def check_pixel_values(shape: Shape, dtype: str, is_floating_point: bool, config: GroupViTVisionConfig) -> None:
-    """InputError for anything but `[B, C, H, W]` floating point with sides that are multiples of the patch."""
+    """Raises `InputError` for anything but `[B, C, H, W]` floating point with sides that are multiples of the patch."""
     channels, patch = config.num_channels, config.patch_size
     if len(shape) != 4 or (shape[1] is not None and shape[1] != channels):
         raise InputError(
@@ -55,7 +55,7 @@ def check_pixel_values(shape: Shape, dtype: str, is_floating_point: bool, config
 
 
 def check_grouping(config: GroupViTVisionConfig) -> None:
-    """InputError for a model without groups, which has nothing to segment by."""
+    """Raises `InputError` for a model without groups, which has nothing to segment by."""
     if not any(config.num_group_tokens):
         raise InputError(
             f"a model without group tokens (num_group_tokens {config.num_group_tokens}) has no segmentation"
@@ -63,7 +63,7 @@ def check_grouping(config: GroupViTVisionConfig) -> None:
 
 
 def image_sides(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of a size that is given as one number or two. InputError for anything else."""
+    """Returns (height, width) of a size that is given as one number or two. Raises `InputError` for anything else."""
     sides = image_size if isinstance(image_size, tuple | list) else (image_size, image_size)
     if len(sides) != 2 or not all(type(side) is int for side in sides):
         raise InputError(f"image_size must be an integer or (height, width), got {image_size!r}")
@@ -73,7 +73,8 @@ def image_sides(image_size: int | tuple[int, int]) -> tuple[int, int]:
 def check_input_ids(
     shape: Shape, dtype: str, is_integer: bool, mask_shape: Shape | None, config: GroupViTTextConfig
 ) -> None:
-    """InputError for anything but integer `[N, T]` with at most as many tokens as positions, and a mask of that shape."""
+    """Raises `InputError` for anything but integer `[N, T]` with at most as many tokens as positions, and a mask of
+    that shape."""
     longest = config.max_position_embeddings
     if len(shape) != 2:
         raise InputError(f"input_ids must have shape [texts, tokens], got {list(shape)}")
@@ -91,7 +92,7 @@ def check_input_ids(
 
 
 def check_id_range(lowest: int, highest: int, config: GroupViTTextConfig) -> None:
-    """InputError for ids that the vocabulary does not have."""
+    """Raises `InputError` for ids that the vocabulary does not have."""
     if lowest < 0 or highest >= config.vocab_size:
         raise InputError(
             f"input_ids must lie between 0 and {config.vocab_size - 1}, got {lowest if lowest < 0 else highest}; "
@@ -100,7 +101,7 @@ def check_id_range(lowest: int, highest: int, config: GroupViTTextConfig) -> Non
 
 
 def check_pairs(images: int | None, texts: int | None) -> None:
-    """InputError for unequal numbers of images and texts."""
+    """Raises `InputError` for unequal numbers of images and texts."""
     if images is not None and texts is not None and images != texts:
         raise InputError(
             "return_loss compares image i with text i and needs as many images as texts, "
@@ -109,16 +110,17 @@ def check_pairs(images: int | None, texts: int | None) -> None:
 
 
 def check_batch_norm(rows: int | None) -> None:
-    """InputError for a batch of one in training: a single row has no variance."""
+    """Raises `InputError` for a batch of one in training: a single row has no variance."""
     if rows == 1:
         raise InputError("batch norm in training needs at least 2 images and 2 texts in a batch, got 1")
 
 
 def check_keras_backend(name: str) -> None:
-    """InputError for a backend of Keras that the models do not run on."""
+    """Raises `InputError` for a backend of Keras that the models do not run on."""
     if name not in ("tensorflow", "jax"):
         raise InputError(
-            f"groupvit_tf runs on Keras's backends tensorflow and jax, and Keras is set to {name!r}: set KERAS_BACKEND=tensorflow in "
+            f"groupvit_tf runs on Keras's backends tensorflow and jax, and Keras is set to {name!r}: set "
+            "KERAS_BACKEND=tensorflow in "
             "the environment, or use groupvit_torch"
         )
     if name == "jax" and importlib.util.find_spec("jax") is None:
@@ -128,7 +130,7 @@ def check_keras_backend(name: str) -> None:
 
 
 def check_sample_weight(shape: Shape, pairs: int | None) -> None:
-    """InputError for anything but one weight for each pair, `[pairs]` or `[pairs, 1]`."""
+    """Raises `InputError` for anything but one weight for each pair, `[pairs]` or `[pairs, 1]`."""
     fits = len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)
     if not fits or (pairs is not None and shape[0] is not None and shape[0] != pairs):
         raise InputError(
@@ -137,7 +139,7 @@ def check_sample_weight(shape: Shape, pairs: int | None) -> None:
 
 
 def noise_per_stage(gumbel_noise: Sequence[Any] | None, groups: Sequence[bool]) -> list[Any]:
-    """The noise of every stage, None for those without a grouping block. `groups`: which stages have one."""
+    """Returns the noise of every stage, None for those without a grouping block. `groups`: which stages have one."""
     if gumbel_noise is None:
         return [None] * len(groups)
     if len(gumbel_noise) != sum(groups):

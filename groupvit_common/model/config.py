@@ -1,7 +1,7 @@
-"""Configurations: what shapes a GroupViT, under the names and with the defaults of transformers' GroupViT.
+"""Configurations of a GroupViT, with the names and defaults of transformers.
 
-`config.json` files of every transformers release that knew GroupViT (4.18 to 5.x) are read; keys that mean nothing here are
-kept in `extra` and written back, so that a file survives a round trip.
+`config.json` files of every transformers release that knew GroupViT (4.18 to 5.x) are read; keys that mean nothing here
+are kept in `extra` and written back, so that a file survives a round trip.
 """
 
 import copy
@@ -50,7 +50,7 @@ class _Config:
 
     @classmethod
     def _defaults(cls) -> dict[str, Any]:
-        """Field name -> default value, in the order of definition, the class's own fields first."""
+        """Returns field name -> default value, in the order of definition, the class's own fields first."""
         return {
             name: getattr(cls, name)
             for base in cls.__mro__
@@ -59,7 +59,7 @@ class _Config:
         }
 
     def __getattr__(self, name: str) -> Any:
-        # Only asked for what is neither a field nor a method: a key that came with the file.
+        # Called for names that are neither fields nor methods: keys that came with the file.
         extra = self.__dict__.get("extra", {})
         if name in extra:
             return extra[name]
@@ -84,11 +84,12 @@ class _Config:
             if not isinstance(getattr(self, name), bool):
                 raise self._error(name, "true or false")
 
-    # -- in and out ---------------------------------------------------------------------------------------------------
+    # -- in and out --
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any], **overrides: Any) -> Self:
-        """The configuration that `config_dict` (a parsed `config.json`) describes; `overrides` replace single settings.
+        """Returns the configuration that `config_dict` (a parsed `config.json`) describes; `overrides` replace single
+        settings.
 
         A tower's class takes its part out of a full model's dictionary.
 
@@ -109,18 +110,20 @@ class _Config:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
-        """The configuration of a checkpoint: a directory, a `config.json`, or a name on the hub.
+        """Returns the configuration of a checkpoint: a directory, a `config.json`, or a name on the hub.
 
         Args:
             pretrained_model_name_or_path: directory, path of a JSON file, or "org/name".
-            kwargs: `revision`, `token`, `cache_dir`, `subfolder`, `local_files_only`, `force_download` say where to look; any setting's name
-                overrides that setting; with `return_unused_kwargs=True` the rest is returned instead of refused.
+            kwargs: `revision`, `token`, `cache_dir`, `subfolder`, `local_files_only`, `force_download` locate it
+                (`HubLocation`); any setting's name overrides that setting; with `return_unused_kwargs=True` the rest is
+                returned instead of refused.
 
         Returns:
             The configuration, or (configuration, unused keywords) with `return_unused_kwargs=True`.
 
         Raises:
-            CheckpointError: there is no such checkpoint, or its `config.json` cannot be read or describes no possible model.
+            CheckpointError: there is no such checkpoint, or its `config.json` cannot be read or describes no possible
+                model.
             InputError: an unknown keyword.
         """
         location = HubLocation.take(kwargs)
@@ -128,7 +131,8 @@ class _Config:
         overrides = {key: kwargs.pop(key) for key in cls._defaults() if key in kwargs}
         if kwargs and not return_unused:
             raise InputError(
-                f"{cls.__name__} has no setting {', '.join(map(repr, kwargs))}; settings are {', '.join(cls._defaults())}"
+                f"{cls.__name__} has no setting {', '.join(map(repr, kwargs))}; settings are "
+                f"{', '.join(cls._defaults())}"
             )
         name = pretrained_model_name_or_path
         if isinstance(name, str | os.PathLike) and bundled(name) is None and os.path.isfile(name):  # noqa: PTH113
@@ -142,7 +146,7 @@ class _Config:
 
     @classmethod
     def from_json_file(cls, json_file: str | Path, **overrides: Any) -> Self:
-        """The configuration in one JSON file. Raises as `from_pretrained`, naming the file."""
+        """Returns the configuration in one JSON file. Raises as `from_pretrained`, naming the file."""
         path = Path(json_file)
         content = read_json(path)
         try:
@@ -163,7 +167,8 @@ class _Config:
         write_file(Path(json_file_path), partial(write_text, text=self.to_json_string()))
 
     def to_dict(self) -> dict[str, Any]:
-        """Every setting, the model type and the kept keys, as plain JSON values that share nothing with this object."""
+        """Returns every setting, the model type and the kept keys, as plain JSON values that share nothing with this
+        object."""
         settings = {
             name: value.to_dict() if isinstance(value, _Config) else copy.deepcopy(value)
             for name, value in ((name, getattr(self, name)) for name in self._defaults())
@@ -171,7 +176,10 @@ class _Config:
         return {**copy.deepcopy(self.extra), "model_type": self.model_type, **settings}
 
     def to_json_string(self, use_diff: bool = True) -> str:
-        """The JSON text of `to_dict`, keys sorted. `use_diff` is accepted for transformers' sake; all is written always."""
+        """Returns the JSON text of `to_dict`, keys sorted.
+
+        `use_diff` is accepted for transformers' sake; all is written always.
+        """
         return json_text(self.to_dict())
 
     def update(self, config_dict: Mapping[str, Any]) -> None:
@@ -183,7 +191,7 @@ class _Config:
                 self.extra[key] = value
         self.validate()
 
-    # -- checks -------------------------------------------------------------------------------------------------------
+    # -- checks --
 
     def _error(self, name: str, expected: str) -> InputError:
         return InputError(f"{type(self).__name__}: {name} must be {expected}, got {short(getattr(self, name))}")
@@ -243,7 +251,7 @@ class _TowerConfig(_Config):
 class GroupViTTextConfig(_TowerConfig):
     """The text tower: a causal Transformer over byte-pair tokens.
 
-    `eos_token_id` says where a text is pooled: at the first end-of-text token; with the value 2, which early checkpoints
+    A text is pooled at `eos_token_id`: at the first end-of-text token; with the value 2, which early checkpoints
     carry by mistake, at the largest token id (transformers' rule for such files).
     """
 
@@ -274,7 +282,8 @@ class GroupViTTextConfig(_TowerConfig):
 
 
 class GroupViTVisionConfig(_TowerConfig):
-    """The vision tower: stages of Transformer layers, each but the last ending in a grouping block (paper, section 3.1).
+    """The vision tower: stages of Transformer layers, each but the last ending in a grouping block (paper, section
+    3.1).
 
     Per stage: `depths` layers; `num_group_tokens` learned group tokens (0: no grouping at its end); `num_output_groups`
     groups that it leaves. The last stage has no group tokens, so its `num_output_groups` is not used.
@@ -332,14 +341,16 @@ class GroupViTVisionConfig(_TowerConfig):
         for stage, (n_tokens, n_groups) in enumerate(zip(tokens, groups, strict=True)):
             if n_tokens and not n_groups:
                 raise InputError(
-                    f"{type(self).__name__}: stage {stage} has {n_tokens} group tokens, so its num_output_groups must be "
+                    f"{type(self).__name__}: stage {stage} has {n_tokens} group tokens, so its num_output_groups must "
+                    "be "
                     "at least 1, got 0"
                 )
             if stage and n_tokens and tokens[stage - 1] != groups[stage - 1]:
                 # The group projector mixes the earlier stage's tokens, but in transformers' files it is sized by that
                 # stage's groups: only equal counts make a model that runs.
                 raise InputError(
-                    f"{type(self).__name__}: stage {stage} has group tokens of its own, so stage {stage - 1} must have as "
+                    f"{type(self).__name__}: stage {stage} has group tokens of its own, so stage {stage - 1} must have "
+                    "as "
                     f"many group tokens as output groups, got {tokens[stage - 1]} and {groups[stage - 1]}"
                 )
         ratio = self.assign_mlp_ratio
@@ -391,7 +402,7 @@ class GroupViTConfig(_Config):
     def from_text_vision_configs(
         cls, text_config: GroupViTTextConfig, vision_config: GroupViTVisionConfig, **kwargs: Any
     ) -> Self:
-        """A full configuration of two towers; `kwargs` are the other settings."""
+        """Returns a full configuration of two towers; `kwargs` are the other settings."""
         return cls(text_config=text_config, vision_config=vision_config, **kwargs)
 
     def validate(self) -> None:
@@ -404,7 +415,8 @@ class GroupViTConfig(_Config):
 
 
 def checkpoint_config_text(config: _Config, architecture: str, dtype: str, **settings: Any) -> str:
-    """Returns the text of a checkpoint's `config.json`, with what transformers wants to know besides: the class and the dtype."""
+    """Returns the text of a checkpoint's `config.json`, with what transformers wants to know besides: the class and the
+    dtype."""
     content = config.to_dict()
     # transformers 5 writes `dtype` instead of `torch_dtype`, and reads both: two that disagree must not meet.
     content.pop("dtype", None)
@@ -415,7 +427,10 @@ C = TypeVar("C", bound=_Config)
 
 
 def _tower(cls: type[C], settings: C | Mapping[str, Any] | None, legacy: Mapping[str, Any] | None) -> C:
-    """A tower's configuration of its own; what stands under the legacy name wins, with that name's defaults, as in transformers."""
+    """Returns a tower's own configuration.
+
+    Settings under the legacy name win, with that name's defaults, as in transformers.
+    """
     if isinstance(settings, cls) and legacy is None:
         return cls(**settings.to_dict())
     if isinstance(settings, _Config):

@@ -1,7 +1,7 @@
 """How a tensor's name and axes differ between files (transformers' PyTorch names, the canonical ones) and Keras.
 
-A Keras variable's path below its model is the canonical name but for the last part, and only kernels have other axes: files
-keep `[out, in, ...]`, Keras `[..., in, out]`, where `...` are a convolution's height and width.
+A Keras variable's path below its model is the canonical name but for the last part, and only kernels have other axes:
+files keep `[out, in, ...]`, Keras `[..., in, out]`, where `...` are a convolution's height and width.
 """
 
 import numpy as np
@@ -20,21 +20,26 @@ _KERNELS = ("dense", "conv")
 
 
 def canonical_name(path: str) -> str:
-    """The canonical name of a Keras path below the model: "text_projection.0/kernel" -> "text_projection.0.weight"."""
+    """Returns the canonical name of a Keras path below the model: "text_projection.0/kernel" ->
+    "text_projection.0.weight"."""
     *parents, leaf = path.split("/")
     return ".".join([*parents, _LEAVES.get(leaf, leaf)])
 
 
 def canonical_axes(kind: str, rank: int) -> tuple[int, ...]:
-    """Where each axis of a canonical tensor is found in Keras: (1, 0) for a dense weight, (3, 2, 0, 1) for OIHW from HWIO."""
+    """Returns the axes of a canonical tensor in Keras's order: (1, 0) for a dense weight, (3, 2, 0, 1) for OIHW from
+    HWIO."""
     return (rank - 1, rank - 2, *range(rank - 2)) if kind in _KERNELS else tuple(range(rank))
 
 
 def to_canonical(kind: str, value: np.ndarray) -> np.ndarray:
-    """A Keras tensor in the layout of files and PyTorch; a view. `kind` as in `groupvit_common.model.parameters`."""
+    """Returns a Keras tensor in the layout of files and PyTorch; a view.
+
+    `kind` as in `groupvit_common.model.parameters`.
+    """
     return value.transpose(canonical_axes(kind, value.ndim))
 
 
 def from_canonical(kind: str, value: np.ndarray) -> np.ndarray:
-    """The reverse of `to_canonical`."""
+    """Returns a tensor in Keras's layout: the reverse of `to_canonical`."""
     return value.transpose(np.argsort(canonical_axes(kind, value.ndim)))

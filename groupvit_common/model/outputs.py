@@ -1,9 +1,9 @@
 """The records that models of both backends return, under transformers' names.
 
 A record is a dictionary of the fields that are present, which can also be read as attributes, by position and in slices
-(`out.loss`, `out["loss"]`, `out[0]`, `out[:2]`). A field that is absent reads as None as an attribute and takes no position,
-as in transformers. Why a plain dictionary underneath: of the designs tried it alone passes `keras.Model.predict`,
-`tf.function`, PyTorch's `DataParallel` and `torch.compile` alike.
+(`out.loss`, `out["loss"]`, `out[0]`, `out[:2]`). A field that is absent reads as None as an attribute and takes no
+position, as in transformers. Why a plain dictionary underneath: of the designs tried it alone passes
+`keras.Model.predict`, `tf.function`, PyTorch's `DataParallel` and `torch.compile` alike.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,7 @@ Array = TypeVar("Array")
 
 
 class ModelOutput(dict[str, Any]):
-    """Base of the records. `fields` names what a record may hold, in order."""
+    """Base of the records. `fields` lists a record's possible fields, in order."""
 
     fields: ClassVar[tuple[str, ...]] = ()
 
@@ -57,7 +57,7 @@ class ModelOutput(dict[str, Any]):
     copy = __copy__
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """The present fields in order; records within become tuples too."""
+        """Returns the present fields in order; records within become tuples too."""
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
@@ -85,7 +85,7 @@ class BaseModelOutputWithPooling(BaseModelOutput[Array]):
 
 
 class GroupViTModelOutput(ModelOutput, Generic[Array]):
-    """What a GroupViT answers for B images and N texts.
+    """The output of a GroupViT for B images and N texts.
 
     loss: scalar, with `return_loss`: symmetric contrastive loss.
     logits_per_image `[B, N]`, logits_per_text `[N, B]`: cosine similarities times exp(logit_scale).

@@ -1,8 +1,8 @@
 """The manifest: a configuration -> every tensor of the model, by its canonical name (transformers' PyTorch state dict).
 
-Backends, checkpoints and conversions are held against this one list. `kind` says how a tensor's layout differs between
-frameworks: a `dense` weight is `[out, in]` in PyTorch and in files, `[in, out]` in Keras; a `conv` weight is OIHW and HWIO;
-all others are laid out alike.
+Backends, checkpoints and conversions are held against this one list. `kind` determines how a tensor's layout differs
+between frameworks: a `dense` weight is `[out, in]` in PyTorch and in files, `[in, out]` in Keras; a `conv` weight is
+OIHW and HWIO; all others are laid out alike.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ class Parameter(NamedTuple):
 
 
 def manifest(config: GroupViTConfig | GroupViTTextConfig | GroupViTVisionConfig) -> dict[str, Parameter]:
-    """Every tensor of the model that `config` describes, by name, in the order of the data's flow."""
+    """Returns every tensor of the model that `config` describes, by name, in the order of the data's flow."""
     if isinstance(config, GroupViTTextConfig):
         parameters = _text(config)
     elif isinstance(config, GroupViTVisionConfig):

@@ -1,4 +1,4 @@
-"""What `from_pretrained`, `save_pretrained` and `push_to_hub` mean, for both backends: keywords, dtypes, configuration, checks.
+"""`from_pretrained`, `save_pretrained` and `push_to_hub` for both backends: keywords, dtypes, configuration, checks.
 
 A backend's base class derives from `Pretrained` and adds what touches tensors.
 """
@@ -17,17 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from groupvit_common.checkpoints import hub
-from groupvit_common.checkpoints.directory import (
-    CONFIG_NAME,
-    SAVE_ID,
-    WEIGHTS_INDEX_NAME,
-    WEIGHTS_NAME,
-    Weights,
-    compare_tensors,
-    find_weights,
-    index_text,
-    plan_shards,
-)
+from groupvit_common.checkpoints.directory import CONFIG_NAME, SAVE_ID, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, Weights, compare_tensors, find_weights, index_text, plan_shards
 from groupvit_common.checkpoints.dtypes import FLOATS, STORED_DTYPES, most_common_float
 from groupvit_common.checkpoints.safetensors_file import (
     PYTORCH_METADATA,
@@ -41,11 +31,13 @@ from groupvit_common.model.config import checkpoint_config_text
 from groupvit_common.model.parameters import manifest
 from groupvit_common.storage.saving import read_lock, write_files, write_text
 
-# Tensors of a full model that a tower's model does not have are the other parts'; a tower's own start with one of these.
+_PACKAGES = ("groupvit_torch.", "groupvit_tf.")
+# Tensors of a full model that a tower's model does not have are the other parts'; a tower's own start with one of
+# these.
 _TOWER_PREFIXES = ("text_model.", "vision_model.")
 
-# Keywords of transformers' `from_pretrained` that change nothing here, whatever their value: how its loader works inside, the
-# choice of an attention kernel, which is made at run time here, and whose layout the file has, which it says itself.
+# Keywords of transformers' `from_pretrained` that change nothing here, whatever their value: details of its loader, the
+# attention kernel, which is chosen at run time here, and the file's layout, which the file states itself.
 _WITHOUT_EFFECT = frozenset(
     {
         "attn_implementation",
@@ -57,7 +49,7 @@ _WITHOUT_EFFECT = frozenset(
         "_fast_init",
     }
 )
-# Keywords whose named values ask for nothing that is not done anyway; any other value is refused with the reason.
+# Keywords whose listed values change nothing; any other value is refused with the reason.
 _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "use_safetensors": ((None, True), "only safetensors are read"),
     "from_tf": ((None, False), "TensorFlow's own files need conversion first"),
@@ -69,7 +61,8 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
 
 
 def most_stored_dtype(weights: Weights, names: Iterable[str]) -> str:
-    """Returns the floating-point dtype in which the file holds most elements of the tensors `names`: the meaning of "auto"."""
+    """Returns the floating-point dtype in which the file holds most elements of the tensors `names`: the meaning of
+    "auto"."""
     infos = (weights.tensors[name] for name in names)
     return most_common_float((STORED_DTYPES.get(info.dtype, ""), math.prod(info.shape)) for info in infos)
 
@@ -77,7 +70,7 @@ def most_stored_dtype(weights: Weights, names: Iterable[str]) -> str:
 def check_weights(
     expected: Mapping[str, tuple[tuple[int, ...], str]], weights: Weights, source: object, model: str
 ) -> list[str]:
-    """The names of the tensors to read.
+    """Returns the names of the tensors to read.
 
     Args:
         expected: the model's tensors, name -> shape and dtype.
@@ -101,7 +94,7 @@ def check_weights(
 
 
 def checked_array(arrays: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...], model: str) -> np.ndarray:
-    """One of `arrays`. Raises `InputError` if it is missing or not of this shape."""
+    """Returns one of `arrays`. Raises `InputError` if it is missing or not of this shape."""
     if name not in arrays:
         raise InputError(f"{model}.from_arrays got no array {name}")
     array = arrays[name]
@@ -156,12 +149,14 @@ class Pretrained:
         keywords: Mapping[str, Any],
         only: Mapping[str, tuple[tuple[Any, ...], str]],
     ) -> Iterator[tuple[Any, Weights, Path]]:
-        """The configuration, the weights' headers and the directory of a checkpoint, which stay as they are within the block.
+        """Yields the configuration, the weights' headers and the directory of a checkpoint, which stay as they are
+        within the block.
 
-        The weights are those of the configuration as far as it says, so that no model of another size need be made.
+        The weights are those of the configuration as far as it goes, so that no model of another size is made.
 
         Args:
-            keywords: of the caller: those of a `HubLocation`, settings of the configuration to replace, or transformers'.
+            keywords: of the caller: those of a `HubLocation`, settings of the configuration to replace, or
+                transformers'.
             only: further keywords that are accepted with some values only, and why.
         """
         settings = dict(keywords)
@@ -187,7 +182,7 @@ class Pretrained:
 
     @staticmethod
     def _described(config: Any) -> dict[str, tuple[tuple[int, ...], str]]:
-        """The tensors of a configuration: name -> shape and dtype."""
+        """Returns the tensors of a configuration: name -> shape and dtype."""
         return {
             parameter.name: (parameter.shape, "int64" if parameter.kind == "counter" else "float32")
             for parameter in manifest(config).values()
@@ -199,7 +194,8 @@ class Pretrained:
         unknown = [name for name in overrides if name not in settings]
         if unknown:
             raise InputError(
-                f"{cls.__name__}.from_pretrained knows no keyword {unknown[0]!r}, and {type(config).__name__} has no such setting"
+                f"{cls.__name__}.from_pretrained knows no keyword {unknown[0]!r}, and {type(config).__name__} has no "
+                "such setting"
             )
         if overrides or not isinstance(config, cls.config_class):
             return cls.config_class.from_dict({**settings, **overrides})
@@ -211,10 +207,10 @@ class Pretrained:
 
     @staticmethod
     def _check_saving(safe_serialization: bool, push_to_hub: bool, push_options: Mapping[str, Any]) -> None:
-        """Raises `InputError` for arguments of `save_pretrained` that ask for what is not done."""
+        """Raises `InputError` for arguments of `save_pretrained` that request what is not supported."""
         if not safe_serialization:
             raise InputError(
-                "safe_serialization=False asks for a pickle or tf_model.h5; weights are written as safetensors only"
+                "safe_serialization=False requests a pickle or tf_model.h5; weights are written as safetensors only"
             )
         if push_options and not push_to_hub:
             raise InputError(f"{next(iter(push_options))!r} has a meaning with push_to_hub=True only")
@@ -226,13 +222,17 @@ class Pretrained:
         value: Callable[[str], np.ndarray],
         dtype: str,
         max_shard_size: int | str,
+        push_to_hub: bool,
+        repo_id: str | None,
+        **push_options: Any,
     ) -> None:
-        """Writes `config.json` and the weights, all files or none.
+        """Writes `config.json` and the weights, all files or none; sends them to the hub on request.
 
         Args:
             tensors: name -> shape and dtype.
             value: a tensor by its name, or its bytes.
             dtype: of the parameters, by name.
+            push_to_hub: also send the files to `repo_id` (the directory's name if None).
         """
         directory, metadata = Path(directory), dict(PYTORCH_METADATA)
         sizes = {name: stored_bytes(info) for name, info in tensors.items()}
@@ -246,7 +246,8 @@ class Pretrained:
                 digest.update(bytes_of(value(name)).data)
             metadata[SAVE_ID] = digest.hexdigest()
             if any(os.path.lexists(directory / shard.file_name) for shard in shards):
-                # Names of its own: other programs too find the old shards or the new ones behind the index, at any moment.
+                # Names of its own: other programs too find the old shards or the new ones behind the index, at any
+                # moment.
                 shards = plan_shards(sizes, max_shard_size, mark=metadata[SAVE_ID])
             text = index_text(shards, sum(sizes.values()), metadata[SAVE_ID])
             index[WEIGHTS_INDEX_NAME] = partial(write_text, text=text)
@@ -258,6 +259,9 @@ class Pretrained:
         }
         configuration = {CONFIG_NAME: partial(write_text, text=self._config_text(dtype))}
         write_files(directory, {**weights, **configuration, **index}, family="weights")
+        if push_to_hub:
+            name = repo_id if repo_id is not None else directory.resolve().name
+            self.push_to_hub(name, max_shard_size=max_shard_size, **push_options)
 
     def _check_tensors(
         self,
@@ -292,21 +296,49 @@ class Pretrained:
         self._refuse_not_finite("saved", filter(not_finite, tensors))
 
     def _refuse_not_finite(self, done: str, names: Iterable[str]) -> None:
-        """Raises `InputError` if there are `names` of tensors with NaN or infinite values; `done`: what cannot be done with them."""
+        """Raises `InputError` if there are `names` of tensors with NaN or infinite values; `done`: what cannot be done
+        with them."""
         bad = list(names)
         if bad:
             raise InputError(
-                f"this {type(self).__name__} cannot be {done}, because {len(bad)} of its tensors hold NaN or infinite values "
+                f"this {type(self).__name__} cannot be {done}, because {len(bad)} of its tensors hold NaN or infinite "
+                "values "
                 f"({some(bad)}): go back to weights from before they appeared"
             )
+
+    @abstractmethod
+    def _own_tensors(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Returns the model's tensors as in files: name -> shape and dtype."""
+
+    def _expected(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Returns the tensors that a checkpoint of this model holds: name -> shape and dtype."""
+        described = self._described(self.config)
+        if type(self).__module__.startswith(_PACKAGES):
+            return described
+        # A class of the user's own may have tensors besides, of shapes that its own arguments define.
+        return self._own_tensors() | described
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
+        """Trades time for memory in training: the backward pass computes layers again.
+
+        Keywords are accepted, not used.
+        """
+        self._set_gradient_checkpointing(True)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Undoes `gradient_checkpointing_enable`."""
+        self._set_gradient_checkpointing(False)
+
+    @abstractmethod
+    def _set_gradient_checkpointing(self, on: bool) -> None:
+        """Switches gradient checkpointing of all layers."""
 
     @abstractmethod
     def check_finite(self, done: str = "used") -> None:
         """Raises `InputError` if a weight is NaN or infinite, naming the tensors; `done`: what cannot be done then."""
 
     def _config_text(self, dtype: str) -> str:
-        ours = ("groupvit_torch.", "groupvit_tf.")
-        known = (cls for cls in type(self).__mro__ if cls.__module__.startswith(ours))
+        known = (cls for cls in type(self).__mro__ if cls.__module__.startswith(_PACKAGES))
         return checkpoint_config_text(self.config, next(known, type(self)).__name__, dtype)
 
     def push_to_hub(

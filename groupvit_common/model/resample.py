@@ -1,8 +1,9 @@
 """Interpolation along one axis as a matrix, so that both backends resample with the same numbers.
 
 A two-dimensional resize is one matrix per axis: `out = rows @ image @ columns.T`. The conventions are PyTorch's
-(`torch.nn.functional.interpolate`, align_corners=False, no antialiasing): output sample i lies at (i + 0.5) * n_in / n_out - 0.5,
-samples beyond the edge repeat it, and bicubic uses the kernel with a = -0.75. TensorFlow's own bicubic (a = -0.5) differs by 0.1.
+(`torch.nn.functional.interpolate`, align_corners=False, no antialiasing): output sample i lies at (i + 0.5) * n_in /
+n_out - 0.5, samples beyond the edge repeat it, and bicubic uses the kernel with a = -0.75. TensorFlow's own bicubic (a
+= -0.5) differs by 0.1.
 """
 
 from functools import lru_cache
@@ -21,7 +22,7 @@ _CUBIC_A = -0.75
 
 @lru_cache(maxsize=256)
 def resize_matrix(n_in: int, n_out: int, mode: Mode = "bilinear") -> NDArray[np.float64]:
-    """The matrix `[n_out, n_in]` (float64, read-only) that resamples `n_in` values to `n_out` along one axis.
+    """Returns the matrix `[n_out, n_in]` (float64, read-only) that resamples `n_in` values to `n_out` along one axis.
 
     Raises:
         InputError: a size below 1 or an unknown mode.
@@ -54,7 +55,7 @@ def _linear(centre: Values) -> tuple[Values, Values]:
 
 
 def _cubic(centre: Values) -> tuple[Values, Values]:
-    """Cubic convolution (Keys 1981, eq. 4 in its general form with parameter a)."""
+    """Returns taps and weights of cubic convolution (Keys 1981, eq. 4 in its general form with parameter a)."""
     first = np.floor(centre)
     taps: Values = first[:, None] + np.arange(-1.0, 3.0)
     distance = np.abs(centre[:, None] - taps)

@@ -35,8 +35,8 @@ def is_address(source: object) -> bool:
 def download(address: str) -> bytes:
     """Returns the bytes behind an http(s) address.
 
-    Redirects are followed to http(s) addresses only, and never from a public host to a private one or to this machine; such an
-    address may be given directly. Proxies are those of the environment, as everywhere in Python.
+    Redirects are followed to http(s) addresses only, and never from a public host to a private one or to this machine;
+    such an address may be given directly. Proxies are those of the environment, as everywhere in Python.
 
     Raises:
         InputError: no such address, no answer, an answer that breaks off, or one beyond the bounds of this module.
@@ -117,7 +117,7 @@ class _Fetch:
         self._allowed = kind
 
     def connect(self, host: str, port: int, proxied: bool) -> socket.socket:
-        """Returns a connection, made to the very addresses that were looked at."""
+        """Returns a connection, made to the very addresses that were checked."""
         places = [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
         if not proxied:
             self.allow(max(map(_kind, places)), host)
@@ -139,7 +139,7 @@ class _Fetch:
 
 
 def _kind(number: str) -> int:
-    """What an IP address belongs to: the public, a private network, or this machine and what is linked to it."""
+    """Returns the kind of an IP address: public, of a private network, or of this machine and what is linked to it."""
     address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(number)
     if isinstance(address, ipaddress.IPv6Address):
         address = address.ipv4_mapped or address.sixtofour or address
@@ -149,7 +149,7 @@ def _kind(number: str) -> int:
 
 
 def _kind_of_name(host: str) -> int:
-    """The same of a host that a proxy looks up: by its name alone."""
+    """Returns the kind of a host that a proxy resolves, by its name alone."""
     if host == "localhost" or host.endswith(".localhost"):
         return _THIS_MACHINE
     with suppress(ValueError):

@@ -8,14 +8,14 @@ import numpy as np
 
 from groupvit_common.errors import InputError
 
-# Keywords of transformers' from_pretrained that change nothing here, and the values that may be asked for (None: any).
+# Keywords of transformers' from_pretrained that change nothing here, and their accepted values (None: any).
 HARMLESS_KEYWORDS: Mapping[str, tuple[Any, ...] | None] = {
     "use_fast": None,  # there is one implementation
     "trust_remote_code": None,  # no code of a checkpoint is ever run
     "resume_download": None,  # huggingface_hub always resumes
     "proxies": (None,),
 }
-# Settings of transformers' tokenizers, and the values that say what CLIP's tokenizer does anyway.
+# Settings of transformers' tokenizers, and the values that CLIP's tokenizer has anyway.
 HARMLESS_TOKENIZER_KEYWORDS: Mapping[str, tuple[Any, ...] | None] = {
     **HARMLESS_KEYWORDS,
     "add_bos_token": (True,),
@@ -45,7 +45,8 @@ class BatchEncoding(dict[str, Any]):
         self[name] = value
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Moves the PyTorch tensors, in place, as `Tensor.to` does: a device, a dtype or both. Other values stay as they are.
+        """Moves the PyTorch tensors, in place, as `Tensor.to` does: a device, a dtype or both. Other values stay as
+        they are.
 
         A dtype is given to floating-point tensors only: token ids and masks remain integers.
         """
@@ -69,7 +70,8 @@ def check_return_tensors(return_tensors: str | None) -> None:
 
 
 def to_tensors(array: np.ndarray[Any, Any], return_tensors: str) -> Any:
-    """One NumPy array as the kind of tensor asked for: itself ("np"), a PyTorch ("pt") or a TensorFlow tensor ("tf").
+    """Returns a NumPy array as the requested kind of tensor: itself ("np"), a PyTorch ("pt") or a TensorFlow tensor
+    ("tf").
 
     Integers become int32 for TensorFlow and stay int64 elsewhere, as with transformers.
     """
@@ -91,7 +93,7 @@ def to_tensors(array: np.ndarray[Any, Any], return_tensors: str) -> Any:
 def check_keywords(
     owner: str, given: Mapping[str, Any], valid: Sequence[str], harmless: Mapping[str, tuple[Any, ...] | None]
 ) -> None:
-    """Raises `InputError` for keywords that are neither valid nor harmless, and for a harmless one that asks for something else.
+    """Raises `InputError` for keywords that are neither valid nor harmless, and for other values of a harmless one.
 
     Values of unknown keywords are not repeated in the message: one may be an access token.
     """
@@ -104,7 +106,7 @@ def check_keywords(
     for name, value in given.items():
         values = None if name in valid else harmless[name]
         if values is not None and value not in values:
-            raise InputError(f"{name}={value!r} cannot be had: the {owner} knows {name}={values[0]!r} only")
+            raise InputError(f"{name}={value!r} is not supported: the {owner} knows {name}={values[0]!r} only")
 
 
 def check_text(text: Any) -> str:
@@ -121,7 +123,7 @@ def check_text(text: Any) -> str:
 
 
 def check_texts(text: Any) -> list[str]:
-    """One text or several as a list of strings."""
+    """Returns one text or several as a list of strings."""
     text = _listed(text)
     if not isinstance(text, list | tuple):
         return [check_text(text)]
@@ -136,7 +138,8 @@ def check_texts(text: Any) -> list[str]:
 
 
 def _listed(text: Any) -> Any:
-    """The column of a table or an array of one axis as a list: pandas, NumPy, Arrow, polars, `datasets`. Anything else as it is."""
+    """Returns the column of a table (pandas, Arrow, polars, `datasets`) or an array of one axis as a list, anything
+    else as it is."""
     if _is_image(text) or getattr(text, "ndim", 1) > 1:
         return text
     for method in ("tolist", "to_pylist", "to_list"):

@@ -1,4 +1,4 @@
-"""Which files are images: folders and patterns -> paths."""
+"""Image files: folders and patterns -> paths."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from groupvit_common.errors import InputError
 from groupvit_common.preprocessing.images import image_suffixes
 from groupvit_common.storage.names import is_hidden
 
-# Files that people take for images and that are not opened here: documents, drawings, formats of editors, phones and cameras.
+# Files that people take for images and that are not opened here: documents, drawings, formats of editors, phones and
+# cameras.
 _OTHER_IMAGES = frozenset(
     [
         ".ai",
@@ -70,7 +71,8 @@ def is_image_name(name: str) -> bool:
 def images_in(folder: str | Path) -> list[Path]:
     """Returns the images of a folder, not of those inside it, by name.
 
-    Warns of files that are left out: those that people take for images, such as `.heic`, and results of an earlier run (`is_result`).
+    Warns of files that are left out: those that people take for images, such as `.heic`, and results of an earlier run
+        (`is_result`).
     InputError if there are no images.
     """
     try:
@@ -82,12 +84,13 @@ def images_in(folder: str | Path) -> list[Path]:
     left_out = [path for path in files if path.suffix.lower() not in suffixes]
     if not found:
         there = f"it has {_kinds(left_out)}; " if left_out else ""
-        raise InputError(f"no images in the folder {folder}: {there}looked for {', '.join(sorted(suffixes))}")
+        raise InputError(f"no images in the folder {folder}: {there}supported are {', '.join(sorted(suffixes))}")
     found = _without_results(found, f"in the folder {folder}")
     left_out = [path for path in left_out if path.suffix.lower() in _OTHER_IMAGES]
     if left_out:
         warnings.warn(
-            f"left out in the folder {folder}: {_kinds(left_out)}, which are not opened here; convert them to JPEG or PNG",
+            f"left out in the folder {folder}: {_kinds(left_out)}, which are not opened here; convert them to JPEG or "
+            "PNG",
             stacklevel=2,
         )
     return found
@@ -111,7 +114,7 @@ def is_result(path: Path) -> bool:
                 if head[4:] == b"tEXt" and file.read(len(_PNG_MARK)) == _PNG_MARK:
                     return True
                 file.seek(length + 4 - (len(_PNG_MARK) if head[4:] == b"tEXt" else 0), os.SEEK_CUR)
-    except OSError:  # whoever opens it says so
+    except OSError:  # reported when it is opened
         pass
     return False
 
@@ -119,15 +122,17 @@ def is_result(path: Path) -> bool:
 def _without_results(found: list[Path], where: str) -> list[Path]:
     images = [path for path in found if not is_result(path)]
     if results := len(found) - len(images):
-        told = f"{results} result{'s' if results > 1 else ''} of an earlier run; name such a file itself if it is meant"
+        summary = (
+            f"{results} result{'s' if results > 1 else ''} of an earlier run; name such a file itself if it is meant"
+        )
         if not images:
-            raise InputError(f"no images {where} but {told}")
-        warnings.warn(f"left out {where}: {told}", stacklevel=3)
+            raise InputError(f"no images {where} but {summary}")
+        warnings.warn(f"left out {where}: {summary}", stacklevel=3)
     return images
 
 
 def _kinds(paths: Iterable[Path]) -> str:
-    """Files by their suffixes, in words."""
+    """Returns the numbers of files by suffix, in words."""
     counts = Counter(path.suffix.lower() or "without a suffix" for path in paths)
     named = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(5))
     return named + (" and others" if len(counts) > 5 else "")
@@ -136,8 +141,9 @@ def _kinds(paths: Iterable[Path]) -> str:
 def expand(names: Iterable[str]) -> list[Path]:
     """Returns file names as they are, folders as their images, patterns (`*`, `?`, `[...]`, `**`) as what they match.
 
-    A file that is not there is kept: whoever opens it says so. A file named in two ways (`a.png`, `./a.png`) counts once, and of
-    a pattern's matches each real file, whatever links lead to it. Of folders and patterns results of an earlier run are left out.
+    A file that is not there is kept; opening it reports it. A file named in two ways (`a.png`, `./a.png`) counts once,
+    and of a pattern's matches each real file, whatever links lead to it. Of folders and patterns results of an earlier
+    run are left out.
 
     Raises:
         InputError: a folder without images, a pattern without matches.
@@ -166,7 +172,8 @@ def _entry(path: Path) -> Path:
 
 
 def matching_files(pattern: str) -> list[Path]:
-    """Returns the files that a pattern matches, by name, each real file once: under its own name where that is among them.
+    """Returns the files that a pattern matches, by name, each real file once: under its own name where that is among
+    them.
 
     Raises:
         InputError: there are none.
@@ -182,7 +189,7 @@ def matching_files(pattern: str) -> list[Path]:
 
 
 def _glob(pattern: Path) -> Iterator[Path]:
-    """As `glob` with `**`, but that no real folder is entered twice: links in folders may lead round in circles."""
+    """Yields as `glob` with `**`, but enters no real folder twice: links in folders may form circles."""
     if "**" not in pattern.parts:
         yield from map(Path, glob(str(pattern)))  # noqa: PTH207 (Path.glob takes no absolute pattern)
         return

@@ -1,7 +1,8 @@
-"""Image -> pixel values: CLIP's preprocessing, with the settings, files and numbers of transformers' CLIPImageProcessor.
+"""Image -> pixel values: CLIP's preprocessing, with the settings, files and numbers of transformers'
+CLIPImageProcessor.
 
-An image of any kind becomes RGB, is resized, cropped, rescaled to 0-1 and normalised by channel. Resizing is Pillow's, on 8-bit
-images, as in transformers' own (slow) processor: that is what makes the numbers equal.
+An image of any kind becomes RGB, is resized, cropped, rescaled to 0-1 and normalised by channel. Resizing is Pillow's,
+on 8-bit images, as in transformers' own (slow) processor: that is what makes the numbers equal.
 
 Values of an array: integers are 0-255. Floating-point arrays may hold 0-1 or 0-255, and `do_rescale` multiplies by
 `rescale_factor` (1/255) all the same, as with transformers: pass `do_rescale=False` with 0-1 (a warning reminds of it).
@@ -42,7 +43,8 @@ from groupvit_common.storage.json_text import json_text, read_json
 from groupvit_common.storage.saving import read_lock, write_texts
 
 IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
-# transformers 5 keeps the image processor's settings in the processor's file, under "image_processor"; they go first there.
+# transformers 5 keeps the image processor's settings in the processor's file, under "image_processor"; they go first
+# there.
 PROCESSOR_FILE = "processor_config.json"
 
 # CLIP's statistics of its training images (Radford et al. 2021), red, green, blue, of values 0-1.
@@ -73,12 +75,13 @@ _Array = np.ndarray[Any, Any]
 
 
 class GroupViTImageProcessor:
-    """Settings of the way from image to pixels, and that way; also exported as `AutoImageProcessor` and `CLIPImageProcessor`.
+    """Converts images to pixel values; also exported as `AutoImageProcessor` and `CLIPImageProcessor`.
 
     Args:
         do_resize: resize to `size`.
-        size: {"shortest_edge": n} (the other side in proportion), {"shortest_edge": n, "longest_edge": m} (in proportion, neither
-            beyond its bound), {"height": h, "width": w}, (h, w), or n, which means {"shortest_edge": n}. Pixels.
+        size: {"shortest_edge": n} (the other side in proportion), {"shortest_edge": n, "longest_edge": m} (in
+            proportion, neither beyond its bound), {"height": h, "width": w}, (h, w), or n, which means
+            {"shortest_edge": n}. Pixels.
         resample: Pillow's filter code: 0 nearest, 1 Lanczos, 2 bilinear, 3 bicubic, 4 box, 5 Hamming.
         do_center_crop: cut the middle of `crop_size`; a smaller image is padded with black.
         crop_size: {"height": h, "width": w}, (h, w) or n for a square.
@@ -86,11 +89,11 @@ class GroupViTImageProcessor:
         do_normalize: subtract `image_mean` and divide by `image_std`, each three numbers or one for all channels.
         do_convert_rgb: convert to RGB (transparency is dropped, grey repeated). False: images must be RGB already.
         size_divisor: round the resized height and width to multiples of it. None: as they come. See `for_segmentation`.
-        max_pixels: larger images are refused (`groupvit_common.preprocessing.images.load_image`). A bound of this process, not a setting of the
-            model: it is neither saved nor read from a file. None: 128 million.
+        max_pixels: larger images are refused (`groupvit_common.preprocessing.images.load_image`). A bound of this
+            process, not a setting of the model: it is neither saved nor read from a file. None: 128 million.
 
-    Every setting is an attribute, and may be given in a call for that call alone. None means the default. Keys of a file that are
-    not settings are kept in `extra` and written back.
+    Every setting is an attribute, and may be given in a call for that call alone. None means the default. Keys of a
+    file that are not settings are kept in `extra` and written back.
     """
 
     model_input_names = ("pixel_values",)
@@ -130,11 +133,12 @@ class GroupViTImageProcessor:
         self.max_pixels = MAX_PIXELS if max_pixels is None else _positive("max_pixels", max_pixels, 1 << 40)
         self.extra = dict(extra or {})
 
-    # ---- settings and files ----
+    # -- settings and files --
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any], **overrides: Any) -> Self:
-        """From the content of a preprocessor_config.json, of this or any CLIP-family processor; keywords override it."""
+        """Returns the image processor of a preprocessor_config.json's content, of any CLIP-family processor; keywords
+        override it."""
         _check_names(overrides)
         known = {name: settings[name] for name in _SETTINGS if name in settings}
         extra = {name: value for name, value in settings.items() if name not in (*_SETTINGS, *SECRETS)}
@@ -146,11 +150,11 @@ class GroupViTImageProcessor:
         name_or_path: str | Path,
         **overrides: Any,
     ) -> Self:
-        """The image processor of a directory or hub repository: `preprocessor_config.json`, or the part of
-        `processor_config.json` that transformers 5 writes. Keywords override settings, and unknown ones are refused; `use_fast`,
-        `trust_remote_code` and their like are accepted for code written for transformers and change nothing. `revision` to
-        `force_download` say where to look: `groupvit_common.checkpoints.hub.resolve`. Raises `CheckpointError` when the file is missing or
-        unusable.
+        """Returns the image processor of a directory or hub repository: `preprocessor_config.json`, or the part of
+        `processor_config.json` that transformers 5 writes. Keywords override settings, and unknown ones are refused;
+        `use_fast`, `trust_remote_code` and their like are accepted for code written for transformers and change
+        nothing. Others are those of `groupvit_common.checkpoints.hub.HubLocation`. Raises `CheckpointError` when the
+        file is missing or unusable.
         """
         check_keywords("image processor", overrides, (*_KEYWORDS, *HUB_KEYWORDS), HARMLESS_KEYWORDS)
         location = HubLocation.take(overrides)
@@ -161,7 +165,7 @@ class GroupViTImageProcessor:
 
     @classmethod
     def of_directory(cls, directory: Path, overrides: Mapping[str, Any]) -> Self:
-        """The image processor of a local directory; see `from_pretrained`."""
+        """Returns the image processor of a local directory; see `from_pretrained`."""
         path = directory / PROCESSOR_FILE
         settings = read_json(path).get("image_processor") if path.is_file() else None
         if settings is None:
@@ -178,7 +182,7 @@ class GroupViTImageProcessor:
         return processor.replace(**overrides) if overrides else processor
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings, and what else came with the file, as JSON values."""
+        """Returns the settings, and other keys of the file, as JSON values."""
         settings = {name: getattr(self, name) for name in _SETTINGS if name != "size_divisor" or self.size_divisor}
         names = {"image_processor_type": "CLIPImageProcessor", "processor_class": "CLIPProcessor"}
         copied: dict[str, Any] = json.loads(json.dumps(self.extra | settings | names))
@@ -191,7 +195,7 @@ class GroupViTImageProcessor:
         return [directory / IMAGE_PROCESSOR_FILE]
 
     def file_texts(self, directory: Path) -> dict[str, str]:
-        """The texts of the files that `save_pretrained` writes into `directory`, by name."""
+        """Returns the texts of the files that `save_pretrained` writes into `directory`, by name."""
         texts = {IMAGE_PROCESSOR_FILE: json_text(self.to_dict())}
         combined = directory / PROCESSOR_FILE
         if combined.is_file() and "image_processor" in (content := read_json(combined)):
@@ -200,7 +204,7 @@ class GroupViTImageProcessor:
         return texts
 
     def replace(self, **settings: Any) -> Self:
-        """A new image processor in which these settings differ; None keeps a setting."""
+        """Returns a new image processor in which these settings differ; None keeps a setting."""
         _check_names(settings)
         merged = {name: getattr(self, name) for name in _KEYWORDS}
         merged |= {name: value for name, value in settings.items() if value is not None}
@@ -209,17 +213,18 @@ class GroupViTImageProcessor:
     def for_segmentation(
         self, shorter_side: int = 448, patch_size: int = 16, longer_side: int | None = None
     ) -> "GroupViTImageProcessor":
-        """The same normalisation for images of any aspect ratio: nothing is cropped, and the model's patches fit exactly.
+        """Returns an image processor for images of any aspect ratio: nothing is cropped, and the model's patches fit
+        exactly.
 
-        The shorter side becomes about `shorter_side` and the other follows in proportion, but not beyond `longer_side` (None: no
-        bound; the shorter side is then shorter); both are rounded to the nearest multiple of `patch_size`, at least one patch,
-        which changes the aspect ratio by half a patch at most.
+        The shorter side becomes about `shorter_side` and the other follows in proportion, but not beyond `longer_side`
+        (None: no bound; the shorter side is then shorter); both are rounded to the nearest multiple of `patch_size`, at
+        least one patch, which changes the aspect ratio by half a patch at most.
         """
         size = {"shortest_edge": shorter_side} | ({} if longer_side is None else {"longest_edge": longer_side})
         return self.replace(do_resize=True, size=size, do_center_crop=False, size_divisor=patch_size)
 
     def resized_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width (pixels) after the resize, before any crop, of an image of this height and width."""
+        """Returns height and width (pixels) after the resize, before any crop, of an image of this height and width."""
         if not self.do_resize:
             return height, width
         longest = self.size.get("longest_edge")
@@ -233,14 +238,15 @@ class GroupViTImageProcessor:
             if longest is not None and new_long > longest:
                 new_short, new_long = longest * short / long, float(longest)
             if self.size_divisor is None:
-                # transformers rounds the shorter side (a fraction only where bounded) and cuts off the longer one's fraction.
+                # transformers rounds the shorter side (a fraction only where bounded) and cuts off the longer one's
+                # fraction.
                 new_short, new_long = float(max(round(new_short), 1)), float(int(new_long))
             new_height, new_width = (new_short, new_long) if height <= width else (new_long, new_short)
         if self.size_divisor is None:
             return int(new_height), int(new_width)
         return _to_multiple(new_height, self.size_divisor, longest), _to_multiple(new_width, self.size_divisor, longest)
 
-    # ---- images to pixels ----
+    # -- images to pixels --
 
     def __call__(
         self,
@@ -251,11 +257,12 @@ class GroupViTImageProcessor:
         input_data_format: str | None = None,
         **overrides: Any,
     ) -> BatchEncoding:
-        """Pixel values of one image or a batch.
+        """Returns pixel values of one image or a batch.
 
         Args:
-            images: a path or http(s) address, bytes of an image file, an open binary file, a PIL image of any mode, or an array or tensor `[H, W, C]`,
-                `[C, H, W]` or `[H, W]` with 1, 3 or 4 channels; or a list or tuple of these, or an array `[B, ...]`.
+            images: a path or http(s) address, bytes of an image file, an open binary file, a PIL image of any mode, or
+                an array or tensor `[H, W, C]`, `[C, H, W]` or `[H, W]` with 1, 3 or 4 channels; or a list or tuple of
+                these, or an array `[B, ...]`.
             return_tensors: None (a list of NumPy arrays), "np", "pt" or "tf".
             data_format: of the result, "channels_first" or "channels_last".
             input_data_format: the same, of arrays; None: inferred (channels first where both are possible).
@@ -281,7 +288,8 @@ class GroupViTImageProcessor:
         shapes = sorted({image.shape for image in pixels})
         if len(shapes) > 1:
             raise InputError(
-                f"images of shapes {shapes[0]} and {shapes[-1]} cannot share one tensor; give them one size (do_center_crop=True, "
+                f"images of shapes {shapes[0]} and {shapes[-1]} cannot share one tensor; give them one size "
+                "(do_center_crop=True, "
                 "or size={'height': ..., 'width': ...}), pass one at a time, or leave return_tensors out"
             )
         return BatchEncoding(pixel_values=to_tensors(np.stack(pixels), return_tensors))
@@ -289,7 +297,7 @@ class GroupViTImageProcessor:
     preprocess = __call__
 
     def _pixels(self, image: Any, index: int, layout: str | None) -> _Array:
-        """Float32 `[3, H, W]` of one image; `index` names it in errors."""
+        """Returns float32 `[3, H, W]` of one image; `index` names it in errors."""
         if is_array(image):
             array = rgb_array(image, layout, f"image {index}", convert=self.do_convert_rgb)
             if self.do_rescale and array.dtype != np.uint8 and 0 < array.max() <= 1:
@@ -324,7 +332,8 @@ class GroupViTImageProcessor:
         height, width = self.resized_size(image.height, image.width)
         if height * width > max(self.max_pixels, MAX_PIXELS):
             raise InputError(
-                f"{name}, {image.width}x{image.height} pixels, would be resized to {width}x{height}, which is too large; "
+                f"{name}, {image.width}x{image.height} pixels, would be resized to {width}x{height}, which is too "
+                "large; "
                 "crop it, or set size with a longest_edge"
             )
         return image.resize((width, height), Image.Resampling(self.resample))
@@ -338,7 +347,7 @@ CLIPImageProcessor = GroupViTImageProcessor
 
 
 def _as_batch(images: Any) -> list[Any]:
-    """One image or several as a list."""
+    """Returns one image or several as a list."""
     if is_array(images) and images.ndim == 4:
         batch = list(as_array(images))
     elif isinstance(images, list | tuple):
@@ -351,7 +360,8 @@ def _as_batch(images: Any) -> list[Any]:
 
 
 def _center_crop(array: _Array, height: int, width: int) -> _Array:
-    """The middle `[height, width, 3]`, with black around a smaller image; the odd pixel is where transformers has it."""
+    """Returns the middle `[height, width, 3]`, with black around a smaller image; the odd pixel is where transformers
+    has it."""
     for axis, wanted in ((0, height), (1, width)):
         spare = array.shape[axis] - wanted
         if spare >= 0:
@@ -366,14 +376,14 @@ def _center_crop(array: _Array, height: int, width: int) -> _Array:
 
 
 def _to_multiple(length: float, divisor: int, longest: int | None) -> int:
-    """The nearest multiple of the divisor, at least one, and not beyond `longest` unless one divisor is."""
+    """Returns the nearest multiple of the divisor, at least one, and not beyond `longest` unless one divisor is."""
     count = int(length / divisor + 0.5)
     if longest is not None:
         count = min(count, longest // divisor)
     return max(count, 1) * divisor
 
 
-# ---- settings, checked ----
+# -- settings, checked --
 
 
 def _check_names(settings: Mapping[str, Any]) -> None:
@@ -388,7 +398,7 @@ def _check_layout(name: str, value: Any) -> None:
 
 
 def _flag(name: str, value: Any) -> bool:
-    """True or False; every switch is on unless turned off."""
+    """Returns True or False; every switch is on unless turned off."""
     if value is None:
         return True
     if not isinstance(value, bool | np.bool_):
@@ -405,7 +415,7 @@ def _positive(name: str, value: Any, most: int = _MOST_PIXELS) -> int:
 
 
 def _numbers(name: str, value: Any, count: int) -> list[float]:
-    """`count` finite numbers from as many, or from one for all."""
+    """Returns `count` finite numbers from as many, or from one for all."""
     items = np.atleast_1d(np.asarray(value, dtype=object)).ravel().tolist()
     try:
         if any(isinstance(item, str | bool) for item in items):
@@ -437,7 +447,8 @@ def _size(size: Any) -> dict[str, int]:
         given = {key: value for key, value in size.items() if value is not None}
         if set(given) not in ({"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"height", "width"}):
             raise InputError(
-                "size must be {'shortest_edge': n}, {'shortest_edge': n, 'longest_edge': m} or {'height': h, 'width': w}, "
+                "size must be {'shortest_edge': n}, {'shortest_edge': n, 'longest_edge': m} or "
+                "{'height': h, 'width': w}, "
                 f"got {short(dict(size))}"
             )
         return {key: _positive(f"size[{key!r}]", value) for key, value in given.items()}

@@ -1,6 +1,6 @@
-"""The one way for an image to come in: opened, checked, decoded, turned upright and brought to RGB here, and nowhere else.
+"""Image loading: every image is opened, checked, decoded, turned upright and converted to RGB here.
 
-What is decoded carries no orientation any more: a second pass over it changes nothing.
+A decoded image carries no orientation any more: a second pass over it changes nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from groupvit_common.model.checks import is_whole_number
 from groupvit_common.preprocessing.download import download, is_address
 
 MAX_PIXELS = 128_000_000
-"""Bound of an image's pixels where none is given: cameras and phones of 100 megapixels are below it, bombs are above."""
+"""Bound of an image's pixels where none is given: cameras and phones of 100 megapixels are below it, bombs are
+above."""
 
 FORMATS = (
     "JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "DIB", "AVIF", "JPEG2000", "PPM", "ICO", "PCX", "SGI", "QOI",
@@ -35,12 +36,12 @@ FORMATS = (
     # Last: it has no mark to be known by.
     "TGA",
 )  # fmt: skip
-"""Pillow's names of the formats that are opened: those of pixels, decoded in this process. Never EPS, which starts Ghostscript,
-nor other documents, whatever a file is called. MPO, the JPEG of some phones, is one of JPEG."""
+"""Pillow's names of the formats that are opened: those of pixels, decoded in this process. Never EPS, which starts
+Ghostscript, nor other documents, whatever a file is called. MPO, the JPEG of some phones, is one of JPEG."""
 
 # Formats that a few first bytes of something else may seem to be.
 _WEAKLY_MARKED = ("BMP", "DIB", "PPM", "ICO", "PCX", "SGI", "TGA")
-# First bytes of what people take for images, and what it is.
+# First bytes of files that people take for images, and their formats.
 _NOT_OPENED = (
     (0, b"%!PS", "PostScript"), (0, b"\xc5\xd0\xd3\xc6", "PostScript"), (0, b"%PDF", "PDF"), (0, b"8BPS", "Photoshop"),
     (4, b"ftyphei", "HEIC"), (4, b"ftyphev", "HEIC"), (4, b"ftypmif1", "HEIF"), (4, b"ftypmsf1", "HEIF"),
@@ -67,14 +68,14 @@ _GREY_STEPS = {"L;2": 85, "L;4": 17}
 GREY_STEP = "grey_step"
 """In the `info` of a decoded PNG of few grey levels: the difference between two of them."""
 
-# What of an image's information tells the largest value, where that is not the largest of 16 bits: a TIFF may have 12.
+# The key of an image's largest value in its `info`, where that is not the largest of 16 bits: a TIFF may have 12.
 _WHITE = "groupvit_white"
 
 _Array = np.ndarray[Any, Any]
 
 
 class NotAnImageError(InputError):
-    """What came is no image in one of `FORMATS`."""
+    """The input is no image in one of `FORMATS`."""
 
 
 class TooLargeError(InputError):
@@ -82,16 +83,18 @@ class TooLargeError(InputError):
 
 
 def load_image(image: Any, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Returns any image that the processor takes as an upright RGB PIL image; one that is so already comes back as it is.
+    """Returns any image that the processor takes as an upright RGB PIL image; one that is so already comes back as it
+    is.
 
-    EXIF orientation is applied, transparency dropped, an animation's first image taken. Grey values of more than 8 bits:
-    16-bit files mean 0-65535, floating-point ones 0-1 if none is larger, else 0-255; others are refused, in files as in arrays.
+    EXIF orientation is applied, transparency dropped, an animation's first image taken. Grey values of more than 8
+    bits: 16-bit files mean 0-65535, floating-point ones 0-1 if none is larger, else 0-255; others are refused, in files
+        as in arrays.
 
     Args:
-        image: a path or http(s) address, bytes of an image file, an open binary file, a PIL image of any mode, or an array or
-            tensor `[H, W, C]`, `[C, H, W]` or `[H, W]` with 1, 3 or 4 channels.
-        max_pixels: a larger file is refused by its header, before it is decoded. But a JPEG of up to four times as many is
-            decoded at half its height and width, with a warning: results then have that size.
+        image: a path or http(s) address, bytes of an image file, an open binary file, a PIL image of any mode, or an
+            array or tensor `[H, W, C]`, `[C, H, W]` or `[H, W]` with 1, 3 or 4 channels.
+        max_pixels: a larger file is refused by its header, before it is decoded. But a JPEG of up to four times as many
+            is decoded at half its height and width, with a warning: results then have that size.
 
     Raises:
         InputError: with the file's name, for what is missing, truncated, too large or no image in one of `FORMATS`.
@@ -103,7 +106,8 @@ def load_image(image: Any, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def stored_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Returns an image file as its pixels are stored, in its own mode: not turned, as masks and the images that they belong to.
+    """Returns an image file as its pixels are stored, in its own mode: not turned, as masks and the images that they
+    belong to.
 
     Raises InputError as `load_image`.
     """
@@ -115,13 +119,15 @@ def decode(
 ) -> Image.Image:
     """Returns a source other than an array as a loaded PIL image of whatever mode, which carries no orientation.
 
-    `name` stands for it in errors. `upright`: turned as its metadata says. `shrink`: see `load_image`. Raises as `load_image`.
+    `name` stands for it in errors. `upright`: turned as its metadata says. `shrink`: see `load_image`. Raises as
+    `load_image`.
     """
     with ImageHeader(source, name, max_pixels) as header:
         width, height = header.stored_size
         if shrink and max_pixels < width * height <= 4 * max_pixels and header.draft((width // 2, height // 2)):
             warnings.warn(
-                f"{name} has {width}x{height} pixels, more than max_pixels={max_pixels}: it is read at half its height and width",
+                f"{name} has {width}x{height} pixels, more than max_pixels={max_pixels}: it is read at half its height "
+                "and width",
                 stacklevel=3,
             )
         return header.decode(upright=upright)
@@ -133,7 +139,8 @@ def name_of(source: Any, otherwise: str) -> str:
 
 
 def orientation(image: Image.Image) -> int:
-    """Returns the orientation that an image carries, 1 to 8 as EXIF has it; 1 where there is none, or none that makes sense."""
+    """Returns the orientation that an image carries, 1 to 8 as EXIF has it; 1 where there is none, or none that makes
+    sense."""
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
         return int(found) if found in _UPRIGHT else 1
@@ -181,7 +188,8 @@ class ImageHeader:
 
     @property
     def upright_size(self) -> tuple[int, int] | None:
-        """Width and height once turned; None where only decoding can tell: of a JPEG they are known before."""
+        """Returns width and height once turned; None where they are not known before decoding, as they are of a
+        JPEG."""
         if self._file.format not in ("JPEG", "MPO"):
             return None
         width, height = self.stored_size
@@ -190,7 +198,8 @@ class ImageHeader:
     def draft(self, size: tuple[int, int]) -> bool:
         """Has a JPEG decoded at 1/2, 1/4 or 1/8 of its size, for a fraction of the time, but no smaller than `size`.
 
-        `size`: width and height before any turn. Returns whether it will be smaller. A caller's own PIL image stays as it is.
+        `size`: width and height before any turn. Returns whether it will be smaller. A caller's own PIL image stays as
+            it is.
         """
         before = self._file.size
         if not self._users:
@@ -199,7 +208,10 @@ class ImageHeader:
         return self._file.size != before
 
     def decode(self, *, upright: bool = True) -> Image.Image:
-        """Returns the image, turned as its metadata says or as its pixels are stored. InputError if it is damaged or too large."""
+        """Returns the image, turned as its metadata says or as its pixels are stored.
+
+        Raises `InputError` if it is damaged or too large.
+        """
         width, height = self._file.size
         if isinstance(self._file, ImageFile.ImageFile):
             self._check_pixels((width, height))
@@ -261,7 +273,7 @@ class ImageHeader:
         return stream
 
     def _identified(self, stream: IO[bytes]) -> ImageFile.ImageFile:
-        """The image in a stream, by the first of `FORMATS` that knows it."""
+        """Returns the image in a stream, opened by the first of `FORMATS` that knows it."""
         fault = ""
         with self._faults():
             start = stream.read(32)
@@ -280,7 +292,7 @@ class ImageHeader:
         known = [what for at, mark, what in _NOT_OPENED if start[at:].startswith(mark)]
         what = f"it is {known[0]}; convert it to JPEG or PNG" if known else f"expected {', '.join(readers())}"
         what = what if start else "it is empty"
-        raise NotAnImageError(f"{self._name} is not an image in a format that is opened here: {what}")
+        raise NotAnImageError(f"{self._name} is in no supported image format: {what}")
 
     def _open(self, name: str, factory: Any, stream: IO[bytes], start: bytes) -> ImageFile.ImageFile:
         stream.seek(0)
@@ -332,7 +344,7 @@ class ImageHeader:
 
 
 def readers() -> dict[str, tuple[Any, Any]]:
-    """Returns those of `FORMATS` that this Pillow knows: name -> what opens it, and what tells it by its first bytes."""
+    """Returns those of `FORMATS` that this Pillow knows: name -> its opener, and its test of the first bytes."""
     Image.init()
     return {name: Image.OPEN[name] for name in FORMATS if name in Image.OPEN}
 
@@ -345,13 +357,16 @@ def image_suffixes() -> frozenset[str]:
 
 @cache
 def _suffixes(*_: int) -> frozenset[str]:
-    """The arguments are counts of what is registered with Pillow, which may grow."""
+    """Returns the suffixes; the arguments count the formats registered with Pillow, which may grow."""
     known = {*readers(), "MPO"}
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in known)
 
 
 def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
-    """Returns a loaded PIL image of any mode as RGB, itself if it is that. InputError for values that mean no colour."""
+    """Returns a loaded PIL image of any mode as RGB, itself if it is that.
+
+    Raises `InputError` for values that mean no colour.
+    """
     if image.width == 0 or image.height == 0:
         raise InputError(f"an image of {image.width}x{image.height} pixels is empty")
     if image.mode == "RGB":
@@ -376,7 +391,7 @@ def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
 
 
 def _grey_levels(image: Image.Image, name: str) -> _Array:
-    """Levels `[H, W]`, uint8, of numbers of more than 8 bits: those of an array, but that files may mean 0-65535."""
+    """Returns levels `[H, W]`, uint8, of numbers of more than 8 bits: as of an array, but files may mean 0-65535."""
     numbers = np.asarray(image)
     if image.mode != "F":
         low, high = int(numbers.min()), int(numbers.max())
@@ -391,7 +406,8 @@ def _grey_levels(image: Image.Image, name: str) -> _Array:
 
 @contextmanager
 def _pillows_limit_lifted(pixels: int) -> Iterator[None]:
-    """Within, Pillow neither refuses an image of so many pixels nor warns of it: they have been compared with the limit that counts.
+    """Keeps Pillow from refusing an image of so many pixels, or warning of it: they have been compared with
+    `max_pixels`.
 
     Pillow's is a variable of its module. It is touched only where an image is beyond it.
     """
@@ -419,7 +435,8 @@ _pillows_limit = sys.maxsize
 
 
 def _webp_size(start: bytes) -> tuple[int, int]:
-    """Width and height in a WebP's first 30 bytes (RFC 9649); (0, 0) where they are none, which the decoder then refuses."""
+    """Returns width and height from a WebP's first 30 bytes (RFC 9649); (0, 0) where there are none, which the decoder
+    then refuses."""
     chunk, content = start[12:16], start[20:30]
     if chunk == b"VP8X" and len(content) == 10:
         return 1 + int.from_bytes(content[4:7], "little"), 1 + int.from_bytes(content[7:10], "little")
@@ -432,7 +449,7 @@ def _webp_size(start: bytes) -> tuple[int, int]:
 
 
 def _icon_sizes(stream: IO[bytes]) -> Iterator[tuple[int, int]]:
-    """Width and height of each image in an icon, PNG or bitmap, by its own header."""
+    """Yields width and height of each image in an icon, PNG or bitmap, by its own header."""
     for entry in IcoImagePlugin.IcoFile(stream).entry:
         stream.seek(entry.offset)
         start = stream.read(24)
@@ -446,7 +463,7 @@ def _icon_sizes(stream: IO[bytes]) -> Iterator[tuple[int, int]]:
 
 
 def _without_long_texts(stream: IO[bytes]) -> io.BytesIO:
-    """A PNG without the texts and colour profiles for whose length, alone or together, Pillow refuses the image."""
+    """Returns a PNG without the texts and colour profiles whose length makes Pillow refuse the image."""
     stream.seek(0)
     content = stream.read()
     kept, at = [content[:8]], 8
@@ -463,7 +480,8 @@ def _without_long_texts(stream: IO[bytes]) -> io.BytesIO:
 
 
 def _text_length(kind: bytes, content: bytes) -> int:
-    """How long a text or profile in a PNG is once unpacked, but no more than just too long; 0 for what is kept in any case."""
+    """Returns the unpacked length of a text or profile in a PNG, bounded by just too long; 0 for what is kept in any
+    case."""
     most = PngImagePlugin.MAX_TEXT_CHUNK
     keyword, _, packed = content.partition(b"\0")
     # An orientation is among the first things in XMP, which may be long.
@@ -482,7 +500,7 @@ def _text_length(kind: bytes, content: bytes) -> int:
         return most + 1
 
 
-# ---- arrays ----
+# -- arrays --
 
 
 def is_array(image: Any) -> bool:
@@ -528,7 +546,7 @@ def rgb_array(image: Any, layout: str | None, name: str, *, convert: bool) -> _A
 
 
 def check_values(array: _Array, name: str) -> _Array:
-    """Returns integers 0-255 as uint8, floats 0-255 as float32. InputError for others, with their range."""
+    """Returns integers 0-255 as uint8, floats 0-255 as float32. Raises `InputError` for others, with their range."""
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.bool_ or not (
@@ -544,7 +562,7 @@ def check_values(array: _Array, name: str) -> _Array:
 
 
 def _infer_layout(shape: tuple[int, ...], name: str) -> str:
-    """Where the channels stand; transformers' order of preference, then four channels."""
+    """Returns the position of the channels: transformers' order of preference, then four channels."""
     for counts in ((1, 3), (4,)):
         if shape[0] in counts:
             return "channels_first"

@@ -1,4 +1,5 @@
-"""Text and images together: one object that turns both into a model's inputs, as transformers' CLIPProcessor (4.x) does."""
+"""Text and images together: one object that turns both into a model's inputs, as transformers' CLIPProcessor (4.x)
+does."""
 
 import inspect
 import tempfile
@@ -55,11 +56,11 @@ class GroupViTProcessor:
         name_or_path: str | Path,
         **settings: Any,
     ) -> Self:
-        """Both from a directory or a hub repository, in the files of transformers 4 or 5.
+        """Returns the processor of a directory or a hub repository, from the files of transformers 4 or 5.
 
-        Keywords override settings, of the image processor or (such as `model_max_length`) of the tokenizer; unknown ones are
-        refused. Harmless ones of transformers, such as `use_fast`, are accepted as by the two parts. `revision` to
-        `force_download` say where to look: `groupvit_common.checkpoints.hub.resolve`. Raises `CheckpointError` as the two parts do.
+        Keywords override settings, of the image processor or (such as `model_max_length`) of the tokenizer; unknown
+        ones are refused. Harmless ones of transformers, such as `use_fast`, are accepted as by the two parts. Others
+        are those of `groupvit_common.checkpoints.hub.HubLocation`. Raises `CheckpointError` as the two parts do.
         """
         valid = (*sorted(_IMAGE_SETTINGS | _TEXT_SETTINGS), *HUB_KEYWORDS)
         check_keywords("processor", settings, valid, HARMLESS_TOKENIZER_KEYWORDS)
@@ -87,7 +88,8 @@ class GroupViTProcessor:
         return write_texts(directory, self.tokenizer.file_texts() | self.image_processor.file_texts(directory))
 
     def push_to_hub(self, repo_id: str, *, commit_message: str = "Upload processor", **options: Any) -> str:
-        """Sends the files of both to a model repository; `options` and errors as `groupvit_common.checkpoints.hub.push`."""
+        """Sends the files of both to a model repository; `options` and errors as
+        `groupvit_common.checkpoints.hub.push`."""
         with tempfile.TemporaryDirectory() as directory:
             self.save_pretrained(directory)
             return push(directory, repo_id, commit_message=commit_message, **options)
@@ -95,7 +97,7 @@ class GroupViTProcessor:
     def __call__(
         self, text: Any = None, images: Any = None, return_tensors: str | None = None, **kwargs: Any
     ) -> BatchEncoding:
-        """The inputs of a model for text, images or both.
+        """Returns the inputs of a model for text, images or both.
 
         Args:
             text: a string, or strings in any form that the tokenizer takes; None: no text.
@@ -104,7 +106,8 @@ class GroupViTProcessor:
             kwargs: of the tokenizer (`padding`, `truncation`, `max_length`, ...) and settings of the image processor.
 
         Returns:
-            `input_ids` and `attention_mask` int64 `[N, T]` with text; `pixel_values` float32 `[B, 3, H, W]` with images.
+            `input_ids` and `attention_mask` int64 `[N, T]` with text; `pixel_values` float32 `[B, 3, H, W]` with
+            images.
         """
         unknown = kwargs.keys() - _TEXT_KEYWORDS - _IMAGE_KEYWORDS
         if unknown:
@@ -131,7 +134,7 @@ class GroupViTProcessor:
 
     @property
     def model_input_names(self) -> list[str]:
-        """Names of what a call with text and images returns."""
+        """Returns the names of a call's outputs for text and images."""
         return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
 
     def __repr__(self) -> str:
@@ -139,7 +142,8 @@ class GroupViTProcessor:
 
 
 def missing_parts(directory: Path) -> str:
-    """Returns what a directory lacks of a processor, for a message: "no tokenizer (FILES) and no image processor (FILE)", or ""."""
+    """Returns what a directory lacks of a processor, for a message: "no tokenizer (FILES) and no image processor
+    (FILE)", or ""."""
     missing = []
     if not has_file(directory, TOKENIZER_FILE) and not (
         has_file(directory, VOCAB_FILE) and has_file(directory, MERGES_FILE)

@@ -1,8 +1,8 @@
 """Text -> token ids: CLIP's byte-pair tokenizer, with the ids and the files of transformers' fast CLIP tokenizer.
 
-A text is normalised (Unicode NFC, white space to one space, lower case), cut into words by CLIP's pattern, each word's bytes are
-merged by the learnt pairs, and the ids stand between the start-of-text and the end-of-text token. The work is done by the
-`tokenizers` library; this module says which pieces it is made of, and reads and writes the five files of the hub.
+A text is normalised (Unicode NFC, white space to one space, lower case), cut into words by CLIP's pattern, each word's
+bytes are merged by the learned pairs, and the ids stand between the start-of-text and the end-of-text token. The
+`tokenizers` library does the work; this module configures it, and reads and writes the five files of the hub.
 """
 
 import json
@@ -71,13 +71,15 @@ _SPACED_PUNCTUATION = (
 class CLIPTokenizer:
     """CLIP's tokenizer, from its vocabulary files; also exported as `AutoTokenizer` and `CLIPTokenizerFast`.
 
-    `CLIPTokenizer(vocab_file, merges_file)`, or `tokenizer_file=` a tokenizer.json; `from_pretrained` takes a directory or a hub
-    name. Attributes: `bos_token`, `eos_token`, `unk_token`, `pad_token` (strings; `pad_token` may be None), their `..._id`,
-    `model_max_length`, `padding_side` and `truncation_side` ("right" or "left").
+    `CLIPTokenizer(vocab_file, merges_file)`, or `tokenizer_file=` a tokenizer.json; `from_pretrained` takes a directory
+    or a hub name. Attributes: `bos_token`, `eos_token`, `unk_token`, `pad_token` (strings; `pad_token` may be None),
+    their `..._id`, `model_max_length`, `padding_side` and `truncation_side` ("right" or "left").
 
-    Keys of a file that are not settings here are kept in `extra` and written back by `save_pretrained`. Keywords of a caller
-    never are: unknown ones are refused, and settings of transformers' tokenizers (`errors`, `do_lower_case`, ...) are accepted
-    where they ask for what is done anyway.
+    Keys of a file that are not settings here are kept in `extra` and written back by `save_pretrained`. Keywords of a
+    caller
+    never are: unknown ones are refused, and settings of transformers' tokenizers (`errors`, `do_lower_case`, ...) are
+        accepted
+    with the values that CLIP's tokenizer has anyway.
     """
 
     model_input_names = ("input_ids", "attention_mask")
@@ -133,13 +135,14 @@ class CLIPTokenizer:
             elif vocab_file is not None and merges_file is not None:
                 self._backend = read_vocabulary(Path(vocab_file), Path(merges_file), self.unk_token)
             self._add_special_tokens(specials)
-            # Cut and padded here, call by call: the backend's own settings are shared state, and a saved file may carry some.
+            # Cut and padded here, call by call: the backend's own settings are shared state, and a saved file may carry
+            # some.
             self._backend.no_truncation()
             self._backend.no_padding()
             # What does not fit together within a file shows in use only.
             self._backend.encode(_PROBE)
 
-    # ---- files ----
+    # -- files --
 
     @classmethod
     def from_pretrained(
@@ -147,11 +150,13 @@ class CLIPTokenizer:
         name_or_path: str | Path,
         **settings: Any,
     ) -> Self:
-        """The tokenizer in a directory or a hub repository: `tokenizer.json`, or `vocab.json` with `merges.txt`.
+        """Returns the tokenizer in a directory or a hub repository: `tokenizer.json`, or `vocab.json` with
+        `merges.txt`.
 
-        `tokenizer_config.json` and `special_tokens_map.json` are read where they exist; keywords such as `model_max_length`
-        override them, and unknown ones are refused. `use_fast`, `trust_remote_code` and their like are accepted for code written
-        for transformers; they change nothing. `revision` to `force_download` say where to look: `groupvit_common.checkpoints.hub.resolve`.
+        `tokenizer_config.json` and `special_tokens_map.json` are read where they exist; keywords such as
+        `model_max_length` override them, and unknown ones are refused. `use_fast`, `trust_remote_code` and their like
+        are accepted for code written for transformers; they change nothing. Others are those of
+        `groupvit_common.checkpoints.hub.HubLocation`.
         Raises `CheckpointError` when a file is missing or cannot be used.
         """
         check_keywords("tokenizer", settings, (*_SETTINGS, *HUB_KEYWORDS), HARMLESS_TOKENIZER_KEYWORDS)
@@ -161,10 +166,10 @@ class CLIPTokenizer:
 
     @classmethod
     def of_directory(cls, directory: Path, settings: Mapping[str, Any]) -> Self:
-        """The tokenizer of a local directory; see `from_pretrained`."""
+        """Returns the tokenizer of a local directory; see `from_pretrained`."""
         from_files = _read_settings(directory)
         arguments = {name: value for name, value in from_files.items() if name in _SETTINGS} | dict(settings)
-        # A harmless keyword of the caller takes the place of what the file says.
+        # A harmless keyword of the caller replaces the file's.
         arguments["extra"] = {name: value for name, value in from_files.items() if name not in arguments}
         try:
             _check_settings(from_files)
@@ -184,11 +189,12 @@ class CLIPTokenizer:
         return cls(**arguments)
 
     def save_pretrained(self, save_directory: str | Path) -> list[Path]:
-        """Writes the five files from which this class and transformers (4.x, 5.x) load the same tokenizer; returns their paths."""
+        """Writes the five files from which this class and transformers (4.x, 5.x) load the same tokenizer; returns
+        their paths."""
         return write_texts(Path(save_directory), self.file_texts())
 
     def file_texts(self) -> dict[str, str]:
-        """The texts of the files that `save_pretrained` writes, by name."""
+        """Returns the texts of the files that `save_pretrained` writes, by name."""
         backend = json.loads(self._backend.to_str())
         # "a b" instead of ["a", "b"]: tokenizers before 0.20 (transformers before 4.45) reads nothing else.
         merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in backend["model"]["merges"]]
@@ -229,13 +235,14 @@ class CLIPTokenizer:
     def train(
         cls, captions: Iterable[str], vocab_size: int, model_max_length: int = CLIP_CONTEXT_LENGTH, **settings: Any
     ) -> Self:
-        """A byte-pair vocabulary learnt from captions, laid out as CLIP's: the same captions always give the same one.
+        """Learns a byte-pair vocabulary from captions, laid out as CLIP's: the same captions always give the same one.
 
-        First the 256 bytes, then the 256 bytes that end a word (so that no text is unknown), then the merged pairs by the order
-        in which they were learnt, last the start-of-text and the end-of-text token (ids `vocab_size - 2`, `vocab_size - 1`): the
-        end token has the largest id, as pooling in early checkpoints needs.
+        First the 256 bytes, then the 256 bytes that end a word (so that no text is unknown), then the merged pairs by
+        the order in which they were learned, last the start-of-text and the end-of-text token (ids `vocab_size - 2`,
+        `vocab_size - 1`): the end token has the largest id, as pooling in early checkpoints needs.
 
-        `vocab_size` is at least 514. Few captions may offer fewer pairs than asked for: `len(tokenizer)` says the size reached.
+        `vocab_size` is at least 514. Few captions may offer fewer pairs than requested: `len(tokenizer)` is the size
+        reached.
         """
         captions = [captions] if isinstance(captions, str) else list(captions)
         for caption in captions:
@@ -254,7 +261,8 @@ class CLIPTokenizer:
                 continue
             given = value if isinstance(value, Mapping) else {}
             flags = {key: bool(given[key]) for key in ("lstrip", "rstrip", "single_word", "normalized") if key in given}
-            # transformers' CLIP tokenizer finds its own tokens in the normalised text ("<|ENDOFTEXT|>" is one), others as written.
+            # transformers' CLIP tokenizer finds its own tokens in the normalised text ("<|ENDOFTEXT|>" is one), others
+            # as written.
             flags.setdefault("normalized", content in (START_OF_TEXT, END_OF_TEXT))
             self._backend.add_special_tokens([AddedToken(content, special=True, **flags)])
             known.add(content)
@@ -264,7 +272,7 @@ class CLIPTokenizer:
                 end, start, trim_offsets=False, add_prefix_space=False
             )
 
-    # ---- vocabulary ----
+    # -- vocabulary --
 
     @property
     def bos_token_id(self) -> int:
@@ -284,7 +292,7 @@ class CLIPTokenizer:
 
     @property
     def all_special_tokens(self) -> list[str]:
-        """The distinct special tokens."""
+        """Returns the distinct special tokens."""
         return list(dict.fromkeys(token for name in _SPECIAL_NAMES if (token := getattr(self, name)) is not None))
 
     @property
@@ -301,18 +309,18 @@ class CLIPTokenizer:
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     def get_vocab(self) -> dict[str, int]:
-        """Every token -> its id."""
+        """Returns every token -> its id."""
         return self._backend.get_vocab(with_added_tokens=True)
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
-        """Token -> id, or a list of them; a token that the vocabulary lacks has the id of the unknown token."""
+        """Returns token -> id, or a list of them; a token that the vocabulary lacks has the id of the unknown token."""
         if isinstance(tokens, str):
             index = self._backend.token_to_id(tokens)
             return self.unk_token_id if index is None else index
         return [self.convert_tokens_to_ids(token) for token in tokens]
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
-        """Id -> token, or a list of them (any array or tensor of integers)."""
+        """Returns id -> token, or a list of them (any array or tensor of integers)."""
         array = _as_ids(ids)
         if array.ndim == 0:
             return self._token_of(int(array))
@@ -331,7 +339,7 @@ class CLIPTokenizer:
             raise InputError(f"{index} is not the id of a token; this vocabulary has {len(self)} tokens")
         return token
 
-    # ---- text to ids ----
+    # -- text to ids --
 
     def __call__(
         self,
@@ -345,19 +353,20 @@ class CLIPTokenizer:
         return_tensors: str | None = None,
         padding_side: str | None = None,
     ) -> BatchEncoding:
-        """Token ids of one text or a list of texts.
+        """Returns the token ids of one text or a list of texts.
 
         Args:
             text: a string, or a list, tuple, NumPy array, or column of a table (pandas, Arrow, polars) of strings.
-            padding: True or "longest" (to the longest text of the batch), "max_length" (to `max_length`, or `model_max_length`
-                without one), False.
-            truncation: True cuts to `max_length` (or `model_max_length`) and keeps the end token; False never cuts. Left out, a
-                `max_length` without padding cuts too, as with transformers.
-            return_tensors: None (lists of integers), "np", "pt" (int64) or "tf" (int32): `[N, T]`, also for a single string.
+            padding: True or "longest" (to the longest text of the batch), "max_length" (to `max_length`, or
+                `model_max_length` without one), False.
+            truncation: True cuts to `max_length` (or `model_max_length`) and keeps the end token; False never cuts.
+                Left out, a `max_length` without padding cuts too, as with transformers.
+            return_tensors: None (lists of integers), "np", "pt" (int64) or "tf" (int32): `[N, T]`, also for a single
+                string.
 
         Returns:
-            `input_ids` and `attention_mask` (1 for tokens, 0 for padding), `[N, T]` or lists. A text longer than the model's
-            context is returned as it is when not truncated.
+            `input_ids` and `attention_mask` (1 for tokens, 0 for padding), `[N, T]` or lists. A text longer than the
+            model's context is returned as it is when not truncated.
         """
         check_return_tensors(return_tensors)
         single = isinstance(text, str)
@@ -395,15 +404,15 @@ class CLIPTokenizer:
         return BatchEncoding({name: value[0] if single else value for name, value in fields.items()})
 
     def encode(self, text: str, add_special_tokens: bool = True, **kwargs: Any) -> Any:
-        """The token ids of one text; keywords as in a call."""
+        """Returns the token ids of one text; keywords as in a call."""
         return self(text, add_special_tokens=add_special_tokens, **kwargs)["input_ids"]
 
     def tokenize(self, text: str, add_special_tokens: bool = False) -> list[str]:
-        """The tokens of one text as strings; `</w>` ends a word."""
+        """Returns the tokens of one text as strings; `</w>` ends a word."""
         return self._encode([check_text(text)], add_special_tokens, None)[0].tokens
 
     def _limit(self, max_length: int | None, add_special_tokens: bool, *, wanted: bool) -> int | None:
-        """Tokens to cut or pad to; None where neither the call nor the tokenizer sets a limit."""
+        """Returns the number of tokens to cut or pad to; None where neither the call nor the tokenizer sets a limit."""
         if max_length is not None:
             least = self._backend.num_special_tokens_to_add(False) if add_special_tokens else 1
             if isinstance(max_length, bool) or not isinstance(max_length, int | np.integer) or max_length < least:
@@ -431,7 +440,7 @@ class CLIPTokenizer:
         return encodings
 
     def _encode_cut(self, text: str, add_special_tokens: bool, limit: int) -> Encoding:
-        """One text's tokens cut so that they and the special tokens around them are `limit`."""
+        """Returns one text's tokens, cut so that they and the special tokens around them are `limit`."""
         encoding = self._backend.encode(text, add_special_tokens=False)
         room = limit - (self._backend.num_special_tokens_to_add(False) if add_special_tokens else 0)
         encoding.truncate(room, direction=self.truncation_side)
@@ -445,14 +454,15 @@ class CLIPTokenizer:
             )
         return index
 
-    # ---- ids to text ----
+    # -- ids to text --
 
     def decode(
         self, token_ids: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
     ) -> str:
-        """The text of one row of ids (an id, a list, an array or a tensor): lower case, a space after each word.
+        """Returns the text of one row of ids (an id, a list, an array or a tensor): lower case, a space after each
+        word.
 
-        `clean_up_tokenization_spaces` removes the space before punctuation; None: what the tokenizer's files say.
+        `clean_up_tokenization_spaces` removes the space before punctuation; None: as in the tokenizer's files.
         """
         array = _as_ids(token_ids)
         if array.ndim > 1:
@@ -486,7 +496,8 @@ CLIPTokenizerFast = CLIPTokenizer
 
 
 def _read_settings(directory: Path) -> dict[str, Any]:
-    """The settings, and keys that are none, that `tokenizer_config.json`, `special_tokens_map.json` and `tokenizer.json` give."""
+    """Returns the settings and further keys of `tokenizer_config.json`, `special_tokens_map.json` and
+    `tokenizer.json`."""
     config_file, map_file = directory / TOKENIZER_CONFIG_FILE, directory / SPECIAL_TOKENS_FILE
     settings = read_json(config_file) if config_file.is_file() else {}
     if "added_tokens_decoder" in settings:
@@ -518,7 +529,8 @@ def _read_settings(directory: Path) -> dict[str, Any]:
 
 
 def _content(name: str, value: Any) -> Any:
-    """A special token's text, from a string, an AddedToken or the dictionary that stands for one in JSON; None stays None."""
+    """Returns a special token's text, from a string, an AddedToken or the dictionary that stands for one in JSON; None
+    stays None."""
     content = value.get("content") if isinstance(value, Mapping) else getattr(value, "content", value)
     if not (content is None or (isinstance(content, str) and content)):
         raise InputError(f"{name} must be a non-empty string, got {short(value)}")
@@ -526,7 +538,7 @@ def _content(name: str, value: Any) -> Any:
 
 
 def _check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The special tokens' texts. Raises `InputError` for settings that cannot be used."""
+    """Returns the special tokens' texts. Raises `InputError` for settings that cannot be used."""
     contents = {name: _content(name, settings[name]) for name in _SPECIAL_NAMES if name in settings}
     if not (contents.get("bos_token", START_OF_TEXT) and contents.get("eos_token", END_OF_TEXT)):
         raise InputError("bos_token and eos_token cannot be left out: the text tower reads its result at the end token")
@@ -539,7 +551,7 @@ def _check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flags(token: AddedToken) -> dict[str, Any]:
-    """An added token as transformers' files say it."""
+    """Returns an added token as transformers' files have it."""
     names = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
     return {name: getattr(token, name) for name in names}
 
@@ -550,7 +562,7 @@ def _check_side(name: str, side: Any) -> None:
 
 
 def _mode(name: str, value: Any, meanings: Mapping[Any, str], names: tuple[str, ...]) -> str:
-    """One of the modes of `padding` or `truncation`; "" is off."""
+    """Returns one of the modes of `padding` or `truncation`; "" is off."""
     if isinstance(value, bool | str | None):
         if value in meanings:
             return meanings[value]
@@ -566,7 +578,7 @@ def _pad(row: list[int], width: int, value: int, side: str) -> list[int]:
 
 
 def _as_ids(ids: Any) -> np.ndarray[Any, Any]:
-    """Ids of any kind (integer, list, array, tensor on any device) as an int64 array."""
+    """Returns ids of any kind (integer, list, array, tensor on any device) as an int64 array."""
     array = np.asarray(ids.detach().cpu() if hasattr(ids, "detach") else ids)
     if array.size and not np.issubdtype(array.dtype, np.integer):
         raise InputError(f"token ids must be integers, got {array.dtype if array.dtype != object else 'a ragged list'}")

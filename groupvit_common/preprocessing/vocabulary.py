@@ -1,4 +1,4 @@
-"""CLIP's byte-pair vocabulary: learnt, or read from its files, within the pipeline of the `tokenizers` library."""
+"""CLIP's byte-pair vocabulary: learned, or read from its files, within the pipeline of the `tokenizers` library."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ _MOST_IDS = 1 << 20
 
 
 def assemble(vocab: dict[str, int], merges: list[tuple[str, str]], unk_token: str | None) -> Tokenizer:
-    """CLIP's pipeline around a byte-pair vocabulary."""
+    """Returns CLIP's pipeline around a byte-pair vocabulary."""
     model = BPE(
         vocab=vocab,
         merges=merges,
@@ -91,13 +91,14 @@ def _check_ids(vocab: object, path: Path) -> None:
     for token, index in vocab.items():
         if type(index) is not int or not 0 <= index < _MOST_IDS:
             raise CheckpointError(
-                f"{path} cannot be used as a tokenizer: token {short(token)} has the id {short(index)}, expected an integer "
+                f"{path} cannot be used as a tokenizer: token {short(token)} has the id {short(index)}, expected an "
+                "integer "
                 f"from 0 to {_MOST_IDS - 1}"
             )
 
 
 def learn_vocabulary(captions: Sequence[str], vocab_size: int) -> Tokenizer:
-    """Returns a tokenizer with a byte-pair vocabulary learnt from captions (see `CLIPTokenizer.train`)."""
+    """Returns a tokenizer with a byte-pair vocabulary learned from captions (see `CLIPTokenizer.train`)."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     letters = alphabet + [letter + END_OF_WORD for letter in alphabet]
     if not isinstance(vocab_size, int) or vocab_size < len(letters) + 2:
@@ -115,9 +116,9 @@ def learn_vocabulary(captions: Sequence[str], vocab_size: int) -> Tokenizer:
         end_of_word_suffix=END_OF_WORD,
     )
     learner.train_from_iterator(captions, trainer)
-    learnt = json.loads(learner.to_str())["model"]["merges"]
+    learned = json.loads(learner.to_str())["model"]["merges"]
     merges = [
-        (pair.split(" ")[0], pair.split(" ")[1]) if isinstance(pair, str) else (pair[0], pair[1]) for pair in learnt
+        (pair.split(" ")[0], pair.split(" ")[1]) if isinstance(pair, str) else (pair[0], pair[1]) for pair in learned
     ]
     # Two pairs may spell the same token: it has one id.
     tokens = list(dict.fromkeys([*letters, *(left + right for left, right in merges), START_OF_TEXT, END_OF_TEXT]))
@@ -127,7 +128,8 @@ def learn_vocabulary(captions: Sequence[str], vocab_size: int) -> Tokenizer:
 
 @contextlib.contextmanager
 def library_errors(source: object) -> Iterator[None]:
-    """Turns what the `tokenizers` library raises, or anything read from a file of another shape, into a `CheckpointError`."""
+    """Turns what the `tokenizers` library raises, or anything read from a file of another shape, into a
+    `CheckpointError`."""
     try:
         yield
     except (GroupViTError, KeyboardInterrupt, SystemExit):

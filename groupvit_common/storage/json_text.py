@@ -1,7 +1,7 @@
 """JSON, parsed within bounds and written readably.
 
-A file may hold a gigabyte of brackets or a number of five thousand digits. What is accepted here has bounded depth, finite
-numbers, and texts that can be written again.
+A file may hold a gigabyte of brackets or a number of five thousand digits. What is accepted here has bounded depth,
+finite numbers, and texts that can be written again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def parse_json(text: bytes | str, source: object, *, has_names: bool = False) ->
         has_names: names of files may be in it, which need not be Unicode (`unicode_json`).
 
     Raises:
-        CheckpointError: no JSON, no object, nested too deeply, a number that is not finite or too long, a text that is no Unicode.
+        CheckpointError: no JSON, no object, nested too deeply, a number that is not finite or too long, a text that is
+            no Unicode.
     """
     raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     try:
@@ -110,7 +111,8 @@ def json_text(content: Mapping[str, Any]) -> str:
 
 
 def unicode_json(content: Any, **how: Any) -> str:
-    """Returns JSON in readable Unicode; in ASCII if a text in it is no Unicode, as file names that are not UTF-8 are none.
+    """Returns JSON in readable Unicode; in ASCII if a text in it is no Unicode, as file names that are not UTF-8 are
+    none.
 
     Numbers that are not finite, which JSON does not know, are null.
     """

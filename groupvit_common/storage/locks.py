@@ -18,7 +18,8 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.
 
 
 class FolderLock:
-    """A lock on a hidden file in a folder. Released, it takes the file away; what a killed process leaves of it locks nothing.
+    """A lock on a hidden file in a folder. Released, it takes the file away; what a killed process leaves of it locks
+    nothing.
 
     Args:
         name: of the file; one for each purpose.
@@ -50,7 +51,8 @@ class FolderLock:
                     log(f"{folder} is on a file system without locks: make sure that no other {purpose} writes there")
                     return
                 raise InputError(
-                    f"another {purpose} writes into {folder}{f' ({holder})' if holder else ''}: wait for its end, or choose another folder"
+                    f"another {purpose} writes into {folder}{f' ({holder})' if holder else ''}: wait for its end, or "
+                    "choose another folder"
                 ) from error
             # The one who had it may have taken the file away in between.
             if self._is_there(file):

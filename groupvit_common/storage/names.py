@@ -10,16 +10,19 @@ from pathlib import Path
 
 
 def is_hidden(name: str) -> bool:
-    """Returns whether a file or folder of this name (without its folders) is one that programs put beside those of users.
+    """Returns whether a file or folder of this name (without its folders) is one that programs put beside those of
+    users.
 
-    One rule for folders, archives, data sets and checkpoints: names that begin with a dot (`.DS_Store`, macOS's `._photo.jpg`,
+    One rule for folders, archives, data sets and checkpoints: names that begin with a dot (`.DS_Store`, macOS's
+        `._photo.jpg`,
     `.ipynb_checkpoints`), `__MACOSX`, and the leavings of Windows (`Thumbs.db`, `desktop.ini`).
     """
     return name.startswith(".") or name.casefold() in ("__macosx", "thumbs.db", "desktop.ini")
 
 
 def list_files(directory: Path, folders: bool = False) -> list[str]:
-    """Returns the names of the files in `directory`, sorted, `folders`: and in its folders; none if it cannot be listed."""
+    """Returns the names of the files in `directory`, sorted, `folders`: and in its folders; none if it cannot be
+    listed."""
     try:
         paths = directory.rglob("*") if folders else directory.iterdir()
         return sorted(path.relative_to(directory).as_posix() for path in paths if path.is_file())
@@ -28,8 +31,8 @@ def list_files(directory: Path, folders: bool = False) -> list[str]:
 
 
 def fit_name(name: str, ends: Iterable[str], folder: Path) -> str:
-    """Returns a name for files in `folder` that gets one of these ends: itself, or where that would be too long for the file system its
-    beginning with a hash of the whole."""
+    """Returns a name for files in `folder` that gets one of these ends: itself, or where that would be too long for the
+    file system its beginning with a hash of the whole."""
     try:
         limit = os.pathconf(folder, "PC_NAME_MAX")
     except (AttributeError, OSError, ValueError):
@@ -44,5 +47,6 @@ def fit_name(name: str, ends: Iterable[str], folder: Path) -> str:
 
 
 def name_key(name: str) -> str:
-    """Returns what is equal for names that some file system takes for the same: in upper and lower case, composed and decomposed."""
+    """Returns what is equal for names that some file system takes for the same: in upper and lower case, composed and
+    decomposed."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

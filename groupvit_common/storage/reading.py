@@ -19,7 +19,8 @@ def read_bytes(path: Path, limit: int = TEXT_BYTES) -> bytes:
     """Returns the content of a regular file of at most `limit` bytes; links are followed.
 
     Raises:
-        CheckpointError: the file is missing, no regular file, too large, or cannot be read; names the file and the cause.
+        CheckpointError: the file is missing, no regular file, too large, or cannot be read; names the file and the
+            cause.
     """
     try:
         # A pipe would wait for its writer: looked at before it is opened, and once more after that.

@@ -3,12 +3,13 @@
 What is saved is the old set of files or the new one, whole, whenever its writer is killed and whoever reads meanwhile:
 
     DIR/.groupvit-1b2c3d4e.tmp/   the new files while they are written; its writer holds a lock on it (`flock`)
-    DIR/.groupvit-commit/         the same folder, renamed when all of it is on the disk: from here on the new set is the valid one
-    DIR/config.json, ...          the files are moved to their places, and the folder disappears
+    DIR/.groupvit-commit/         the same folder, renamed when all of it is on the disk: from here on the new set is
+    the valid one DIR/config.json, ...          the files are moved to their places, and the folder disappears
 
-Whoever reads or writes next finishes the moves of a writer that was killed among them (`settle`), or, without the right to write,
-reads through them (`read_lock`). Readers hold a shared lock on DIR, moves an exclusive one. Folders of dead writers are removed by
-the next save. Without locks (Windows, some network drives) a killed save is still whole, but a reader may meet a save in progress.
+Whoever reads or writes next finishes the moves of a writer that was killed among them (`settle`), or, without the right
+to write, reads through them (`read_lock`). Readers hold a shared lock on DIR, moves an exclusive one. Folders of dead
+writers are removed by the next save. Without locks (Windows, some network drives) a killed save is still whole, but a
+reader may meet a save in progress.
 """
 
 from __future__ import annotations
@@ -57,9 +58,10 @@ def write_files(
 ) -> list[Path]:
     """Puts files into a directory, all or none, whenever the process is killed.
 
-    Each writer gets a path of the final name in a hidden folder. When all have succeeded and the bytes are on the disk, that
-    folder becomes the valid set at once, and its files are moved to their places, in the order of `writers`; until then what was
-    there before is untouched. Links are replaced, not written through. Of two that save at the same time the last wins, whole.
+    Each writer gets a path of the final name in a hidden folder. When all have succeeded and the bytes are on the disk,
+    that folder becomes the valid set at once, and its files are moved to their places, in the order of `writers`; until
+    then what was there before is untouched. Links are replaced, not written through. Of two that save at the same time
+    the last wins, whole.
 
     Args:
         directory: made if need be. It must not be held by `read_lock` of the same thread.
@@ -83,7 +85,8 @@ def write_files(
         _remove_dead(directory)
         with _staging(directory) as folder:
             for name, write in writers.items():
-                # Made here for the usual permissions: some writers, safetensors among them, make files that nobody else may read.
+                # Made here for the usual permissions: some writers, safetensors among them, make files that nobody else
+                # may read.
                 (folder / name).touch(exist_ok=False)
                 mode = (folder / name).stat().st_mode
                 write(folder / name)
@@ -117,7 +120,8 @@ def write_texts(directory: Path, texts: Mapping[str, str]) -> list[Path]:
 
 @contextlib.contextmanager
 def _staging(directory: Path) -> Iterator[Path]:
-    """A new hidden folder in `directory`, locked for as long as its writer lives; removed in the end unless it was renamed."""
+    """Yields a new hidden folder in `directory`, locked while its writer lives; removed in the end unless it was
+    renamed."""
     while True:
         folder = _staging_path(directory)
         folder.mkdir()
@@ -186,7 +190,8 @@ def _move(directory: Path) -> None:
         for name in _superseded(directory, files, family):
             (directory / name).unlink(missing_ok=True)
         flush(directory)
-    # Renamed before it is emptied: an empty folder of this name would give way to the next save, and that be removed instead.
+    # Renamed before it is emptied: an empty folder of this name would give way to the next save, and that be removed
+    # instead.
     dead = _staging_path(directory)
     with contextlib.suppress(FileNotFoundError):  # without locks: another was faster
         commit.rename(dead)
@@ -194,7 +199,7 @@ def _move(directory: Path) -> None:
 
 
 def _pending(directory: Path) -> tuple[list[str], str | None]:
-    """The files of a save that is to be finished, and the family that they take the place of."""
+    """Returns the files of a save that is to be finished, and the family that they replace."""
     content = read_json(directory / _COMMIT / _MANIFEST)
     files, family = content.get("files"), content.get("family")
     if isinstance(files, list) and (family is None or (isinstance(family, str) and family in _FAMILIES)):
@@ -217,7 +222,7 @@ def _superseded(directory: Path, files: list[str], family: str | None) -> list[s
 
 
 def _is_folder(path: Path) -> bool:
-    """Whether there is a folder, and no link to one."""
+    """Returns whether there is a folder, not a link to one."""
     return os.path.isdir(path) and not os.path.islink(path)  # noqa: PTH112, PTH114
 
 
@@ -226,7 +231,8 @@ def read_lock(directory: Path) -> Iterator[Path]:
     """Keeps the files of a directory as they are while several are read, so that they belong together.
 
     Yields:
-        The directory to read from: this one, or where a killed save in it cannot be finished here (no right to write), a temporary
+        The directory to read from: this one, or where a killed save in it cannot be finished here (no right to write),
+            a temporary
         one of links to the files as they would be.
     """
     while True:
@@ -238,7 +244,8 @@ def read_lock(directory: Path) -> Iterator[Path]:
         except OSError:
             can_settle = False
         with _locked(directory, exclusive=False):
-            # A save may have come to its end since then: its moves wait for this lock, and whoever comes next makes them first.
+            # A save may have come to its end since then: its moves wait for this lock, and whoever comes next makes
+            # them first.
             if not _is_folder(directory / _COMMIT):
                 yield directory
                 return
@@ -263,7 +270,8 @@ def _link(directory: Path, view: Path) -> None:
 
 def has_file(directory: Path, name: str) -> bool:
     """Returns whether a directory has a file, be it in a save that is still to be finished."""
-    # `os.path` calls a name that is too long, or one in a folder that may not be entered, missing, as it is to whoever asks.
+    # `os.path` calls a name that is too long, or one in a folder that may not be entered, missing, as it is to whoever
+    # asks.
     return any(os.path.exists(folder / name) for folder in (directory, directory / _COMMIT))  # noqa: PTH110
 
 

@@ -224,9 +224,9 @@ def test_later_faults_are_reported_when_read(tmp_path):
     (root / "SegmentationClass" / "two.png").write_bytes(b"no image")
     (root / "JPEGImages" / "two.jpg").write_bytes(b"no image")
     (opened,) = open_sets(f"voc:{root}")
-    with pytest.raises(InputError, match=r"two\.png is not an image"):
+    with pytest.raises(InputError, match=r"two\.png is in no supported image format"):
         opened[1].mask()
-    with pytest.raises(InputError, match=r"two\.jpg is not an image"):
+    with pytest.raises(InputError, match=r"two\.jpg is in no supported image format"):
         opened[1].image()
 
 

@@ -1,5 +1,6 @@
 """What the model's door promises beyond the reference cases."""
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -8,16 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groupvit_common.errors import InputError
-from groupvit_common.model.config import GroupViTConfig
-from tests.support.backends import Backend
+from tests.support.backends import BACKENDS, Backend
+from tests.support.models import tiny_config
 
 # bfloat16 keeps 8 bits, float16 11: about three roundings' worth of the largest value after a dozen layers.
 HALF = {"bfloat16": 0.05, "float16": 0.01}
 
 
-@pytest.mark.parametrize("size", [(32, 32), (64, 64), (8, 8), (24, 56), (56, 16)])
-def test_any_size_of_whole_patches(backend: Backend, tiny_config: GroupViTConfig, size: tuple[int, int]) -> None:
-    model = backend.build(tiny_config)
+@cache
+def made(backend: str, dtype: str = "float32") -> Any:
+    """The model of `tiny_config`, made once for all tests, which leave it as it is."""
+    return BACKENDS[backend]().build(tiny_config(), dtype=dtype)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (64, 64), (24, 56)])
+def test_any_size_of_whole_patches(backend: Backend, size: tuple[int, int]) -> None:
+    model = made(backend.name)
     pixels = np.random.default_rng(0).standard_normal((2, 3, *size)).astype(np.float32)
     ids = np.array([[48, 5, 49]])
     out = backend.call(model, input_ids=ids, pixel_values=pixels, output_segmentation=True)
@@ -27,13 +34,13 @@ def test_any_size_of_whole_patches(backend: Backend, tiny_config: GroupViTConfig
     assert np.isfinite(out.segmentation_logits).all()
 
 
-def test_position_embeddings_are_interpolated_as_torch_does_it(tiny_config: GroupViTConfig) -> None:
+def test_position_embeddings_are_interpolated_as_torch_does_it() -> None:
     import torch
     from torch.nn import functional as F
 
     from groupvit_torch.vision import VisionEmbeddings
 
-    embeddings = VisionEmbeddings(tiny_config.vision_config).double()
+    embeddings = VisionEmbeddings(tiny_config().vision_config).double()
     torch.nn.init.normal_(embeddings.position_embeddings)
     grid = embeddings.position_embeddings.unflatten(1, (4, 4)).permute(0, 3, 1, 2)
     wanted = F.interpolate(grid, size=(7, 3), mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
@@ -42,11 +49,9 @@ def test_position_embeddings_are_interpolated_as_torch_does_it(tiny_config: Grou
 
 
 @pytest.mark.parametrize("dtype", sorted(HALF))
-def test_half_precision_stays_near(
-    backend: Backend, tiny_config: GroupViTConfig, tiny_inputs: dict[str, np.ndarray], dtype: str
-) -> None:
-    full = backend.build(tiny_config)
-    half = backend.build(tiny_config, backend.weights(full), dtype)
+def test_half_precision_stays_near(backend: Backend, tiny_inputs: dict[str, np.ndarray], dtype: str) -> None:
+    full = made(backend.name)
+    half = backend.build(tiny_config(), backend.weights(full), dtype)
     wanted, actual = (backend.call(model, **tiny_inputs, return_loss=True) for model in (full, half))
     for name in ("image_embeds", "text_embeds"):
         # Compared at unit length; a near-tie may flip a hard assignment, so the median over images, not the worst.
@@ -54,8 +59,8 @@ def test_half_precision_stays_near(
     assert np.isfinite(actual.loss)
 
 
-def test_records_or_tuples(backend: Backend, tiny_config: GroupViTConfig, tiny_inputs: dict[str, np.ndarray]) -> None:
-    model = backend.build(tiny_config)
+def test_records_or_tuples(backend: Backend, tiny_inputs: dict[str, np.ndarray]) -> None:
+    model = made(backend.name)
     record = backend.call(model, **tiny_inputs, return_loss=True)
     flat = backend.call(model, **tiny_inputs, return_loss=True, return_dict=False)
     assert list(record) == [
@@ -72,29 +77,26 @@ def test_records_or_tuples(backend: Backend, tiny_config: GroupViTConfig, tiny_i
     np.testing.assert_array_equal(flat[-1][0], record.vision_model_output.last_hidden_state)
 
 
-def test_flags_default_to_the_configuration(
-    backend: Backend, tiny_config: GroupViTConfig, tiny_inputs: dict[str, np.ndarray]
-) -> None:
-    tiny_config.update({"output_hidden_states": True, "output_segmentation": True})
-    out = backend.call(backend.build(tiny_config), **tiny_inputs)
+def test_flags_default_to_the_configuration(backend: Backend, tiny_inputs: dict[str, np.ndarray]) -> None:
+    config = tiny_config()
+    config.update({"output_hidden_states": True, "output_segmentation": True})
+    out = backend.call(backend.build(config), **tiny_inputs)
     assert out.segmentation_logits is not None
     assert len(out.text_model_output.hidden_states) == 3
     assert len(out.vision_model_output.hidden_states) == 4
 
 
-def test_asking_for_attentions_changes_nothing_else(
-    backend: Backend, tiny_config: GroupViTConfig, tiny_inputs: dict[str, np.ndarray]
-) -> None:
+def test_asking_for_attentions_changes_nothing_else(backend: Backend, tiny_inputs: dict[str, np.ndarray]) -> None:
     # The fused kernel and the written-out attention are two programs: float32 rounding apart.
-    model = backend.build(tiny_config, dtype="float64")
+    model = made(backend.name, "float64")
     plain, asked = (backend.call(model, **tiny_inputs, output_attentions=flag) for flag in (False, True))
     np.testing.assert_allclose(plain.text_embeds, asked.text_embeds, atol=1e-12)  # float64 rounding
     assert plain.text_model_output.attentions is None
     np.testing.assert_allclose(asked.text_model_output.attentions[0].sum(axis=-1), 1, atol=1e-12)
 
 
-def test_padding_does_not_reach_the_features(backend: Backend, tiny_config: GroupViTConfig) -> None:
-    model = backend.build(tiny_config, dtype="float64")
+def test_padding_does_not_reach_the_features(backend: Backend) -> None:
+    model = made(backend.name, "float64")
     short = np.array([[48, 3, 4, 49]])
     padded = np.array([[48, 3, 4, 49, 49, 49]])
     mask = np.array([[1, 1, 1, 1, 0, 0]])
@@ -103,8 +105,8 @@ def test_padding_does_not_reach_the_features(backend: Backend, tiny_config: Grou
     np.testing.assert_allclose(actual, wanted, atol=1e-12)  # float64 rounding
 
 
-def test_text_is_pooled_at_the_first_end_of_text(backend: Backend, tiny_config: GroupViTConfig) -> None:
-    model = backend.build(tiny_config)
+def test_text_is_pooled_at_the_first_end_of_text(backend: Backend) -> None:
+    model = made(backend.name)
     ids = np.array([[48, 3, 49, 49], [48, 49, 7, 8]])
     out = backend.call(model, input_ids=ids, pixel_values=np.zeros((2, 3, 32, 32), np.float32)).text_model_output
     np.testing.assert_array_equal(out.pooler_output[0], out.last_hidden_state[0, 2])
@@ -134,12 +136,11 @@ def test_text_is_pooled_at_the_first_end_of_text(backend: Backend, tiny_config: 
 )
 def test_bad_input_gets_one_clear_error(
     backend: Backend,
-    tiny_config: GroupViTConfig,
     tiny_inputs: dict[str, np.ndarray],
     change: dict[str, Any],
     message: str,
 ) -> None:
-    model = backend.build(tiny_config)
+    model = made(backend.name)
     with pytest.raises(InputError, match=message):
         backend.call(model, **{**tiny_inputs, **change}, return_loss=True)
 
@@ -150,8 +151,6 @@ def test_bad_input_gets_one_clear_error(
 @given(st.integers(1, 3), st.integers(1, 6), st.integers(1, 9), st.integers(0, 99))
 @settings(max_examples=30, deadline=None)
 def test_hard_assignment_takes_the_best_noisy_group(images: int, groups: int, segments: int, seed: int) -> None:
-    from tests.support.backends import BACKENDS
-
     rng = np.random.default_rng(seed)
     logits, noise = rng.standard_normal((2, images, groups, segments))
     for make in BACKENDS.values():
@@ -169,10 +168,8 @@ def test_soft_assignment_is_a_softmax_at_the_temperature(backend: Backend) -> No
     np.testing.assert_allclose(backend.assign(logits, hard=False, temperature=0.5), wanted, atol=1e-12)
 
 
-def test_explicit_noise_decides_the_training_pass(
-    backend: Backend, tiny_config: GroupViTConfig, tiny_inputs: dict[str, np.ndarray]
-) -> None:
-    model = backend.build(tiny_config)
+def test_explicit_noise_decides_the_training_pass(backend: Backend, tiny_inputs: dict[str, np.ndarray]) -> None:
+    model = made(backend.name)
     rng = np.random.default_rng(3)
     noise = [rng.gumbel(size=shape).astype(np.float32) for shape in ((3, 6, 16), (3, 5, 6))]
     first, second = (backend.call(model, **tiny_inputs, gumbel_noise=noise).image_embeds for _ in range(2))
@@ -190,10 +187,8 @@ def test_strong_noise_sends_every_segment_to_the_chosen_group(backend: Backend) 
         np.testing.assert_allclose(backend.assign(rng.standard_normal((2, 4, 5)), noise=noise), wanted, atol=1e-12)
 
 
-def test_each_stage_takes_its_own_noise(
-    backend: Backend, tiny_config: GroupViTConfig, tiny_inputs: dict[str, np.ndarray]
-) -> None:
-    model = backend.build(tiny_config)
+def test_each_stage_takes_its_own_noise(backend: Backend, tiny_inputs: dict[str, np.ndarray]) -> None:
+    model = made(backend.name)
     first, second = (np.zeros(shape, np.float32) for shape in ((3, 6, 16), (3, 5, 6)))
 
     def hidden_states(*noise: np.ndarray) -> tuple[np.ndarray, ...]:

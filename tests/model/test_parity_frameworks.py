@@ -9,10 +9,11 @@ pytest.importorskip("torch")
 pytest.importorskip("tensorflow")
 
 from tests.support import parity
-from tests.support.parity import LEVELS, ZERO, Agreement, has_gradient
+from tests.support.parity import LEVELS, ZERO, has_gradient
 
 # Two stages with the legacy end token, and four. `make parity` measures more.
 SEEDS = (23, 17)
+MEASURED = (("float32", SEEDS[1]), ("float64", SEEDS[0]))
 
 # Largest difference over the array's largest value. float32 has 7 digits and the two programs sum in different orders.
 FLOAT32 = 1e-5
@@ -25,7 +26,7 @@ HALF = {"bfloat16": 16 * 2**-8, "float16": 16 * 2**-11}
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize(("dtype", "seed"), [("float32", SEEDS[1]), ("float64", SEEDS[0])])
+@pytest.mark.parametrize(("dtype", "seed"), MEASURED)
 def test_every_quantity_agrees(level: str, dtype: str, seed: int) -> None:
     measured = parity.measure(level, seed, dtype)
     assert len(measured) > 30
@@ -62,9 +63,9 @@ def test_no_other_gradient_is_left_out() -> None:
 
 
 def test_label_maps_agree_pixel_by_pixel() -> None:
-    for dtype, least in (("float32", LABELS), ("float64", 1.0)):
-        agreement = sum((parity.label_maps(seed, dtype) for seed in SEEDS), start=Agreement())
-        assert agreement.compared > 1000
+    for (dtype, seed), least in zip(MEASURED, (LABELS, 1.0), strict=True):
+        agreement = parity.label_maps(seed, dtype)
+        assert agreement.compared > 500
         assert agreement.tied < agreement.compared / 100
         assert agreement.share >= least
 
@@ -108,38 +109,43 @@ def one_direction(logits):
     return -ops.mean(ops.diagonal(ops.log_softmax(logits, axis=1)))
 
 
-@pytest.mark.parametrize(
-    ("level", "row", "target", "value"),
-    [
-        ("operation", "gelu", "layers.ACTIVATIONS[gelu]", "gelu_new"),
-        ("operation", "positions of another image size (bicubic)", "vision.resize_matrix", "bilinear"),
-        ("layer", "batch norm, evaluation", "layers.BatchNorm.epsilon", 2e-5),
-        ("layer", "batch norm, running statistics", "layers.BatchNorm.momentum", 0.101),
-        ("layer", "TokenAssign, hard, gradient", "grouping.assign", broken_assign),
-        ("tower", "text, padding masked: last_hidden_state", "text._attention_bias", broken_bias),
-        ("model", "loss, evaluation", "model.symmetric_cross_entropy", one_direction),
+# Level -> errors that are put into the Keras package: the row that must notice each, what is replaced, and by what.
+ERRORS: dict[str, list[tuple[str, str, object]]] = {
+    "operation": [
+        ("gelu", "layers.ACTIVATIONS[gelu]", "gelu_new"),
+        ("positions of another image size (bicubic)", "vision.resize_matrix", "bilinear"),
     ],
-)
-def test_an_error_put_in_is_noticed(monkeypatch, level: str, row: str, target: str, value: object) -> None:
+    "layer": [
+        ("batch norm, evaluation", "layers.BatchNorm.epsilon", 2e-5),
+        ("batch norm, running statistics", "layers.BatchNorm.momentum", 0.101),
+        ("TokenAssign, hard, gradient", "grouping.assign", broken_assign),
+    ],
+    "tower": [("text, padding masked: last_hidden_state", "text._attention_bias", broken_bias)],
+    "model": [("loss, evaluation", "model.symmetric_cross_entropy", one_direction)],
+}
+
+
+@pytest.mark.parametrize("level", ERRORS)
+def test_errors_put_in_are_noticed(monkeypatch, level: str) -> None:
     import groupvit_tf.model
     import groupvit_tf.vision
 
     parity.both.cache_clear()
-    module, *path = target.split(".")
-    owner = functools.reduce(getattr, path[:-1], getattr(groupvit_tf, module))
-    name = path[-1]
-    if name.startswith("ACTIVATIONS"):
-        monkeypatch.setitem(owner.ACTIVATIONS, "gelu", owner.ACTIVATIONS[value])
-    elif name == "resize_matrix":
-        monkeypatch.setattr(
-            owner, name, functools.partial(lambda plain, n, m, mode: plain(n, m, value), owner.resize_matrix)
-        )
-    else:
-        if callable(value):
-            monkeypatch.setattr(
-                owner, f"unbroken_{name.removeprefix('_').split('_')[-1]}", getattr(owner, name), raising=False
-            )
-        monkeypatch.setattr(owner, name, value)
+    for _, target, value in ERRORS[level]:
+        module, *path = target.split(".")
+        owner = functools.reduce(getattr, path[:-1], getattr(groupvit_tf, module))
+        name = path[-1]
+        if name.startswith("ACTIVATIONS"):
+            monkeypatch.setitem(owner.ACTIVATIONS, "gelu", owner.ACTIVATIONS[value])
+        elif name == "resize_matrix":
+            replaced = functools.partial(lambda plain, mode, n, m, _: plain(n, m, mode), owner.resize_matrix, value)
+            monkeypatch.setattr(owner, name, replaced)
+        else:
+            if callable(value):
+                whole = f"unbroken_{name.removeprefix('_').split('_')[-1]}"
+                monkeypatch.setattr(owner, whole, getattr(owner, name), raising=False)
+            monkeypatch.setattr(owner, name, value)
     noticed = parity.rows(parity.measure(level, SEEDS[0], "float64"))
     parity.both.cache_clear()
-    assert noticed[row] > 1000 * FLOAT64
+    for row, _, _ in ERRORS[level]:
+        assert noticed[row] > 1000 * FLOAT64, row

@@ -323,7 +323,10 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_used(backend, process
     model.save_pretrained(tmp_path)
     ways = [partial(broken.save_pretrained, tmp_path)]
     if backend.name == "tf":
+        import keras
+
         ways += [partial(broken.save, tmp_path / "m.keras"), partial(broken.save_weights, tmp_path / "m.weights.h5")]
+        ways += [partial(keras.saving.save_model, broken, tmp_path / "n.keras")]
     for save in ways:
         with pytest.raises(InputError, match=rf"cannot be saved, because 1 of its tensors hold NaN .*\({name}\)"):
             save()

@@ -324,9 +324,9 @@ def test_the_callers_array_is_left_alone():
         ("http://127.0.0.1:9/a.png", r"http://127\.0\.0\.1:9/a\.png cannot be downloaded: .*refused"),
         ("no/such.png", "there is no image file no/such.png"),
         (Path(__file__).parent, "it is a directory"),
-        (Path(__file__), "test_image_processor.py is not an image"),
-        (b"", "image 0 is not an image"),
-        ([REFERENCE / "2.png", b"\x89PNG"], "image 1 is not an image"),
+        (Path(__file__), "test_image_processor.py is in no supported image format"),
+        (b"", "image 0 is in no supported image format"),
+        ([REFERENCE / "2.png", b"\x89PNG"], "image 1 is in no supported image format"),
         (Image.new("RGB", (200000, 1)), "would be resized to 44800000x224, which is too large"),
     ],
 )
@@ -341,7 +341,7 @@ def test_a_truncated_file_is_named(photo, tmp_path, kind):
     photo.save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     for use in (load_image, GroupViTImageProcessor()):
-        with pytest.raises(InputError, match=f"broken.{kind} (cannot be read|is not an image)"):
+        with pytest.raises(InputError, match=f"broken.{kind} (cannot be read|is in no supported image format)"):
             use(path)
 
 
@@ -489,7 +489,7 @@ def test_an_image_behind_an_address(tmp_path, monkeypatch):
         try:
             address = f"http://127.0.0.1:{server.server_port}"
             assert load_image(f"{address}/green.png").getpixel((2, 2)) == (10, 200, 30)
-            with pytest.raises(InputError, match=r"page\.html is not an image"):
+            with pytest.raises(InputError, match=r"page\.html is in no supported image format"):
                 load_image(f"{address}/page.html")
             with pytest.raises(InputError, match=r"missing\.png cannot be downloaded: .*404|Not Found|File not found"):
                 load_image(f"{address}/missing.png")

@@ -369,7 +369,7 @@ def test_settings_of_the_files_are_honoured_and_kept(tmp_path):
             r"'modle_max_length', 'colour' are not keywords of the tokenizer; these are: .*model_max_length",
         ),
         ({"api_key": "hf_SECRET"}, "'api_key' is not a keyword of the tokenizer"),
-        ({"do_lower_case": False}, "do_lower_case=False cannot be had: the tokenizer knows do_lower_case=True only"),
+        ({"do_lower_case": False}, "do_lower_case=False is not supported: the tokenizer knows do_lower_case=True only"),
         ({"errors": "strict"}, "knows errors='replace' only"),
         ({"additional_special_tokens": ["<x>"]}, "additional_special_tokens"),
     ],

@@ -188,10 +188,10 @@ class TFSide(TF):
         return self.make(self.module("layers").LayerNorm, width, eps)
 
     def normalise(self, x: Any) -> Any:
-        return self.module("segmentation").unit(x)
+        return self.module("label_maps").unit(x)
 
     def bilinear(self, x: Any, size: tuple[int, int]) -> Any:
-        return self.module("segmentation").resize_bilinear(x, size)
+        return self.module("label_maps").resize_bilinear(x, size)
 
 
 Side = TorchSide | TFSide
@@ -331,7 +331,7 @@ def draw_config(rng: np.random.Generator) -> GroupViTConfig:
 
 def operations(side: Side, draw: Draw) -> Arrays:
     grouping, layers, loss, segmentation, text = (
-        side.module(name) for name in ("grouping", "layers", "loss", "segmentation", "text")
+        side.module(name) for name in ("grouping", "layers", "loss", "label_maps", "text")
     )
     results: Arrays = {}
 
