@@ -56,7 +56,7 @@ def closed_port() -> int:
         return probe.getsockname()[1]
 
 
-# -- directories ----------------------------------------------------------------------------------------------------------
+# -- directories --
 
 
 def test_a_directory_wins_over_a_name_of_the_hub(tmp_path, monkeypatch):
@@ -124,7 +124,7 @@ def test_a_name_of_another_type():
         resolve(None)
 
 
-# -- downloads ------------------------------------------------------------------------------------------------------------
+# -- downloads --
 
 
 def test_only_what_is_needed_is_downloaded_and_a_second_use_costs_one_head(server):
@@ -225,7 +225,7 @@ def test_a_damaged_download_can_be_forced_again(server):
     assert (resolve("org/name", force_download=True) / "model.safetensors").read_bytes() == b"weights"
 
 
-# -- what goes wrong ------------------------------------------------------------------------------------------------------
+# -- what goes wrong --
 
 
 def test_a_missing_repository(server):
@@ -385,7 +385,7 @@ def test_environment_variables_reach_a_fresh_process(server, tmp_path):
     assert outputs[0] == outputs[1] != ""
 
 
-# -- push -----------------------------------------------------------------------------------------------------------------
+# -- push --
 
 
 def saved(directory: Path, files: dict[str, bytes]) -> Path:

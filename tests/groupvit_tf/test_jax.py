@@ -1,6 +1,7 @@
 """The Keras package on JAX, in a process of its own in which neither TensorFlow nor PyTorch can be imported.
 
-`python -m tests.groupvit_tf.test_jax DIRECTORY PART` is that process. `make test-jax` also runs the tests of all backends with JAX.
+`python -m tests.groupvit_tf.test_jax DIRECTORY PART` is that process. `make test-jax` also runs the tests of all
+backends with JAX.
 """
 
 import importlib.util
@@ -34,7 +35,7 @@ def noise() -> list[np.ndarray]:
 
 
 def run(part: str, directory: Path, **environment: str) -> dict[str, Any]:
-    """What the process says; arrays it leaves in the directory."""
+    """Returns the process's output; it leaves arrays in the directory."""
     command = [sys.executable, "-m", "tests.groupvit_tf.test_jax", str(directory), part]
     root = str(ROOT)
     # Nearly all of the time goes into compiling, which is quicker without optimisations.
@@ -129,7 +130,8 @@ def test_what_jax_cannot_do_is_said_in_a_sentence(quick: dict[str, Any]) -> None
     assert quick["errors"] == {
         "float64": "float64 on JAX needs its 64-bit mode: set JAX_ENABLE_X64=1 in the environment, or call "
         "jax.config.update('jax_enable_x64', True), before the model is made",
-        "export": "a SavedModel is written by TensorFlow, and Keras runs on jax: save_pretrained, then load and export with "
+        "export": "a SavedModel is written by TensorFlow, and Keras runs on jax: save_pretrained, then load and export "
+        "with "
         "KERAS_BACKEND=tensorflow",
         "bad ids": "input_ids must lie between 0 and 29, got 77; do the tokenizer and the model belong together?",
         "bad data": "pixel_values is missing: this model needs it",
@@ -153,7 +155,7 @@ def test_the_rest_of_what_keras_offers(torch_directory: Path) -> None:
     assert answer["moved"] > 1e-3
 
 
-# -- the process --------------------------------------------------------------------------------------------------------
+# -- the process --
 
 
 class Absent:

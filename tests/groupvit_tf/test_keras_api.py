@@ -1,4 +1,5 @@
-"""What `keras.Model` offers: every public name and every argument either works as Keras says or is refused in one sentence.
+"""What `keras.Model` offers: every public name and every argument either works as Keras says or is refused in one
+sentence.
 
 A name or an argument that a later Keras adds makes the first two tests fail: try it, then write it into the table.
 """
@@ -43,8 +44,10 @@ REFUSED_ARGUMENTS = {
     "export": {"input_signature"},
 }
 ARGUMENTS = {
-    "compile": "optimizer loss loss_weights metrics weighted_metrics run_eagerly steps_per_execution jit_compile auto_scale_loss",
-    "fit": "x y batch_size epochs verbose callbacks validation_split validation_data shuffle class_weight sample_weight "
+    "compile": "optimizer loss loss_weights metrics weighted_metrics run_eagerly steps_per_execution jit_compile "
+    "auto_scale_loss",
+    "fit": "x y batch_size epochs verbose callbacks validation_split validation_data shuffle class_weight "
+    "sample_weight "
     "initial_epoch steps_per_epoch validation_steps validation_batch_size validation_freq",
     "evaluate": "x y batch_size verbose sample_weight steps callbacks return_dict kwargs",
     "predict": "x batch_size verbose steps callbacks",
@@ -160,8 +163,8 @@ WORKS: dict[str, Callable[[GroupViTModel, Inputs, Path], Any]] = {
     "weights": lambda m, x, d: len(m.weights) == 103,
 }
 
-# What is refused: name -> a use of it, and what the sentence says. Keras's own sentences where the name has no meaning for any
-# model of this kind.
+# What is refused: name -> a use of it, and what the sentence says. Keras's own sentences where the name has no meaning
+# for any model of this kind.
 REFUSED: dict[str, tuple[Callable[[GroupViTModel, Inputs], Any], str]] = {
     "add_loss": (lambda m, x: m.add_loss(1.0), "can only be called from inside"),
     "add_metric": (lambda m, x: m.add_metric(1), "add_metric"),
@@ -205,7 +208,8 @@ def test_the_table_names_all_that_a_keras_model_has() -> None:
     has = {name for name in dir(keras.Model) if not name.startswith("_")}
     written = WORKS.keys() | REFUSED.keys() | INHERITED
     assert has == written, (
-        f"Keras {keras.__version__} adds {sorted(has - written)} and lacks {sorted(written - has)}: try each, then mend the table"
+        f"Keras {keras.__version__} adds {sorted(has - written)} and lacks {sorted(written - has)}: try each, then "
+        "mend the table"
     )
 
 
@@ -237,10 +241,20 @@ def test_arguments_of_fit_and_evaluate(model: GroupViTModel, inputs: Inputs, tmp
     stop = keras.callbacks.EarlyStopping("val_loss", patience=9)
     best = keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", monitor="val_loss", save_best_only=True)
     history = model.fit(
-        x=inputs, batch_size=2, epochs=4, initial_epoch=2, verbose=0, callbacks=[stop, best], shuffle=True, steps_per_epoch=1,
-        sample_weight=np.ones(4), validation_data=(inputs, None, np.ones(4)), validation_steps=1, validation_batch_size=4,
+        x=inputs,
+        batch_size=2,
+        epochs=4,
+        initial_epoch=2,
+        verbose=0,
+        callbacks=[stop, best],
+        shuffle=True,
+        steps_per_epoch=1,
+        sample_weight=np.ones(4),
+        validation_data=(inputs, None, np.ones(4)),
+        validation_steps=1,
+        validation_batch_size=4,
         validation_freq=[3, 4],
-    ).history  # fmt: skip
+    ).history
     assert (len(history["loss"]), len(history["val_loss"])) == (2, 2)
     loaded = keras.models.load_model(tmp_path / "best.keras")
     assert logits(loaded, inputs).shape == (4, 4)
@@ -307,7 +321,7 @@ def test_weights_of_pairs_are_those_of_the_loss(model: GroupViTModel, inputs: In
         np.testing.assert_array_equal(variable, value)
 
 
-# -- forms of data ------------------------------------------------------------------------------------------------------
+# -- forms of data --
 
 
 class Batches(keras.utils.PyDataset):
@@ -370,7 +384,7 @@ def test_a_data_set_is_taken_as_it_is_where_it_can_be(inputs: Inputs) -> None:
     assert known(data) is data
 
 
-# -- batches of a single pair -------------------------------------------------------------------------------------------
+# -- batches of a single pair --
 
 
 def five(inputs: Inputs) -> Inputs:
@@ -385,7 +399,8 @@ def fresh(**options: Any) -> GroupViTModel:
 
 
 def test_a_last_batch_of_one_pair_is_left_out(inputs: Inputs) -> None:
-    """The run is that without the pair, in the bits of weights, moments and reported figures (graphs and XLA: test_tf_model.py)."""
+    """The run is that without the pair, in the bits of weights, moments and reported figures (graphs and XLA:
+    test_tf_model.py)."""
     without, model = fresh(run_eagerly=True), fresh(run_eagerly=True)
     data = tf.data.Dataset.from_tensor_slices(five(inputs)).batch(2)
     wanted = without.fit(data.take(2), verbose=0).history
@@ -434,7 +449,7 @@ def test_pytorch_refuses_a_pair_alone_in_the_same_words(inputs: Inputs) -> None:
     assert twin.eval()(**one).logits_per_image.shape == (1, 1)
 
 
-# -- models around ours -------------------------------------------------------------------------------------------------
+# -- models around ours --
 
 
 @keras.saving.register_keras_serializable("tests")
@@ -503,7 +518,7 @@ def test_a_checkpoint_of_tensorflow_holds_all_weights(inputs: Inputs, tmp_path: 
         tf.train.Checkpoint(model=GroupViTTextModel(config)).read(path).assert_existing_objects_matched()
 
 
-# -- configurations from files ------------------------------------------------------------------------------------------
+# -- configurations from files --
 
 
 @pytest.mark.parametrize(
@@ -545,7 +560,8 @@ def test_a_backend_of_keras_that_is_neither_tensorflow_nor_jax() -> None:
         capture_output=True, text=True, check=False, env={**os.environ, "KERAS_BACKEND": "torch"},
     )  # fmt: skip
     assert result.stderr.splitlines()[-1].endswith(
-        "groupvit_tf runs on Keras's backends tensorflow and jax, and Keras is set to 'torch': set KERAS_BACKEND=tensorflow in the "
+        "groupvit_tf runs on Keras's backends tensorflow and jax, and Keras is set to 'torch': set "
+        "KERAS_BACKEND=tensorflow in the "
         "environment, or use groupvit_torch"
     )
 

@@ -1,4 +1,7 @@
-"""What is Keras's own: `.keras`, `.weights.h5`, dtype policies, SavedModels. Checkpoints of both backends: test_checkpoint.py."""
+"""Keras's own files: `.keras`, `.weights.h5`, dtype policies, SavedModels.
+
+Checkpoints of both backends: test_checkpoint.py.
+"""
 
 import subprocess
 import sys
@@ -35,7 +38,7 @@ def policies(model: Any) -> set[str]:
     return {layer.dtype_policy.name for layer in model._flatten_layers() if layer.weights}
 
 
-# -- names and layout -----------------------------------------------------------------------------------------------------
+# -- names and layout --
 
 
 def test_variables_have_the_names_and_shapes_of_the_manifest(tiny_config):
@@ -72,7 +75,7 @@ def test_names_do_not_depend_on_what_the_model_is_part_of(tiny_config):
     assert set(canonical_variables(outer.inner)) == set(manifest(tiny_config.text_config))
 
 
-# -- dtypes ---------------------------------------------------------------------------------------------------------------
+# -- dtypes --
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", keras.DTypePolicy("mixed_float16"), tf.bfloat16, np.float64])
@@ -100,7 +103,7 @@ def test_the_global_policy_holds_where_none_is_given(tiny_config):
         keras.config.set_dtype_policy(before)
 
 
-# -- arguments that transformers' TensorFlow classes have ------------------------------------------------------------------
+# -- arguments that transformers' TensorFlow classes have --
 
 
 def test_arguments_of_transformers(tmp_path):
@@ -120,7 +123,7 @@ def test_a_model_is_loaded_and_saved_under_a_strategy(tmp_path):
     assert values(GroupViTTextModel.from_pretrained(tmp_path)) == values(GroupViTTextModel.from_pretrained(CASE))
 
 
-# -- .keras and .weights.h5 -----------------------------------------------------------------------------------------------
+# -- .keras and .weights.h5 --
 
 
 @pytest.mark.parametrize(
@@ -229,7 +232,7 @@ def test_a_class_of_ones_own_is_found_again(tmp_path, tiny_config):
     assert find_weights(tmp_path).tensors["head.weight"].shape == (3, tiny_config.text_config.hidden_size)
 
 
-# -- SavedModels ----------------------------------------------------------------------------------------------------------
+# -- SavedModels --
 
 
 def close(actual: np.ndarray, expected: Any) -> bool:

@@ -1,4 +1,5 @@
-"""What only Keras can show: the forms of inputs, `fit` and its company, graphs, XLA, replicas, gradient checkpointing."""
+"""Keras alone: the forms of inputs, `fit` and its company, graphs, XLA, replicas, gradient
+checkpointing."""
 
 import os
 import subprocess
@@ -23,8 +24,8 @@ from tests.support.paths import ROOT
 
 Inputs = dict[str, np.ndarray]
 
-# Two orders of summation, relative to the array's largest value. Training steps are compared in float64: batch norm over four
-# rows enlarges rounding a thousandfold.
+# Two orders of summation, relative to the array's largest value. Training steps are compared in float64: batch norm
+# over four rows enlarges rounding a thousandfold.
 FLOAT32 = 1e-5
 FLOAT64 = 1e-9
 
@@ -45,7 +46,7 @@ def batches(inputs: Inputs, size: int = 4) -> tf.data.Dataset:
     return tf.data.Dataset.from_tensor_slices(inputs).batch(size, drop_remainder=True)
 
 
-# -- inputs and outputs -----------------------------------------------------------------------------------------------
+# -- inputs and outputs --
 
 
 def test_every_documented_form_of_inputs(model: TFGroupViTModel, inputs: Inputs) -> None:
@@ -139,11 +140,11 @@ def test_a_traced_function_returns_records_and_refuses_bad_input(model: TFGroupV
         tf.function(model.get_image_features).get_concrete_function(sides_unknown)
 
 
-# -- fit and its company ----------------------------------------------------------------------------------------------
+# -- fit and its company --
 
 
 def loss_and_hits(model: TFGroupViTModel, inputs: Inputs) -> dict[str, float]:
-    """What `evaluate` should say, from the model's own outputs, in NumPy."""
+    """Returns the expected result of `evaluate`, from the model's own outputs, in NumPy."""
     logits = model(inputs).logits_per_image.numpy().astype(np.float64)
     own = np.arange(len(logits))
 
@@ -195,7 +196,8 @@ def test_fit_learns_from_every_kind_of_data(inputs: Inputs) -> None:
 
 
 def test_a_compiled_step_is_the_eager_step(inputs: Inputs) -> None:
-    """SGD for two steps with given noise, then a pair alone, which is left out: XLA, which compiles a graph, against eager."""
+    """SGD for two steps with given noise, then a pair alone, which is left out: XLA, which compiles a graph, against
+    eager."""
     pairs = tf.data.Dataset.from_tensor_slices({**inputs, "gumbel_noise": (given_noise(),)})
     data = pairs.repeat(3).take(9).batch(4)
     results = []
@@ -279,7 +281,8 @@ def test_bad_data_is_refused_by_fit(inputs: Inputs) -> None:
 
 
 def test_two_replicas_are_one_device_with_the_whole_batch(tmp_path: Path) -> None:
-    """Two logical CPUs under MirroredStrategy, in a process of its own: devices are divided before TensorFlow starts."""
+    """Two logical CPUs under MirroredStrategy, in a process of its own: devices are divided before TensorFlow
+    starts."""
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
     result = subprocess.run(
         [sys.executable, "-m", "tests.support.replicas", str(tmp_path), "plain", "one", "mirrored"],
@@ -287,13 +290,14 @@ def test_two_replicas_are_one_device_with_the_whole_batch(tmp_path: Path) -> Non
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     one, two = (dict(np.load(tmp_path / f"{name}-0-plain.npz")) for name in ("one", "mirrored"))
-    # Relative, in float64, where nothing but another order of summation is left; losses and shares are reported in float32.
+    # Relative, in float64, where nothing but another order of summation is left; losses and shares are reported in
+    # float32.
     np.testing.assert_allclose(two["losses"], one["losses"], rtol=1e-7)
     for name, value in one.items():
         assert np.abs(two[name] - value).max() <= 1e-11 * max(np.abs(value).max(), 1.0), name
 
 
-# -- gradients, noise, layers -----------------------------------------------------------------------------------------
+# -- gradients, noise, layers --
 
 
 def test_gradient_checkpointing_changes_no_gradient(inputs: Inputs) -> None:

@@ -1,4 +1,4 @@
-"""What only PyTorch can show: training mode, gradients, checkpointing, compilation, initial values."""
+"""PyTorch alone: training mode, gradients, checkpointing, compilation, initial values."""
 
 import copy
 

@@ -106,7 +106,7 @@ def entry(shape: object = (2,), offsets: object = (0, 8), dtype: object = "F32")
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
-# -- headers --------------------------------------------------------------------------------------------------------------
+# -- headers --
 
 
 def test_a_header_says_what_the_file_holds(tmp_path):
@@ -248,12 +248,13 @@ def test_damaged_headers_are_errors_or_harmless(directory):
         except CheckpointError:
             refused += 1
         else:
-            # Offsets and shapes are checked against each other; what is left is other metadata, or like tensors swapped.
+            # Offsets and shapes are checked against each other; what is left is other metadata, or like tensors
+            # swapped.
             assert {name: t.shape for name, t in model.state_dict().items()} == {n: t.shape for n, t in whole.items()}
     assert refused > 200
 
 
-# -- directories ----------------------------------------------------------------------------------------------------------
+# -- directories --
 
 
 def test_the_layout_of_another_framework_is_refused(directory):
@@ -312,7 +313,7 @@ def test_a_broken_index(tmp_path, text):
         read_index(path)
 
 
-# -- comparing ------------------------------------------------------------------------------------------------------------
+# -- comparing --
 
 
 def test_comparing_lists_every_kind_of_difference():
@@ -337,7 +338,7 @@ def test_harmless_differences():
     ]
 
 
-# -- loading --------------------------------------------------------------------------------------------------------------
+# -- loading --
 
 
 @pytest.mark.parametrize("case", sorted(path.name for path in CASES.iterdir()))
@@ -488,7 +489,7 @@ def test_a_model_is_not_made_from_a_name(lib):
         lib.GroupViTModel("org/name")
 
 
-# -- sharding -------------------------------------------------------------------------------------------------------------
+# -- sharding --
 
 
 def test_shards_keep_the_order_and_the_limit():
@@ -512,7 +513,7 @@ def test_impossible_sizes(size):
         parse_size(size)
 
 
-# -- saving ---------------------------------------------------------------------------------------------------------------
+# -- saving --
 
 
 def test_saving_gives_back_every_bit_and_the_names_of_transformers(lib, tmp_path):
@@ -634,7 +635,7 @@ def test_from_the_hub_and_back(lib, tmp_path, monkeypatch):
         huggingface_hub.close_session()
 
 
-# -- the rest -------------------------------------------------------------------------------------------------------------
+# -- the rest --
 
 
 def test_gradient_checkpointing_is_switched_for_all_parts(lib):
@@ -664,7 +665,7 @@ def test_trainable_parameters_are_counted(lib):
         freeze(True)
 
 
-# -- from one backend to the other ----------------------------------------------------------------------------------------
+# -- from one backend to the other --
 
 
 @pytest.mark.parametrize(

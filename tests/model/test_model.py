@@ -1,4 +1,4 @@
-"""What the model's door promises beyond the reference cases."""
+"""Promises of the model's interface beyond the reference cases."""
 
 from functools import cache
 from typing import Any
@@ -145,7 +145,7 @@ def test_bad_input_gets_one_clear_error(
         backend.call(model, **{**tiny_inputs, **change}, return_loss=True)
 
 
-# -- the hard assignment ----------------------------------------------------------------------------------------------
+# -- the hard assignment --
 
 
 @given(st.integers(1, 3), st.integers(1, 6), st.integers(1, 9), st.integers(0, 99))

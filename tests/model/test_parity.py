@@ -11,8 +11,9 @@ from tests.support.paths import REFERENCE
 
 CASES = sorted(path.name for path in (REFERENCE / "transformers").iterdir())
 
-# Largest difference over the array's largest value. float32 has 7 digits; the two programs sum in different orders through
-# up to 12 matrix products, and the worst array seen was off by 3e-6. Gradients pass twice as many (seen: 1.4e-5).
+# Largest difference over the array's largest value. float32 has 7 digits; the two programs sum in different orders
+# through up to 12 matrix products, and the worst array seen was off by 3e-6. Gradients pass twice as many (seen:
+# 1.4e-5).
 FLOAT32 = 1e-5
 GRADIENT = 1e-4
 # The float64 references were computed from the same float32 weights: only rounding at 1e-16 remains (seen: 4e-15).

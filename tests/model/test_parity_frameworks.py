@@ -1,4 +1,5 @@
-"""PyTorch and Keras are one function: operations, layers, towers and models of random configurations (`tests/support/parity.py`)."""
+"""PyTorch and Keras are one function: operations, layers, towers and models of random configurations
+(`tests/support/parity.py`)."""
 
 import functools
 

@@ -1,4 +1,5 @@
-"""What is saved is whole, belongs together, and can be loaded again; what cannot be is refused before anything is written."""
+"""What is saved is whole, belongs together, and can be loaded again; what cannot be is refused before anything is
+written."""
 
 import copy
 import importlib
@@ -58,7 +59,7 @@ def models(backend: Backend) -> tuple[Any, Any]:
 
 
 def stored(directory: Path) -> dict[str, np.ndarray]:
-    """What a model would be loaded from."""
+    """Returns the tensors that a model would be loaded from."""
     with read_lock(directory) as held:
         files_of = find_weights(held).files
         return {name: array for path in files_of for name, array in read_arrays(path, files_of[path])}
@@ -73,7 +74,7 @@ def visible(directory: Path) -> set[str]:
     return {path.name for path in directory.iterdir()}
 
 
-# -- whole or not at all ------------------------------------------------------------------------------------------------------
+# -- whole or not at all --
 
 
 def test_a_save_killed_at_any_step_leaves_the_old_set_or_the_new_one(tmp_path):
@@ -246,7 +247,7 @@ def test_a_sharded_checkpoint_is_known_by_all_its_bytes(backend, tmp_path):
     assert len(digests) == 3
 
 
-# -- what is refused when it is saved -----------------------------------------------------------------------------------------
+# -- what is refused when it is saved --
 
 
 def test_tensors_that_no_configuration_describes_are_refused_in_pytorch(tmp_path):
@@ -346,7 +347,7 @@ def test_json_never_says_nan():
         config.to_json_string()
 
 
-# -- one reader ---------------------------------------------------------------------------------------------------------------
+# -- one reader --
 
 ODD = [
     None, True, 0, -1, 1, 2**31, 2**63, 10**20, 1.5, 1e300, "", "x", "1", [], {}, [1], [[]], {"self": 1}, [None],
@@ -476,7 +477,7 @@ def test_a_header_is_no_larger_than_tensors_need_and_an_index_a_regular_file(tmp
             find_weights(tmp_path)
 
 
-# -- every door ---------------------------------------------------------------------------------------------------------------
+# -- every door --
 
 
 def test_every_door_knows_the_bundled_model(backend, tmp_path, monkeypatch):

@@ -1,5 +1,5 @@
-"""Pixel values against transformers' CLIPImageProcessor (4.49, Pillow; reference/images), and every way in which an image, a
-setting or a file may come."""
+"""Pixel values against transformers' CLIPImageProcessor (4.49, Pillow; reference/images), and every way in which an
+image, a setting or a file may come."""
 
 import io
 import json
@@ -51,7 +51,7 @@ def channels_first(image) -> np.ndarray:
     return np.asarray(image.convert("RGB"), dtype=np.float32).transpose(2, 0, 1)
 
 
-# ---- numbers ----
+# -- numbers --
 
 
 @pytest.mark.parametrize("name", ["clip", "plain96"])
@@ -109,7 +109,8 @@ def test_resized_size(shape, size, expected):
 def test_center_crop(shape, crop):
     image = np.arange(1, np.prod(shape) + 1, dtype=np.uint8).reshape(shape)
     got = GroupViTImageProcessor(do_resize=False, crop_size=crop, **RAW)(image).pixel_values[0]
-    # By the definition, pixel by pixel: the middle is kept; an odd pixel to spare goes after, an odd one too few before.
+    # By the definition, pixel by pixel: the middle is kept; an odd pixel to spare goes after, an odd one too few
+    # before.
     expected = np.zeros(crop)
     for row in range(crop[0]):
         for column in range(crop[1]):
@@ -119,7 +120,7 @@ def test_center_crop(shape, crop):
     np.testing.assert_array_equal(got, np.stack([expected] * 3))
 
 
-# ---- the mode for segmentation ----
+# -- the mode for segmentation --
 
 
 @settings(max_examples=200, deadline=None)
@@ -160,7 +161,7 @@ def test_segmentation_settings_are_saved(tmp_path):
     assert processor.to_dict()["size_divisor"] == 16
 
 
-# ---- what comes in ----
+# -- what comes in --
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F"])
@@ -203,7 +204,8 @@ def test_16_bit_grey_is_scaled(dtype, tmp_path):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(photo, orientation, tmp_path):
-    # What a camera does: the sensor's image is stored turned, and the tag says how to turn it back (EXIF 2.32, tag 0x0112).
+    # What a camera does: the sensor's image is stored turned, and the tag says how to turn it back (EXIF 2.32, tag
+    # 0x0112).
     stored = {
         1: lambda a: a,
         2: lambda a: a[:, ::-1],
@@ -351,7 +353,7 @@ def test_a_decompression_bomb_is_refused(photo, tmp_path):
         load_image(tmp_path / "large.png", max_pixels=1000)
 
 
-# ---- what comes out ----
+# -- what comes out --
 
 
 def test_return_tensors(photo):
@@ -386,7 +388,7 @@ def test_convert_rgb_off(photo):
             raw(grey, do_convert_rgb=False)
 
 
-# ---- settings and files ----
+# -- settings and files --
 
 
 def test_an_old_feature_extractors_file(tmp_path, photo):

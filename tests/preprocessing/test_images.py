@@ -1,4 +1,5 @@
-"""How images come in: every orientation turned once, only formats of pixels, one bound, every mode's values, downloads."""
+"""Image loading: every orientation turned once, only formats of pixels, one bound, every mode's values,
+downloads."""
 
 import io
 import struct
@@ -74,7 +75,7 @@ def differ(image: Image.Image, expected: np.ndarray) -> int:
     return int(np.abs(np.asarray(image.convert("RGB")).astype(int) - expected).max())
 
 
-# ---- orientation ----
+# -- orientation --
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -135,7 +136,7 @@ def test_an_orientation_in_xmp_alone():
         assert differ(load_image(load_image(content)), UPRIGHT) == 0
 
 
-# ---- formats ----
+# -- formats --
 
 
 @pytest.mark.parametrize(
@@ -162,9 +163,22 @@ def test_what_is_not_opened_is_named():
 
 @pytest.mark.parametrize(
     ("suffix", "kind"),
-    [("jfif", "JPEG"), ("jpe", "JPEG"), ("mpo", "JPEG"), ("jp2", "JPEG2000"), ("tga", "TGA"), ("avif", "AVIF"), ("dib", "DIB"),
-     ("pbm", "PPM"), ("pcx", "PCX"), ("sgi", "SGI"), ("qoi", "QOI"), ("ico", "ICO"), ("apng", "PNG")],
-)  # fmt: skip
+    [
+        ("jfif", "JPEG"),
+        ("jpe", "JPEG"),
+        ("mpo", "JPEG"),
+        ("jp2", "JPEG2000"),
+        ("tga", "TGA"),
+        ("avif", "AVIF"),
+        ("dib", "DIB"),
+        ("pbm", "PPM"),
+        ("pcx", "PCX"),
+        ("sgi", "SGI"),
+        ("qoi", "QOI"),
+        ("ico", "ICO"),
+        ("apng", "PNG"),
+    ],
+)
 def test_every_suffix_of_these_formats_counts(suffix, kind, tmp_path):
     if kind == "AVIF" and not features.check("avif"):
         pytest.skip("this Pillow has no AVIF")
@@ -228,7 +242,7 @@ def test_each_file_once(tmp_path, monkeypatch):
     assert distinct(map(Path, ("a.png", "0.png"))) == [Path("a.png"), Path("0.png")]
 
 
-# ---- bounds ----
+# -- bounds --
 
 
 def webp_header(width: int, height: int) -> bytes:
@@ -334,7 +348,7 @@ def test_a_png_with_many_texts():
     assert load_image(png(4, 3, *texts, xmp)).size == (3, 4)
 
 
-# ---- modes ----
+# -- modes --
 
 
 @pytest.mark.parametrize("scale", [1, 255])
@@ -402,7 +416,7 @@ def test_premultiplied_and_lab():
     assert np.abs(np.asarray(load_image(lab)).astype(int) - UPRIGHT).mean() < 4
 
 
-# ---- downloads ----
+# -- downloads --
 
 
 @contextmanager
@@ -533,9 +547,23 @@ def test_no_way_from_outside_to_this_machine(monkeypatch):
 
 @pytest.mark.parametrize(
     ("number", "kind"),
-    [("8.8.8.8", 0), ("2606:4700::1", 0), ("10.1.2.3", 1), ("192.168.0.1", 1), ("100.64.0.1", 1), ("fd00::1", 1), ("127.0.0.1", 2),
-     ("127.8.9.1", 2), ("::1", 2), ("::ffff:127.0.0.1", 2), ("2002:7f00:1::", 2), ("169.254.169.254", 2), ("fe80::1", 2), ("0.0.0.0", 2)],
-)  # fmt: skip
+    [
+        ("8.8.8.8", 0),
+        ("2606:4700::1", 0),
+        ("10.1.2.3", 1),
+        ("192.168.0.1", 1),
+        ("100.64.0.1", 1),
+        ("fd00::1", 1),
+        ("127.0.0.1", 2),
+        ("127.8.9.1", 2),
+        ("::1", 2),
+        ("::ffff:127.0.0.1", 2),
+        ("2002:7f00:1::", 2),
+        ("169.254.169.254", 2),
+        ("fe80::1", 2),
+        ("0.0.0.0", 2),
+    ],
+)
 def test_kinds_of_hosts(number, kind):
     assert download._kind(number) == kind
     assert download._kind_of_name(number) == kind

@@ -87,12 +87,18 @@ def test_labels_from_a_file(tmp_path):
     ("text", "labels"),
     [
         ("couch|sofa, cat", (Label("couch", ("sofa",)), Label("cat"))),
-        (' dog | puppy |"an animal,  that | barks" , cat', (Label("dog", ("puppy",), ("an animal, that | barks",)), Label("cat"))),
+        (
+            ' dog | puppy |"an animal,  that | barks" , cat',
+            (Label("dog", ("puppy",), ("an animal, that | barks",)), Label("cat")),
+        ),
         ('dog | "it barks" | hound, "no, ", ""', None),
-        ('12" record, 5" and 7" tape, O"Brien, 5"', (Label('12" record'), Label('5" and 7" tape'), Label('O"Brien'), Label('5"'))),
+        (
+            '12" record, 5" and 7" tape, O"Brien, 5"',
+            (Label('12" record'), Label('5" and 7" tape'), Label('O"Brien'), Label('5"')),
+        ),
         ("|cat||, ,dog|", (Label("cat"), Label("dog"))),
     ],
-)  # fmt: skip
+)
 def test_synonyms_and_definitions_in_a_string(text, labels):
     if labels is None:
         with pytest.raises(InputError, match="a definition needs a name before it"):

@@ -1,5 +1,6 @@
-"""Ids against transformers' fast CLIP tokenizer (reference/tokenizer: CLIP's vocabulary and a small one, the latter with files),
-against a second implementation of byte-pair encoding, and the files, errors and training of the tokenizer."""
+"""Ids against transformers' fast CLIP tokenizer (reference/tokenizer: CLIP's vocabulary and a small one, the latter
+with files), against a second implementation of byte-pair encoding, and the files, errors and training of the
+tokenizer."""
 
 import copy
 import json
@@ -61,7 +62,7 @@ def check_odd(tokenizer, cases):
         assert tokenizer.decode(ids, True, clean_up_tokenization_spaces=True) == case["clean"]
 
 
-# ---- ids ----
+# -- ids --
 
 
 def test_odd_strings_with_a_small_vocabulary(small):
@@ -70,7 +71,8 @@ def test_odd_strings_with_a_small_vocabulary(small):
 
 @needs_clip
 def test_odd_strings_with_clips_vocabulary():
-    # The reference tokenizer was made from these two files: tokenizer.json treats "<|ENDOFTEXT|>" in upper case differently.
+    # The reference tokenizer was made from these two files: tokenizer.json treats "<|ENDOFTEXT|>" in upper case
+    # differently.
     directory = Path(CLIP_VOCABULARY)
     check_odd(CLIPTokenizer(directory / "vocab.json", directory / "merges.txt"), ODD["clip"])
 
@@ -98,7 +100,8 @@ def test_clip_vocabulary(clip):
 
 
 def encode_plainly(text: str, vocab: dict[str, int], merges: list[tuple[str, str]]) -> list[int]:
-    """Byte-pair encoding from its description, without the `tokenizers` library; for text without apostrophes or `<|`."""
+    """Byte-pair encoding from its description, without the `tokenizers` library; for text without apostrophes or
+    `<|`."""
 
     def kind(character: str) -> str:
         if character.isspace():
@@ -164,7 +167,7 @@ def test_padding_and_truncation_only_shape_the_ids(texts, length, side):
         assert mask.tolist() == sorted(mask.tolist(), reverse=side == "right")
 
 
-# ---- the call ----
+# -- the call --
 
 
 def test_single_text_and_batch(small):
@@ -281,7 +284,7 @@ def test_no_padding_token(small):
     assert tokenizer(["a", "a star"], padding=True) == small(["a", "a star"], padding=True)
 
 
-# ---- ids back to text ----
+# -- ids back to text --
 
 
 def test_decode_takes_ids_of_any_kind(small):
@@ -308,7 +311,7 @@ def test_unknown_id_has_no_token(small):
         small.convert_ids_to_tokens([99999])
 
 
-# ---- files ----
+# -- files --
 
 
 def test_saved_files_give_the_same_tokenizer(small, tmp_path):
@@ -483,7 +486,7 @@ def test_bad_settings(bad):
         CLIPTokenizer(SMALL / "vocab.json", SMALL / "merges.txt", **bad)
 
 
-# ---- training ----
+# -- training --
 
 
 def test_training_gives_clips_layout_and_is_reproducible():
@@ -519,7 +522,7 @@ def test_bad_training():
         CLIPTokenizer.train(["a", None], 600)
 
 
-# ---- BatchEncoding ----
+# -- BatchEncoding --
 
 
 def test_batch_encoding_is_a_dictionary_with_attributes():

@@ -1,4 +1,4 @@
-"""What the tests ask of a backend, in NumPy, so that a test is written once for all of them.
+"""The backends' interface for tests, in NumPy, so that a test is written once for all of them.
 
 A test takes the fixture `backend` (see conftest.py). Adding a backend is adding a class here.
 """

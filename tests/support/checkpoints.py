@@ -11,7 +11,8 @@ from groupvit_common.preprocessing.tokenizer import CLIPTokenizer
 
 
 def random_checkpoint(directory: Path, seed: int, groups: tuple[int, ...] = (8,)) -> Path:
-    """A small random model whose groups differ, with a processor, in `directory`; its grouping blocks leave `groups`."""
+    """A small random model whose groups differ, with a processor, in `directory`; its grouping blocks leave
+    `groups`."""
     torch = pytest.importorskip("torch")
     from groupvit_torch.model import GroupViTModel
 

@@ -1,5 +1,5 @@
-"""A model hub on the loopback interface: the part of the Hugging Face hub's HTTP interface that huggingface_hub uses to read
-and write model repositories. It keeps every request, so that a test can count them."""
+"""A model hub on the loopback interface: the part of the Hugging Face hub's HTTP interface that huggingface_hub uses to
+read and write model repositories. It keeps every request, so that a test can count them."""
 
 import base64
 import hashlib

@@ -2,7 +2,8 @@
 
     python -m tests.support.kill_saving DIRECTORY
 
-A save is a fork of this process that ends at its n-th call of the system, as if by SIGKILL: nothing is cleaned. Prints one JSON line.
+A save is a fork of this process that ends at its n-th call of the system, as if by SIGKILL: nothing is cleaned. Prints
+one JSON line.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def found(directory: Path) -> dict[str, str]:
 
 
 def killed_at(step: int, directory: Path, names: tuple[str, ...]) -> bool:
-    """Whether a save was killed at that step; it may have fewer."""
+    """Returns whether a save was killed at that step; it may have fewer."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9

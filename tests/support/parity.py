@@ -4,9 +4,9 @@
 
 writes docs/parity.md. `tests/model/test_parity_frameworks.py` holds the same computations to tolerances.
 
-Every computation is written once, over a `Side`: both packages have the same files, classes and functions. It draws what it needs
-from a generator that starts anew for each side. Everything is drawn in float32, so that float64 sees the same values.
-from tests.support.paths import ROOT
+Every computation is written once, over a `Side`: both packages have the same files, classes and functions. It draws
+what it needs from a generator that starts anew for each side. Everything is drawn in float32, so that float64 sees the
+same values. from tests.support.paths import ROOT
 """
 
 import argparse
@@ -28,9 +28,9 @@ from tests.support.paths import ROOT
 
 PAGE = ROOT / "docs" / "parity.md"
 
-# Where a program branches on a number, two correct programs may branch differently if it is near the border: a segment that two
-# groups claim alike, a ReLU at zero. Inputs that come nearer than this (float64, relative to the largest number of the array)
-# are drawn again. Rounding in float32 moves these numbers by up to 3e-6 of the largest.
+# Where a program branches on a number, two correct programs may branch differently if it is near the border: a segment
+# that two groups claim alike, a ReLU at zero. Inputs that come nearer than this (float64, relative to the largest
+# number of the array) are drawn again. Rounding in float32 moves these numbers by up to 3e-6 of the largest.
 ASSIGN_MARGIN = 3e-5
 KINK_MARGIN = 3e-6
 # Two labels of a pixel are tied if their logits differ by less than this, relative to the largest, in float64.
@@ -51,15 +51,15 @@ _CANCELLED_IN_TRAINING = (
 
 
 ZERO = "zero by mathematics"
-"""How the rows of those gradients begin, which are not compared."""
+"""The beginning of the rows of those gradients, which are not compared."""
 
 
 def has_gradient(name: str, training: bool) -> bool:
-    """Whether the loss depends on a parameter at all."""
+    """Returns whether the loss depends on a parameter at all."""
     return not name.endswith(_ALWAYS_CANCELLED + (_CANCELLED_IN_TRAINING if training else ()))
 
 
-# -- the two sides ----------------------------------------------------------------------------------------------------------------
+# -- the two sides --
 
 
 class TorchSide(Torch):
@@ -199,7 +199,7 @@ SIDES: dict[str, type[Any]] = {"torch": TorchSide, "tf": TFSide}
 
 
 def cotangent(shape: Any) -> np.ndarray:
-    """What an output's gradient starts from: fixed numbers, so that no two entries weigh alike."""
+    """Returns the start of an output's gradient: fixed numbers, so that no two entries weigh alike."""
     return np.random.default_rng(17).standard_normal(tuple(shape)).astype(np.float32)
 
 
@@ -208,7 +208,7 @@ def _parts(outputs: Any) -> list[Any]:
     return [part for part in (outputs if isinstance(outputs, tuple) else (outputs,)) if part is not None]
 
 
-# -- what is drawn ----------------------------------------------------------------------------------------------------------------
+# -- what is drawn --
 
 
 class Draw:
@@ -263,8 +263,8 @@ class Draw:
         return {"input_ids": np.where(mask == 1, ids, config.eos_token_id), "attention_mask": mask}
 
     def images(self, count: int) -> np.ndarray:
-        """Tall and wide, never square. Each has colours of its own: images that are alike on average would leave batch norm
-        only rounding noise to divide by."""
+        """Tall and wide, never square. Each has colours of its own: images that are alike on average would leave batch
+        norm only rounding noise to divide by."""
         config = self.config.vision_config
         rows, columns = (config.patch_size * n for n in self.sizes(2, 2, 7))
         channels = config.num_channels
@@ -326,7 +326,7 @@ def draw_config(rng: np.random.Generator) -> GroupViTConfig:
     )
 
 
-# -- the four levels: what each computes, under the names of the table's rows; "row/part" for one of several arrays -------------
+# -- the four levels: what each computes, under the names of the table's rows; "row/part" for one of several arrays --
 
 
 def operations(side: Side, draw: Draw) -> Arrays:
@@ -584,12 +584,13 @@ def _with_gradients(side: Side, row: str, function: Callable[..., Any], inputs: 
     return results
 
 
-# -- comparing --------------------------------------------------------------------------------------------------------------------
+# -- comparing --
 
 
 @contextmanager
 def watched_margins() -> Iterator[list[float]]:
-    """Collects how near PyTorch's computations within come to a border, in units of what is allowed (1 is just allowed)."""
+    """Collects how near PyTorch's computations within come to a border, in units of what is allowed (1 is just
+    allowed)."""
     import torch
     from torch import nn
 
@@ -630,7 +631,7 @@ def watched_margins() -> Iterator[list[float]]:
 
 @lru_cache(maxsize=512)
 def settled(level: str, seed: int) -> tuple[int, Arrays]:
-    """How often inputs had to be drawn again until none came near a border, and PyTorch's answer in float64."""
+    """Returns the number of redraws until no input was near a border, and PyTorch's results in float64."""
     for again in range(50):
         with watched_margins() as margins:
             arrays = LEVELS[level](TorchSide("float64"), Draw(seed, again))
@@ -651,13 +652,14 @@ def both(level: str, seed: int, dtype: str) -> tuple[Arrays, Arrays]:
 
 
 def measure(level: str, seed: int, dtype: str) -> dict[str, float]:
-    """How far Keras is from PyTorch, for every array of a level: the largest difference relative to the largest value."""
+    """Returns the distance of Keras from PyTorch, for every array of a level: the largest difference relative to the
+    largest value."""
     torch, tf = both(level, seed, dtype)
     return {name: difference(tf[name], torch[name]) for name in torch if not name.startswith(ZERO)}
 
 
 def rounding(level: str, seed: int) -> tuple[dict[str, float], dict[str, float]]:
-    """How far PyTorch and Keras in float32 are from float64."""
+    """Returns the distances of PyTorch and Keras in float32 are from float64."""
     exact = settled(level, seed)[1]
     torch, tf = (
         {name: difference(value, exact[name]) for name, value in arrays.items() if not name.startswith(ZERO)}
@@ -685,7 +687,7 @@ def rows(measured: dict[str, float]) -> dict[str, float]:
     return worst
 
 
-# -- what a user sees: label maps; and half precision ------------------------------------------------------------------------------
+# -- what a user sees: label maps; and half precision --
 
 
 class Agreement(NamedTuple):
@@ -714,8 +716,8 @@ def label_maps(seed: int, dtype: str) -> Agreement:
 
 
 def half(side: Side, draw: Draw) -> Arrays:
-    """What is compared of models in half precision: evaluation with the soft assignment, so that rounding moves values but
-    sends no segment to another group. "segments/..." are the groups that claim them."""
+    """Returns the compared arrays of models in half precision: evaluation with the soft assignment, so that rounding
+    moves values but sends no segment to another group. "segments/..." are the groups that claim them."""
     whole = draw.fill(side, side.build(draw.config, dtype=side.dtype))
     images, texts = draw.sizes(2, 2, 6)
     given = {
@@ -730,7 +732,8 @@ def half(side: Side, draw: Draw) -> Arrays:
 
 
 class HalfRow(NamedTuple):
-    """Distances relative to the largest value: each framework's half model from the float32 model (PyTorch's), and the two."""
+    """Distances relative to the largest value: each framework's half model from the float32 model (PyTorch's), and the
+    two."""
 
     torch: float
     tf: float
@@ -757,11 +760,11 @@ def measure_half(seed: int, dtype: str) -> tuple[dict[str, HalfRow], dict[str, A
 
 
 def segmenter_maps(count: int, dtype: str) -> Agreement:
-    """`Segmenter` with the bundled model on made scenes of several sizes: pixels that get the same label."""
+    """`Segmenter` with the bundled model on synthetic scenes of several sizes: pixels that get the same label."""
     from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, make_scene
 
     sizes = ((64, 64), (96, 160), (233, 121))
-    pictures = [make_scene(7, index, 1, sizes[index % len(sizes)]).image for index in range(count)]
+    images = [make_scene(7, index, 1, sizes[index % len(sizes)]).image for index in range(count)]
     labels = [names[0] for names in LEVELS[1]]
     ground = [names[0] for names in BACKGROUNDS]
     maps = []
@@ -769,13 +772,14 @@ def segmenter_maps(count: int, dtype: str) -> Agreement:
         segmenter = importlib.import_module(f"{side.package}.predictor").Segmenter.from_pretrained(
             "demo", labels=labels, background_labels=ground, dtype=dtype, device="cpu"
         )
-        maps.append([result.label_map for result in segmenter(pictures)])
+        maps.append([result.label_map for result in segmenter(images)])
     same = sum(int((one == other).sum()) for one, other in zip(*maps, strict=True))
     return Agreement(same, sum(one.size for one in maps[0]))
 
 
 def gradients_with_batch_norm_written_out(seed: int) -> float:
-    """How far PyTorch's worst gradient in training is from float64, in float32, if batch norm is computed in steps as in Keras."""
+    """Returns how far PyTorch's worst gradient in training is from float64, in float32, if batch norm is computed in
+    steps as in Keras."""
     from torch import nn
 
     again, exact = settled("model", seed)
@@ -797,7 +801,7 @@ def gradients_with_batch_norm_written_out(seed: int) -> float:
     )
 
 
-# -- the page ---------------------------------------------------------------------------------------------------------------------
+# -- the page --
 
 
 def _cpu() -> str:
@@ -864,8 +868,8 @@ def page(configurations: int, log: Callable[[str], None]) -> str:
         assign=ASSIGN_MARGIN,
         kink=KINK_MARGIN,
         tie=TIE,
-        versions=f"PyTorch {torch.__version__}, TensorFlow {tf.__version__}, Keras {keras.__version__}, NumPy {np.__version__}, "
-        f"Python {platform.python_version()}",
+        versions=f"PyTorch {torch.__version__}, TensorFlow {tf.__version__}, Keras {keras.__version__}, "
+        f"NumPy {np.__version__}, Python {platform.python_version()}",
         date=datetime.date.today().isoformat(),
         cpu=_cpu(),
         tables="\n\n".join(tables),
@@ -881,7 +885,8 @@ def _percent(agreement: Agreement) -> str:
 
 
 _TABLE = (
-    "| quantity | float64: Keras from PyTorch | float32: Keras from PyTorch | PyTorch from float64 | Keras from float64 |",
+    "| quantity | float64: Keras from PyTorch | float32: Keras from PyTorch | PyTorch from float64 | Keras from "
+    "float64 |",
     "|---|---|---|---|---|",
 )
 
@@ -890,40 +895,44 @@ _PAGE = """\
 
 <!-- Written by `make parity`. Do not edit. -->
 
-The same random weights and inputs go into `groupvit_torch` and `groupvit_tf`; each number is the largest difference between the
-two, relative to the largest value of PyTorch's array, over {configurations} random configurations: two to four stages, widths, heads,
-activations, epsilons and patch sizes of all sorts, tall and wide images, padded texts with and without mask, the legacy end token,
-unequal numbers of images and texts. Norms, biases and batch-norm statistics are random too, so that nothing is trivially 0 or 1. A row
-is the worst of all its arrays (every layer, every parameter), in the worst configuration. The last two columns say how far each
-framework's float32 is from PyTorch's float64: two correct programs are about as far from one another as from the truth. Inputs and
-weights are float32 numbers in both dtypes, noise is given. Gradients are those of a weighted sum of the output, or of the
-loss, for every input and parameter.
+The same random weights and inputs go into `groupvit_torch` and `groupvit_tf`; each number is the largest difference
+between the two, relative to the largest value of PyTorch's array, over {configurations} random configurations: two to
+four stages, widths, heads, activations, epsilons and patch sizes of all sorts, tall and wide images, padded texts with
+and without mask, the legacy end token, unequal numbers of images and texts. Norms, biases and batch-norm statistics are
+random too, so that nothing is trivially 0 or 1. A row is the worst of all its arrays (every layer, every parameter), in
+the worst configuration. The last two columns say how far each framework's float32 is from PyTorch's float64: two
+correct programs are about as far from one another as from the truth. Inputs and weights are float32 numbers in both
+dtypes, noise is explicit. Gradients are those of a weighted sum of the output, or of the loss, for every input and
+parameter.
 
 Made by `make parity` (`python -m tests.support.parity`) on {date} with {versions}, on {cpu}.
-`tests/model/test_parity_frameworks.py` holds some configurations to tolerances in every test run, and shows that a deliberate error is
-noticed; `tests/model/test_parity.py` compares each framework with transformers, `tests/training/test_training_parity.py` whole training steps.
+`tests/model/test_parity_frameworks.py` holds some configurations to tolerances in every test run, and shows that a
+deliberate error is noticed; `tests/model/test_parity.py` compares each framework with transformers,
+`tests/training/test_training_parity.py` whole training steps.
 
-- **Left out** are gradients that are zero by mathematics, where each framework has rounding noise of its own: biases of keys before a
-  softmax, biases before a batch norm in training, and what else a norm takes away again (`has_gradient` in `tests/support/parity.py`; a test
-  holds that they are zero).
-- **Borders.** Where a program branches on a number, two correct programs may branch differently next to the border. Inputs with a
-  segment whose two best groups (noisy logits, float64) are nearer than {assign:.0e} of the largest logit, or a ReLU or SELU nearer to zero
-  than {kink:.0e} of the largest, were drawn again: {redrawn} times in all.
-- **Gradients in training** differ most in float32, because PyTorch rounds more. The gradient that leaves a batch norm sums to zero over
-  the batch; that of PyTorch's kernel for the CPU does so only up to a rounding that grows with the mean beside the deviation, while
-  Keras's goes back through the mean itself. Biases in front of it, which meet all images alike, see little but that sum. With
-  batch norm written out in PyTorch as it is in Keras, the worst of PyTorch's gradients in training comes to {written_out:.1e} of float64's.
-- **One number** that is the sum of many parts of either sign, as the gradient of the temperature in "label affinity", can be small
-  beside the parts' rounding, in either framework.
+- **Left out** are gradients that are zero by mathematics, where each framework has rounding noise of its own: biases of
+  keys before a softmax, biases before a batch norm in training, and what else a norm takes away again (`has_gradient`
+  in `tests/support/parity.py`; a test holds that they are zero).
+- **Borders.** Where a program branches on a number, two correct programs may branch differently next to the border.
+  Inputs with a segment whose two best groups (noisy logits, float64) are nearer than {assign:.0e} of the largest logit,
+  or a ReLU or SELU nearer to zero than {kink:.0e} of the largest, were drawn again: {redrawn} times in all.
+- **Gradients in training** differ most in float32, because PyTorch rounds more. The gradient that leaves a batch norm
+  sums to zero over the batch; that of PyTorch's kernel for the CPU does so only up to a rounding that grows with the
+  mean beside the deviation, while Keras's goes back through the mean itself. Biases in front of it, which meet all
+  images alike, see little but that sum. With batch norm written out in PyTorch as it is in Keras, the worst of
+  PyTorch's gradients in training comes to {written_out:.1e} of float64's.
+- **One number** that is the sum of many parts of either sign, as the gradient of the temperature in "label affinity",
+  can be small beside the parts' rounding, in either framework.
 - **0.0** stands where both do the same exact steps, as in masks and counters.
 
 {tables}
 
 ## Label maps
 
-The share of pixels that get the same label in both frameworks. Left: the largest of `segmentation_logits` at full size, over the
-configurations above (in half precision with soft assignment, see below); ties, whose two best labels differ by less than {tie:.0e} of the
-largest logit in float64, are left aside. Right: `Segmenter` with the bundled model on twelve made scenes.
+The fraction of pixels that get the same label in both frameworks. Left: the largest of `segmentation_logits` at full
+size, over the configurations above (in half precision with soft assignment, see below); ties, whose two best labels
+differ by less than {tie:.0e} of the largest logit in float64, are left aside. Right: `Segmenter` with the bundled model
+on twelve made scenes.
 
 | dtype | `segmentation_logits` | ties | `Segmenter` |
 |---|---|---|---|
@@ -931,10 +940,11 @@ largest logit in float64, are left aside. Right: `Segmenter` with the bundled mo
 
 ## Half precision
 
-A half-precision model is not the float32 model rounded at the end: every layer rounds, to 8 bits in bfloat16 and 11 in float16, and the
-frameworks round at different places (fused attention, the dtype of sums). So each framework's half model is compared with
-PyTorch's float32 model, and the two with one another: neither should be further away than the other. Evaluation with the soft
-assignment, whose values move with rounding; a hard one would jump. Over the configurations, relative to the largest value:
+A half-precision model is not the float32 model rounded at the end: every layer rounds, to 8 bits in bfloat16 and 11 in
+float16, and the frameworks round at different places (fused attention, the dtype of sums). So each framework's half
+model is compared with PyTorch's float32 model, and the two with one another: neither should be further away than the
+other. Evaluation with the soft assignment, whose values move with rounding; a hard one would jump. Over the
+configurations, relative to the largest value:
 
 | dtype | quantity | | PyTorch from float32 | Keras from float32 | Keras from PyTorch |
 |---|---|---|---|---|---|
