@@ -9,10 +9,7 @@ from collections.abc import Sequence
 
 
 class GroupViTError(Exception):
-    """Base of the errors below: what came, what was expected, what to do.
-
-    `exit_code`: that of a command that it ends.
-    """
+    """Base of the errors below: what came, what was expected, what to do. `exit_code`: of a command."""
 
     exit_code = 2
 

@@ -59,10 +59,7 @@ class GroupViTPreTrainedModel(PreTrainedModel):
         return_losses: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Does as `keras.Model.stateless_call`, with inputs in any form.
-
-        On JAX this, not `__call__`, is what `fit` runs.
-        """
+        """Does as `keras.Model.stateless_call`, with inputs in any form. On JAX `fit` runs this, not `__call__`."""
         inputs = self._named(args, kwargs)
         self._check(inputs)
         return super().stateless_call(
@@ -195,10 +192,7 @@ class GroupViTPreTrainedModel(PreTrainedModel):
         return history
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """Does as `keras.Model.evaluate`; `x` and `sample_weight` as in `fit`.
-
-        A batch of one pair counts, with a loss of zero.
-        """
+        """Does as `keras.Model.evaluate`; data as in `fit`. A batch of one pair counts, with a loss of zero."""
         cached = kwargs.pop("_use_cached_eval_dataset", False)  # `fit` asks for validation, whose data it has prepared
         given = _bound("evaluate", self, args, kwargs)
         if cached:

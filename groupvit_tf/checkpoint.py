@@ -37,8 +37,7 @@ _ONLY = {
 
 
 def canonical_variables(model: keras.layers.Layer) -> dict[str, keras.Variable]:
-    """Returns the variables of a built model or layer by canonical name, which is relative to it; no seeds, no
-    metrics."""
+    """Returns the variables of a built model or layer by canonical name, relative to it; no seeds, no metrics."""
     root = f"{model.path or model.name}/"
     return {canonical_name(variable.path.removeprefix(root)): variable for variable in model.weights}
 
@@ -265,10 +264,7 @@ class PreTrainedModel(Pretrained, Tracked, Model):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None) -> Self:
-        """Returns the model of a `get_config` result.
-
-        Raises `InputError` for anything else, which may come with a file.
-        """
+        """Returns the model of a `get_config` result, which may come with a file. Raises `InputError` for others."""
         options = {**config}
         settings, trainable = options.pop("config", None), options.pop("trainable", True)
         trainable = trainable if isinstance(trainable, Mapping) else {"": trainable}
@@ -333,8 +329,7 @@ class PreTrainedModel(Pretrained, Tracked, Model):
         return {"": self} | {path: layers[path] for path in sorted(layers)}
 
     def _trainable_flags(self) -> dict[str, bool]:
-        """Returns `trainable` of the model and of each layer that differs from its parent: set in this order, it sets
-        all."""
+        """Returns `trainable` of the model and of each layer that differs from its parent, parents first."""
         flags: dict[str, bool] = {}
         for path, layer in self._layers_by_path().items():
             parents = [parent for parent in flags if not parent or path.startswith(f"{parent}/")]

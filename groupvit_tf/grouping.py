@@ -8,7 +8,7 @@ from keras import ops
 
 from groupvit_common.model.config import GroupViTVisionConfig
 from groupvit_tf.distributed import Seeds
-from groupvit_tf.layers import MLP, Attention, Dense, LayerNorm, MixerMLP, Tensor, softmax, wide_dtype
+from groupvit_tf.layers import MLP, Attention, Block, Dense, LayerNorm, MixerMLP, Tensor, softmax, wide_dtype
 
 # The smallest uniform sample: its double logarithm is finite in float32.
 _LEAST = 1e-30
@@ -39,7 +39,7 @@ def assign(logits: Tensor, *, noise: Tensor | None = None, hard: bool = True, te
     return one_hot - ops.stop_gradient(soft) + soft
 
 
-class CrossAttentionLayer(keras.layers.Layer):
+class CrossAttentionLayer(Block):
     """Cross attention of the group tokens to the segments, before the assignment."""
 
     def __init__(self, config: GroupViTVisionConfig, **kwargs: Any) -> None:
@@ -50,17 +50,13 @@ class CrossAttentionLayer(keras.layers.Layer):
         self.mlp = MLP(config, name="mlp", dtype=self.dtype_policy)
         self.norm_post = LayerNorm(width, eps, name="norm_post", dtype=self.dtype_policy)
 
-    def build(self, input_shape: Any = None) -> None:
-        for layer in (self.attn, self.norm2, self.mlp, self.norm_post):
-            layer.build()
-
     def call(self, query: Tensor, key: Tensor, training: bool = False) -> Tensor:
         x = query + self.attn(query, key, training=training)[0]
         x = x + self.mlp(self.norm2(x))
         return self.norm_post(x)
 
 
-class AssignAttention(keras.layers.Layer):
+class AssignAttention(Block):
     """Attention whose weights are normalised over the groups instead of the segments."""
 
     def __init__(self, config: GroupViTVisionConfig, **kwargs: Any) -> None:
@@ -73,10 +69,6 @@ class AssignAttention(keras.layers.Layer):
         self.k_proj = Dense(width, width, name="k_proj", dtype=self.dtype_policy)
         self.v_proj = Dense(width, width, name="v_proj", dtype=self.dtype_policy)
         self.proj = Dense(width, width, name="proj", dtype=self.dtype_policy)
-
-    def build(self, input_shape: Any = None) -> None:
-        for dense in (self.q_proj, self.k_proj, self.v_proj, self.proj):
-            dense.build()
 
     def call(
         self,
@@ -101,7 +93,7 @@ class AssignAttention(keras.layers.Layer):
         return self.proj(ops.matmul(weights, self.v_proj(segments))), softmax(logits, axis=1)
 
 
-class TokenAssign(keras.layers.Layer):
+class TokenAssign(Block):
     """The whole grouping block: `[B, S, D]` segments and `[B, N, D]` group tokens -> `[B, G, D]` larger segments."""
 
     def __init__(
@@ -121,19 +113,6 @@ class TokenAssign(keras.layers.Layer):
         self.assign = AssignAttention(config, name="assign", dtype=policy)
         self.norm_new_x = LayerNorm(width, eps, name="norm_new_x", dtype=policy)
         self.mlp_channels = MLP(config, width, channels_width, width, name="mlp_channels", dtype=policy)
-
-    def build(self, input_shape: Any = None) -> None:
-        for layer in (
-            self.norm_tokens,
-            self.mlp_inter,
-            self.norm_post_tokens,
-            self.norm_x,
-            self.pre_assign_attn,
-            self.assign,
-            self.norm_new_x,
-            self.mlp_channels,
-        ):
-            layer.build()
 
     def call(
         self,

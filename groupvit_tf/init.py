@@ -101,8 +101,7 @@ def _normal(variable: Any, std: float) -> None:
 
 
 def _truncated_normal(variable: Any, std: float) -> None:
-    """Draws normals within -2 .. 2, as PyTorch's `trunc_normal_`; Keras's own initializer cuts at two standard
-    deviations."""
+    """Draws normals within -2 .. 2, as PyTorch's `trunc_normal_`; Keras's cuts at two standard deviations."""
     at_most = math.erf(2 / std / math.sqrt(2)) if std else 0.0
     uniform = keras.initializers.RandomUniform(-at_most, at_most)(variable.shape, dtype="float32")
     value = ops.clip(std * math.sqrt(2) * ops.erfinv(uniform), -2.0, 2.0)

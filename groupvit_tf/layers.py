@@ -23,10 +23,7 @@ Tensor = Any
 
 
 def wide_dtype(dtype: Any) -> str:
-    """Returns float32 for half precision, wider dtypes as they are.
-
-    Keras's own `result_type` takes float64 for float32 on JAX.
-    """
+    """Returns float32 for half precision, else the dtype. Keras's `result_type` takes float64 for float32 on JAX."""
     return "float64" if keras.backend.standardize_dtype(dtype) == "float64" else "float32"
 
 
@@ -68,18 +65,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def softmax(x: Tensor, axis: int) -> Tensor:
-    """Returns the softmax over one axis.
-
-    Keras's own warns of an axis of one entry, which is no mistake here: one group, one patch.
-    """
+    """Returns the softmax over one axis. Keras's own warns of an axis of one entry: one group, one patch."""
     return ops.ones_like(x) if x.shape[axis] == 1 else ops.softmax(x, axis=axis)
 
 
 class Tracked:
-    """A layer or model whose sub-layers in lists and dictionaries `tf.train.Checkpoint` finds.
-
-    Keras shows it attributes alone.
-    """
+    """A layer whose sub-layers in lists and dictionaries `tf.train.Checkpoint` finds: Keras shows attributes alone."""
 
     def _trackable_children(self, save_type: str = "checkpoint", **options: Any) -> dict[str, Any]:
         children: dict[str, Any] = super()._trackable_children(save_type, **options)  # type: ignore[misc]
@@ -89,6 +80,14 @@ class Tracked:
                     items = value.items() if isinstance(value, dict) else enumerate(value)
                     children |= {f"{name}.{key}": item for key, item in items if isinstance(item, keras.layers.Layer)}
         return children
+
+
+class Block(keras.layers.Layer):
+    """A layer that is built by building its sub-layers, which need no shapes."""
+
+    def build(self, input_shape: Any = None) -> None:
+        for layer in self._layers:
+            layer.build()
 
 
 class Dense(keras.layers.Dense):
@@ -197,7 +196,7 @@ def batch_statistics(x: Tensor, together: bool = True) -> tuple[Tensor, Tensor, 
     return mean, variance, count
 
 
-class Attention(keras.layers.Layer):
+class Attention(Block):
     """Multi-head scaled dot-product attention, of a sequence to itself or to another."""
 
     def __init__(self, config: TowerConfig, **kwargs: Any) -> None:
@@ -211,10 +210,6 @@ class Attention(keras.layers.Layer):
         self.v_proj = Dense(width, width, name="v_proj", dtype=self.dtype_policy)
         self.q_proj = Dense(width, width, name="q_proj", dtype=self.dtype_policy)
         self.out_proj = Dense(width, width, name="out_proj", dtype=self.dtype_policy)
-
-    def build(self, input_shape: Any = None) -> None:
-        for dense in (self.k_proj, self.v_proj, self.q_proj, self.out_proj):
-            dense.build()
 
     def call(
         self,
@@ -261,7 +256,7 @@ class FixedSeed(keras.random.SeedGenerator):
         return self._seed
 
 
-class MLP(keras.layers.Layer):
+class MLP(Block):
     """Two dense layers over the last axis. `in_features`, `out_features` default to the tower's width."""
 
     def __init__(
@@ -279,10 +274,6 @@ class MLP(keras.layers.Layer):
         self.activation = ACTIVATIONS[config.hidden_act]
         self.fc1 = Dense(in_features, hidden_features, name="fc1", dtype=self.dtype_policy)
         self.fc2 = Dense(hidden_features, out_features, name="fc2", dtype=self.dtype_policy)
-
-    def build(self, input_shape: Any = None) -> None:
-        self.fc1.build()
-        self.fc2.build()
 
     def call(self, x: Tensor) -> Tensor:
         return self.fc2(self.activation(self.fc1(x)))
@@ -310,7 +301,7 @@ class DropPath:
         return keras.random.dropout(x, self.rate, noise_shape=(None, 1, 1), seed=seed or self.seeds)
 
 
-class EncoderLayer(keras.layers.Layer):
+class EncoderLayer(Block):
     """A pre-norm Transformer layer.
 
     `drop_path`: drops its two branches at random in training; the training run sets it.
@@ -324,10 +315,6 @@ class EncoderLayer(keras.layers.Layer):
         self.layer_norm1 = LayerNorm(width, eps, name="layer_norm1", dtype=self.dtype_policy)
         self.mlp = MLP(config, name="mlp", dtype=self.dtype_policy)
         self.layer_norm2 = LayerNorm(width, eps, name="layer_norm2", dtype=self.dtype_policy)
-
-    def build(self, input_shape: Any = None) -> None:
-        for layer in (self.self_attn, self.layer_norm1, self.mlp, self.layer_norm2):
-            layer.build()
 
     def call(
         self,
@@ -383,9 +370,8 @@ class EncoderLayer(keras.layers.Layer):
         return x, weights[0] if weights else None
 
 
-class Projection(keras.layers.Layer):
-    """The MLP that projects a tower's output into the shared embedding (paper, section 3.2; batch norm as in the
-    authors' code)."""
+class Projection(Block):
+    """The MLP into the shared embedding (paper, section 3.2; batch norm as in the authors' code)."""
 
     def __init__(self, width: int, hidden_features: int, out_features: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -393,10 +379,6 @@ class Projection(keras.layers.Layer):
         self.norm = BatchNorm(hidden_features, name="1", dtype=self.dtype_policy)
         self.output_shape = (None, out_features)  # for `summary`
         self.output_layer = Dense(hidden_features, out_features, name="3", dtype=self.dtype_policy)
-
-    def build(self, input_shape: Any = None) -> None:
-        for layer in (self.hidden, self.norm, self.output_layer):
-            layer.build()
 
     def call(self, x: Tensor, training: bool = False, together: bool = True, keep: bool = True) -> Tensor:
         """`[B, D]` -> `[B, E]`; the last two arguments as in `BatchNorm`."""

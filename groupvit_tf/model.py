@@ -178,8 +178,7 @@ class GroupViTModel(GroupViTPreTrainedModel):
         return_dict: bool | None = None,
         training: bool = False,
     ) -> Tensor | BaseModelOutputWithPooling[Tensor]:
-        """Returns projected images `[B, E]`, not normalised; a record with `return_dict=True` (see
-        `get_text_features`)."""
+        """Returns projected images `[B, E]`, not normalised; see `get_text_features` for `return_dict`."""
         check_pixels(given(pixel_values, "pixel_values"), self.config.vision_config)
         record = self.vision_model(
             pixel_values,
@@ -322,10 +321,7 @@ class GroupViTModel(GroupViTPreTrainedModel):
         return symmetric_cross_entropy(similarities * scale, weights) / num_replicas()
 
     def train_step(self, *arguments: Any) -> Any:
-        """Takes a step of `fit`.
-
-        A batch of a single pair, without gradient and batch statistics, is skipped. Keras calls this.
-        """
+        """Takes a step of `fit`, but skips a batch of a single pair, which has no statistics. Keras calls this."""
         inputs, _, _ = keras.utils.unpack_x_y_sample_weight(arguments[-1])
         # Under a strategy all replicas take the step, with a gradient of zero: none may leave the others waiting.
         if not self._compares_pairs() or num_replicas() > 1:
@@ -361,10 +357,7 @@ class GroupViTModel(GroupViTPreTrainedModel):
         return self.loss is None and self._returns_records()
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
-        """Adds the fraction of images whose own text is the most similar of the batch, and the reverse.
-
-        Keras calls this.
-        """
+        """Adds the fraction of images whose own text is the most similar, and the reverse. Keras calls this."""
         if self._compares_pairs():
             # Without the temperature, which changes no order: while JAX computes metrics, variables have no values.
             similarities = self._global_similarities(y_pred)
@@ -376,8 +369,7 @@ class GroupViTModel(GroupViTPreTrainedModel):
         return metrics
 
     def _global_similarities(self, output: Any) -> Tensor:
-        """Returns `[B, B]` cosine similarities, float32 at least, of images and texts of the batches of all
-        replicas."""
+        """Returns `[B, B]` cosine similarities, float32 at least, of the images and texts of all replicas."""
         if not isinstance(output, GroupViTModelOutput):
             raise InputError("fit and evaluate need records: leave return_dict of the configuration at True")
         images, texts = gather(output.image_embeds), gather(output.text_embeds)

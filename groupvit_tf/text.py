@@ -13,7 +13,7 @@ from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
 from groupvit_common.model.checks import check_id_range, check_input_ids
 from groupvit_common.model.config import GroupViTTextConfig
-from groupvit_tf.layers import EncoderLayer, LayerNorm, Tensor, Tracked
+from groupvit_tf.layers import Block, EncoderLayer, LayerNorm, Tensor, Tracked
 from groupvit_tf.outputs import BaseModelOutputWithPooling
 
 # Early checkpoints carry this value by mistake; transformers then pools at the largest id, and so do we.
@@ -27,7 +27,7 @@ class Embedding(keras.layers.Embedding):
         super().__init__(input_dim, output_dim, embeddings_initializer="zeros", **kwargs)
 
 
-class TextEmbeddings(keras.layers.Layer):
+class TextEmbeddings(Block):
     def __init__(self, config: GroupViTTextConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.token_embedding = Embedding(
@@ -37,17 +37,13 @@ class TextEmbeddings(keras.layers.Layer):
             config.max_position_embeddings, config.hidden_size, name="position_embedding", dtype=self.dtype_policy
         )
 
-    def build(self, input_shape: Any = None) -> None:
-        self.token_embedding.build()
-        self.position_embedding.build()
-
     def call(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
         if position_ids is None:
             position_ids = ops.arange(ops.shape(input_ids)[1])
         return self.token_embedding(input_ids) + self.position_embedding(position_ids)
 
 
-class TextEncoder(Tracked, keras.layers.Layer):
+class TextEncoder(Tracked, Block):
     def __init__(self, config: GroupViTTextConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.gradient_checkpointing = False
@@ -56,12 +52,8 @@ class TextEncoder(Tracked, keras.layers.Layer):
             for index in range(config.num_hidden_layers)
         ]
 
-    def build(self, input_shape: Any = None) -> None:
-        for layer in self.layers:
-            layer.build()
 
-
-class TextTower(keras.layers.Layer):
+class TextTower(Block):
     """Token ids -> pooled text."""
 
     def __init__(self, config: GroupViTTextConfig, **kwargs: Any) -> None:
@@ -73,10 +65,6 @@ class TextTower(keras.layers.Layer):
         self.final_layer_norm = LayerNorm(
             config.hidden_size, config.layer_norm_eps, name="final_layer_norm", dtype=self.dtype_policy
         )
-
-    def build(self, input_shape: Any = None) -> None:
-        for layer in (self.embeddings, self.encoder, self.final_layer_norm):
-            layer.build()
 
     def call(
         self,
@@ -125,10 +113,7 @@ class TextTower(keras.layers.Layer):
 
 
 def check_ids(input_ids: Any, attention_mask: Any, config: GroupViTTextConfig) -> None:
-    """Raises `InputError` for ids that the tower cannot read.
-
-    Their range is checked where the values are known: not in a graph.
-    """
+    """Raises `InputError` for ids that the tower cannot read. Their range is checked outside of graphs."""
     dtype = keras.backend.standardize_dtype(input_ids.dtype)
     mask_shape = None if attention_mask is None else tuple(attention_mask.shape)
     # Keras builds models around ours from shapes alone: what stands for ids then are floating-point placeholders.
@@ -140,8 +125,7 @@ def check_ids(input_ids: Any, attention_mask: Any, config: GroupViTTextConfig) -
 
 
 def _values(tensor: Any) -> np.ndarray[Any, Any] | None:
-    """Returns the numbers of a tensor that is on the CPU and has numbers; None in a graph, and where fetching them
-    would stall."""
+    """Returns the numbers of a tensor on the CPU; None in a graph, and where fetching them would stall."""
     if isinstance(tensor, np.ndarray):
         return tensor
     if keras.backend.backend() == "tensorflow":
@@ -159,8 +143,7 @@ def _values(tensor: Any) -> np.ndarray[Any, Any] | None:
 
 
 def _attention_bias(x: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Returns the bias of the attention logits `[1 or N, 1, T, T]`: the dtype's lowest number where attention is
-    masked."""
+    """Returns the logits' bias `[1 or N, 1, T, T]`: the dtype's lowest number where attention is masked."""
     position = ops.arange(ops.shape(x)[1])
     lowest = ops.convert_to_tensor(np.asarray(ml_dtypes.finfo(keras.backend.standardize_dtype(x.dtype)).min))
     zero = ops.zeros_like(lowest)

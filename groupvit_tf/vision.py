@@ -14,7 +14,7 @@ from groupvit_common.model.checks import check_pixel_values, noise_per_stage
 from groupvit_common.model.config import GroupViTVisionConfig
 from groupvit_common.model.resample import resize_matrix
 from groupvit_tf.grouping import TokenAssign
-from groupvit_tf.layers import EncoderLayer, LayerNorm, MixerMLP, Tensor, Tracked, mean, wide_dtype
+from groupvit_tf.layers import Block, EncoderLayer, LayerNorm, MixerMLP, Tensor, Tracked, mean, wide_dtype
 from groupvit_tf.outputs import BaseModelOutputWithPooling
 
 
@@ -111,7 +111,7 @@ class StageOutput(NamedTuple):
     """The segments `[B, S, D]` as they entered the grouping block."""
 
 
-class Stage(Tracked, keras.layers.Layer):
+class Stage(Tracked, Block):
     """Transformer layers over segments and group tokens together, then (but in the last stage) a grouping block."""
 
     def __init__(self, config: GroupViTVisionConfig, index: int, **kwargs: Any) -> None:
@@ -139,15 +139,12 @@ class Stage(Tracked, keras.layers.Layer):
             self.group_token = self.add_weight(
                 shape=(1, self.num_group_tokens, self.width), initializer="zeros", name="group_token"
             )
-        for layer in (*self.layers, self.downsample, self.group_projector):
-            if layer is not None:
-                layer.build()
+        super().build()
 
     def attend(
         self, segments: Tensor, previous_group_tokens: Tensor | None = None, training: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Applies the layers alone: `[B, S, D]` -> the segments as they enter the grouping block, and this stage's
-        group tokens."""
+        """Applies the layers alone: `[B, S, D]` -> the segments before grouping, and this stage's group tokens."""
         x, num_segments = segments, segments.shape[1]
         if self.group_token is not None:
             group_tokens = ops.cast(ops.convert_to_tensor(self.group_token), x.dtype)
@@ -182,7 +179,7 @@ class Stage(Tracked, keras.layers.Layer):
         return StageOutput(segments, group_tokens, assignment, ungrouped)
 
 
-class GroupProjector(keras.layers.Layer):
+class GroupProjector(Block):
     """The share of the previous stage's group tokens in those of a stage: `[B, previous, D]` -> `[B, N, D]`."""
 
     def __init__(
@@ -193,27 +190,19 @@ class GroupProjector(keras.layers.Layer):
         self.norm = LayerNorm(width, config.layer_norm_eps, name="0", dtype=self.dtype_policy)
         self.mixer = MixerMLP(config, previous_groups, width // 2, num_group_tokens, name="1", dtype=self.dtype_policy)
 
-    def build(self, input_shape: Any = None) -> None:
-        self.norm.build()
-        self.mixer.build()
-
     def call(self, x: Tensor) -> Tensor:
         return self.mixer(self.norm(x))
 
 
-class VisionEncoder(Tracked, keras.layers.Layer):
+class VisionEncoder(Tracked, Block):
     def __init__(self, config: GroupViTVisionConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.stages = [
             Stage(config, index, name=f"stages.{index}", dtype=self.dtype_policy) for index in range(len(config.depths))
         ]
 
-    def build(self, input_shape: Any = None) -> None:
-        for stage in self.stages:
-            stage.build()
 
-
-class VisionTower(keras.layers.Layer):
+class VisionTower(Block):
     """Pixels -> groups."""
 
     def __init__(self, config: GroupViTVisionConfig, **kwargs: Any) -> None:
@@ -223,10 +212,6 @@ class VisionTower(keras.layers.Layer):
         self.embeddings = VisionEmbeddings(config, name="embeddings", dtype=self.dtype_policy)
         self.encoder = VisionEncoder(config, name="encoder", dtype=self.dtype_policy)
         self.layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps, name="layernorm", dtype=self.dtype_policy)
-
-    def build(self, input_shape: Any = None) -> None:
-        for layer in (self.embeddings, self.encoder, self.layernorm):
-            layer.build()
 
     def call(
         self,

@@ -216,10 +216,7 @@ class PreTrainedModel(Pretrained, nn.Module):
 
 
 class _NoInit(TorchFunctionMode):
-    """Makes `torch.nn.init` do nothing.
-
-    On the meta device it has nothing to do, but takes a second of imports for it.
-    """
+    """Makes `torch.nn.init` do nothing: on the meta device it takes a second of imports for nothing."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__module__", None) == "torch.nn.init":
@@ -303,8 +300,7 @@ def _device(device: Any, device_map: Any) -> torch.device:
 
 
 def usable_device(wanted: Any) -> torch.device:
-    """Returns the device of a name such as 'cpu' or 'cuda:0'. Raises `InputError` for one that is not there or no
-    device at all."""
+    """Returns the device of a name such as 'cuda:0'. Raises `InputError` for one that cannot be used."""
     try:
         # Devices differ: some raise when they are named, others when they are used.
         probe = torch.zeros(1, device=wanted)

@@ -144,8 +144,7 @@ class BatchNorm(nn.BatchNorm1d):
 
 
 def projection(width: int, hidden_features: int, out_features: int) -> nn.Sequential:
-    """The MLP that projects a tower's output into the shared embedding (paper, section 3.2; batch norm as in the
-    authors' code)."""
+    """The MLP into the shared embedding (paper, section 3.2; batch norm as in the authors' code)."""
     return nn.Sequential(
         nn.Linear(width, hidden_features),
         BatchNorm(hidden_features),

@@ -142,8 +142,7 @@ class GroupViTModel(GroupViTPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> Tensor | BaseModelOutputWithPooling[Tensor]:
-        """Returns projected images `[B, E]`, not normalised; a record with `return_dict=True` (see
-        `get_text_features`)."""
+        """Returns projected images `[B, E]`, not normalised; see `get_text_features` for `return_dict`."""
         record = self.vision_model(
             given(pixel_values, "pixel_values"),
             self._flag("output_attentions", output_attentions),

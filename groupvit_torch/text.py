@@ -88,10 +88,7 @@ class TextTower(nn.Module):
         return score.int().argmax(dim=-1)
 
     def check(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
-        """Raises `InputError` for ids that the tower cannot read.
-
-        The range is checked on the CPU only (elsewhere it would stall).
-        """
+        """Raises `InputError` for ids that the tower cannot read. Their range is checked on the CPU only."""
         is_integer = not (input_ids.is_floating_point() or input_ids.is_complex() or input_ids.dtype == torch.bool)
         mask_shape = None if attention_mask is None else attention_mask.shape
         check_input_ids(input_ids.shape, str(input_ids.dtype), is_integer, mask_shape, self.config)
@@ -100,8 +97,7 @@ class TextTower(nn.Module):
 
 
 def _attention_bias(x: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Returns the bias of the attention logits `[1 or N, 1, T, T]`: the dtype's lowest number where attention is
-    masked."""
+    """Returns the logits' bias `[1 or N, 1, T, T]`: the dtype's lowest number where attention is masked."""
     length, lowest = x.shape[1], torch.finfo(x.dtype).min
     bias = torch.full((length, length), lowest, dtype=x.dtype, device=x.device).triu(1)[None, None]
     if attention_mask is None:

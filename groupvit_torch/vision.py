@@ -103,8 +103,7 @@ class Stage(nn.Module):
                 )
 
     def attend(self, segments: Tensor, previous_group_tokens: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Applies the layers alone: `[B, S, D]` -> the segments as they enter the grouping block, and this stage's
-        group tokens."""
+        """Applies the layers alone: `[B, S, D]` -> the segments before grouping, and this stage's group tokens."""
         x, num_segments = segments, segments.shape[1]
         if self.group_token is not None:
             group_tokens = self.group_token.expand(segments.shape[0], -1, -1)

@@ -281,8 +281,7 @@ def parse_size(size: int | str) -> int:
 
 
 def index_text(shards: Sequence[Shard], total_size: int, save_id: str | None = None) -> str:
-    """Returns the JSON text of an index, such as `model.safetensors.index.json`; `total_size` is the bytes of all
-    tensors."""
+    """Returns the JSON text of an index such as `model.safetensors.index.json`; `total_size`: bytes of all tensors."""
     weight_map = {name: shard.file_name for shard in shards for name in shard.tensors}
     metadata: dict[str, Any] = {"total_size": total_size} | ({} if save_id is None else {SAVE_ID: save_id})
     return json_text({"metadata": metadata, "weight_map": weight_map})

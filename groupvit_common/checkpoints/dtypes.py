@@ -39,8 +39,7 @@ STORED_BITS = {
 
 
 def float_dtype(value: object) -> str | None:
-    """Returns the name of the floating-point dtype that a framework's dtype or its name stands for; None for anything
-    else."""
+    """Returns the name of the floating-point dtype that a framework's dtype or its name stands for, else None."""
     name = str(value).removeprefix("torch.")
     name = FLOAT_ALIASES.get(name, name)
     return name if name in FLOATS else None

@@ -51,10 +51,15 @@ class HubLocation:
 
     revision: str | None = None
     token: str | bool | None = None
-    cache_dir: str | os.PathLike[str] | None = None
+    cache_dir: str | Path | None = None
     subfolder: str = ""
     local_files_only: bool = False
     force_download: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "revision", self.revision or None)
+        object.__setattr__(self, "cache_dir", None if self.cache_dir is None else str(self.cache_dir))
+        object.__setattr__(self, "subfolder", self.subfolder.strip("/"))
 
     @classmethod
     def take(cls, keywords: dict[str, Any]) -> Self:
@@ -198,22 +203,6 @@ class _Repository:
     name: str
     location: HubLocation
 
-    @property
-    def revision(self) -> str | None:
-        return self.location.revision or None
-
-    @property
-    def token(self) -> str | bool | None:
-        return self.location.token
-
-    @property
-    def cache_dir(self) -> str | None:
-        return None if self.location.cache_dir is None else str(self.location.cache_dir)
-
-    @property
-    def subfolder(self) -> str:
-        return self.location.subfolder.strip("/")
-
     def check(self) -> None:
         from huggingface_hub import hf_hub_url
         from huggingface_hub.errors import HFValidationError
@@ -227,28 +216,27 @@ class _Repository:
             ) from error
 
     def path(self, name: str) -> str:
-        return f"{self.subfolder}/{name}" if self.subfolder else name
+        return f"{self.location.subfolder}/{name}" if self.location.subfolder else name
 
     def commit(self, name: str) -> str:
-        """Returns the commit of the revision, by one HEAD request for a file (which need not exist), without
-        retries."""
+        """Returns the commit of the revision, by one HEAD request without retries for a file, which need not exist."""
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
         from huggingface_hub.errors import RemoteEntryNotFoundError
 
         try:
             commit = get_hf_file_metadata(
-                hf_hub_url(self.name, self.path(name), revision=self.revision), self.token
+                hf_hub_url(self.name, self.path(name), revision=self.location.revision), self.location.token
             ).commit_hash
         except RemoteEntryNotFoundError as error:
             commit = error.response.headers.get("X-Repo-Commit")
         # A server without that header is asked file by file.
-        return commit or self.revision or "main"
+        return commit or self.location.revision or "main"
 
     def cached(self, name: str, revision: str | None) -> Path | bool | None:
         """Returns the path of a file in the cache, False if it is known not to exist, None if nothing is known."""
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(self.name, self.path(name), cache_dir=self.cache_dir, revision=revision)
+        found = try_to_load_from_cache(self.name, self.path(name), cache_dir=self.location.cache_dir, revision=revision)
         return Path(found) if isinstance(found, str) else (None if found is None else False)
 
     def download(self, name: str, revision: str | None) -> Path | None:
@@ -267,8 +255,8 @@ class _Repository:
                     self.name,
                     self.path(name),
                     revision=revision,
-                    token=self.token,
-                    cache_dir=self.cache_dir,
+                    token=self.location.token,
+                    cache_dir=self.location.cache_dir,
                     force_download=self.location.force_download,
                 )
             )
@@ -279,9 +267,13 @@ class _Repository:
         """Lets the cache know that the revision stands at the commit of `path`, for a later use offline."""
         from huggingface_hub import hf_hub_download
 
-        if self.cached(name, self.revision) != path:
+        if self.cached(name, self.location.revision) != path:
             hf_hub_download(
-                self.name, self.path(name), revision=self.revision, token=self.token, cache_dir=self.cache_dir
+                self.name,
+                self.path(name),
+                revision=self.location.revision,
+                token=self.location.token,
+                cache_dir=self.location.cache_dir,
             )
 
     def conversion(self, offline: bool) -> str | None:
@@ -295,7 +287,7 @@ class _Repository:
         if offline:
             return _CONVERSION_REF if self._ref(_CONVERSION_REF).is_file() else None
         try:
-            requests = HfApi(token=self.token).get_repo_discussions(
+            requests = HfApi(token=self.location.token).get_repo_discussions(
                 self.name, author=_CONVERSION_BOT, discussion_type="pull_request", discussion_status="open"
             )
             return next((request.git_reference for request in requests if request.git_reference), None)
@@ -304,7 +296,11 @@ class _Repository:
 
     def remember_conversion(self, directory: Path) -> None:
         """Lets the cache know that `conversion` led to the snapshot `directory`, for a later use offline."""
-        snapshot = directory.parents[len(PurePosixPath(self.subfolder).parts) - 1] if self.subfolder else directory
+        snapshot = (
+            directory.parents[len(PurePosixPath(self.location.subfolder).parts) - 1]
+            if self.location.subfolder
+            else directory
+        )
         try:
             write_file(self._ref(_CONVERSION_REF), partial(write_text, text=snapshot.name))
         except OSError:
@@ -315,7 +311,7 @@ class _Repository:
         from huggingface_hub import constants
         from huggingface_hub.file_download import repo_folder_name
 
-        cache = Path(self.cache_dir or constants.HF_HUB_CACHE)
+        cache = Path(self.location.cache_dir or constants.HF_HUB_CACHE)
         return cache / repo_folder_name(repo_id=self.name, repo_type="model") / "refs" / name
 
     def files(self, revision: str | None) -> list[str]:
@@ -323,15 +319,17 @@ class _Repository:
         from huggingface_hub import HfApi
 
         try:
-            siblings = HfApi(token=self.token).model_info(self.name, revision=revision).siblings or []
+            siblings = HfApi(token=self.location.token).model_info(self.name, revision=revision).siblings or []
         except _failures():
             return []
         start = self.path("")
         return [file.rfilename[len(start) :] for file in siblings if file.rfilename.startswith(start)]
 
     def __str__(self) -> str:
-        folder = f", folder {self.subfolder!r}" if self.subfolder else ""
-        return f"{self.name!r} on the hub{folder}" + (f" (revision {self.revision!r})" if self.revision else "")
+        folder = f", folder {self.location.subfolder!r}" if self.location.subfolder else ""
+        return f"{self.name!r} on the hub{folder}" + (
+            f" (revision {self.location.revision!r})" if self.location.revision else ""
+        )
 
 
 def _snapshot(repository: _Repository, patterns: Sequence[str], required: Sequence[str]) -> Path:
@@ -339,7 +337,7 @@ def _snapshot(repository: _Repository, patterns: Sequence[str], required: Sequen
 
     local_files_only = repository.location.local_files_only
     unreachable: BaseException | None = None
-    commit = repository.revision
+    commit = repository.location.revision
     # A commit does not move: if the cache knows all its files there is nothing to ask.
     settled = _is_commit(commit) and all(repository.cached(name, commit) is not None for name in patterns)
     if not local_files_only and not settled:
@@ -354,7 +352,7 @@ def _snapshot(repository: _Repository, patterns: Sequence[str], required: Sequen
 
     def get(name: str) -> Path | None:
         if offline:
-            known = repository.cached(name, repository.revision)
+            known = repository.cached(name, repository.location.revision)
             return known if isinstance(known, Path) else None
         return repository.download(name, commit)
 
@@ -368,7 +366,7 @@ def _snapshot(repository: _Repository, patterns: Sequence[str], required: Sequen
                 raise CheckpointError(f"{repository} lacks {absent[0]}, which its {WEIGHTS_INDEX_NAME} names")
             if not absent:
                 found[WEIGHTS_NAME] = index
-        if found and not offline and not _is_commit(repository.revision):
+        if found and not offline and not _is_commit(repository.location.revision):
             # The index stands for the weights that it names.
             name, path = next(iter(found.items()))
             repository.remember(path.name if name == WEIGHTS_NAME else name, path)
@@ -377,7 +375,7 @@ def _snapshot(repository: _Repository, patterns: Sequence[str], required: Sequen
     except _failures() as error:
         raise _explain(error, repository) from error
 
-    if WEIGHTS_NAME in patterns and WEIGHTS_NAME not in found and repository.revision is None:
+    if WEIGHTS_NAME in patterns and WEIGHTS_NAME not in found and repository.location.revision is None:
         converted = repository.conversion(offline)
         if converted is not None:
             location = replace(repository.location, revision=converted)
@@ -460,7 +458,9 @@ def _explain(error: BaseException, repository: _Repository) -> CheckpointError:
             "a private one needs a token (token=..., or `hf auth login`)"
         )
     elif isinstance(cause, RevisionNotFoundError):
-        text = f"{name!r} has no revision {repository.revision!r}: see its branches and tags at {page}/tree/main"
+        text = (
+            f"{name!r} has no revision {repository.location.revision!r}: see its branches and tags at {page}/tree/main"
+        )
     elif isinstance(cause, HfHubHTTPError):
         text = _status(cause, name, page)
     elif isinstance(error, (_http_error(), FileNotFoundError)):

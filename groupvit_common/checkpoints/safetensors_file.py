@@ -51,8 +51,7 @@ class TensorInfo(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What a safetensors file says about itself: tensors by name, where each begins, and free metadata such as
-    `format`."""
+    """A safetensors file's header: tensors by name, where each begins, and free metadata such as `format`."""
 
     tensors: dict[str, TensorInfo]
     starts: dict[str, int]  # bytes from the beginning of the file
@@ -186,10 +185,7 @@ def read_arrays(path: Path, names: Iterable[str]) -> Iterator[tuple[str, np.ndar
 
 
 def array_info(shape: Iterable[int], dtype: str) -> TensorInfo:
-    """Returns the stored form of a tensor of NumPy's dtype name ("float32", "bfloat16", "int64", ...).
-
-    Raises `InputError` for others.
-    """
+    """Returns how a tensor of NumPy's dtype name is stored. Raises `InputError` for a dtype that cannot be."""
     if dtype not in _STORED_AS:
         raise InputError(f"a tensor of dtype {dtype} cannot be saved; {', '.join(_STORED_AS)} can")
     return TensorInfo(tuple(shape), _STORED_AS[dtype])

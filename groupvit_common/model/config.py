@@ -167,8 +167,7 @@ class _Config:
         write_file(Path(json_file_path), partial(write_text, text=self.to_json_string()))
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns every setting, the model type and the kept keys, as plain JSON values that share nothing with this
-        object."""
+        """Returns every setting, the model type and the kept keys, as new plain JSON values."""
         settings = {
             name: value.to_dict() if isinstance(value, _Config) else copy.deepcopy(value)
             for name, value in ((name, getattr(self, name)) for name in self._defaults())
@@ -176,10 +175,7 @@ class _Config:
         return {**copy.deepcopy(self.extra), "model_type": self.model_type, **settings}
 
     def to_json_string(self, use_diff: bool = True) -> str:
-        """Returns the JSON text of `to_dict`, keys sorted.
-
-        `use_diff` is accepted for transformers' sake; all is written always.
-        """
+        """Returns the JSON text of `to_dict`, keys sorted. `use_diff`, of transformers, is ignored: all is written."""
         return json_text(self.to_dict())
 
     def update(self, config_dict: Mapping[str, Any]) -> None:
@@ -415,8 +411,7 @@ class GroupViTConfig(_Config):
 
 
 def checkpoint_config_text(config: _Config, architecture: str, dtype: str, **settings: Any) -> str:
-    """Returns the text of a checkpoint's `config.json`, with what transformers wants to know besides: the class and the
-    dtype."""
+    """Returns the text of a checkpoint's `config.json`, with the class and the dtype for transformers."""
     content = config.to_dict()
     # transformers 5 writes `dtype` instead of `torch_dtype`, and reads both: two that disagree must not meet.
     content.pop("dtype", None)
@@ -427,10 +422,7 @@ C = TypeVar("C", bound=_Config)
 
 
 def _tower(cls: type[C], settings: C | Mapping[str, Any] | None, legacy: Mapping[str, Any] | None) -> C:
-    """Returns a tower's own configuration.
-
-    Settings under the legacy name win, with that name's defaults, as in transformers.
-    """
+    """Returns a tower's own configuration. As in transformers, the legacy name's settings win, with their defaults."""
     if isinstance(settings, cls) and legacy is None:
         return cls(**settings.to_dict())
     if isinstance(settings, _Config):

@@ -27,16 +27,12 @@ def canonical_name(path: str) -> str:
 
 
 def canonical_axes(kind: str, rank: int) -> tuple[int, ...]:
-    """Returns the axes of a canonical tensor in Keras's order: (1, 0) for a dense weight, (3, 2, 0, 1) for OIHW from
-    HWIO."""
+    """Returns a canonical tensor's axes in Keras's order: (1, 0) of a dense weight, (3, 2, 0, 1) of a convolution's."""
     return (rank - 1, rank - 2, *range(rank - 2)) if kind in _KERNELS else tuple(range(rank))
 
 
 def to_canonical(kind: str, value: np.ndarray) -> np.ndarray:
-    """Returns a Keras tensor in the layout of files and PyTorch; a view.
-
-    `kind` as in `groupvit_common.model.parameters`.
-    """
+    """Returns a Keras tensor in the layout of files, a view. `kind`: see `groupvit_common.model.parameters`."""
     return value.transpose(canonical_axes(kind, value.ndim))
 
 

@@ -61,8 +61,7 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
 
 
 def most_stored_dtype(weights: Weights, names: Iterable[str]) -> str:
-    """Returns the floating-point dtype in which the file holds most elements of the tensors `names`: the meaning of
-    "auto"."""
+    """Returns the floating-point dtype of most stored elements of the tensors `names`: the meaning of "auto"."""
     infos = (weights.tensors[name] for name in names)
     return most_common_float((STORED_DTYPES.get(info.dtype, ""), math.prod(info.shape)) for info in infos)
 
@@ -296,8 +295,7 @@ class Pretrained:
         self._refuse_not_finite("saved", filter(not_finite, tensors))
 
     def _refuse_not_finite(self, done: str, names: Iterable[str]) -> None:
-        """Raises `InputError` if there are `names` of tensors with NaN or infinite values; `done`: what cannot be done
-        with them."""
+        """Raises `InputError` if tensors `names` hold NaN or infinite values; `done`: what cannot be done with them."""
         bad = list(names)
         if bad:
             raise InputError(
@@ -319,10 +317,7 @@ class Pretrained:
         return self._own_tensors() | described
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
-        """Trades time for memory in training: the backward pass computes layers again.
-
-        Keywords are accepted, not used.
-        """
+        """Trades time for memory in training: the backward pass computes layers again. Keywords are ignored."""
         self._set_gradient_checkpointing(True)
 
     def gradient_checkpointing_disable(self) -> None:

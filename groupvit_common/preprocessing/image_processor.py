@@ -360,8 +360,7 @@ def _as_batch(images: Any) -> list[Any]:
 
 
 def _center_crop(array: _Array, height: int, width: int) -> _Array:
-    """Returns the middle `[height, width, 3]`, with black around a smaller image; the odd pixel is where transformers
-    has it."""
+    """Returns the middle `[height, width, 3]`, padded with black; odd pixels as in transformers."""
     for axis, wanted in ((0, height), (1, width)):
         spare = array.shape[axis] - wanted
         if spare >= 0:

@@ -139,8 +139,7 @@ def name_of(source: Any, otherwise: str) -> str:
 
 
 def orientation(image: Image.Image) -> int:
-    """Returns the orientation that an image carries, 1 to 8 as EXIF has it; 1 where there is none, or none that makes
-    sense."""
+    """Returns an image's EXIF orientation, 1 to 8; 1 where there is none, or none that makes sense."""
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
         return int(found) if found in _UPRIGHT else 1
@@ -188,8 +187,7 @@ class ImageHeader:
 
     @property
     def upright_size(self) -> tuple[int, int] | None:
-        """Returns width and height once turned; None where they are not known before decoding, as they are of a
-        JPEG."""
+        """Returns width and height once turned; None where decoding alone can tell, unlike of a JPEG."""
         if self._file.format not in ("JPEG", "MPO"):
             return None
         width, height = self.stored_size
@@ -363,10 +361,7 @@ def _suffixes(*_: int) -> frozenset[str]:
 
 
 def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
-    """Returns a loaded PIL image of any mode as RGB, itself if it is that.
-
-    Raises `InputError` for values that mean no colour.
-    """
+    """Returns a loaded PIL image of any mode as RGB. Raises `InputError` for values that mean no colour."""
     if image.width == 0 or image.height == 0:
         raise InputError(f"an image of {image.width}x{image.height} pixels is empty")
     if image.mode == "RGB":
@@ -435,8 +430,7 @@ _pillows_limit = sys.maxsize
 
 
 def _webp_size(start: bytes) -> tuple[int, int]:
-    """Returns width and height from a WebP's first 30 bytes (RFC 9649); (0, 0) where there are none, which the decoder
-    then refuses."""
+    """Returns width and height from a WebP's first 30 bytes (RFC 9649); (0, 0) where there are none."""
     chunk, content = start[12:16], start[20:30]
     if chunk == b"VP8X" and len(content) == 10:
         return 1 + int.from_bytes(content[4:7], "little"), 1 + int.from_bytes(content[7:10], "little")
@@ -480,8 +474,7 @@ def _without_long_texts(stream: IO[bytes]) -> io.BytesIO:
 
 
 def _text_length(kind: bytes, content: bytes) -> int:
-    """Returns the unpacked length of a text or profile in a PNG, bounded by just too long; 0 for what is kept in any
-    case."""
+    """Returns the unpacked length of a text or profile in a PNG, bounded by just too long; 0 for kept chunks."""
     most = PngImagePlugin.MAX_TEXT_CHUNK
     keyword, _, packed = content.partition(b"\0")
     # An orientation is among the first things in XMP, which may be long.

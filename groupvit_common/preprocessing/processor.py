@@ -142,8 +142,7 @@ class GroupViTProcessor:
 
 
 def missing_parts(directory: Path) -> str:
-    """Returns what a directory lacks of a processor, for a message: "no tokenizer (FILES) and no image processor
-    (FILE)", or ""."""
+    """Returns a message of what a directory lacks: "no tokenizer (FILES) and no image processor (FILE)", or ""."""
     missing = []
     if not has_file(directory, TOKENIZER_FILE) and not (
         has_file(directory, VOCAB_FILE) and has_file(directory, MERGES_FILE)

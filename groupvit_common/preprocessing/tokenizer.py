@@ -496,8 +496,7 @@ CLIPTokenizerFast = CLIPTokenizer
 
 
 def _read_settings(directory: Path) -> dict[str, Any]:
-    """Returns the settings and further keys of `tokenizer_config.json`, `special_tokens_map.json` and
-    `tokenizer.json`."""
+    """Returns the settings and further keys of tokenizer_config.json, special_tokens_map.json and tokenizer.json."""
     config_file, map_file = directory / TOKENIZER_CONFIG_FILE, directory / SPECIAL_TOKENS_FILE
     settings = read_json(config_file) if config_file.is_file() else {}
     if "added_tokens_decoder" in settings:
@@ -529,8 +528,7 @@ def _read_settings(directory: Path) -> dict[str, Any]:
 
 
 def _content(name: str, value: Any) -> Any:
-    """Returns a special token's text, from a string, an AddedToken or the dictionary that stands for one in JSON; None
-    stays None."""
+    """Returns a special token's text, from a string, an AddedToken or its dictionary in JSON; None stays None."""
     content = value.get("content") if isinstance(value, Mapping) else getattr(value, "content", value)
     if not (content is None or (isinstance(content, str) and content)):
         raise InputError(f"{name} must be a non-empty string, got {short(value)}")

@@ -128,8 +128,7 @@ def learn_vocabulary(captions: Sequence[str], vocab_size: int) -> Tokenizer:
 
 @contextlib.contextmanager
 def library_errors(source: object) -> Iterator[None]:
-    """Turns what the `tokenizers` library raises, or anything read from a file of another shape, into a
-    `CheckpointError`."""
+    """Turns errors of the `tokenizers` library, or of a file of another shape, into `CheckpointError`."""
     try:
         yield
     except (GroupViTError, KeyboardInterrupt, SystemExit):

@@ -120,8 +120,7 @@ def write_texts(directory: Path, texts: Mapping[str, str]) -> list[Path]:
 
 @contextlib.contextmanager
 def _staging(directory: Path) -> Iterator[Path]:
-    """Yields a new hidden folder in `directory`, locked while its writer lives; removed in the end unless it was
-    renamed."""
+    """Yields a new hidden folder in `directory`, locked while its writer lives; removed in the end unless renamed."""
     while True:
         folder = _staging_path(directory)
         folder.mkdir()
