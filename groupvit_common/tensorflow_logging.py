@@ -18,8 +18,7 @@ _TENSORFLOW_NOISE = re.compile(
 
 
 def set_environment() -> None:
-    """Sets, before TensorFlow is imported and where the user did not: its C++ code logs errors alone, and it takes GPU memory
-    as it needs it, since PyTorch may need memory too."""
+    """Makes TensorFlow log errors alone, and take GPU memory as needed, unless the user chose; before its import."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 

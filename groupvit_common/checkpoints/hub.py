@@ -18,7 +18,14 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Self
 
-from groupvit_common.checkpoints.directory import CONFIG_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, is_weights_file, missing_files, read_index
+from groupvit_common.checkpoints.directory import (
+    CONFIG_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    is_weights_file,
+    missing_files,
+    read_index,
+)
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.storage.names import list_files
 from groupvit_common.storage.saving import has_file, settle, write_file, write_text

@@ -17,7 +17,17 @@ from typing import Any, ClassVar
 import numpy as np
 
 from groupvit_common.checkpoints import hub
-from groupvit_common.checkpoints.directory import CONFIG_NAME, SAVE_ID, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, Weights, compare_tensors, find_weights, index_text, plan_shards
+from groupvit_common.checkpoints.directory import (
+    CONFIG_NAME,
+    SAVE_ID,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    Weights,
+    compare_tensors,
+    find_weights,
+    index_text,
+    plan_shards,
+)
 from groupvit_common.checkpoints.dtypes import FLOATS, STORED_DTYPES, most_common_float
 from groupvit_common.checkpoints.safetensors_file import (
     PYTORCH_METADATA,

@@ -16,46 +16,13 @@ from groupvit_common.storage.names import is_hidden
 
 # Files that people take for images and that are not opened here: documents, drawings, formats of editors, phones and
 # cameras.
-_OTHER_IMAGES = frozenset(
-    [
-        ".ai",
-        ".arw",
-        ".cr2",
-        ".cr3",
-        ".dds",
-        ".dng",
-        ".emf",
-        ".eps",
-        ".exr",
-        ".hdr",
-        ".heic",
-        ".heif",
-        ".hif",
-        ".icns",
-        ".jxl",
-        ".jxr",
-        ".nef",
-        ".orf",
-        ".pdf",
-        ".pef",
-        ".ps",
-        ".psb",
-        ".psd",
-        ".raf",
-        ".raw",
-        ".rw2",
-        ".srw",
-        ".svg",
-        ".svgz",
-        ".wdp",
-        ".wmf",
-        ".xcf",
-        ".xbm",
-        ".xpm",
-    ]
-)
+_OTHER_IMAGES = frozenset([
+    ".ai", ".arw", ".cr2", ".cr3", ".dds", ".dng", ".emf", ".eps", ".exr", ".hdr", ".heic", ".heif", ".hif",
+    ".icns", ".jxl", ".jxr", ".nef", ".orf", ".pdf", ".pef", ".ps", ".psb", ".psd", ".raf", ".raw", ".rw2",
+    ".srw", ".svg", ".svgz", ".wdp", ".wmf", ".xcf", ".xbm", ".xpm",
+])  # fmt: skip
 
-# The mark of results: in a PNG's texts before the pixels, at a JPEG's beginning and at a WebP's end among the Exif tags.
+# The mark of results: in a PNG's texts before the pixels; in the Exif tags of JPEG (beginning) and WebP (end).
 _PNG_MARK, _EXIF_MARK = f"Software\0{SOFTWARE}".encode(), f"{SOFTWARE}\0".encode()
 _EXIF_BYTES = 256
 
