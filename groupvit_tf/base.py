@@ -206,12 +206,7 @@ class GroupViTPreTrainedModel(PreTrainedModel):
         return super().predict(**{**given, "x": self._data(given["x"])[0]})
 
     def train_on_batch(
-        self,
-        x: Any,
-        y: Any = None,
-        sample_weight: Any = None,
-        class_weight: Any = None,
-        return_dict: bool = False,
+        self, x: Any, y: Any = None, sample_weight: Any = None, class_weight: Any = None, return_dict: bool = False
     ) -> Any:
         """Does as `keras.Model.train_on_batch`; `x` and `sample_weight` as in `fit`, and at least two pairs."""
         if class_weight is not None:
@@ -246,12 +241,7 @@ class GroupViTPreTrainedModel(PreTrainedModel):
         return False
 
     def compute_loss(
-        self,
-        x: Any = None,
-        y: Any = None,
-        y_pred: Any = None,
-        sample_weight: Any = None,
-        training: bool = True,
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Tensor:
         """Does as `keras.Model.compute_loss`; a tower has no loss of its own. Keras calls this."""
         if self._returns_records() and self.loss is None:

@@ -116,12 +116,7 @@ class PreTrainedModel(Pretrained, Tracked, Model):
             InputError: an argument that cannot be used.
         """
         policy = _policy(dtype if dtype is not None else torch_dtype)
-        opened = cls._opened(
-            pretrained_model_name_or_path,
-            config,
-            overrides,
-            _ONLY,
-        )
+        opened = cls._opened(pretrained_model_name_or_path, config, overrides, _ONLY)
         with opened as (config, weights, directory):
             with without_initial_values():
                 model = cls(config, dtype=policy or most_stored_dtype(weights, weights.tensors))

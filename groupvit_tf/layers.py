@@ -331,12 +331,7 @@ class EncoderLayer(Block):
         """
         normed = self.layer_norm1(x)
         attended, weights = self.self_attn(
-            normed,
-            normed,
-            attn_bias,
-            output_attentions=output_attentions,
-            training=training,
-            dropout_seed=dropout_seed,
+            normed, normed, attn_bias, output_attentions=output_attentions, training=training, dropout_seed=dropout_seed
         )
         x = x + self._kept(attended, training, drop_path_seeds[0])
         return x + self._kept(self.mlp(self.layer_norm2(x)), training, drop_path_seeds[1]), weights

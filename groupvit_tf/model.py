@@ -135,9 +135,7 @@ class GroupViTModel(GroupViTPreTrainedModel):
         for layer in (self.text_model, self.vision_model, self.visual_projection, self.text_projection):
             layer.build((None,))  # no layer uses it, but `summary` needs one
         self.logit_scale = self.add_weight(
-            shape=(),
-            initializer=keras.initializers.Constant(self.config.logit_scale_init_value),
-            name="logit_scale",
+            shape=(), initializer=keras.initializers.Constant(self.config.logit_scale_init_value), name="logit_scale"
         )
 
     def get_input_embeddings(self) -> keras.layers.Embedding:
@@ -291,12 +289,7 @@ class GroupViTModel(GroupViTPreTrainedModel):
     # -- training with `fit` --
 
     def compute_loss(
-        self,
-        x: Any = None,
-        y: Any = None,
-        y_pred: Any = None,
-        sample_weight: Any = None,
-        training: bool = True,
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Tensor:
         """Returns the contrastive loss of the batch, or that of `compile(loss=...)` where a subclass was given one.
         Keras calls this.

@@ -67,12 +67,7 @@ class PreTrainedModel(Pretrained, nn.Module):
         """
         read_as = _dtype(dtype if dtype is not None else torch_dtype)
         wanted_device = _device(device, device_map)
-        opened = cls._opened(
-            pretrained_model_name_or_path,
-            config,
-            overrides,
-            {},
-        )
+        opened = cls._opened(pretrained_model_name_or_path, config, overrides, {})
         with opened as (config, weights, directory):
             # No storage and no initial values: every tensor is about to be replaced.
             with torch.device("meta"), _NoInit():

@@ -27,14 +27,6 @@ _PNG_MARK, _EXIF_MARK = f"Software\0{SOFTWARE}".encode(), f"{SOFTWARE}\0".encode
 _EXIF_BYTES = 256
 
 
-def is_image_name(name: str) -> bool:
-    """Returns whether a folder's file of this name counts as an image: by its suffix, and unless it is hidden.
-
-    A file that is named itself may be called anything.
-    """
-    return not is_hidden(name) and os.path.splitext(name)[1].lower() in image_suffixes()  # noqa: PTH122 (str)
-
-
 def images_in(folder: str | Path) -> list[Path]:
     """Returns the images of a folder, not of those inside it, by name.
 

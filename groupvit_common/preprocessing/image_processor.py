@@ -8,6 +8,7 @@ Values of an array: integers are 0-255. Floating-point arrays may hold 0-1 or 0-
 `rescale_factor` (1/255) all the same, as with transformers: pass `do_rescale=False` with 0-1 (a warning reminds of it).
 """
 
+import inspect
 import json
 import math
 import warnings
@@ -53,23 +54,6 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 # Of a side of the image that the model sees: more is no use to any, and a mistake costs gigabytes.
 _MOST_PIXELS = 1 << 14
-
-_SETTINGS = (
-    "do_resize",
-    "size",
-    "resample",
-    "do_center_crop",
-    "crop_size",
-    "do_rescale",
-    "rescale_factor",
-    "do_normalize",
-    "image_mean",
-    "image_std",
-    "do_convert_rgb",
-    "size_divisor",
-)
-# What may be given besides: a setting of the process, not of the model.
-_KEYWORDS = (*_SETTINGS, "max_pixels")
 
 _Array = np.ndarray[Any, Any]
 
@@ -145,11 +129,7 @@ class GroupViTImageProcessor:
         return cls(**(known | overrides), extra=extra)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str | Path,
-        **overrides: Any,
-    ) -> Self:
+    def from_pretrained(cls, name_or_path: str | Path, **overrides: Any) -> Self:
         """Returns the image processor of a directory or hub repository: `preprocessor_config.json`, or the part of
         `processor_config.json` that transformers 5 writes. Keywords override settings, and unknown ones are refused;
         `use_fast`, `trust_remote_code` and their like are accepted for code written for transformers and change
@@ -342,6 +322,9 @@ class GroupViTImageProcessor:
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in _SETTINGS)})"
 
 
+# Settings of the model; `max_pixels` besides is one of the process.
+_SETTINGS = tuple(inspect.signature(GroupViTImageProcessor).parameters)[: -len(("max_pixels", "extra"))]
+_KEYWORDS = (*_SETTINGS, "max_pixels")
 AutoImageProcessor = GroupViTImageProcessor
 CLIPImageProcessor = GroupViTImageProcessor
 

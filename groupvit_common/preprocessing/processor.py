@@ -51,11 +51,7 @@ class GroupViTProcessor:
         self.tokenizer = tokenizer
 
     @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str | Path,
-        **settings: Any,
-    ) -> Self:
+    def from_pretrained(cls, name_or_path: str | Path, **settings: Any) -> Self:
         """Returns the processor of a directory or a hub repository, from the files of transformers 4 or 5.
 
         Keywords override settings, of the image processor or (such as `model_max_length`) of the tokenizer; unknown

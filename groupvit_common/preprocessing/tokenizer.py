@@ -54,13 +54,7 @@ _NO_LIMIT = 10**20
 # Letters, a digit, a sign, and bytes that only a whole alphabet has.
 _PROBE = "a \u00e9\u4e2d 1!"
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
-_SETTINGS = (
-    *_SPECIAL_NAMES,
-    "model_max_length",
-    "padding_side",
-    "truncation_side",
-    "clean_up_tokenization_spaces",
-)
+_SETTINGS = (*_SPECIAL_NAMES, "model_max_length", "padding_side", "truncation_side", "clean_up_tokenization_spaces")
 # transformers' clean-up of decoded English, in its order: what is removed is the space in front.
 _SPACED_PUNCTUATION = (
     (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"),
@@ -145,11 +139,7 @@ class CLIPTokenizer:
     # -- files --
 
     @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str | Path,
-        **settings: Any,
-    ) -> Self:
+    def from_pretrained(cls, name_or_path: str | Path, **settings: Any) -> Self:
         """Returns the tokenizer in a directory or a hub repository: `tokenizer.json`, or `vocab.json` with
         `merges.txt`.
 

@@ -26,11 +26,7 @@ _MOST_IDS = 1 << 20
 def assemble(vocab: dict[str, int], merges: list[tuple[str, str]], unk_token: str | None) -> Tokenizer:
     """Returns CLIP's pipeline around a byte-pair vocabulary."""
     model = BPE(
-        vocab=vocab,
-        merges=merges,
-        unk_token=unk_token,
-        continuing_subword_prefix="",
-        end_of_word_suffix=END_OF_WORD,
+        vocab=vocab, merges=merges, unk_token=unk_token, continuing_subword_prefix="", end_of_word_suffix=END_OF_WORD
     )
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(

@@ -26,11 +26,7 @@ _KINDS = {list: "an array", str: "a text", int: "a number", float: "a number", b
 
 
 def read_json(path: Path, limit: int = TEXT_BYTES) -> dict[str, Any]:
-    """Returns the JSON object in a file.
-
-    Raises:
-        CheckpointError: as `read_bytes` and `parse_json`; names the file.
-    """
+    """Returns the JSON object in a file. Raises `CheckpointError`: as `read_bytes` and `parse_json`; names the file."""
     return parse_json(read_bytes(path, limit), path)
 
 
