@@ -264,7 +264,7 @@ class GroupViTPreTrainedModel(PreTrainedModel):
             self._check(x)
         if not self._returns_records():
             return x, y if sample_weight is None or y is not None else {SAMPLE_WEIGHT: sample_weight}
-        refuse_targets(y, type(self).__name__)
+        self._refuse_targets(y)
         if sample_weight is None:
             return x, y if isinstance(y, Mapping) and y else None
         weights = np.asarray(sample_weight)
@@ -273,6 +273,15 @@ class GroupViTPreTrainedModel(PreTrainedModel):
         elif weights.ndim:
             raise InputError("sample_weight goes with arrays: a data set yields it itself, as (x, {}, sample_weight)")
         return x, {SAMPLE_WEIGHT: weights}
+
+    def _refuse_targets(self, y: Any) -> None:
+        """Raises `InputError` for targets, which the models have no use for; an empty dictionary is none."""
+        if y is None or (isinstance(y, Mapping) and y.keys() <= {SAMPLE_WEIGHT}):
+            return
+        raise InputError(
+            f"{type(self).__name__} takes no y in fit and evaluate: image i belongs to text i; leave it out, or yield an "
+            "empty dictionary instead"
+        )
 
     def _flag(self, name: str, value: bool | None) -> bool:
         """Returns a flag of `call`: as given, else the configuration's."""
@@ -320,13 +329,3 @@ def _rows(inputs: Mapping[str, Any]) -> int:
     """Returns the number of images or texts."""
     value = inputs["pixel_values"] if "pixel_values" in inputs else inputs["input_ids"]
     return int(value.shape[0])
-
-
-def refuse_targets(y: Any, model: str) -> None:
-    """Raises `InputError` for targets, which the models have no use for; an empty dictionary is none."""
-    if y is None or (isinstance(y, Mapping) and y.keys() <= {SAMPLE_WEIGHT}):
-        return
-    raise InputError(
-        f"{model} takes no y in fit and evaluate: image i belongs to text i; leave it out, or yield an empty "
-        "dictionary instead"
-    )

@@ -12,7 +12,7 @@ from keras import ops
 from groupvit_common.errors import InputError
 from groupvit_common.model.checks import check_grouping, check_pairs, check_sample_weight, given
 from groupvit_common.model.config import GroupViTConfig, GroupViTTextConfig, GroupViTVisionConfig
-from groupvit_tf.base import SAMPLE_WEIGHT, GroupViTPreTrainedModel, refuse_targets
+from groupvit_tf.base import SAMPLE_WEIGHT, GroupViTPreTrainedModel
 from groupvit_tf.distributed import gather, num_replicas
 from groupvit_tf.label_maps import grouping_map, resize_bilinear, unit
 from groupvit_tf.layers import Projection, Tensor, wide_dtype
@@ -299,7 +299,7 @@ class GroupViTModel(GroupViTPreTrainedModel):
         """
         if not self._compares_pairs():
             return super().compute_loss(x, y, y_pred, sample_weight, training)
-        refuse_targets(y, type(self).__name__)
+        self._refuse_targets(y)
         if sample_weight is None and y:
             sample_weight = y[SAMPLE_WEIGHT]
         similarities = self._global_similarities(y_pred)

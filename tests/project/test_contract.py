@@ -98,7 +98,7 @@ EXCEPTIONS = {
         "checkpoint.py": {"usable_device"},
         "layers.py": {
             "drop_path", "projection", "wide_dtype", "mean", "softmax", "Tracked", "Dense", "LayerNorm",
-            "batch_statistics", "Redrawn", "DropPath", "Projection",
+            "batch_statistics", "Block", "FixedSeed", "DropPath", "Projection",
         },
         "optimizer.py": {
             "set_learning_rate", "AdamW", "LossScale", "Schedule", "sum_replicas", "adamw_of", "has_overflowed",
