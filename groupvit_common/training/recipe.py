@@ -177,7 +177,7 @@ class ObjectiveSettings:
 
     @property
     def has_paper_losses(self) -> bool:
-        """Whether the paper's losses are among the losses."""
+        """True if the paper's losses are among the losses."""
         return self.kind == "paper" or self.paper_weight > 0
 
 
@@ -383,13 +383,13 @@ class Recipe:
 
     @property
     def multi_label(self) -> bool:
-        """Whether the multi-label loss is among the losses."""
+        """True if the multi-label loss is among the losses."""
         prompts = (self.scenes if self.data is None else self.data).prompts
         return self.objective.has_paper_losses and prompts > 0 and self.objective.multi_label_weight > 0
 
     @property
     def needs_prompts(self) -> bool:
-        """Whether a loss uses prompts; else they stay out of the text tower, and of its projection's statistics."""
+        """True if a loss uses prompts; else they stay out of the text tower, and of its projection's statistics."""
         return self.objective.kind == "groups" or self.multi_label
 
 

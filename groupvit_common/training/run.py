@@ -284,7 +284,7 @@ class Run:
 
     @property
     def measures_here(self) -> bool:
-        """Whether `measure_and_save` is for this process too: each segments a part of the sets, the rest is the first
+        """True if `measure_and_save` is for this process too: each segments a part of the sets, the rest is the first
         one's."""
         return self.rank == 0 or bool(self.validation.opened)
 

@@ -50,7 +50,7 @@ class Entry(NamedTuple):
 
     @property
     def complete(self) -> bool:
-        """Whether it is usable as far as listing shows."""
+        """True if it is usable as far as listing shows."""
         return self.fault is None and self.image is not None and self.caption is not None
 
 
@@ -67,7 +67,7 @@ class Source(Protocol):
 
     @property
     def weight(self) -> float:
-        """How often its samples occur in an epoch."""
+        """Times that its samples occur in an epoch."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -315,7 +315,7 @@ class _Members:
         while rest:
             rest = file.read(1 << 20)
             if rest.strip(b"\0"):
-                return "more follows the end of the shard: archives put together, or a hole; the rest is left out"
+                return "more follows the end of the shard: archives put together, or a hole; the rest is skipped"
         return None
 
 
@@ -408,7 +408,7 @@ class Folder:
 
         seen: set[str] = set()
         for folder, folders, names in os.walk(self._root, onerror=refuse, followlinks=True):
-            # In place: os.walk goes on in this order.
+            # In place: os.walk continues in this order.
             folders[:] = sorted(name for name in folders if not is_hidden(name))
             real = os.path.realpath(folder)
             if real in seen:
