@@ -141,7 +141,7 @@ def _fit(run: Run, process: ProcessInfo) -> TrainResult:
     progress = RunProgress(run, feed)
 
     def measure(segmenter: Any) -> Mapping[str, float]:
-        run.measure_and_save(state, segmenter, process)
+        run.measure_and_save(state.save_pretrained, segmenter, process)
         progress.measured()
         return run.validation.latest()
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from groupvit_common.checkpoints.directory import find_weights
 from groupvit_common.checkpoints.safetensors_file import read_arrays
-from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.errors import InputError
 from groupvit_common.preprocessing.processor import GroupViTProcessor
-from groupvit_common.training.checkpoints import MODEL, RunState
+from groupvit_common.training.checkpoints import MODEL, RunState, check_weights
 from groupvit_common.training.initial_model import MULTI_LABEL_SCALE
 from groupvit_tf.checkpoint import from_canonical, kind, to_canonical
 from groupvit_tf.chunks import random_state, set_random_state
@@ -114,13 +114,8 @@ def assign_weights(variables: Mapping[str, Any], like: Mapping[str, Any], weight
         like: the model's variables, whose kinds say how weights are laid out.
     """
     found = {name: from_canonical(kind(like[name]), np.array(weights[name])) for name in variables if name in weights}
-    missing = [name for name in variables if name not in weights and name != MULTI_LABEL_SCALE]
-    shapes = [name for name, array in found.items() if tuple(array.shape) != tuple(variables[name].shape)]
-    if missing or shapes:
-        raise CheckpointError(
-            f"the checkpoint is of another model than the recipe's: {(missing or shapes)[0]} "
-            f"{'is missing' if missing else 'has another shape'}"
-        )
+    expected, shapes = ({name: value.shape for name, value in each.items()} for each in (variables, found))
+    check_weights(expected, shapes, optional=MULTI_LABEL_SCALE)
     for name, array in found.items():
         variables[name].assign(array.astype(variables[name].dtype))
 

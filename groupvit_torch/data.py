@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from groupvit_common.training.scene_batches import Batch
 
 if TYPE_CHECKING:
     from groupvit_common.data.captions.stream import CaptionBatch
+    from groupvit_common.training.run import Stream
 
 Tokens = Mapping[str, Tensor]
 
@@ -91,3 +92,38 @@ def _trimmed(input_ids: Tensor, attention_mask: Tensor) -> Tokens:
     longest = int(attention_mask.sum(dim=1).max())
     length = min(-(-longest // _TOKENS) * _TOKENS, input_ids.shape[1])
     return {"input_ids": input_ids[:, :length], "attention_mask": attention_mask[:, :length]}
+
+
+class Feed:
+    """A stream's batches, prepared for the device; the next one may be fetched while a step is computed.
+
+    Args:
+        prepare: what is done to a batch, such as moving it to the device.
+    """
+
+    def __init__(self, stream: Stream, prepare: Callable[[Any], Any]) -> None:
+        self.stream = stream
+        self.batches = iter(stream)
+        self.prepare = prepare
+        self.ahead: list[Any] = []
+        self.before: dict[str, Any] = {}
+
+    def take(self) -> Any:
+        """Returns the next batch."""
+        return self.ahead.pop() if self.ahead else self.prepare(next(self.batches))
+
+    def look_ahead(self) -> None:
+        """Fetches the batch that `take` returns next."""
+        if not self.ahead:
+            self.before = self.stream.state_dict()
+            self.ahead.append(self.prepare(next(self.batches)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the position after the last batch taken."""
+        return self.before if self.ahead else self.stream.state_dict()
+
+    def close(self) -> None:
+        """Ends the stream's workers."""
+        close = getattr(self.batches, "close", None)
+        if close is not None:
+            close()

@@ -30,13 +30,13 @@ from groupvit_common.training.grouping_health import watch_grouping
 from groupvit_common.training.initial_model import MULTI_LABEL_SCALE
 from groupvit_common.training.log import RunLog
 from groupvit_common.training.recipe import Recipe
-from groupvit_common.training.run import Feed, Run, TrainResult
+from groupvit_common.training.run import Run, TrainResult
 from groupvit_common.training.schedule import assigns_hard, ema_decay_at, learning_rate_at
 from groupvit_common.training.settings import changed
 from groupvit_common.training.start import start_run
 from groupvit_common.training.validation import Evaluate
 from groupvit_torch.chunks import cached_backward
-from groupvit_torch.data import Inputs
+from groupvit_torch.data import Feed, Inputs
 from groupvit_torch.distributed import ProcessInfo, process_group
 from groupvit_torch.model import GroupViTModel
 from groupvit_torch.objective import Objective, new_model, start_model
@@ -319,7 +319,9 @@ class _Loop:
         if not self.run.measures_here:
             return
         with _uncompiled(self.state.best.model):
-            self.run.measure_and_save(self.state, self.state.segmenter(self.run.processor), self.process)
+            self.run.measure_and_save(
+                self.state.save_pretrained, self.state.segmenter(self.run.processor), self.process
+            )
         if self.log is not None:
             self.log.record(self.run.step, self.run.validation.latest())
             self.log.start(self.run.step)

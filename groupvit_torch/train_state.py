@@ -14,9 +14,8 @@ from torch import Tensor
 
 from groupvit_common.checkpoints.directory import find_weights
 from groupvit_common.checkpoints.safetensors_file import read_arrays
-from groupvit_common.errors import CheckpointError
 from groupvit_common.preprocessing.processor import GroupViTProcessor
-from groupvit_common.training.checkpoints import MODEL, RunState
+from groupvit_common.training.checkpoints import MODEL, RunState, check_weights
 from groupvit_common.training.initial_model import MULTI_LABEL_SCALE
 from groupvit_torch.chunks import random_state, set_random_state
 from groupvit_torch.objective import Objective
@@ -112,13 +111,8 @@ def load_weights(directory: Path) -> dict[str, Tensor]:
 @torch.no_grad()
 def assign_weights(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
     """Sets tensors to the weights of a checkpoint, by name. CheckpointError if one is missing or has another shape."""
-    missing = [name for name in tensors if name not in weights and name != MULTI_LABEL_SCALE]
-    shapes = [name for name, t in tensors.items() if name in weights and weights[name].shape != t.shape]
-    if missing or shapes:
-        raise CheckpointError(
-            f"the checkpoint is of another model than the recipe's: {(missing or shapes)[0]} "
-            f"{'is missing' if missing else 'has another shape'}"
-        )
+    expected, found = ({name: t.shape for name, t in each.items()} for each in (tensors, weights))
+    check_weights(expected, found, optional=MULTI_LABEL_SCALE)
     for name, tensor in tensors.items():
         if name in weights:
             tensor.copy_(weights[name])

@@ -18,7 +18,7 @@ import re
 import secrets
 import shutil
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -168,21 +168,22 @@ class Checkpoints:
     def _rotate(self, saved: Path) -> None:
         """Removes checkpoints that need not stay after `saved`. A damaged one never displaces a valid one."""
         there = self.all()
-        valid = [path for path in there[: there.index(saved) + 1] if path == saved or self._looks_valid(path)]
+        measures = {path: self._glance(path) for path in there[: there.index(saved) + 1]}
+        valid = [path for path, (sound, _) in measures.items() if sound or path == saved]
         stay = set(valid[-self.keep :])
         if self.keep_best:
-            best = max(((measure, path) for path in valid if (measure := _measure(path)) is not None), default=None)
-            stay |= set() if best is None else {best[1]}
+            measured = [(measure, path) for path in valid if (measure := measures[path][1]) is not None]
+            stay |= {max(measured)[1]} if measured else set()
         for path in there:
             if path not in stay:
                 self._remove(path)
 
-    def _looks_valid(self, path: Path) -> bool:
+    def _glance(self, path: Path) -> tuple[bool, float | None]:
+        """Returns whether a checkpoint looks valid, and its measure."""
         try:
-            check(path, self.required, thorough=False)
+            return True, check(path, self.required, thorough=False)["measure"]
         except CheckpointError:
-            return False
-        return True
+            return False, None
 
     def _remove(self, path: Path) -> None:
         """Removes a checkpoint: at once by renaming, then its files."""
@@ -278,6 +279,24 @@ def restoring(path: Path | None) -> Iterator[None]:
         ) from error
 
 
+def check_weights(expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]], optional: str) -> None:
+    """Compares the shapes of a model's tensors with those of a checkpoint, by name.
+
+    Args:
+        optional: name of a tensor that the checkpoint may lack.
+
+    Raises:
+        CheckpointError: another tensor is missing, or one has another shape.
+    """
+    missing = [name for name in expected if name not in found and name != optional]
+    shapes = [name for name, shape in expected.items() if name in found and tuple(shape) != tuple(found[name])]
+    if missing or shapes:
+        raise CheckpointError(
+            f"the checkpoint is of another model than the recipe's: {(missing or shapes)[0]} "
+            f"{'is missing' if missing else 'has another shape'}"
+        )
+
+
 def _content(path: Path) -> dict[str, Any]:
     file = path / STATE_NAME
     checksum, _, text = read_bytes(file).rstrip(b"\n").partition(b" ")
@@ -354,14 +373,6 @@ _VALUES: Mapping[str, Callable[[Any], bool]] = {
     "scaler": lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
     "ranks": _are_ranks,
 }
-
-
-def _measure(path: Path) -> float | None:
-    try:
-        measure: float | None = _content(path)["measure"]
-    except CheckpointError:
-        return None
-    return measure
 
 
 def _files(directory: Path) -> Iterator[str]:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from groupvit_common.errors import CheckpointError, GroupViTError
 from groupvit_common.evaluation.processes import ProcessInfo
 from groupvit_common.preprocessing.processor import GroupViTProcessor
+from groupvit_common.segmentation.predictor import BaseSegmenter
 from groupvit_common.storage.json_text import finite
 from groupvit_common.storage.locks import FolderLock
 from groupvit_common.storage.saving import write_files, write_text
@@ -30,7 +31,7 @@ from groupvit_common.training.checkpoints import RUN_VALUES, Checkpoints, RunSta
 from groupvit_common.training.recipe import Recipe
 from groupvit_common.training.scene_batches import SceneBatches, TrainingScenes
 from groupvit_common.training.settings import to_table
-from groupvit_common.training.validation import Segmenter, Validation
+from groupvit_common.training.validation import Validation
 
 MEASURES_NAME = "training.json"
 BAD_BATCH_NAME = "bad_batch.npz"
@@ -42,12 +43,6 @@ class Interrupted(GroupViTError):
     def __init__(self, message: str, number: int, rank: int = 0) -> None:
         super().__init__(message)
         self.signal, self.rank = number, rank
-
-
-class Model(Protocol):
-    """The part of either backend's model that saves it."""
-
-    def save_pretrained(self, directory: Path, /) -> Any: ...
 
 
 class Stream(Protocol):
@@ -77,41 +72,6 @@ class TrainResult:
     minutes: float
     bad_steps: int = 0
     rank: int = 0
-
-
-class Feed:
-    """A stream's batches, prepared for the device; the next one may be fetched while a step is computed.
-
-    Args:
-        prepare: what is done to a batch, such as moving it to the device.
-    """
-
-    def __init__(self, stream: Stream, prepare: Callable[[Any], Any]) -> None:
-        self.stream = stream
-        self.batches = iter(stream)
-        self.prepare = prepare
-        self.ahead: list[Any] = []
-        self.before: dict[str, Any] = {}
-
-    def take(self) -> Any:
-        """Returns the next batch."""
-        return self.ahead.pop() if self.ahead else self.prepare(next(self.batches))
-
-    def look_ahead(self) -> None:
-        """Fetches the batch that `take` returns next."""
-        if not self.ahead:
-            self.before = self.stream.state_dict()
-            self.ahead.append(self.prepare(next(self.batches)))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the position after the last batch taken."""
-        return self.before if self.ahead else self.stream.state_dict()
-
-    def close(self) -> None:
-        """Ends the stream's workers."""
-        close = getattr(self.batches, "close", None)
-        if close is not None:
-            close()
 
 
 @dataclass
@@ -277,7 +237,7 @@ class Run:
 
     # Measures and files
 
-    def measure_untrained(self, segmenter: Segmenter, parameters: int) -> None:
+    def measure_untrained(self, segmenter: BaseSegmenter, parameters: int) -> None:
         """Measures the model before the first step. parameters: its number of trainable values."""
         found = self.validation.measure_untrained(segmenter)
         self.log(f"{parameters / 1e6:.2f} million parameters{found and f'; {found}'}")
@@ -288,13 +248,16 @@ class Run:
         one's."""
         return self.rank == 0 or bool(self.validation.opened)
 
-    def measure_and_save(self, model: Model, segmenter: Segmenter, place: ProcessInfo | None = None) -> None:
+    def measure_and_save(
+        self, write_model: Callable[[Path], None], segmenter: BaseSegmenter, process: ProcessInfo | None = None
+    ) -> None:
         """Measures a model through a segmenter that holds it, and writes it with its processor and its measures.
 
         Args:
-            place: of this process among those that measure the same model together; None: alone.
+            write_model: writes the model into a directory.
+            process: this one among those that measure the same model together; None: alone.
         """
-        self.validation.measure_sets(segmenter, place, self.step)
+        self.validation.measure_sets(segmenter, process, self.step)
         if self.rank:
             return
         self.validation.measure_scenes(segmenter, self.step, self.minutes)
@@ -309,7 +272,7 @@ class Run:
         }
         text = json.dumps(finite(record), indent=2) + "\n"
         try:
-            model.save_pretrained(self.directory)
+            write_model(self.directory)
             self.processor.save_pretrained(self.directory)
             write_files(self.directory, {MEASURES_NAME: lambda path: write_text(path, text)})
         except CheckpointError as error:

@@ -66,7 +66,7 @@ def start_run(
     """
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     recipe = recipe if seed is None else changed(recipe, {"run.seed": seed})
-    log = log if rank == 0 else _silent
+    log = log if rank == 0 else lambda line: None
     if recipe.schedule.batch_size % world:
         raise InputError(
             "schedule.batch_size must be a multiple of the number of processes, "
@@ -127,10 +127,6 @@ def is_too_fast(recipe: Recipe) -> bool:
     """Returns whether a run starts from a checkpoint with a learning rate that soon undoes the checkpoint's
     training."""
     return bool(recipe.model.init_from) and recipe.optimizer.learning_rate > FROM_SCRATCH
-
-
-def _silent(line: str) -> None:
-    """The log of all processes but the first."""
 
 
 def training_scenes(recipe: Recipe) -> dict[int, TrainingScenes]:

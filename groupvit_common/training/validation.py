@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from groupvit_common.evaluation.processes import ProcessInfo
 from groupvit_common.evaluation.protocols import ProtocolSettings, default_protocol, protocol_settings
 from groupvit_common.evaluation.segmentation import evaluate_segmentation
 from groupvit_common.preprocessing.prompts import Label
+from groupvit_common.segmentation.predictor import BaseSegmenter
 from groupvit_common.training.log import duration
 from groupvit_common.training.recipe import EvaluationSettings, Recipe
 
@@ -30,14 +31,6 @@ _BATCH_SIZE = 8  # images or windows of a segmentation set
 Evaluate = Callable[[Any], Mapping[str, float]]
 """A segmenter of the current model -> measures by name, higher is better; their mean decides which checkpoint is the
 best."""
-
-
-class Segmenter(Protocol):
-    """The part of either backend's `Segmenter` that measures scenes."""
-
-    def set_labels(self, labels: Any, background_labels: Any = ..., /) -> Any: ...
-
-    def iter(self, images: Iterable[Any], /) -> Iterator[Any]: ...
 
 
 class Validation:
@@ -66,14 +59,14 @@ class Validation:
         """Level -> mean IoU in percent of the most frequent class everywhere; empty for a run on other data."""
         return majority_mean_iou(self.recipe) if self.recipe.data is None else {}
 
-    def measure_untrained(self, segmenter: Segmenter) -> str:
+    def measure_untrained(self, segmenter: BaseSegmenter) -> str:
         """Measures the model before the first step; returns a line about it, empty for a run on other data."""
         if self.recipe.data is not None:
             return ""
         self.scenes = self.untrained = scene_mean_iou(segmenter, self.recipe)
         return f"{'at the start' if self.recipe.model.init_from else 'untrained'}: {_in_words(self.untrained)}"
 
-    def measure_scenes(self, segmenter: Segmenter, step: int, minutes: float) -> None:
+    def measure_scenes(self, segmenter: BaseSegmenter, step: int, minutes: float) -> None:
         """Measures validation scenes, and what the caller measures: on the first process alone."""
         if self.recipe.data is None:
             self.scenes = scene_mean_iou(segmenter, self.recipe)
@@ -82,13 +75,13 @@ class Validation:
             self.custom = dict(self.evaluate(segmenter))
             self.log(f"step {step}: {', '.join(f'{name} {value:.4g}' for name, value in self.custom.items())}")
 
-    def measure_sets(self, segmenter: Any, place: ProcessInfo | None, step: int) -> None:
+    def measure_sets(self, segmenter: BaseSegmenter, process: ProcessInfo | None, step: int) -> None:
         """Measures segmentation sets. Each process segments its part of the images, the first one adds up, exactly."""
         for name, data, settings in self.opened:
             started = time.monotonic()
             self.sets = {key: value for key, value in self.sets.items() if key.partition("/")[2] != name}
             try:
-                result = evaluate_segmentation(settings.segmenter(segmenter, _BATCH_SIZE), data, process=place)
+                result = evaluate_segmentation(settings.segmenter(segmenter, _BATCH_SIZE), data, process=process)
             except InputError as error:
                 # On every process alike. Days of training are worth more than one measurement.
                 self.log(f"step {step}: {name} is not measured, training continues: {error}")
@@ -150,7 +143,7 @@ def open_evaluation(settings: EvaluationSettings) -> list[tuple[str, Segmentatio
     return [(spelled if kinds.count(data.kind) > 1 else data.kind, data, how) for spelled, data, how in opened]
 
 
-def scene_mean_iou(segmenter: Segmenter, recipe: Recipe) -> dict[int, float]:
+def scene_mean_iou(segmenter: BaseSegmenter, recipe: Recipe) -> dict[int, float]:
     """Returns level -> mean IoU in percent of the recipe's validation scenes, the background left out of the mean.
 
     Measured as users segment: the level's classes with their synonyms are the labels, the backgrounds' names the
@@ -184,7 +177,7 @@ def majority_mean_iou(recipe: Recipe) -> dict[int, float]:
     return result
 
 
-def scene_confusion(segmenter: Segmenter, scenes: Sequence[Scene]) -> NDArray[np.int64]:
+def scene_confusion(segmenter: BaseSegmenter, scenes: Sequence[Scene]) -> NDArray[np.int64]:
     """Returns the confusion matrix of scenes of one level: rows are the masks, columns the predictions; 0 is
     background."""
     classes = LEVELS[scenes[0].level]

@@ -113,7 +113,7 @@ EXCEPTIONS = {
         },
     },
     "PyTorch takes a batch as a record of tensors; `fit` takes dictionaries from a data set": {
-        "data.py": {"Inputs", "inputs", "parts", "dataset", "known", "is_nested_numbers", "Feed"},
+        "data.py": {"Inputs", "inputs", "parts", "dataset", "known", "is_nested_numbers"},
         "objective.py": {"shares_prompts"},
     },
     "PyTorch's loop takes steps; in Keras they are a method of what `fit` trains": {

@@ -14,7 +14,6 @@ from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.training.grouping_health import collapse_warning, grouping_measures
 from groupvit_common.training.initial_model import matches
 from groupvit_common.training.log import RECORDS_NAME, RunLog, _remove_later_records, duration
-from groupvit_common.training.run import Feed
 from tests.support.training import Captions, quiet, tiny
 
 
@@ -147,6 +146,9 @@ def test_the_same_map_for_every_image_is_a_collapse():
 
 
 def test_a_batch_that_was_looked_at_ahead_is_not_yet_taken():
+    pytest.importorskip("torch")
+    from groupvit_torch.data import Feed
+
     plain, ahead = Feed(Captions(4), lambda batch: batch), Feed(Captions(4), lambda batch: batch)
     for _ in range(3):
         one, other = plain.take(), ahead.take()
