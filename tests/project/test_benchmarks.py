@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks import ablation, training
 from groupvit_common.errors import InputError
 from groupvit_common.training.recipe import Recipe, get_recipe
-from groupvit_torch import train
+from groupvit_torch import objective
 from groupvit_torch.predictor import Segmenter
 from groupvit_torch.train import cached_backward
 
@@ -101,7 +101,7 @@ def test_memory_on_shapes_is_what_the_allocator_is_asked_for(changes, monkeypatc
     """PyTorch's profiler takes down every allocation of a real step. With few words: fake gradients are not added in
     place, so that those of captions and prompts, as large as the table of words, are there once more."""
     monkeypatch.setattr(training, "VOCABULARY", 600)
-    monkeypatch.setattr(train, "_plain_attention", lambda on: nullcontext())  # which is for CPUs
+    monkeypatch.setattr(objective, "_plain_attention", lambda on: nullcontext())  # which is for CPUs
     case = case_of(changes=(*SMALL, "width=64", "text_width=32", "depths=[2, 1]"), **changes)
     recipe = training.recipe_of(case)
     torch.manual_seed(0)
