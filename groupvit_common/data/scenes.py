@@ -13,7 +13,7 @@ trained at one size finds objects of the same scale in a larger one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
@@ -323,16 +323,7 @@ def _crescent(y: Float, x: Float) -> Bool:
     return (y * y + x * x < 1.0) & (y * y + (x - np.float32(0.55)) ** 2 > 0.55)
 
 
-_INSIDE: tuple[Callable[[Float, Float], Bool], ...] = (
-    _circle,
-    _square,
-    _triangle,
-    _star,
-    _cross,
-    _ring,
-    _bar,
-    _crescent,
-)
+_INSIDE = (_circle, _square, _triangle, _star, _cross, _ring, _bar, _crescent)
 
 
 # Textures of objects: the fraction of ink in [0, 1], of pixel coordinates.
@@ -389,16 +380,7 @@ def _cells(rng: np.random.Generator, y: Float, x: Float, period: np.float32) -> 
     return (y / period + v) % 1, (x / period + u) % 1
 
 
-_PATTERNS: tuple[Callable[[np.random.Generator, Float, Float], Float], ...] = (
-    _plain,
-    _striped,
-    _dotted,
-    _checked,
-    _netted,
-    _speckled,
-    _shaded,
-    _blotchy,
-)
+_PATTERNS = (_plain, _striped, _dotted, _checked, _netted, _speckled, _shaded, _blotchy)
 
 
 # Backgrounds: float32 [H, W, 3] in [0, 1], muted colours, so that the vivid ones belong to objects.
@@ -445,14 +427,7 @@ def _clouds(rng: np.random.Generator, y: Float, x: Float) -> Float:
     return _blend(rng, (top * (1 - v) + bottom * v).astype(np.float32), (0.62, 0.66, 0.72), (0.95, 0.95, 0.96))
 
 
-_GROUNDS: tuple[Callable[[np.random.Generator, Float, Float], Float], ...] = (
-    _grass,
-    _sand,
-    _water,
-    _bricks,
-    _wood,
-    _clouds,
-)
+_GROUNDS = (_grass, _sand, _water, _bricks, _wood, _clouds)
 
 
 def _blend(

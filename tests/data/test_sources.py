@@ -242,7 +242,10 @@ DOTS = "neither an image nor a caption under its key, which ends at the first do
         (["0.jpg", "0.txt", "0.jpg", "0.txt"], [("0", b"0", b"3", TWICE)]),
         (["0.jpg", "0.JPG", "0.txt"], [("0", b"0", b"2", TWICE)]),
         # Whole samples of two shards that were put together stay samples.
-        (["0.jpg", "0.txt", "1.jpg", "1.txt", "0.jpg", "0.txt"], [("0", b"0", b"1", None), ("1", b"2", b"3", None), ("0", b"4", b"5", None)]),
+        (
+            ["0.jpg", "0.txt", "1.jpg", "1.txt", "0.jpg", "0.txt"],
+            [("0", b"0", b"1", None), ("1", b"2", b"3", None), ("0", b"4", b"5", None)],
+        ),
         # Members out of order are put together, where there is one way to.
         (["0.jpg", "1.jpg", "1.txt", "0.txt"], [("0", b"0", b"3", None), ("1", b"1", b"2", None)]),
         (["0.jpg", "0.txt", "1.jpg", "0.txt", "1.txt"], [("0", b"0", b"1", APART), ("1", b"2", b"4", None)]),
@@ -366,7 +369,11 @@ def test_bad_tables(tmp_path: Path, name: str, content: bytes, message: str) -> 
 @pytest.mark.parametrize(
     ("name", "text", "rows"),
     [
-        ("a.tsv", 'image\tcaption\n1\t"Stay weird" poster\n2\tthe 5" disk\n3\t"open\n', ['"Stay weird" poster', 'the 5" disk', '"open']),
+        (
+            "a.tsv",
+            'image\tcaption\n1\t"Stay weird" poster\n2\tthe 5" disk\n3\t"open\n',
+            ['"Stay weird" poster', 'the 5" disk', '"open'],
+        ),
         ("a.tsv", "\ufeffimage\tcaption\r\n\r\n1\ta, b\r\n2\tc\t\r\n", ["a, b", "c"]),
         ("a.csv", "\r\nimage,caption\r\n1,\"a\r\nb\"\r\n\r\n2,\"\"\"c\"\" d\",,\r\n", ["a\r\nb", '"c" d']),
         ("a.csv", " Image ;Caption\n1;a, b\n2;c\n", ["a, b", "c"]),
@@ -401,7 +408,8 @@ def test_rows_that_cannot_be_used_are_told_with_their_line(tmp_path: Path) -> No
     entries = all_entries(source("table", tmp_path / "a.jsonl"))
     no_object = "the line is not a JSON object of texts"
     assert [(entry.key, entry.caption, entry.fault) for entry in entries] == [
-        ("1", b"a", None), ("line 2", None, no_object), ("line 3", None, no_object), ("3", None, None), ("line 5", None, no_object),
+        ("1", b"a", None), ("line 2", None, no_object), ("line 3", None, no_object), ("3", None, None),
+        ("line 5", None, no_object),
     ]  # fmt: skip
 
 

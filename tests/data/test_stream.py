@@ -407,7 +407,10 @@ def test_nothing_usable_is_an_error_within_an_epoch(tmp_path: Path) -> None:
         (tmp_path / f"{number}.jpg").write_bytes(b"not an image")
         (tmp_path / f"{number}.txt").write_text("a cat")
     settings = settings_of(SourceSettings(kind="folder", path=str(tmp_path)), max_bad_share=1)
-    message = r"^there is no usable sample in a whole epoch: not an image \(3\)\. Most in .*\. Mend these files, or give others$"
+    message = (
+        r"^there is no usable sample in a whole epoch: not an image \(3\)\. Most in .*\. "
+        r"Mend these files, or give others$"
+    )
     with pytest.raises(InputError, match=message):
         take(stream(settings, 2), 1)
     # One is enough: it comes once an epoch.

@@ -174,7 +174,8 @@ def test_a_change_that_cannot_be_made_gets_one_sentence(change, message):
     [
         (
             ["epochs=1.4"],
-            r"schedule.warmup_epochs 2 must be less than schedule.epochs 1.4 \(13995 of 9796 steps\): set warmup_epochs to less",
+            r"schedule.warmup_epochs 2 must be less than schedule.epochs 1.4 \(13995 of 9796 steps\): "
+            "set warmup_epochs to less",
         ),
         (
             ["epochs=1", "warmup_steps=9999"],
