@@ -122,7 +122,7 @@ def test_strength_without_spread_is_the_magnitude(monkeypatch: pytest.MonkeyPatc
     low=st.floats(0.01, 1.0),
     seed=st.integers(0, 2**32),
 )
-def test_crops_lie_within_the_picture(width: int, height: int, low: float, seed: int) -> None:
+def test_crops_lie_within_the_image(width: int, height: int, low: float, seed: int) -> None:
     left, upper, right, lower = random_box(width, height, (low, 1.0), np.random.default_rng(seed))
     assert 0 <= left < right <= width
     assert 0 <= upper < lower <= height
@@ -143,7 +143,7 @@ def test_crops_have_the_areas_and_aspects_asked_for() -> None:
     assert boxes[:, 0].min() < 20
 
 
-def test_a_picture_too_narrow_for_any_crop_gives_its_middle() -> None:
+def test_a_image_too_narrow_for_any_crop_gives_its_middle() -> None:
     assert random_box(1000, 10, (1.0, 1.0), np.random.default_rng(0)) == (493, 0, 506, 10)
     assert random_box(10, 1000, (1.0, 1.0), np.random.default_rng(0)) == (0, 493, 10, 506)
 
@@ -168,7 +168,7 @@ def test_a_jpeg_is_decoded_no_finer_than_needed(monkeypatch: pytest.MonkeyPatch)
     assert sizes == [(80, 60)]
 
 
-def test_without_variation_a_picture_is_its_middle_resized() -> None:
+def test_without_variation_a_image_is_its_middle_resized() -> None:
     made = augment(encode(gradient(40, 20)), PLAIN, FILL, np.random.default_rng(0))
     expected = gradient(40, 20).crop((10, 0, 30, 20)).resize((16, 16), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(np.asarray(made), np.asarray(expected))
@@ -216,14 +216,14 @@ def test_erased_rectangles() -> None:
     assert noise.std() == pytest.approx(1, abs=0.01)
 
 
-# ---- pictures of every kind ----
+# ---- images of every kind ----
 
 
 def opened(content: bytes, max_pixels: int = 10**6) -> np.ndarray:
     return as_ints(augment(content, replace(PLAIN, max_pixels=max_pixels), FILL, np.random.default_rng(0)))
 
 
-def test_pictures_of_other_modes() -> None:
+def test_images_of_other_modes() -> None:
     plain = gradient(16, 16)
     expected = as_ints(plain)
     grey = as_ints(plain.convert("L"))[..., None].repeat(3, -1)
@@ -242,7 +242,7 @@ def test_pictures_of_other_modes() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_are_cropped_upright(orientation: int) -> None:
+def test_images_are_cropped_upright(orientation: int) -> None:
     stored = gradient(120, 60)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -279,7 +279,7 @@ GIF, TIFF = (encode(gradient(16, 16), kind) for kind in ("GIF", "TIFF"))
         (encode(Image.new("RGB", (60, 60))), "the image is too large"),
     ],
 )
-def test_unusable_pictures_have_a_cause(content: bytes, cause: str) -> None:
+def test_unusable_images_have_a_cause(content: bytes, cause: str) -> None:
     with pytest.raises(BadSample, match=f"^{cause}$"):
         opened(content, max_pixels=3000 if "large" in cause else 10**6)
 

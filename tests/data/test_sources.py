@@ -183,7 +183,7 @@ def test_a_truncated_shard_keeps_what_is_whole(tmp_path_factory: pytest.TempPath
 
 def test_a_damaged_header_is_noticed(tmp_path: Path) -> None:
     whole = bytearray(made_shard(tmp_path))
-    whole[4 * 1536 + 20] ^= 255  # in the header of the third sample's picture
+    whole[4 * 1536 + 20] ^= 255  # in the header of the third sample's image
     (tmp_path / "bad.tar").write_bytes(whole)
     unit = source("webdataset", tmp_path / "bad.tar").unit(0)
     assert [entry.key for entry in unit.entries] == ["0000", "0001"]

@@ -153,7 +153,7 @@ def test_an_epoch_has_every_sample_once_in_an_order_of_its_own(shards: SourceSet
     assert len({key[:3] for key in first[:6]}) == 2
 
 
-def test_seeds_and_epochs_vary_order_and_pictures(shards: SourceSettings) -> None:
+def test_seeds_and_epochs_vary_order_and_images(shards: SourceSettings) -> None:
     settings = settings_of(shards)
     one, again, other = (take(stream(settings, 42, seed), 2) for seed in (3, 3, 4))
     assert_same(one, again)
@@ -165,7 +165,7 @@ def test_seeds_and_epochs_vary_order_and_pictures(shards: SourceSettings) -> Non
         assert alike <= 2
 
 
-def test_batch_size_changes_neither_order_nor_pictures(shards: SourceSettings) -> None:
+def test_batch_size_changes_neither_order_nor_images(shards: SourceSettings) -> None:
     small, large = (take(stream(settings_of(shards), size), 60 // size) for size in (5, 20))
     assert keys(small) == keys(large)
     np.testing.assert_array_equal(
@@ -523,12 +523,13 @@ def test_resuming_is_as_if_never_interrupted(tmp_path: Path) -> None:
 
 
 def test_the_state_is_that_of_the_last_batch_taken(shards: SourceSettings) -> None:
-    """Batches made ahead do not count; iterating again, with new workers, continues from there."""
+    """Batches made ahead do not count; iterating again, here without workers, continues from there."""
     settings = settings_of(shards, prompts=0)
     reference = take(stream(settings), 6)
     source = stream(settings, workers=1)
     first = take(source, 2)
     assert source.counters.read == 8
+    source.workers = 0
     assert_same([*first, *take(source, 4)], reference)
 
 

@@ -1,4 +1,4 @@
-"""What a run tells: lines, records, event files; measures of the grouping; batches looked ahead."""
+"""The log of a run: lines, records, event files; measures of the grouping."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.training.grouping_health import collapse_warning, grouping_measures
 from groupvit_common.training.initial_model import matches
 from groupvit_common.training.log import RECORDS_NAME, RunLog, _remove_later_records, duration
-from tests.support.training import Captions, quiet, tiny
+from tests.support.training import quiet, tiny
 
 
 def records(directory: Path) -> list[dict[str, Any]]:
@@ -142,23 +142,7 @@ def test_the_same_map_for_every_image_is_a_collapse():
     assert "map_likeness" not in grouping_measures(soft(np.zeros((2, 4), int), 2), of_patches=False)
 
 
-# Odds and ends
-
-
-def test_a_batch_that_was_looked_at_ahead_is_not_yet_taken():
-    pytest.importorskip("torch")
-    from groupvit_torch.data import Feed
-
-    plain, ahead = Feed(Captions(4), lambda batch: batch), Feed(Captions(4), lambda batch: batch)
-    for _ in range(3):
-        one, other = plain.take(), ahead.take()
-        np.testing.assert_array_equal(one.pixel_values, other.pixel_values)
-        ahead.look_ahead()
-        ahead.look_ahead()
-        assert plain.state_dict() == ahead.state_dict()
-    again = Captions(4)
-    again.load_state_dict(ahead.state_dict())
-    np.testing.assert_array_equal(next(iter(again)).input_ids, ahead.take().input_ids)
+# Names
 
 
 def test_names_of_parts():

@@ -23,7 +23,7 @@ from groupvit_common.training.settings import changed  # noqa: E402
 from groupvit_common.training.start import first_captions, make_processor, start_run  # noqa: E402
 from groupvit_torch import train as T  # noqa: E402
 from groupvit_torch.chunks import split_rows  # noqa: E402
-from groupvit_torch.data import Inputs  # noqa: E402
+from groupvit_torch.data import Feed, Inputs  # noqa: E402
 from groupvit_torch.layers import drop_path  # noqa: E402
 from groupvit_torch.loss import contrastive_loss, multi_label_contrastive_loss  # noqa: E402
 from groupvit_torch.model import GroupViTModel  # noqa: E402
@@ -443,3 +443,16 @@ def test_compiled_towers_take_the_same_steps(tmp_path):
 def test_a_batch_must_divide_among_processes(tmp_path):
     with pytest.raises(InputError, match="batch_size must be a multiple of the number of processes, got 8 for 3"):
         start_run(tiny(), tmp_path, world=3)
+
+
+def test_a_batch_that_was_looked_at_ahead_is_not_yet_taken():
+    plain, ahead = Feed(Captions(4), lambda batch: batch), Feed(Captions(4), lambda batch: batch)
+    for _ in range(3):
+        one, other = plain.take(), ahead.take()
+        np.testing.assert_array_equal(one.pixel_values, other.pixel_values)
+        ahead.look_ahead()
+        ahead.look_ahead()
+        assert plain.state_dict() == ahead.state_dict()
+    again = Captions(4)
+    again.load_state_dict(ahead.state_dict())
+    np.testing.assert_array_equal(next(iter(again)).input_ids, ahead.take().input_ids)
