@@ -165,8 +165,7 @@ class BatchNorm(keras.layers.Layer):
         mean, variance = (ops.cast(v, wide.dtype) for v in (self.moving_mean, self.moving_variance))
         if training and self.trainable_variables:
             own_mean, own_variance, count = batch_statistics(wide, together)
-            # Only a running graph may know that a batch has one row, which has no variance: what was kept serves it,
-            # and stays.
+            # A batch of one row, which only a running graph may know, has no variance: it uses the kept statistics.
             several = count > 1
             if keep:
                 self._move(self.moving_mean, own_mean, several)

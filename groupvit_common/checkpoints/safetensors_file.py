@@ -20,8 +20,7 @@ from groupvit_common.storage.json_text import parse_json
 
 # What transformers knows PyTorch's layout by.
 PYTORCH_METADATA = {"format": "pt"}
-# Some 60,000 tensors, a hundred times those of the largest model; the library's own limit of 100 MB costs gigabytes of
-# memory.
+# Some 60,000 tensors, a hundred times the largest model's; the library's own limit of 100 MB costs gigabytes.
 _MAX_HEADER_BYTES = 8 << 20
 _STORED_AS = {name: stored for stored, name in STORED_DTYPES.items()}
 
@@ -209,8 +208,7 @@ def write_arrays(
         value: name -> the array, of that shape and dtype or as its bytes.
         metadata: the file's; by it transformers knows whose layout the tensors have.
     """
-    # Widest dtypes first, so that every tensor starts at a multiple of its element's size; then by name. As the library
-    # does.
+    # As the library: widest dtypes first, so that tensors start at multiples of their element's size; then by name.
     widest_first = list(STORED_DTYPES)
     order = sorted(tensors, key=lambda name: (widest_first.index(tensors[name].dtype), name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)}

@@ -42,8 +42,7 @@ from groupvit_common.model.parameters import manifest
 from groupvit_common.storage.saving import read_lock, write_files, write_text
 
 _PACKAGES = ("groupvit_torch.", "groupvit_tf.")
-# Tensors of a full model that a tower's model does not have are the other parts'; a tower's own start with one of
-# these.
+# A tower's tensors start with one of these; all others of a full model are other parts'.
 _TOWER_PREFIXES = ("text_model.", "vision_model.")
 
 # Keywords of transformers' `from_pretrained` that change nothing here, whatever their value: details of its loader, the
@@ -255,8 +254,7 @@ class Pretrained:
                 digest.update(bytes_of(value(name)).data)
             metadata[SAVE_ID] = digest.hexdigest()
             if any(os.path.lexists(directory / shard.file_name) for shard in shards):
-                # Names of its own: other programs too find the old shards or the new ones behind the index, at any
-                # moment.
+                # Names of its own: at any moment other programs find the old or the new shards behind the index.
                 shards = plan_shards(sizes, max_shard_size, mark=metadata[SAVE_ID])
             text = index_text(shards, sum(sizes.values()), metadata[SAVE_ID])
             index[WEIGHTS_INDEX_NAME] = partial(write_text, text=text)

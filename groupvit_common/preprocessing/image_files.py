@@ -14,8 +14,7 @@ from groupvit_common.errors import InputError
 from groupvit_common.preprocessing.images import image_suffixes
 from groupvit_common.storage.names import is_hidden
 
-# Files that people take for images and that are not opened here: documents, drawings, formats of editors, phones and
-# cameras.
+# Images of formats that are not supported: documents, drawings, formats of editors, phones and cameras.
 _OTHER_IMAGES = frozenset([
     ".ai", ".arw", ".cr2", ".cr3", ".dds", ".dng", ".emf", ".eps", ".exr", ".hdr", ".heic", ".heif", ".hif",
     ".icns", ".jxl", ".jxr", ".nef", ".orf", ".pdf", ".pef", ".ps", ".psb", ".psd", ".raf", ".raw", ".rw2",

@@ -44,8 +44,7 @@ from groupvit_common.storage.json_text import json_text, read_json
 from groupvit_common.storage.saving import read_lock, write_texts
 
 IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
-# transformers 5 keeps the image processor's settings in the processor's file, under "image_processor"; they go first
-# there.
+# transformers 5 keeps the image processor's settings here, under "image_processor"; they take precedence.
 PROCESSOR_FILE = "processor_config.json"
 
 # CLIP's statistics of its training images (Radford et al. 2021), red, green, blue, of values 0-1.
@@ -218,8 +217,7 @@ class GroupViTImageProcessor:
             if longest is not None and new_long > longest:
                 new_short, new_long = longest * short / long, float(longest)
             if self.size_divisor is None:
-                # transformers rounds the shorter side (a fraction only where bounded) and cuts off the longer one's
-                # fraction.
+                # transformers rounds the shorter side (a fraction only where bounded) and truncates the longer one.
                 new_short, new_long = float(max(round(new_short), 1)), float(int(new_long))
             new_height, new_width = (new_short, new_long) if height <= width else (new_long, new_short)
         if self.size_divisor is None:

@@ -129,8 +129,7 @@ class CLIPTokenizer:
             elif vocab_file is not None and merges_file is not None:
                 self._backend = read_vocabulary(Path(vocab_file), Path(merges_file), self.unk_token)
             self._add_special_tokens(specials)
-            # Cut and padded here, call by call: the backend's own settings are shared state, and a saved file may carry
-            # some.
+            # Each call cuts and pads itself: the backend's settings are shared state, and files may carry some.
             self._backend.no_truncation()
             self._backend.no_padding()
             # What does not fit together within a file shows in use only.
@@ -251,8 +250,7 @@ class CLIPTokenizer:
                 continue
             given = value if isinstance(value, Mapping) else {}
             flags = {key: bool(given[key]) for key in ("lstrip", "rstrip", "single_word", "normalized") if key in given}
-            # transformers' CLIP tokenizer finds its own tokens in the normalised text ("<|ENDOFTEXT|>" is one), others
-            # as written.
+            # transformers finds CLIP's tokens in the normalised text ("<|ENDOFTEXT|>" is one), others as written.
             flags.setdefault("normalized", content in (START_OF_TEXT, END_OF_TEXT))
             self._backend.add_special_tokens([AddedToken(content, special=True, **flags)])
             known.add(content)

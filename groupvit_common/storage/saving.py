@@ -85,8 +85,7 @@ def write_files(
         _remove_dead(directory)
         with _staging(directory) as folder:
             for name, write in writers.items():
-                # Made here for the usual permissions: some writers, safetensors among them, make files that nobody else
-                # may read.
+                # Made here for the usual permissions: some writers, such as safetensors, make files for their owner alone.
                 (folder / name).touch(exist_ok=False)
                 mode = (folder / name).stat().st_mode
                 write(folder / name)
@@ -189,8 +188,7 @@ def _move(directory: Path) -> None:
         for name in _superseded(directory, files, family):
             (directory / name).unlink(missing_ok=True)
         flush(directory)
-    # Renamed before it is emptied: an empty folder of this name would give way to the next save, and that be removed
-    # instead.
+    # Renamed first: the next save would replace an empty folder of this name, and be removed instead.
     dead = _staging_path(directory)
     with contextlib.suppress(FileNotFoundError):  # without locks: another was faster
         commit.rename(dead)
@@ -243,8 +241,7 @@ def read_lock(directory: Path) -> Iterator[Path]:
         except OSError:
             can_settle = False
         with _locked(directory, exclusive=False):
-            # A save may have come to its end since then: its moves wait for this lock, and whoever comes next makes
-            # them first.
+            # A save may have ended since then: its moves wait for this lock, and the next reader makes them first.
             if not _is_folder(directory / _COMMIT):
                 yield directory
                 return
@@ -269,8 +266,7 @@ def _link(directory: Path, view: Path) -> None:
 
 def has_file(directory: Path, name: str) -> bool:
     """Returns whether a directory has a file, be it in a save that is still to be finished."""
-    # `os.path` calls a name that is too long, or one in a folder that may not be entered, missing, as it is to whoever
-    # asks.
+    # `os.path` takes a name that is too long, or in a folder that may not be entered, for missing.
     return any(os.path.exists(folder / name) for folder in (directory, directory / _COMMIT))  # noqa: PTH110
 
 
