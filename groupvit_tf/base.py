@@ -279,8 +279,8 @@ class GroupViTPreTrainedModel(PreTrainedModel):
         if y is None or (isinstance(y, Mapping) and y.keys() <= {SAMPLE_WEIGHT}):
             return
         raise InputError(
-            f"{type(self).__name__} takes no y in fit and evaluate: image i belongs to text i; leave it out, or yield an "
-            "empty dictionary instead"
+            f"{type(self).__name__} takes no y in fit and evaluate: image i belongs to text i; leave it out, or yield "
+            "an empty dictionary instead"
         )
 
     def _flag(self, name: str, value: bool | None) -> bool:

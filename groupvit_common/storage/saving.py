@@ -85,7 +85,7 @@ def write_files(
         _remove_dead(directory)
         with _staging(directory) as folder:
             for name, write in writers.items():
-                # Made here for the usual permissions: some writers, such as safetensors, make files for their owner alone.
+                # Made here for the usual permissions: safetensors and others make files for their owner alone.
                 (folder / name).touch(exist_ok=False)
                 mode = (folder / name).stat().st_mode
                 write(folder / name)
