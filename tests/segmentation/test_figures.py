@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ from groupvit_torch.model import GroupViTModel
 from groupvit_torch.predictor import Segmenter
 from tests.support.backends import BACKENDS
 from tests.support.checkpoints import random_checkpoint
+
+pytestmark = pytest.mark.usefixtures("shared_traces")
 
 # Rounding of float32 through three stages, in a cosine.
 FLOAT32 = 1e-5
@@ -176,12 +179,15 @@ def checkpoint(tmp_path_factory):
     return random_checkpoint(tmp_path_factory.mktemp("figures") / "model", 1, groups=(12, 6))
 
 
-def segmenter_of(name, checkpoint, **options) -> BaseSegmenter:
-    made = importlib.import_module(f"groupvit_{name}.predictor").Segmenter.from_pretrained(
-        checkpoint, device="cpu", labels="cat, couch, dog", **options
-    )
-    assert isinstance(made, BaseSegmenter)
-    return made
+@lru_cache
+def base_of(name, checkpoint, dtype) -> BaseSegmenter:
+    predictor = importlib.import_module(f"groupvit_{name}.predictor")
+    return predictor.Segmenter.from_pretrained(checkpoint, device="cpu", dtype=dtype)
+
+
+def segmenter_of(name, checkpoint, dtype="float32", **options) -> BaseSegmenter:
+    base = base_of(name, checkpoint, dtype)
+    return type(base)(base.model, base.processor, labels="cat, couch, dog", **options)
 
 
 @pytest.fixture(scope="module", params=sorted(BACKENDS))

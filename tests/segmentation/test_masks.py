@@ -19,6 +19,8 @@ from groupvit_common.segmentation import refinement
 from tests.support.backends import BACKENDS
 from tests.support.checkpoints import random_checkpoint
 
+pytestmark = pytest.mark.usefixtures("shared_traces")
+
 LABELS, GROUNDS = ["cat", "couch, sofa", "dog"], ["remote control", "photo"]
 # Batches of other sizes multiply their matrices in another order, in float32; scores lie in 0..1. What is nearer than this is a tie.
 TIE = 1e-5
@@ -133,7 +135,7 @@ def test_refined_scores_make_the_map(make, options):
     assert (make(**options)(picture()).label_map != segmenter(picture()).label_map).any()
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize("options", [PLAIN, {**WINDOWS, "assignment": "soft", "background": 0.15}])
 def test_foreground_is_a_share_of_all_scores(make, options, share):
     segmenter = make(**options, foreground=share)
@@ -267,22 +269,17 @@ def test_numbers_from_numpy(make):
 @pytest.mark.parametrize(
     "options",
     [
-        {"flip": True, "scales": (1.0, 1.25)},
-        {"refine": 10},
-        {"foreground": 0.8},
+        {"scales": (1.0, 1.25), "foreground": 0.8},
         {"flip": True, "scales": (1.0, 1.25), "refine": 5, "foreground": 0.8, "assignment": "hard", "background": 0.15},
         {"window": 32, "stride": 8, "shorter_side": 64, "top_k": 5, "refine": 3, "assignment": "hard"},
     ],
 )
-def test_both_backends_give_the_same_maps(options):
+def test_both_backends_give_the_same_maps(demo, options):
     level, size = 1, (96, 160)
-    image = Image.fromarray(make_scene(78, 0, level, size).image).resize((size[1] * 2, size[0] * 2))
+    image = Image.fromarray(make_scene(78, 0, level, size).image).resize((200, 120))
     words = [[Label(names[0], names[1:]) for names in some] for some in (LEVELS[level], BACKGROUNDS)]
     first, *others = (
-        importlib.import_module(f"groupvit_{name}.predictor").Segmenter.from_pretrained(
-            "demo", device="cpu", dtype="float64", labels=words[0], background_labels=words[1], **options
-        )(image)
-        for name in BACKENDS
+        demo(name, "float64", labels=words[0], background_labels=words[1], **options)(image) for name in BACKENDS
     )
     assert len(np.unique(first.label_map)) > 1
     for other in others:
@@ -291,8 +288,8 @@ def test_both_backends_give_the_same_maps(options):
         assert first.group_labels == other.group_labels
 
 
-def test_the_benchmark_measures_as_an_evaluation_does():
-    base = importlib.import_module("groupvit_torch.predictor").Segmenter.from_pretrained("demo", device="cpu")
+def test_the_benchmark_measures_as_an_evaluation_does(demo):
+    base = demo("torch")
     default, *others = mask_options.options_for(base)
     by_name = {option.name: option for option in others}
     foreground, flip = by_name["foreground 0.8"], by_name["flip"]

@@ -24,6 +24,8 @@ from groupvit_torch import label_maps as torch_segmentation
 from tests.support.backends import BACKENDS
 from tests.support.paths import REFERENCE
 
+pytestmark = pytest.mark.usefixtures("shared_traces")
+
 CASES = ["nv_three_stage", "nv_two_stage"]
 # Of the largest score. The reference was computed in float32, as is one of our runs.
 SCORES = 1e-5
@@ -68,8 +70,7 @@ def segmenter(backend, model, processor, embeddings, **options):
     return made
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "dtype"), zip(CASES, ["float64", "float32"], strict=True))
 def test_the_authors_protocol_from_their_files(backend, checkpoints, processor, case, dtype):
     reference = expected(case)
     model = backend.load(checkpoints / case, dtype)
@@ -306,10 +307,16 @@ def picture(seed=0, size=(150, 90)):
     return Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST)
 
 
+@pytest.fixture(scope="module")
+def models(checkpoints):
+    """The three-stage model of each backend."""
+    return {name: Backend().load(checkpoints / "nv_three_stage") for name, Backend in BACKENDS.items()}
+
+
 @pytest.fixture
-def windowed(backend, checkpoints, processor):
+def windowed(backend, models, processor):
     """Sees 107 x 64 pixels of `picture()` in three windows."""
-    model = backend.load(checkpoints / "nv_three_stage")
+    model = models[backend.name]
     embeddings = expected("nv_three_stage")["class_embedding"]
     return segmenter(backend, model, processor, embeddings, top_k=5, window=64)
 
@@ -395,16 +402,16 @@ def test_both_backends_give_the_same_maps(checkpoints, processor):
     for case in CASES:
         reference = expected(case)
         crop, stride, *size = reference["slide_crop_stride_original"].tolist()
+        embeddings, pixels = (reference[key].astype(np.float64) for key in ("class_embedding", "slide_input"))
+        backends = [Backend() for Backend in BACKENDS.values()]
+        models = [backend.load(checkpoints / case, "float64") for backend in backends]
         for assignment in ("hard", "soft"):
-            maps = [
-                segmenter(
-                    BACKENDS[name](), BACKENDS[name]().load(checkpoints / case, "float64"), processor,
-                    reference["class_embedding"].astype(np.float64), top_k=3, background=0.3, window=crop, stride=stride,
-                    assignment=assignment,
-                ).pixel_labels(reference["slide_input"][0].astype(np.float64), tuple(size))
-                for name in BACKENDS
-            ]  # fmt: skip
-            for other in maps[1:]:
-                np.testing.assert_array_equal(maps[0].label_map, other.label_map)
-                np.testing.assert_array_equal(maps[0].group_map, other.group_map)
-                np.testing.assert_array_equal(maps[0].group_values, other.group_values)
+            options = {"top_k": 3, "background": 0.3, "window": crop, "stride": stride, "assignment": assignment}
+            first, *others = (
+                segmenter(backend, model, processor, embeddings, **options).pixel_labels(pixels[0], tuple(size))
+                for backend, model in zip(backends, models, strict=True)
+            )
+            for other in others:
+                np.testing.assert_array_equal(first.label_map, other.label_map)
+                np.testing.assert_array_equal(first.group_map, other.group_map)
+                np.testing.assert_array_equal(first.group_values, other.group_values)
