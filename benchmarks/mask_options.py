@@ -1,11 +1,12 @@
-"""What each option for better masks adds and costs: mean IoU of held-out scenes, and time as a multiple of that without options.
+"""Gain and cost of each option for better masks: mean IoU of validation scenes, and time as a multiple of that without
+options.
 
-    python -m benchmarks.mask_options                       the bundled model, 60 scenes a level, some minutes of one core
-    python -m benchmarks.mask_options --model DIR --scenes 200 --backend tf
+    python -m benchmarks.mask_options                       the bundled model, 60 scenes a level, some minutes of one
+    core python -m benchmarks.mask_options --model DIR --scenes 200 --backend tf
 
-Every option is tried alone. The best combination is chosen on scenes of another seed, one option after the other by what it added
-there, and measured on the same held-out scenes as the others. Options take turns at every few scenes, so that a busy machine is
-as busy for one as for the other; CPU time is counted. Prints a Markdown table.
+Every option is tried alone. The best combination is chosen on scenes of another seed, one option after the other by
+what it added there, and measured on the same validation scenes as the others. Options take turns at every few scenes,
+so that a busy machine is as busy for one as for the other; CPU time is counted. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -66,12 +67,12 @@ class Measured:
 def options_for(base: BaseSegmenter) -> list[Option]:
     """The default first. Sizes are multiples of the side at which the model was trained."""
     vision = base.model.config.vision_config
-    side, patch = base.shorter_side, vision.patch_size
+    side, patch = base.options.shorter_side, vision.patch_size
 
     def patches(factor: float) -> int:
         return max(1, round(side * factor / patch)) * patch
 
-    other = "hard" if base.assignment == "soft" else "soft"
+    other = "hard" if base.options.assignment == "soft" else "soft"
     large = patches(1.5)
     return [
         Option("default"),
@@ -91,7 +92,7 @@ def options_for(base: BaseSegmenter) -> list[Option]:
         Option("refine 10", {"refine": 10}),
         Option("refine 10, dilations 1, 2", {"refine": 10, "refine_dilations": (1, 2)}),
         Option("refine 3, dilations 1, 2", {"refine": 3, "refine_dilations": (1, 2)}),
-        *(Option(f"foreground {share}", {"foreground": share}) for share in (0.5, 0.7, 0.8, 0.9)),
+        *(Option(f"foreground {fraction}", {"foreground": fraction}) for fraction in (0.5, 0.7, 0.8, 0.9)),
         Option("background 0.7 beside its words", {"background": 0.7}),
         Option("synonyms by max", {"synonyms": "max"}),
         Option("names without synonyms", {}, synonyms=False),
@@ -109,12 +110,12 @@ def measure(base: BaseSegmenter, options: Sequence[Option], data: Mapping[str, S
     for level, scenes in data.items():
         segmenters = [prepared(base, option, scenes) for option in options]
         counts: list[NDArray[np.int64]] = [np.zeros((len(scenes.classes),) * 2, np.int64) for _ in options]
-        pictures = [(sample.image(), sample.mask()) for sample in scenes]
+        images = [(sample.image(), sample.mask()) for sample in scenes]
         for segmenter in segmenters:
             for _ in range(5):  # Keras compiles a size with the fifth batch
-                segmenter(pictures[0][0])
-        for start in range(0, len(pictures), TURN):
-            some = pictures[start : start + TURN]
+                segmenter(images[0][0])
+        for start in range(0, len(images), TURN):
+            some = images[start : start + TURN]
             for number, segmenter in enumerate(segmenters):
                 began = time.process_time()
                 found = segmenter([image for image, _ in some])
@@ -137,7 +138,8 @@ def prepared(base: BaseSegmenter, option: Option, scenes: SegmentationSet) -> Ba
 
 
 def best_combination(base: BaseSegmenter, options: Sequence[Option], data: Mapping[str, SegmentationSet]) -> Option:
-    """Of the default and what betters it, by gain, whatever makes the mean over levels higher still, by more than `MARGIN`."""
+    """Of the default and what betters it, by gain, whatever makes the mean over levels higher still, by more than
+    `MARGIN`."""
     default, *alone = measure(base, options, data)
     chosen, best = options[0], default.mean
     helpful = [pair for pair in zip(alone, options[1:], strict=True) if pair[0].mean > default.mean + MARGIN]
@@ -174,7 +176,8 @@ def main() -> None:
     measured = measure(base, options, scenes_of(arguments.levels, arguments.scenes, None))
     default = measured[0]
     print(
-        f"{arguments.scenes} scenes a level; {base.assignment} assignment, shorter side {base.shorter_side} by default\n"
+        f"{arguments.scenes} scenes a level; {base.options.assignment} assignment, shorter side "
+        f"{base.options.shorter_side} by default\n"
     )
     print("| | " + " | ".join(f"level {level}" for level in arguments.levels) + " | mean gain | time |")
     print("|---" * (len(arguments.levels) + 3) + "|")

@@ -1,8 +1,8 @@
 """Tensor work of segmentation, on the device: the grouping map, and the similarities of groups and images to labels.
 
-`groupvit_common.segmentation.scores` says what each step means and holds the same functions for NumPy arrays. The pixels are left to
-`groupvit_common.segmentation.label_maps`: in NumPy they take as long as in PyTorch on a CPU core, and a function compiled for every
-image size would take longer to compile than to run.
+`groupvit_common.segmentation.scores` says what each step means and holds the same functions for NumPy arrays. The
+pixels are left to `groupvit_common.segmentation.label_maps`: in NumPy they take as long as in PyTorch on a CPU core,
+and a function compiled for every image size would take longer to compile than to run.
 
 Shapes: B images, P = h*w patches, G groups, L labels, E embedding (legend in docs/architecture.md).
 """
@@ -35,7 +35,8 @@ def unit(x: Tensor) -> Tensor:
 
 
 def similarity(embeds: Tensor, label_embeds: Tensor) -> Tensor:
-    """Cosine similarity of embeddings `[..., E]` and labels `[L, E]`, or the most similar of a label's words `[L, K, E]`: `[..., L]`."""
+    """Cosine similarity of embeddings `[..., E]` and labels `[L, E]`, or the most similar of a label's words
+    `[L, K, E]`: `[..., L]`."""
     if len(label_embeds.shape) == 2:
         return ops.matmul(unit(embeds), ops.transpose(unit(label_embeds)))
     labels, words, width = label_embeds.shape
@@ -58,7 +59,8 @@ def label_affinity(
 ) -> Tensor:
     """Affinity of groups to labels: `[B, G, E]`, `[L, E]` or `[L, K, E]` -> `[B, G, L]`, each in 0..1.
 
-    `top_k` needs `image_embeds` `[B, E]`; a number of labels or more keeps all. A higher `temperature` makes labels more alike.
+    `top_k` needs `image_embeds` `[B, E]`; a number of labels or more keeps all. A higher `temperature` makes labels
+    more alike.
     """
     scaled = ops.minimum(logit_scale, MAX_LOGIT_SCALE) / temperature * similarity(group_embeds, label_embeds)
     among_all = softmax(scaled, axis=-1)

@@ -1,6 +1,7 @@
 """Tensor work of segmentation, on the device: the grouping map, and group similarities -> label map.
 
-`groupvit_common.segmentation.scores` and `label_maps` say what each step means and hold the same functions for NumPy arrays.
+`groupvit_common.segmentation.scores` and `label_maps` say what each step means and hold the same functions for NumPy
+arrays.
 
 Shapes: B images, P = h*w patches, G groups, L labels, E embedding (legend in docs/architecture.md).
 """
@@ -39,7 +40,8 @@ def grouping_map(assignments: Sequence[Tensor], grid: tuple[int, int]) -> Tensor
 
 
 def similarity(embeds: Tensor, label_embeds: Tensor) -> Tensor:
-    """Cosine similarity of embeddings `[..., E]` and labels `[L, E]`, or the most similar of a label's words `[L, K, E]`: `[..., L]`."""
+    """Cosine similarity of embeddings `[..., E]` and labels `[L, E]`, or the most similar of a label's words
+    `[L, K, E]`: `[..., L]`."""
     if label_embeds.ndim == 2:
         return F.normalize(embeds, dim=-1) @ F.normalize(label_embeds, dim=-1).T
     return similarity(embeds, label_embeds.flatten(0, 1)).unflatten(-1, label_embeds.shape[:2]).amax(-1)
@@ -60,7 +62,8 @@ def label_affinity(
 ) -> Tensor:
     """Affinity of groups to labels: `[B, G, E]`, `[L, E]` or `[L, K, E]` -> `[B, G, L]`, each in 0..1.
 
-    `top_k` needs `image_embeds` `[B, E]`; a number of labels or more keeps all. A higher `temperature` makes labels more alike.
+    `top_k` needs `image_embeds` `[B, E]`; a number of labels or more keeps all. A higher `temperature` makes labels
+    more alike.
     """
     scaled = logit_scale.clamp(max=MAX_LOGIT_SCALE) / temperature * similarity(group_embeds, label_embeds)
     among_all = scaled.softmax(-1)
@@ -131,7 +134,8 @@ def pixel_labels(
 def _whole_labels(
     affinity: Tensor, grouping: Tensor, size: tuple[int, int], options: SegmentationOptions, values: Tensor
 ) -> PixelLabels:
-    """One view of the image as a whole, straight to `size` = (H, W): affinity `[G, L]`, grouping map `[G, h, w]`, values `[L]`."""
+    """One view of the image as a whole, straight to `size` = (H, W): affinity `[G, L]`, grouping map `[G, h, w]`,
+    values `[L]`."""
     threshold, (groups, labels) = options.background, affinity.shape
     group_values = _group_values(affinity, values, threshold).cpu().numpy()
     group_map = np.empty(size, dtype=index_dtype(groups))
@@ -153,9 +157,11 @@ def _whole_labels(
 
 
 def view_scores(view: View, size: tuple[int, int], options: SegmentationOptions) -> Iterator[tuple[slice, Tensor]]:
-    """Scores of one view, not mirrored back, resized to `size` = (H, W), in strips: (rows, `[C, rows, W]`), each in 0..1.
+    """Scores of one view, not mirrored back, resized to `size` = (H, W), in strips: (rows, `[C, rows, W]`), each in
+    0..1.
 
-    With a threshold C is L + 1 and the background comes first. A whole image is assigned at `size`: its largest scores make the label map.
+    With a threshold C is L + 1 and the background comes first. A whole image is assigned at `size`: its largest scores
+    make the label map.
     """
     affinity, windows = view.affinity, view.windows or Windows.whole(size)
     channels = affinity.shape[2] + (options.background is not None)
@@ -256,7 +262,8 @@ def _taps(n_in: int, n_out: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def refine(scores: Tensor, image: Tensor, times: int = TIMES, dilations: Sequence[int] = DILATIONS) -> Tensor:
-    """Scores `[L, h, w]` of the labels, refined by the image `[C, h, w]` (`groupvit_common.segmentation.refinement`), in the scores' dtype."""
+    """Scores `[L, h, w]` of the labels, refined by the image `[C, h, w]` (`groupvit_common.segmentation.refinement`),
+    in the scores' dtype."""
     kernel, result = pixel_affinity(image.to(scores.dtype), dilations), torch.empty_like(scores)
     for start in range(0, len(scores), LABELS_AT_ONCE):
         some = slice(start, start + LABELS_AT_ONCE)
@@ -279,7 +286,7 @@ def _refined(scores: Tensor, kernel: Tensor, times: int, dilations: Sequence[int
 
 
 def pixel_affinity(image: Tensor, dilations: Sequence[int] = DILATIONS) -> Tensor:
-    """How alike each pixel of a image `[C, h, w]` and its neighbours are: `[K, h, w]`, for each pixel a sum of 1."""
+    """Weights of the neighbours of each pixel of an image `[C, h, w]`: `[K, h, w]`, for each pixel a sum of 1."""
     neighbours, count = _neighbours(image, dilations), 9 * len(dilations)
     mean = len(dilations) * image
     for neighbour in neighbours:

@@ -1,4 +1,5 @@
-"""The segmenter: images and labels -> label maps. `groupvit_common.segmentation.predictor` holds what is not PyTorch."""
+"""The segmenter: images and labels -> label maps. `groupvit_common.segmentation.predictor` holds what is not
+PyTorch."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

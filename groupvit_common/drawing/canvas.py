@@ -20,7 +20,8 @@ from groupvit_common.errors import InputError
 IndexMap = npt.NDArray[np.unsignedinteger[Any]]
 
 SOFTWARE = "groupvit"
-"""The text "Software" of images that this package writes, so that a later run does not take them for images to work on."""
+"""The text "Software" of images that this package writes, so that a later run does not take them for images to work
+on."""
 
 _INK = (32, 32, 32)
 _PALE_INK = (112, 112, 112)
@@ -30,7 +31,8 @@ _MAX_TEXT_EMS = 22
 
 
 def image_writer(make: Callable[[], Image.Image], name: str) -> Callable[[Path], None]:
-    """Returns a writer for `saving.write_files`: makes an image and writes it in the format that the name of its file ends with."""
+    """Returns a writer for `saving.write_files`: makes an image and writes it in the format that the name of its file
+    ends with."""
     kind = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}.get(Path(name).suffix.lower(), "PNG")
 
     def write(path: Path) -> None:
@@ -57,7 +59,8 @@ def overlay(
     *,
     skip: int | None = None,
 ) -> Image.Image:
-    """`image` (RGB, H x W) tinted with `colours[index_map]` (`[N, 3]`, `[H, W]`), each region with an outline of its colour.
+    """`image` (RGB, H x W) tinted with `colours[index_map]` (`[N, 3]`, `[H, W]`), each region with an outline of its
+    colour.
 
     `skip`: an index that is not tinted (the background).
     """
@@ -124,7 +127,8 @@ def group_overlay(image: Image.Image, group_map: IndexMap) -> Image.Image:
 class Entry:
     """One line of a legend.
 
-    `colour`: `[3]`, or None for what is left uncoloured. `name`; `plain_name`: what to show instead where no font at hand has the name's letters.
+    `colour`: `[3]`, or None for what is left uncoloured. `name`; `plain_name`: what to show instead where no font at
+    hand has the name's letters.
     `note`: a few letters in grey behind the name.
     """
 
@@ -142,8 +146,8 @@ def percent(fraction: float) -> str:
 def with_legend(image: Image.Image, entries: Sequence[Entry], size: int | None = None) -> Image.Image:
     """Returns `image` with a legend on white: below it, or to the right of an image that is taller than wide.
 
-    The image is neither covered nor scaled; the canvas grows. Entries stand in columns, in their order. `size`: of the letters in
-    pixels, by default as fits the image.
+    The image is neither covered nor scaled; the canvas grows. Entries stand in columns, in their order. `size`: of the
+    letters in pixels, by default as fits the image.
     """
     if not entries:
         return image
@@ -194,7 +198,8 @@ _COARSE = 160
 def with_names(
     tinted: Image.Image, index_map: IndexMap, names: Sequence[str], colours: Colours, *, skip: int | None = None
 ) -> Image.Image:
-    """Returns `tinted` (H x W) with the name of each index of `index_map` `[H, W]` where it is thickest, but of `skip`."""
+    """Returns `tinted` (H x W) with the name of each index of `index_map` `[H, W]` where it is thickest, but of
+    `skip`."""
     drawn, size = tinted.copy(), _font_size(tinted.size)
     draw = ImageDraw.Draw(drawn)
     height, width = index_map.shape
@@ -256,7 +261,8 @@ def _depths(index_map: IndexMap) -> npt.NDArray[np.int64]:
 
 
 def sheet(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str]) -> Image.Image:
-    """Images in rows and columns on white, a title over each column. Every row has as many images as there are titles."""
+    """Images in rows and columns on white, a title over each column. Every row has as many images as there are
+    titles."""
     size = title_size(image for row in rows for image in row)
     gap = size
     lines = [_fit(Entry(None, title, title), size) for title in titles]
@@ -353,7 +359,8 @@ def heat_map(
 
 
 def heat_sheet(image: Image.Image, names: Sequence[str], maps: npt.NDArray[np.floating[Any]]) -> Image.Image:
-    """A heat map of `image` for each of `maps` `[N, h, w]`, its name and largest value below it. One scale for all, at the bottom."""
+    """A heat map of `image` for each of `maps` `[N, h, w]`, its name and largest value below it. One scale for all, at
+    the bottom."""
     low, high = float(maps.min()), float(maps.max())
     small = image.copy()
     small.thumbnail((_HEAT_SIDE, _HEAT_SIDE))
@@ -397,7 +404,8 @@ def _font_size(size: tuple[int, int]) -> int:
 
 
 def _fit(entry: Entry, size: int, width: int | None = None, end: str = "") -> tuple[str, Font]:
-    """The name, cut to a bearable length or to `width` pixels, with `end`, which is never cut, and a font that has its letters."""
+    """The name, cut to a bearable length or to `width` pixels, with `end`, which is never cut, and a font that has its
+    letters."""
     width = _MAX_TEXT_EMS * size if width is None else width
     printable = "".join(c if c.isprintable() else " " for c in entry.name)
     without_accents = "".join(c for c in unicodedata.normalize("NFKD", printable) if not unicodedata.combining(c))
@@ -436,6 +444,6 @@ def _font_for(letters: frozenset[str], size: int) -> Font | None:
 
 
 def _has_letters(font: Font, letters: frozenset[str]) -> bool:
-    """Whether the font draws each letter as something else than its box for what it lacks."""
+    """Tests that the font draws no letter as its box for a missing one."""
     missing = bytes(font.getmask("\U0010fffe")), font.getlength("\U0010fffe")
     return all(c == " " or (bytes(font.getmask(c)), font.getlength(c)) != missing for c in letters)

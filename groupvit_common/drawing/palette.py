@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 Colours = npt.NDArray[np.uint8]
 
-# The first seven follow Okabe and Ito (2008), made to be told apart by colour-blind people: black left out, vermilion and blue moved away
-# from orange and sky blue, and ordered so that unlike ones stand next to each other. Each further one is the farthest from all before it:
-# tests/drawing/test_palette.py holds the search that found them.
+# The first seven follow Okabe and Ito (2008), made to be told apart by colour-blind people: black left out, vermilion
+# and blue moved away from orange and sky blue, and ordered so that unlike ones stand next to each other. Each further
+# one is the farthest from all before it: tests/drawing/test_palette.py holds the search that found them.
 _TABLE = (
     "e69f000a7fc4d62f4b00a676f0e442cc79a756b4e9780078005a005affffd200ff0000e1ffb4c396001e00e196ff78ff"
     "b42da50f7869004b9600c3008778001e5affff5a4b8787ff8700e100ff00784b78ff00c3c3f0b4a5d2ffa5b4875a00b4"
@@ -59,11 +59,12 @@ _HEAT = ((20, 11, 70), (98, 22, 122), (186, 48, 96), (238, 116, 46), (250, 226, 
 
 
 def palette(count: int) -> Colours:
-    """Returns `[count, 3]` RGB, the same colours in the same order every time: a longer palette begins with the shorter one.
+    """Returns `[count, 3]` RGB, the same colours in the same order every time: a longer palette begins with the shorter
+    one.
 
-    The first seven follow Okabe and Ito. Each further colour is the one farthest from all before it, where distance is the mean over
-    full colour vision and the worse of two kinds of red-green blindness (OKLab). Beyond about ten no palette is safe for everyone,
-    hence the outlines and the legend. After 256 the colours repeat.
+    The first seven follow Okabe and Ito. Each further colour is the one farthest from all before it, where distance is
+    the mean over full colour vision and the worse of two kinds of red-green blindness (OKLab). Beyond about ten no
+    palette is safe for everyone, hence the outlines and the legend. After 256 the colours repeat.
     """
     return _PALETTE[np.arange(count) % len(_PALETTE)]
 

@@ -1,9 +1,10 @@
-"""Words to prompts: label lists with synonyms and definitions, and the sentence templates of CLIP practice.
+"""Labels to prompts: label lists with synonyms and definitions, and the sentence templates of CLIP practice.
 
-A text encoder that learnt from captions scores "a photo of a cat." better than the bare word "cat", and the mean over
-many such sentences better than one. A word is therefore the mean of the normalised embeddings of its prompts (every
-template with it); a definition, a text of its own such as "an animal that barks", is used as it is. A label with several of these is
-their mean, normalised again, or (`Combination` "max") is as similar to anything as the most similar of them.
+A text encoder that was trained on captions scores "a photo of a cat." better than the bare word "cat", and the mean
+over many such sentences better than one. A word is therefore the mean of the normalised embeddings of its prompts
+(every template with it); a definition, a text of its own such as "an animal that barks", is used as it is. A label with
+several of these is their mean, normalised again, or (`Combination` "max") is as similar to anything as the most similar
+of them.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ from groupvit_common.storage.reading import read_text
 
 # Commas and bars as other scripts write them (full-width, ideographic, Arabic) separate as ours do.
 _COMMAS, _BARS = ",，、،", "|｜"
-# A definition in quotes, or a word in which quotes are letters as any other (a 12" record); and what separates it from the next.
+# A definition in quotes, or a word in which quotes are letters as any other (a 12" record); and what separates it from
+# the next.
 _PIECE = re.compile(rf'\s*(?:"([^"]*)"\s*(?=[{_BARS}{_COMMAS}]|$)|([^{_BARS}{_COMMAS}]*))([{_BARS}{_COMMAS}]|$)')
 
 # What people separate labels by instead of commas, where a text has no comma.
 _OTHER_SEPARATOR = re.compile(r"\s*[;；]\s*|\s*[\r\n]+\s*")
 
-# In a word, a quote that looks as if a definition began: after a space, or with another one at the end. After a digit it is inches.
+# In a word, a quote that looks as if a definition began: after a space, or with another one at the end. After a digit
+# it is inches.
 _OPENS = re.compile(r'(?<=\s)"|(?<!\d)"(?=[^"]*"\s*$)')
 
 MOST_LABELS = 65_535
@@ -104,10 +107,12 @@ _BY_NUMBER = {"1": "one", "7": "seven", "80": "eighty"}
 
 
 def get_templates(choice: str | int | Path | Sequence[str]) -> tuple[str, ...]:
-    """Template set by name ("one", "seven", "eighty") or size (1, 7, 80); one sentence with `{}`; a text file; or a list of sentences.
+    """Template set by name ("one", "seven", "eighty") or size (1, 7, 80); one sentence with `{}`; a text file; or a
+    list of sentences.
 
     A file has one sentence a line; blank lines and lines with `#` first are ignored.
-    InputError for an unknown name, a file or list without sentences, or a sentence in which `{}` does not occur exactly once.
+    InputError for an unknown name, a file or list without sentences, or a sentence in which `{}` does not occur exactly
+    once.
     """
     where = ""
     if isinstance(choice, (str, int, Path)):
@@ -119,8 +124,8 @@ def get_templates(choice: str | int | Path | Sequence[str]) -> tuple[str, ...]:
         if "{}" not in name:
             if not os.path.isfile(name):  # noqa: PTH113 (any text, which may be too long for a name)
                 raise InputError(
-                    f"unknown template set {str(choice)!r}: use one, seven or eighty (or 1, 7, 80), a sentence with {{}} "
-                    'where the label goes, such as "a photo of a {}.", or a text file with one such sentence a line'
+                    f"unknown template set {str(choice)!r}: use one, seven or eighty (or 1, 7, 80), a sentence with "
+                    '{} where the label goes, such as "a photo of a {}.", or a text file with one such sentence a line'
                 )
             chosen = tuple(line.strip() for line in _lines(name, "template"))
             where = f" in {name}"
@@ -140,7 +145,7 @@ def get_templates(choice: str | int | Path | Sequence[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Label:
-    """A class to look for: the name to show, other words that mean the same, and texts that say what it is."""
+    """A class: its name, synonyms, and definitions."""
 
     name: str
     synonyms: tuple[str, ...] = ()
@@ -154,12 +159,13 @@ class Label:
     def prompts(self, templates: Iterable[str]) -> tuple[tuple[str, ...], ...]:
         """For each word every template with it, and each definition alone."""
         templates = tuple(templates)
-        of_words = (tuple(template.replace("{}", word) for template in templates) for word in self.words)
-        return (*of_words, *((definition,) for definition in self.definitions))
+        word_prompts = (tuple(template.replace("{}", word) for template in templates) for word in self.words)
+        return (*word_prompts, *((definition,) for definition in self.definitions))
 
 
 def parse_label(line: str) -> Label | None:
-    """One label from `couch | sofa | "a seat for two"`: the name, synonyms, and in quotes definitions. None if nothing is there.
+    """One label from `couch | sofa | "a seat for two"`: the name, synonyms, and in quotes definitions. None if nothing
+    is there.
 
     Between them may be commas as well.
     """
@@ -169,28 +175,31 @@ def parse_label(line: str) -> Label | None:
 def parse_labels(labels: str | Iterable[str | Label] | Mapping[str, str | Iterable[str]]) -> tuple[Label, ...]:
     """Labels from one comma-separated string, from a sequence, or from a mapping.
 
-    `"cat, couch | sofa, remote control"` is three labels; `|` separates synonyms, and a text in double quotes is a definition, which
-    is used as it is, without the templates: `dog | puppy | "an animal that barks"`. In a sequence each entry is one label, and commas
-    separate synonyms too, as in a label file: `["cat", "couch, sofa"]`; `Label` records are taken as they are. A mapping has for each
-    name what else it is called: `{"dog": ["puppy", '"an animal that barks"'], "cat": []}`.
-    InputError for an empty list, for a word that occurs twice (upper and lower case do not count as different, nor two codings of one
-    letter), and for one string whose labels are separated by semicolons or line ends.
+    `"cat, couch | sofa, remote control"` is three labels; `|` separates synonyms, and a text in double quotes is a
+    definition, which is used as it is, without the templates: `dog | puppy | "an animal that barks"`. In a sequence
+    each entry is one label, and commas separate synonyms too, as in a label file: `["cat", "couch, sofa"]`; `Label`
+    records are taken as they are. A mapping has for each name its synonyms and definitions:
+    `{"dog": ["puppy", '"an animal that barks"'], "cat": []}`.
+    InputError for an empty list, for a word that occurs twice (upper and lower case do not count as different, nor two
+    codings of one letter), and for one string whose labels are separated by semicolons or line ends.
     """
     if isinstance(labels, str):
-        of_labels: list[list[tuple[str, bool]]] = [[]]
+        label_pieces: list[list[tuple[str, bool]]] = [[]]
         for text, is_definition, separator in _pieces(labels):
-            of_labels[-1].append((text, is_definition))
+            label_pieces[-1].append((text, is_definition))
             if separator and separator in _COMMAS:
-                of_labels.append([])
-        parsed_labels = _checked([_label(pieces) for pieces in of_labels])
+                label_pieces.append([])
+        parsed_labels = _checked([_label(pieces) for pieces in label_pieces])
         if (
             len(parsed_labels) == 1
             and not parsed_labels[0].definitions
             and (found := _OTHER_SEPARATOR.search(labels.strip()))
         ):
             raise InputError(
-                f"labels are separated by commas, not by {repr(found[0].strip()) if found[0].strip() else 'line ends'}: write "
-                f"{', '.join(filter(None, map(_tidy, _OTHER_SEPARATOR.split(labels))))!r}, or give a list or a label file where it is part of one"
+                "labels are separated by commas, not by "
+                f"{repr(found[0].strip()) if found[0].strip() else 'line ends'}: write "
+                f"{', '.join(filter(None, map(_tidy, _OTHER_SEPARATOR.split(labels))))!r}, or give a list or a label "
+                "file where it is part of one"
             )
         return parsed_labels
     if isinstance(labels, Label):
@@ -208,7 +217,8 @@ def parse_labels(labels: str | Iterable[str | Label] | Mapping[str, str | Iterab
 
 
 def read_labels(path: str | Path) -> tuple[Label, ...]:
-    """Labels from a UTF-8 text file: one a line as `parse_label` takes it; blank lines and lines with `#` first ignored.
+    """Labels from a UTF-8 text file: one a line as `parse_label` takes it; blank lines and lines with `#` first
+    ignored.
 
     InputError if the file cannot be read, holds no label, or repeats a word.
     """
@@ -216,24 +226,25 @@ def read_labels(path: str | Path) -> tuple[Label, ...]:
 
 
 def label_embedding(
-    of_words: Sequence[Floats], combination: Combination = "mean", normalize_prompts: bool = True
+    word_embeds: Sequence[Floats], combination: Combination = "mean", normalize_prompts: bool = True
 ) -> Floats:
     """Embeddings of a label's prompts, for each word or definition `[prompts, E]` -> `[K, E]`, each of length 1.
 
-    "mean": K is 1, the mean over words and definitions of the mean over their prompts. "max": one for each word and definition, of
-    which the most similar counts. `normalize_prompts`: see `average_embedding`.
+    "mean": K is 1, the mean over words and definitions of the mean over their prompts. "max": one for each word and
+    definition, of which the most similar counts. `normalize_prompts`: see `average_embedding`.
     """
     if combination == "max":
-        return np.stack([average_embedding(embeds, normalize_prompts) for embeds in of_words])
+        return np.stack([average_embedding(embeds, normalize_prompts) for embeds in word_embeds])
     if normalize_prompts:
-        of_words = [embeds / np.linalg.norm(embeds, axis=-1, keepdims=True) for embeds in of_words]
-    return average_embedding(np.stack([embeds.mean(axis=0) for embeds in of_words]), False)[None]
+        word_embeds = [embeds / np.linalg.norm(embeds, axis=-1, keepdims=True) for embeds in word_embeds]
+    return average_embedding(np.stack([embeds.mean(axis=0) for embeds in word_embeds]), False)[None]
 
 
 def average_embedding(prompt_embeds: Floats, normalize_prompts: bool = True) -> Floats:
     """`[prompts, E]`, any length -> `[E]` of length 1: the mean of the normalised prompts, normalised.
 
-    Without `normalize_prompts` the prompts are averaged as they are, so that longer ones weigh more: the authors' evaluation.
+    Without `normalize_prompts` the prompts are averaged as they are, so that longer ones weigh more: the authors'
+    evaluation.
     """
     if normalize_prompts:
         prompt_embeds = prompt_embeds / np.linalg.norm(prompt_embeds, axis=-1, keepdims=True)
@@ -251,7 +262,8 @@ def _lines(path: str | Path, kind: str) -> list[str]:
 
 
 def _pieces(text: str) -> Iterator[tuple[str, bool, str]]:
-    """Words and definitions of a text, each with whether it is a definition and the separator after it, "" at the end."""
+    """Words and definitions of a text, each with whether it is a definition and the separator after it, "" at the
+    end."""
     for piece in _PIECE.finditer(text):
         definition, word, separator = piece.groups()
         if definition is None and word.startswith('"'):

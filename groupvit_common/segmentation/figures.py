@@ -66,7 +66,8 @@ FIGURES: dict[str, Figure] = {
 
 
 def show(result: Segmentation, mode: str, details: Details | None = None) -> Image.Image:
-    """Returns a figure of a result, of the size of the image where it is one image, as the authors' evaluation shows it.
+    """Returns a figure of a result, of the size of the image where it is one image, as the authors' evaluation shows
+    it.
 
     Args:
         mode: a name in `FIGURES`.
@@ -85,13 +86,15 @@ def show(result: Segmentation, mode: str, details: Details | None = None) -> Ima
             )
         if any(group_map.shape != result.label_map.shape for group_map in details.group_maps):
             raise InputError(
-                f"details of an image of {_size(details.group_maps[0])} pixels, but the result is of {_size(result.label_map)}"
+                f"details of an image of {_size(details.group_maps[0])} pixels, but the result is of "
+                f"{_size(result.label_map)}"
             )
     return figure.draw(result, details)
 
 
 def thumbnail(result: Segmentation, side: int) -> Image.Image:
-    """The overlay of a result made to fit `side` x `side` pixels if it is larger, with a legend that can still be read."""
+    """The overlay of a result made to fit `side` x `side` pixels if it is larger, with a legend that can still be
+    read."""
     import numpy as np
     from PIL import Image
 
@@ -102,7 +105,8 @@ def thumbnail(result: Segmentation, side: int) -> Image.Image:
 
 
 def compare(first: Segmentation, second: Segmentation, titles: tuple[str, str] = ("first", "second")) -> Image.Image:
-    """Two results of one image side by side, and the pixels that differ: from two models, two backends, two sets of options.
+    """Two results of one image side by side, and the pixels that differ: from two models, two backends, two sets of
+    options.
 
     InputError if they are of different sizes or labels.
     """
@@ -110,11 +114,13 @@ def compare(first: Segmentation, second: Segmentation, titles: tuple[str, str] =
 
     if first.label_map.shape != second.label_map.shape:
         raise InputError(
-            f"the results are of {_size(first.label_map)} and {_size(second.label_map)} pixels: they must be of one image"
+            f"the results are of {_size(first.label_map)} and {_size(second.label_map)} pixels: they must be of one "
+            "image"
         )
     if first.labels != second.labels:
         raise InputError(
-            f"the results have other labels ({', '.join(first.labels)}; {', '.join(second.labels)}): they must have the same"
+            f"the results have other labels ({', '.join(first.labels)}; {', '.join(second.labels)}): they must have "
+            "the same"
         )
     different = first.label_map != second.label_map
     images = [

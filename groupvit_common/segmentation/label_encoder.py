@@ -20,7 +20,8 @@ _PROMPTS_AT_ONCE = 256
 
 
 class _Known(NamedTuple):
-    """A label that was encoded: embeddings `[K, E]`, and of each of its words and definitions the tokens that the model reads."""
+    """A label that was encoded: embeddings `[K, E]`, and of each of its words and definitions the tokens that the model
+    reads."""
 
     embeds: Floats
     tokens: tuple[tuple[int, ...], ...]
@@ -30,7 +31,8 @@ class LabelEncoder:
     """Encodes labels with the prompts of the options, and remembers them.
 
     Args:
-        tokenizer: of the model. context: the most tokens of a text that the model reads, its beginning and its end included.
+        tokenizer: of the model. context: the most tokens of a text that the model reads, its beginning and its end
+            included.
         embed_texts: the tokenizer's arrays `[N, T]` -> embeddings `[N, E]`, of any length.
         options: of which the templates, and how prompts and synonyms are combined.
     """
@@ -101,7 +103,8 @@ class LabelEncoder:
                 read = [next(cut_rows) for _ in word_prompts]
                 if longest > context:
                     warnings.warn(
-                        f"the label {_short(word)} is too long: a prompt with it has {longest} tokens, of which the model reads {context}",
+                        f"the label {_short(word)} is too long: a prompt with it has {longest} tokens, of which the "
+                        f"model reads {context}",
                         stacklevel=5,
                     )
                 # Where nothing is cut, one prompt tells words apart as well as all.
@@ -111,7 +114,8 @@ class LabelEncoder:
         return tokens
 
     def _check_different(self, labels: Sequence[Label]) -> None:
-        """Refuses words that the model reads alike: it knows tokens, not codings of letters, and none beyond its context."""
+        """Refuses words that the model reads alike: it knows tokens, not codings of letters, and none beyond its
+        context."""
         seen: dict[tuple[int, ...], str] = {}
         for label in labels:
             words = (*label.words, *label.definitions)
@@ -119,7 +123,8 @@ class LabelEncoder:
                 other = seen.setdefault(tokens, word)
                 if other is not word:
                     raise InputError(
-                        f"the labels {_short(other)} and {_short(word)} are the same to the model, which reads the same tokens, at most "
+                        f"the labels {_short(other)} and {_short(word)} are the same to the model, which reads the "
+                        "same tokens, at most "
                         f"{self._context} of each prompt: keep one of them, or make them differ earlier"
                     )
 

@@ -2,23 +2,27 @@
 
 The paper's inference, continued from `groupvit_common.segmentation.scores`:
 
-3. *Assignment* "hard": the grouping map is interpolated to the image's pixels, a pixel goes to its largest group and takes
-   that group's best label. "soft": a pixel's score of a label is the affinity averaged by its grouping weights. Both are
-   linear before the maximum, so labels are combined at patch resolution and only then interpolated.
-4. *Background*: pixels whose best score is below `min(threshold, the image's largest affinity)`, and pixels of labels that
-   the user calls background.
-5. *Windows*: instead of the whole image, the model may see overlapping windows of it, each an image of its own in points 1
-   to 4. A pixel's scores are then the mean over the windows that hold it, a background by threshold being one label more
-   (score 1 where a window has background, else 0); they are resized to the original size before the largest is taken.
-6. *Views* (test-time augmentation): the model may see an image several times, in several sizes and mirrored, each view as in points 1 to
-   5. The scores of a view are resized to the size of the first one (and mirrored back), and a pixel's are the mean over all views.
-7. *Refinement*: those scores may be made to follow the image's edges (`groupvit_common.segmentation.refinement`), at the size of the
-   first view.
-8. *Foreground*: of the scores of 6 and 7, resized to the original size, the largest counts. With a `foreground` fraction a pixel gets the
-   best label that is not background where such labels have at least this fraction of the sum of all scores, and is background elsewhere.
+3. *Assignment* "hard": the grouping map is interpolated to the image's pixels, a pixel goes to its largest group and
+   takes that group's best label. "soft": a pixel's score of a label is the affinity averaged by its grouping weights.
+   Both are linear before the maximum, so labels are combined at patch resolution and only then interpolated.
+4. *Background*: pixels whose best score is below `min(threshold, the image's largest affinity)`, and pixels of labels
+   that the user calls background.
+5. *Windows*: instead of the whole image, the model may see overlapping windows of it, each an image of its own in
+   points 1 to 4. A pixel's scores are then the mean over the windows that hold it, a background by threshold being one
+   label more (score 1 where a window has background, else 0); they are resized to the original size before the largest
+   is taken.
+6. *Views* (test-time augmentation): the model may see an image several times, in several sizes and mirrored, each view
+   as in points 1 to 5. The scores of a view are resized to the size of the first one (and mirrored back), and a pixel's
+   are the mean over all views.
+7. *Refinement*: those scores may be made to follow the image's edges (`groupvit_common.segmentation.refinement`), at
+   the size of the first view.
+8. *Foreground*: of the scores of 6 and 7, resized to the original size, the largest counts. With a `foreground`
+   fraction a pixel gets the best label that is not background where such labels have at least this fraction of the sum
+   of all scores, and is background elsewhere.
 
 `groupvit_torch.label_maps` holds the same functions for tensors.
-Letters: L labels, C = L or L + 1 scores, G groups, N windows, E embedding, h w rows and columns of patches, H W pixels of the original.
+Letters: L labels, C = L or L + 1 scores, G groups, N windows, E embedding, h w rows and columns of patches, H W pixels
+of the original.
 """
 
 from __future__ import annotations
@@ -43,8 +47,8 @@ Indices = npt.NDArray[np.unsignedinteger[Any]]
 class View:
     """An image as the model saw it once.
 
-    `affinity`: `[N, G, L]` of its windows, `grouping`: their maps `[N, G, h, w]`, arrays or a backend's tensors. `windows`: None for the image
-    as a whole, N = 1. `mirrored`: left is right.
+    `affinity`: `[N, G, L]` of its windows, `grouping`: their maps `[N, G, h, w]`, arrays or a backend's tensors.
+    `windows`: None for the image as a whole, N = 1. `mirrored`: left is right.
     """
 
     affinity: Any
@@ -128,7 +132,8 @@ def pixel_labels(
 def _whole_labels(
     affinity: Floats, grouping: Floats, size: tuple[int, int], options: SegmentationOptions, values: Integers
 ) -> PixelLabels:
-    """One view of the image as a whole, straight to `size` = (H, W): affinity `[G, L]`, grouping map `[G, h, w]`, values `[L]`."""
+    """One view of the image as a whole, straight to `size` = (H, W): affinity `[G, L]`, grouping map `[G, h, w]`,
+    values `[L]`."""
     threshold, (groups, labels) = options.background, affinity.shape
     group_values = _group_values(affinity, values, threshold)
     group_map = np.empty(size, dtype=index_dtype(groups))
@@ -148,9 +153,11 @@ def _whole_labels(
 
 
 def view_scores(view: View, size: tuple[int, int], options: SegmentationOptions) -> Iterator[tuple[slice, Floats]]:
-    """Scores of one view (point 5), not mirrored back, resized to `size` = (H, W), in strips: (rows, `[C, rows, W]`), each in 0..1.
+    """Scores of one view (point 5), not mirrored back, resized to `size` = (H, W), in strips: (rows, `[C, rows, W]`),
+    each in 0..1.
 
-    With a threshold C is L + 1 and the background comes first. A whole image is assigned at `size`: its largest scores make the label map.
+    With a threshold C is L + 1 and the background comes first. A whole image is assigned at `size`: its largest scores
+    make the label map.
     """
     affinity, windows = view.affinity, view.windows or Windows.whole(size)
     channels = affinity.shape[2] + (options.background is not None)
@@ -228,7 +235,8 @@ def _group_values(
 
 
 def group_windows(grouping: Floats, windows: Windows, size: tuple[int, int]) -> Indices:
-    """The largest group of each pixel of an image seen in windows: grouping maps `[N, G, h, w]` -> `[H, W]`, `size` = (H, W).
+    """The largest group of each pixel of an image seen in windows: grouping maps `[N, G, h, w]` -> `[H, W]`, `size` =
+    (H, W).
 
     Groups are numbered window by window; a pixel's is that of the window to whose centre it is nearest.
     """
@@ -243,10 +251,11 @@ def group_windows(grouping: Floats, windows: Windows, size: tuple[int, int]) -> 
 def label_similarity(
     group_embeds: Floats, grouping: Floats, label_embeds: Floats, windows: Windows, size: tuple[int, int]
 ) -> Floats:
-    """Cosine similarity of each place of an image to each label, -1 to 1: that of the groups, by their shares of a patch.
+    """Cosine similarity of each place of an image to each label, -1 to 1: that of the groups, weighted by their parts
+    of a patch.
 
-    Windows' group embeddings `[N, G, E]` and grouping maps `[N, G, h, w]`, labels `[L, E]` or `[L, K, E]` -> `[L, H, W]` at `size` = (H, W). A
-    pixel's is the mean over the windows that hold it.
+    Windows' group embeddings `[N, G, E]` and grouping maps `[N, G, h, w]`, labels `[L, E]` or `[L, K, E]` ->
+    `[L, H, W]` at `size` = (H, W). A pixel's is the mean over the windows that hold it.
     """
     maps = np.einsum("ngl,nghw->nlhw", similarity(group_embeds, label_embeds), grouping)
     total = np.zeros((len(label_embeds), *windows.image), maps.dtype)

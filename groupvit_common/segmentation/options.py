@@ -1,7 +1,7 @@
 """Options of segmentation: everything that decides how pixels get labels, in one record.
 
-The `Segmenter`, the commands' flags, the protocols, the journal of an evaluation and the saved JSON derive from its fields. An option is
-one field, with its default, the kind of its values and its help text, and the code that uses it.
+The `Segmenter`, the commands' flags, the protocols, the journal of an evaluation and the saved JSON derive from its
+fields. An option is one field, with its default, the kind of its values and its help text, and the code that uses it.
 
 Nothing heavy is imported here: `groupvit --help` reads this module.
 """
@@ -52,16 +52,16 @@ _KINDS: dict[Kind, tuple[Callable[[Any], bool], str]] = {
     "fraction": (lambda value: is_number(value) and 0 <= value <= 1, "a number between 0 and 1"),
     "positive": (_is_positive, "a number above 0"),
     "scales": (lambda value: _are_different(value, _is_positive), "different numbers above 0, such as 0.75, 1, 1.25"),
-    "distances": (lambda value: _are_different(value, _is_count), "different whole numbers of at least 1, such as 1, 2, 4"),
+    "distances": (lambda v: _are_different(v, _is_count), "different whole numbers of at least 1, such as 1, 2"),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Option:
-    """What belongs to an option besides its name, type and default.
+    """The properties of an option besides its name, type and default.
 
-    `kind`: of its values, None apart. `help`: its help text. `metavar`: stands for a value in the help of a command. `choices`: the values of
-    the kind "choice". `optional`: None is a value.
+    `kind`: of its values, None apart. `help`: its help text. `metavar`: stands for a value in the help of a command.
+    `choices`: the values of the kind "choice". `optional`: None is a value.
     """
 
     kind: Kind
@@ -71,7 +71,8 @@ class Option:
     optional: bool = False
 
     def checked(self, name: str, given: Any) -> Any:
-        """Returns a value with NumPy's numbers as Python's and lists as tuples. Raises `InputError` for one of another kind."""
+        """Returns a value with NumPy's numbers as Python's and lists as tuples. Raises `InputError` for one of another
+        kind."""
         value = given.tolist() if hasattr(given, "tolist") else given
         if isinstance(value, Iterable) and not isinstance(value, str | bytes | Path):
             value = tuple(value)
@@ -100,7 +101,7 @@ def _about(
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationOptions:
-    """How pixels get labels.
+    """The options of segmentation: how pixels get labels.
 
     The order of the fields is that of saved settings. Numbers and lists of NumPy become Python's.
 
@@ -117,34 +118,36 @@ class SegmentationOptions:
     ))  # fmt: skip
     """As in CLIP practice. False: the embeddings as they are, as in the authors' evaluation."""
     background: float | None = field(default=None, metadata=_about(
-        "fraction", "pixels whose best label scores less (0 to 1) become background; without it every pixel gets a label",
-        metavar="SCORE",
+        "fraction", "pixels whose best label scores less (0 to 1) become background; "
+        "without it every pixel gets a label", metavar="SCORE",
     ))  # fmt: skip
-    """Scores are the authors': a squared probability unless `top_k` is given. With `top_k=5` their thresholds mean the same here: 0.95
-    for VOC and COCO, 0.35 for Context."""
+    """Scores are the authors': a squared probability unless `top_k` is given. With `top_k=5` their thresholds mean the
+    same here: 0.95 for VOC and COCO, 0.35 for Context."""
     temperature: float = field(default=1.0, metadata=_about(
         "positive", "above 1 confidence is lower, below 1 higher (default: 1)", metavar="T"
     ))  # fmt: skip
-    """Divides the similarities of groups and labels before they become scores. It moves the meaning of a `background` threshold and,
-    with soft assignment, the borders."""
+    """Divides the similarities of groups and labels before they become scores. It moves the meaning of a `background`
+    threshold and, with soft assignment, the borders."""
     assignment: Assignment | None = field(default=None, metadata=_about(
-        "choice", "hard: a pixel takes the label of its largest group; soft: labels are weighted by the groups in a pixel "
-        "(default: as the model was trained, else hard)", choices=("hard", "soft"),
+        "choice", "hard: a pixel takes the label of its largest group; soft: labels are weighted by the groups in a "
+        "pixel (default: as the model was trained, else hard)", choices=("hard", "soft"),
     ))  # fmt: skip
-    """None: the checkpoint's configuration under `segmentation_assignment` (our own key), else hard, as the authors do."""
+    """None: the checkpoint's configuration under `segmentation_assignment` (our own key), else hard, as the authors
+    do."""
     top_k: int | None = field(default=None, metadata=_about(
-        "count", "only the K labels most like the whole image may appear; each window, scale and mirrored image ranks its own",
-        metavar="K",
+        "count", "only the K labels most like the whole image may appear; "
+        "each window, scale and mirrored image ranks its own", metavar="K",
     ))  # fmt: skip
     """None: all labels. The authors use 5."""
     shorter_side: int | None = field(default=None, metadata=_about(
-        "count", "resize images to this shorter side for the model (default: 448 for a model trained at 224, else its own)",
-        metavar="PIXELS",
+        "count", "resize images to this shorter side for the model "
+        "(default: 448 for a model trained at 224, else its own)", metavar="PIXELS",
     ))  # fmt: skip
     window: int | None = field(default=None, metadata=_about(
         "count", "the model sees windows of the resized image (default: all of it)", metavar="PIXELS"
     ))  # fmt: skip
-    """Side of square windows, a multiple of the patch size; scores are averaged where windows overlap. The authors use 448."""
+    """Side of square windows, a multiple of the patch size; scores are averaged where windows overlap. The authors use
+    448."""
     stride: int | None = field(default=None, metadata=_about(
         "count", "from one window to the next (default: half a window)", metavar="PIXELS"
     ))  # fmt: skip
@@ -161,16 +164,18 @@ class SegmentationOptions:
     refine: int = field(default=0, metadata=_about(
         "times", "let labels follow the image's edges (PAMR), so many times, such as 10", metavar="TIMES"
     ))  # fmt: skip
-    """At the size at which the model sees the image: `groupvit_common.segmentation.refinement`. Its authors do it 10 times."""
+    """At the size at which the model sees the image: `groupvit_common.segmentation.refinement`. Its authors do it 10
+    times."""
     refine_dilations: tuple[int, ...] = field(default=DILATIONS, metadata=_about(
-        "distances", "for --refine: the distances of the pixels that it compares, such as 1,2,4 (default: 1,2,4,8,12,24)",
-        metavar="A,B,...",
+        "distances", "for --refine: the distances of the pixels that it compares, such as 1,2,4 "
+        "(default: 1,2,4,8,12,24)", metavar="A,B,...",
     ))  # fmt: skip
     foreground: float | None = field(default=None, metadata=_about(
-        "fraction", "a pixel is background unless labels other than background have this fraction (0 to 1) of all scores, such as 0.8",
-        metavar="SHARE",
+        "fraction", "a pixel is background unless labels other than background have this fraction (0 to 1) of all "
+        "scores, such as 0.8", metavar="SHARE",
     ))  # fmt: skip
-    """The best of them then counts. Needs background labels or a `background` threshold. None: the largest score counts."""
+    """The best of them then counts. Needs background labels or a `background` threshold. None: the largest score
+    counts."""
 
     def __post_init__(self) -> None:
         for name, option in OPTIONS.items():
@@ -183,7 +188,8 @@ class SegmentationOptions:
             )
 
     def for_model(self, config: GroupViTConfig) -> Self:
-        """Returns the options with a model's own values in the place of None, templates as sentences, and the scale nearest 1 first.
+        """Returns the options with a model's own values in the place of None, templates as sentences, and the scale
+        nearest 1 first.
 
         Raises:
             InputError: a window or an image that the model does not take.

@@ -40,8 +40,8 @@ DEFAULT_MODEL = "nvidia/groupvit-gcc-yfcc"
 
 # Pixels of images read ahead at most (a 12-megapixel photo takes 36 MB).
 _PIXELS_AHEAD = 64_000_000
-# An image longer than this many times its shorter side is made smaller rather than long: attention over patches grows with the
-# square of their number.
+# An image longer than this many times its shorter side is made smaller rather than long: attention over patches grows
+# with the square of their number.
 _LONGEST = 4
 # The same where the model sees windows: the authors' bound, 2048 pixels for a shorter side of 448.
 _LONGEST_IN_WINDOWS = 2048 / 448
@@ -49,7 +49,8 @@ _LONGEST_IN_WINDOWS = 2048 / 448
 
 @dataclass(frozen=True, eq=False)
 class _Opened:
-    """An opened image: upright RGB, its file if there is one, its height and width once resized, and those of its windows."""
+    """An opened image: upright RGB, its file if there is one, its height and width once resized, and those of its
+    windows."""
 
     image: Image.Image
     source: str | None
@@ -59,8 +60,8 @@ class _Opened:
 
 @dataclass(frozen=True, eq=False)
 class _LabelSet:
-    """The labels of one `set_labels`, never changed: a call reads the segmenter's once and sees one set whatever other
-    threads do.
+    """The labels of one `set_labels`, never changed: a call reads the segmenter's once and sees one set,
+    whatever other threads do.
 
     Attributes:
         labels: L of them; is_background: of each.
@@ -86,17 +87,19 @@ class _Seen:
 
 
 def _check_fit(processor: GroupViTProcessor, config: Any) -> None:
-    """Raises `InputError` for a tokenizer whose tokens the model does not know, or whose end token it does not expect."""
+    """Raises `InputError` for a tokenizer whose tokens the model does not know, or whose end token it does not
+    expect."""
     tokenizer, text = processor.tokenizer, config.text_config
     if len(tokenizer) > text.vocab_size:
         raise InputError(
-            f"the tokenizer has {len(tokenizer)} tokens and the model's vocabulary {text.vocab_size}: they belong to different models"
+            f"the tokenizer has {len(tokenizer)} tokens and the model's vocabulary {text.vocab_size}: they belong to "
+            "different models"
         )
     # 2 in early files means the largest id.
     if text.eos_token_id not in (2, tokenizer.eos_token_id):
         raise InputError(
-            f"the tokenizer ends texts with token {tokenizer.eos_token_id}, and the model expects {text.eos_token_id}: they belong "
-            "to different models"
+            f"the tokenizer ends texts with token {tokenizer.eos_token_id}, and the model expects {text.eos_token_id}: "
+            "they belong to different models"
         )
 
 
@@ -110,17 +113,18 @@ class BaseSegmenter(ABC):
     Args:
         model, processor: see `from_pretrained`. The model is put into evaluation mode and stays on its device.
         labels: class names, as `groupvit_common.preprocessing.prompts.parse_labels` takes them: "cat, couch | sofa" or
-            ["cat", "couch, sofa"] with synonyms, {"dog": ["puppy", '"an animal that barks"']} with a definition, or `Label`
-            records. May be set later with `set_labels`.
+            ["cat", "couch, sofa"] with synonyms, {"dog": ["puppy", '"an animal that barks"']} with a definition, or
+            `Label` records. May be set later with `set_labels`.
         background_labels: labels, among `labels` or besides them, whose pixels become background.
             A label that is called "background" is one by itself.
         batch_size: images (or windows) of one size in the model at once.
         max_pixels: larger images are refused by their header, but for JPEGs that are read at half their size: see
             `groupvit_common.preprocessing.images.load_image`.
-        options: how pixels get labels, the fields of `groupvit_common.segmentation.options.SegmentationOptions`. They are attributes as well.
+        options: how pixels get labels, the fields of `groupvit_common.segmentation.options.SegmentationOptions`. They
+            are attributes as well.
 
-    `directory` is where `from_pretrained` found the checkpoint, None for a model that came otherwise. One segmenter may serve several
-    threads, which may set labels: each call, and each iterator, uses the labels that were set when it began.
+    `directory` is the checkpoint of `from_pretrained`, None for a model that came otherwise. One segmenter may serve
+    several threads, which may set labels: each call, and each iterator, uses the labels that were set when it began.
 
     Raises:
         InputError: an argument that cannot be used.
@@ -153,7 +157,8 @@ class BaseSegmenter(ABC):
 
     @property
     def options(self) -> SegmentationOptions:
-        """The options of segmentation. Those of prompts hold for labels that are set afterwards, the others from the next call on."""
+        """The options of segmentation. Those of prompts hold for labels that are set afterwards, the others from the
+        next call on."""
         return self._options
 
     @options.setter
@@ -189,8 +194,8 @@ class BaseSegmenter(ABC):
 
         Args:
             model: "demo" for the bundled model, a checkpoint directory, or "org/name" on the hub.
-            processor: of another checkpoint (named as `model` is), or one at hand, for a checkpoint without tokenizer and image
-                processor; None: its own.
+            processor: of another checkpoint (named as `model` is), or one at hand, for a checkpoint without tokenizer
+                and image processor; None: its own.
             device: "cpu", "cuda", "cuda:1" or another of the framework's own; None: the best there is.
             dtype: of the weights, such as "bfloat16"; float32 if None.
             revision, token, cache_dir, local_files_only: see `groupvit_common.checkpoints.hub.HubLocation`.
@@ -213,7 +218,8 @@ class BaseSegmenter(ABC):
         if processor is None:
             if lacking := missing_parts(directory):
                 raise CheckpointError(
-                    f"{model} has {lacking}: name a checkpoint that has them (processor=..., on the command line --processor NAME)"
+                    f"{model} has {lacking}: name a checkpoint that has them (processor=..., on the command line "
+                    "--processor NAME)"
                 )
             processor = GroupViTProcessor.from_pretrained(directory)
         elif isinstance(processor, str | Path):
@@ -233,8 +239,8 @@ class BaseSegmenter(ABC):
     ) -> None:
         """Sets the labels of the following calls. Only labels never seen before are encoded.
 
-        `embeddings` of the labels, `[L, E]` or several for each `[L, K, E]`, of which the most similar counts, take the place of the
-        model's; `background_labels` that are not among `labels` come last.
+        `embeddings` of the labels, `[L, E]` or several for each `[L, K, E]`, of which the most similar counts, take the
+        place of the model's; `background_labels` that are not among `labels` come last.
         """
         parsed = parse_labels(labels)
         extra = parse_labels(background_labels) if background_labels else ()
@@ -297,7 +303,8 @@ class BaseSegmenter(ABC):
         return dict(zip(labels.names, probabilities, strict=True))
 
     def probabilities(self, images: Sequence[Any]) -> Floats:
-        """The same for many images as an array `[N, L]`, through the model `batch_size` at a time; InputError as `classify`."""
+        """The same for many images as an array `[N, L]`, through the model `batch_size` at a time; InputError as
+        `classify`."""
         labels = self._labelled()
         parts = []
         for start in range(0, len(images), self.batch_size):
@@ -354,9 +361,9 @@ class BaseSegmenter(ABC):
     def pixel_scores(self, pixels: Floats, size: tuple[int, int] | None = None) -> Floats:
         """Scores `[C, H, W]`, 0 to 1, of every label and pixel of one prepared image `[3, h, w]`, of one view as it is.
 
-        Their largest make the map, unless they are still to be refined, or weighed as foreground and background. C is the number of
-        `labels`, in their order; one more where there is a `background` threshold, which comes first. `size` = (H, W), by default the
-        prepared image's. InputError as for `pixel_labels`.
+        Their largest make the map, unless they are still to be refined, or weighed as foreground and background. C is
+        the number of `labels`, in their order; one more where there is a `background` threshold, which comes first.
+        `size` = (H, W), by default the prepared image's. InputError as for `pixel_labels`.
         """
         view = self._see_prepared(pixels).view
         size = (pixels.shape[1], pixels.shape[2]) if size is None else size
@@ -393,7 +400,8 @@ class BaseSegmenter(ABC):
 
     @abstractmethod
     def _blocks(self, pixels: Floats) -> tuple[Floats, list[Floats]]:
-        """Images `[B, 3, h, w]` -> embeddings of the groups `[B, G, E]`, and the grouping map of each block up to it."""
+        """Images `[B, 3, h, w]` -> embeddings of the groups `[B, G, E]`, and the grouping map of each block up to
+        it."""
 
     # These are right for a backend whose affinities and grouping maps are arrays.
 
@@ -422,14 +430,15 @@ class BaseSegmenter(ABC):
         has_background = any(is_background) or options.background is not None
         if options.foreground is not None and (all(is_background) or not has_background):
             raise InputError(
-                "foreground weighs labels against a background: give labels and background_labels, or a background threshold"
+                "foreground weighs labels against a background: give labels and background_labels, or a background "
+                "threshold"
             )
 
     def _labelled(self) -> _LabelSet:
         """The labels of this call; read once for each."""
         labels = self._label_set
         if labels is None:
-            raise InputError('there are no labels to look for: call set_labels("cat, couch, remote control") first')
+            raise InputError('there are no labels: call set_labels("cat, couch, remote control") first')
         return labels
 
     def _iter(self, sources: Iterable[Any], labels: _LabelSet) -> Iterator[Segmentation]:

@@ -39,10 +39,11 @@ BACKGROUND = "background"
 class Details:
     """Groups and similarities that a model finds in one image, besides the labels of its pixels.
 
-    `group_maps`: for each grouping block, the first one first, the largest group of each pixel, uint8 or uint16 `[H, W]` like the
-    image; the last is a `Segmentation`'s `group_map`. In windows groups are numbered window by window.
-    `similarity`: `[L, h, w]`, -1 to 1, how alike each place and each of `labels` are, at the size at which the model sees the image.
-    It is what labels are chosen by, before a softmax makes it a score.
+    `group_maps`: for each grouping block, the first one first, the largest group of each pixel, uint8 or uint16
+    `[H, W]` like the image; the last is a `Segmentation`'s `group_map`. In windows groups are numbered window by
+    window.
+    `similarity`: `[L, h, w]`, -1 to 1, how alike each place and each of `labels` are, at the size at which the model
+    sees the image. It is what labels are chosen by, before a softmax makes it a score.
     """
 
     group_maps: tuple[Indices, ...]
@@ -152,11 +153,12 @@ class Segmentation:
         }
 
     def save(self, path: str | Path, *, groups: bool = False) -> dict[str, Path]:
-        """Write the overlay, the label map and a JSON record, all or none; returns the paths by kind. Files there are replaced.
+        """Write the overlay, the label map and a JSON record, all or none; returns the paths by kind. Files there are
+        replaced.
 
         `path`: a folder (made if missing), where the files are called after `source` or "image": `NAME_overlay.png`,
-        `NAME_labels.png`, `NAME_segmentation.json`; or the file for the overlay (`.png`, `.jpg` or `.webp`), beside which
-        the other two are called after its stem. `groups` adds `NAME_groups.png`.
+        `NAME_labels.png`, `NAME_segmentation.json`; or the file for the overlay (`.png`, `.jpg` or `.webp`), beside
+        which the other two are called after its stem. `groups` adds `NAME_groups.png`.
         The label map is a palette PNG whose pixel values are the indices (16-bit grey beyond 256 labels).
         InputError if they cannot be written.
         """
@@ -215,12 +217,12 @@ def segmentation(
         hidden_likely = [p for p, hidden in zip(probabilities, is_background, strict=True) if hidden]
         names.insert(0, BACKGROUND)
         likely.insert(0, sum(hidden_likely) if hidden_likely else None)
-    share = np.bincount(pixels.label_map.ravel(), minlength=len(names)) / pixels.label_map.size
+    fractions = np.bincount(pixels.label_map.ravel(), minlength=len(names)) / pixels.label_map.size
     return Segmentation(
         image=image,
         label_map=pixels.label_map,
         labels=tuple(names),
-        scores=tuple(LabelScore(n, p, s) for n, p, s in zip(names, likely, share.tolist(), strict=True)),
+        scores=tuple(LabelScore(n, p, s) for n, p, s in zip(names, likely, fractions.tolist(), strict=True)),
         group_map=pixels.group_map,
         group_labels=tuple(pixels.group_values.tolist()),
         has_background=has_background,

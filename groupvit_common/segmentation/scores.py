@@ -2,12 +2,14 @@
 
 The paper's inference (Xu et al. 2022, section 4.2, and the authors' evaluation):
 
-1. *Affinity* of group g to label l: `softmax_l(s * cos(g, l))`, s the logit scale (at most 100). A label may have several embeddings
-   `[K, E]`, of words that mean it; its cosine is then the largest of theirs, here and for the image as a whole. With `top_k`, only the
-   labels most similar to the whole image stay. As in the authors' evaluation, the affinity is the product of two softmaxes, one over the
-   labels that stay and one over all, so that a threshold from the paper (0.95 for VOC and COCO, 0.35 for Context) means the same here.
-   Without `top_k` both are equal, and the affinity is the squared probability.
-2. *Grouping map*: the soft assignments of all stages multiplied, so that each patch holds a distribution over the last stage's groups.
+1. *Affinity* of group g to label l: `softmax_l(s * cos(g, l))`, s the logit scale (at most 100). A label may have
+   several embeddings `[K, E]`, of words that mean it; its cosine is then the largest of theirs, here and for the image
+   as a whole. With `top_k`, only the labels most similar to the whole image stay. As in the authors' evaluation, the
+   affinity is the product of two softmaxes, one over the labels that stay and one over all, so that a threshold from
+   the paper (0.95 for VOC and COCO, 0.35 for Context) means the same here. Without `top_k` both are equal, and the
+   affinity is the squared probability.
+2. *Grouping map*: the soft assignments of all stages multiplied, so that each patch holds a distribution over the last
+   stage's groups.
 
 `groupvit_common.segmentation.label_maps` continues. `label_maps` of a backend holds the same functions for its tensors.
 Letters: B images, L labels, G groups, E embedding, h w rows and columns of patches, P = h*w.
@@ -38,12 +40,13 @@ def _unit(x: Floats) -> Floats:
 
 
 def similarity(embeds: Floats, label_embeds: Floats) -> Floats:
-    """Cosine similarity of embeddings `[..., E]` and labels `[L, E]`, or the most similar of a label's words `[L, K, E]`: `[..., L]`."""
+    """Cosine similarity of embeddings `[..., E]` and labels `[L, E]`, or the most similar of a label's words
+    `[L, K, E]`: `[..., L]`."""
     if label_embeds.ndim == 2:
         return _unit(embeds) @ _unit(label_embeds).T
     labels, words, width = label_embeds.shape
-    of_words = similarity(embeds, label_embeds.reshape(-1, width))
-    return of_words.reshape(*embeds.shape[:-1], labels, words).max(axis=-1)
+    word_scores = similarity(embeds, label_embeds.reshape(-1, width))
+    return word_scores.reshape(*embeds.shape[:-1], labels, words).max(axis=-1)
 
 
 def grouping_map(assignments: Sequence[Floats], grid: tuple[int, int]) -> Floats:
@@ -72,15 +75,16 @@ def label_affinity(
 ) -> Floats:
     """Affinity of groups to labels (point 1): `[B, G, E]`, `[L, E]` or `[L, K, E]` -> `[B, G, L]`, each in 0..1.
 
-    `top_k` needs `image_embeds` `[B, E]`; a number of labels or more keeps all. A higher `temperature` makes labels more alike.
+    `top_k` needs `image_embeds` `[B, E]`; a number of labels or more keeps all. A higher `temperature` makes labels
+    more alike.
     """
     scaled = min(logit_scale, MAX_LOGIT_SCALE) / temperature * similarity(group_embeds, label_embeds)
     among_all = softmax(scaled)
     if top_k is None or top_k >= len(label_embeds):
         return among_all * among_all
     assert image_embeds is not None, "top_k ranks the labels by the image embedding"
-    of_images = similarity(image_embeds, label_embeds)
-    best = np.argsort(-of_images, axis=-1, kind="stable")[:, :top_k]
-    kept = np.zeros(of_images.shape, dtype=bool)
+    image_scores = similarity(image_embeds, label_embeds)
+    best = np.argsort(-image_scores, axis=-1, kind="stable")[:, :top_k]
+    kept = np.zeros(image_scores.shape, dtype=bool)
     np.put_along_axis(kept, best, True, axis=-1)
     return among_all * softmax(np.where(kept[:, None], scaled, -np.inf))

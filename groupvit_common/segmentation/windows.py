@@ -1,7 +1,7 @@
 """Windows over an image, and bilinear interpolation in strips of rows, with half-pixel centres.
 
-No more than a row or a strip of rows is held at full resolution. Letters: C scores, G groups, N windows, h w rows and columns of patches,
-H W pixels.
+No more than a row or a strip of rows is held at full resolution. Letters: C scores, G groups, N windows, h w rows and
+columns of patches, H W pixels.
 """
 
 from __future__ import annotations

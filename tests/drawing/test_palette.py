@@ -15,7 +15,8 @@ PROTANOPIA = np.array(
 
 
 def test_the_table_is_what_the_search_finds():
-    """Each colour after the seven is the farthest from all before it, for full colour vision and red-green blindness."""
+    """Each colour after the seven is the farthest from all before it, for full colour vision and red-green
+    blindness."""
     steps = np.linspace(0, 255, 18).round().astype(np.uint8)
     grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
     lab = oklab(grid)

@@ -9,7 +9,8 @@ import pytest
 
 @pytest.fixture(scope="module")
 def shared_traces():
-    """In Keras segmenters of one model share what was traced: a trace takes as long as many calls, and tests make many segmenters."""
+    """In Keras segmenters of one model share what was traced: a trace takes as long as many calls, and tests make many
+    segmenters."""
     predictor = importlib.import_module("groupvit_tf.predictor")
     ready, shared = predictor.Segmenter._ready, {}
 

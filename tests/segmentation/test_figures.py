@@ -245,7 +245,7 @@ def test_both_backends_see_the_same(checkpoint):
 
 def test_details_need_labels(checkpoint):
     segmenter = importlib.import_module("groupvit_torch.predictor").Segmenter.from_pretrained(checkpoint, device="cpu")
-    with pytest.raises(InputError, match="no labels to look for"):
+    with pytest.raises(InputError, match="there are no labels"):
         segmenter.details(blocks())
 
 

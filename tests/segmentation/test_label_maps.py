@@ -1,4 +1,5 @@
-"""Group similarities -> label maps: the authors' evaluation as reference, NumPy, PyTorch and Keras against each other."""
+"""Group similarities -> label maps: the authors' evaluation as reference, NumPy, PyTorch and Keras against each
+other."""
 
 from dataclasses import replace
 
@@ -16,8 +17,8 @@ from groupvit_tf import label_maps as keras_segmentation
 from groupvit_torch import label_maps as torch_segmentation
 from tests.support import paths
 
-# What the authors' own code gives for small random models (labels scored by two softmaxes, the 5 most likely labels of the
-# image kept, hard groups). The inputs are the group and image embeddings and soft assignments of the same weights.
+# What the authors' own code gives for small random models (labels scored by two softmaxes, the 5 most likely labels of
+# the image kept, hard groups). The inputs are the group and image embeddings and soft assignments of the same weights.
 REFERENCE = paths.REFERENCE / "nvlabs_segmentation.npz"
 # The reference was computed in float32; affinities lie in 0..1 after a softmax of logits up to 100.
 FLOAT32_AFFINITY = 5e-6

@@ -1,4 +1,5 @@
-"""Options for better masks: looks in several sizes and mirrored, refinement, foreground against background; in both backends."""
+"""Options for better masks: looks in several sizes and mirrored, refinement, foreground against background; in both
+backends."""
 
 import importlib
 from dataclasses import replace
@@ -22,9 +23,11 @@ from tests.support.checkpoints import random_checkpoint
 pytestmark = pytest.mark.usefixtures("shared_traces")
 
 LABELS, GROUNDS = ["cat", "couch, sofa", "dog"], ["remote control", "photo"]
-# Batches of other sizes multiply their matrices in another order, in float32; scores lie in 0..1. What is nearer than this is a tie.
+# Batches of other sizes multiply their matrices in another order, in float32; scores lie in 0..1. What is nearer than
+# this is a tie.
 TIE = 1e-5
-# Bicubic resizing of a mirrored picture may round a level of 256 otherwise, and hard groups then change at their borders.
+# Bicubic resizing of a mirrored picture may round a level of 256 otherwise, and hard groups then change at their
+# borders.
 MIRRORED = 0.99
 
 

@@ -1,4 +1,5 @@
-"""The record of options: one field is a keyword, a flag, a setting that is saved and a part of what a run is known by."""
+"""The record of options: one field is a keyword, a flag, a setting that is saved and a part of what a run is known
+by."""
 
 import argparse
 import json
@@ -15,9 +16,9 @@ from groupvit_common.model.config import GroupViTConfig
 from groupvit_common.segmentation.options import OPTIONS, SegmentationOptions
 
 CHANGED = {
-    "templates": ["a {}."], "normalize_prompts": False, "background": 0.5, "temperature": 2.0, "assignment": "soft", "top_k": 5,
-    "shorter_side": 96, "window": 64, "stride": 16, "synonyms": "max", "flip": True, "scales": [0.5, 1.0], "refine": 10,
-    "refine_dilations": [1, 2], "foreground": 0.8,
+    "templates": ["a {}."], "normalize_prompts": False, "background": 0.5, "temperature": 2.0, "assignment": "soft",
+    "top_k": 5, "shorter_side": 96, "window": 64, "stride": 16, "synonyms": "max", "flip": True, "scales": [0.5, 1.0],
+    "refine": 10, "refine_dilations": [1, 2], "foreground": 0.8,
 }  # fmt: skip
 
 

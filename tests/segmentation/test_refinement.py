@@ -1,4 +1,5 @@
-"""Pixel-adaptive refinement: NumPy and PyTorch against a loop over pixels that follows the definition, and its properties."""
+"""Pixel-adaptive refinement: NumPy and PyTorch against a loop over pixels that follows the definition, and its
+properties."""
 
 import tracemalloc
 
@@ -96,7 +97,8 @@ def test_numpy_and_torch_agree_on_a_larger_picture():
 def test_on_a_picture_of_one_colour_it_is_the_mean_of_the_neighbours(ops):
     scores = np.random.default_rng(0).random((2, 11, 12))
     picture = np.full((3, 11, 12), 0.3)
-    around = np.mean([scores[:, 5 + d * y, 6 + d * x] for d in (1, 3) for y in (-1, 0, 1) for x in (-1, 0, 1) if y or x], axis=0)  # fmt: skip
+    steps = [(d * y, d * x) for d in (1, 3) for y in (-1, 0, 1) for x in (-1, 0, 1) if y or x]
+    around = np.mean([scores[:, 5 + y, 6 + x] for y, x in steps], axis=0)
     np.testing.assert_allclose(ops.refine(scores, picture, 1, (1, 3))[:, 5, 6], around, rtol=0, atol=FLOAT64)
 
 
@@ -139,8 +141,8 @@ def test_normalised_pixels_serve_as_well_as_colours(ops):
 
 @pytest.mark.parametrize("labels", [21, 171])
 def test_memory_of_a_photo(labels):
-    """500 x 500: the kernel is 46 MiB in float32, once more while it is made; the result is as large as the scores, and those of some
-    labels are there twice more."""
+    """500 x 500: the kernel is 46 MiB in float32, once more while it is made; the result is as large as the scores, and
+    those of some labels are there twice more."""
     rng = np.random.default_rng(0)
     scores, picture = rng.random((labels, 500, 500), dtype=np.float32), rng.random((3, 500, 500), dtype=np.float32)
     tracemalloc.start()

@@ -32,8 +32,9 @@ pytestmark = pytest.mark.usefixtures("shared_traces")
 LABELS = ["cat", "couch, sofa", "remote control"]
 # A batch multiplies its matrices in another order than single pictures do, in float32.
 BATCHED = 1e-5
-# Points of mean IoU: training measured other scenes, and more of them. Of a model at 60 points, nine draws of 24 scenes had a
-# standard deviation of 2.7; four of them, and some for the scenes of training, so that only a wrong model or way to it fails.
+# Points of mean IoU: training measured other scenes, and more of them. Of a model at 60 points, nine draws of 24 scenes
+# had a standard deviation of 2.7; four of them, and some for the scenes of training, so that only a wrong model or way
+# to it fails.
 FEW_SCENES = 12
 # bfloat16 keeps 8 bits; probabilities lie in 0..1.
 HALF = 0.05
@@ -96,7 +97,8 @@ def same(a, b):
 
 
 def by_hand(model, processor, image):
-    """What the model says of one picture and `LABELS`, call by call: affinity [G, L], grouping map [G, h, w], logits [L]."""
+    """What the model says of one picture and `LABELS`, call by call: affinity [G, L], grouping map [G, h, w], logits
+    [L]."""
     with torch.no_grad():
         images = processor.image_processor.for_segmentation(32, 4)
         pixels = images(image, return_tensors="pt")["pixel_values"]
@@ -494,7 +496,8 @@ def test_the_bundled_model_segments_scenes_it_has_never_seen(demo, name, level):
     assert 100 * mean_iou(confusion, background=0) == pytest.approx(measured, abs=FEW_SCENES)
 
 
-# -- labels as the model reads them, and in threads -----------------------------------------------------------------------
+# -- labels as the model reads them, and in threads
+# -----------------------------------------------------------------------
 
 
 def test_labels_beyond_the_context_are_told_and_must_differ_within_it(Segmenter, model, processor, segmenter):
