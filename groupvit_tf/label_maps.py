@@ -1,8 +1,8 @@
 """Tensor work of segmentation, on the device: the grouping map, and the similarities of groups and images to labels.
 
-`groupvit_common.segmentation.scores` says what each step means and holds the same functions for NumPy arrays. The
-pixels are left to `groupvit_common.segmentation.label_maps`: in NumPy they take as long as in PyTorch on a CPU core,
-and a function compiled for every image size would take longer to compile than to run.
+`groupvit_common.segmentation.scores` says what each step means. The pixels are left to
+`groupvit_common.segmentation.label_maps`: in NumPy they take as long as in PyTorch on a CPU core, and a function
+compiled for every image size would take longer to compile than to run.
 
 Shapes: B images, P = h*w patches, G groups, L labels, E embedding (legend in docs/architecture.md).
 """

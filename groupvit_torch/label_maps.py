@@ -1,7 +1,7 @@
 """Tensor work of segmentation, on the device: the grouping map, and group similarities -> label map.
 
-`groupvit_common.segmentation.scores` and `label_maps` say what each step means and hold the same functions for NumPy
-arrays.
+`groupvit_common.segmentation.scores` and `label_maps` say what each step means; `label_maps` holds the same functions
+for NumPy arrays.
 
 Shapes: B images, P = h*w patches, G groups, L labels, E embedding (legend in docs/architecture.md).
 """

@@ -250,12 +250,9 @@ class BaseSegmenter(ABC):
         if embeddings is None:
             embeddings = self._encode(every)
         wanted = (len(every), self.model.config.projection_dim)
-        if (
-            embeddings.ndim not in (2, 3)
-            or not embeddings.size
-            or (embeddings.shape[0], embeddings.shape[-1]) != wanted
-        ):
-            raise InputError(f"embeddings of the labels must be {list(wanted)}, got {list(embeddings.shape)}")
+        shape = embeddings.shape
+        if embeddings.ndim not in (2, 3) or not embeddings.size or (shape[0], shape[-1]) != wanted:
+            raise InputError(f"embeddings of the labels must be {list(wanted)}, got {list(shape)}")
         is_background = tuple(label.name.casefold() in hidden for label in every)
         self._check_foreground(is_background, self.options)
         self._label_set = _LabelSet(every, is_background, embeddings)
@@ -264,10 +261,6 @@ class BaseSegmenter(ABC):
     def labels(self) -> tuple[Label, ...]:
         """The labels that were set last; () if none were."""
         return () if self._label_set is None else self._label_set.labels
-
-    @property
-    def _label_embeds(self) -> Floats | None:
-        return None if self._label_set is None else self._label_set.embeds
 
     def __call__(self, images: Any) -> Any:
         """One image -> `Segmentation`; a list, tuple or array `[B, ...]` of images -> a list of them, in order.
@@ -507,7 +500,6 @@ class BaseSegmenter(ABC):
 
     def _pixels(self, opened: _Opened, size: tuple[int, int]) -> npt.NDArray[np.float32]:
         height, width = size
-        # The same normalisation for any size: `size` says it all.
         pixels = self.image_processor(
             opened.image,
             size={"height": height, "width": width},

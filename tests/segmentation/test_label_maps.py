@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 from groupvit_common.errors import InputError
 from groupvit_common.model.resample import resize_matrix
-from groupvit_common.segmentation import label_maps, scores, windows
+from groupvit_common.segmentation import label_maps, windows
 from groupvit_common.segmentation.options import SegmentationOptions
 from groupvit_tf import label_maps as keras_segmentation
 from groupvit_torch import label_maps as torch_segmentation
-from tests.support import paths
+from tests.support import paths, scores
 
 # What the authors' own code gives for small random models (labels scored by two softmaxes, the 5 most likely labels of
 # the image kept, hard groups). The inputs are the group and image embeddings and soft assignments of the same weights.

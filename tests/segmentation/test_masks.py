@@ -192,11 +192,11 @@ def test_the_most_similar_word_of_a_label_counts(make):
     segmenter = make(labels=WORDS, background_labels=(), synonyms="max", templates="seven")
     every = make(labels="cat, couch, sofa, dog", background_labels=(), templates="seven")
     alone = make(labels=["a couch and a sofa of the photo"], background_labels=(), templates="{}")
-    embeds = np.concatenate([every._label_embeds, alone._label_embeds])
-    assert segmenter._label_embeds.shape == (3, 3, 16)
-    np.testing.assert_allclose(segmenter._label_embeds[1], embeds[[1, 2, 4]], rtol=0, atol=TIE)
+    embeds = np.concatenate([every._labelled().embeds, alone._labelled().embeds])
+    assert segmenter._labelled().embeds.shape == (3, 3, 16)
+    np.testing.assert_allclose(segmenter._labelled().embeds[1], embeds[[1, 2, 4]], rtol=0, atol=TIE)
     for word in range(3):
-        np.testing.assert_allclose(segmenter._label_embeds[[0, 2], word], embeds[[0, 3]], rtol=0, atol=TIE)
+        np.testing.assert_allclose(segmenter._labelled().embeds[[0, 2], word], embeds[[0, 3]], rtol=0, atol=TIE)
 
     # Asked one by one, a word is as similar to the picture as its label says at most.
     every.set_labels("a, b, c, d, e", embeddings=embeds)
@@ -209,15 +209,15 @@ def test_the_most_similar_word_of_a_label_counts(make):
     assert result.labels == ("cat", "couch", "dog")
     assert details.similarity.shape == (3, 32, 48)
     given = make(labels=None, background_labels=())
-    given.set_labels(["cat", "couch", "dog"], embeddings=segmenter._label_embeds)
+    given.set_labels(["cat", "couch", "dog"], embeddings=segmenter._labelled().embeds)
     np.testing.assert_array_equal(given(picture()).label_map, result.label_map)
     segmenter.set_labels("dog, cat")
-    assert segmenter._label_embeds.shape == (2, 16)
+    assert segmenter._labelled().embeds.shape == (2, 16)
 
 
 def test_a_definition_has_the_voice_of_a_word(make):
-    parts = make(labels=WORDS, background_labels=(), templates="{}", synonyms="max")._label_embeds[1]
-    mean = make(labels=WORDS, background_labels=(), templates="{}")._label_embeds[1]
+    parts = make(labels=WORDS, background_labels=(), templates="{}", synonyms="max")._labelled().embeds[1]
+    mean = make(labels=WORDS, background_labels=(), templates="{}")._labelled().embeds[1]
     np.testing.assert_allclose(mean, parts.sum(axis=0) / np.linalg.norm(parts.sum(axis=0)), rtol=0, atol=TIE)
 
 

@@ -20,12 +20,12 @@ from groupvit_common.model.config import GroupViTConfig
 from groupvit_common.preprocessing.processor import GroupViTProcessor
 from groupvit_common.preprocessing.prompts import Label, average_embedding
 from groupvit_common.segmentation.predictor import DEMO_MODEL
-from groupvit_common.segmentation.scores import label_affinity
 from groupvit_torch.model import GroupViTModel
 from groupvit_torch.predictor import Segmenter as TorchSegmenter
 from tests.support.backends import BACKENDS
 from tests.support.checkpoints import random_checkpoint
 from tests.support.fake_hub import FakeHub, point_to
+from tests.support.scores import label_affinity
 
 pytestmark = pytest.mark.usefixtures("shared_traces")
 
@@ -428,9 +428,9 @@ def test_prompts_are_averaged_as_asked(Segmenter, model, reference, processor, n
 def test_labels_may_come_with_their_embeddings(segmenter, Segmenter, model, processor):
     expected = segmenter(picture())
     other = Segmenter(model, processor)
-    other.set_labels(LABELS, embeddings=2 * segmenter._label_embeds)
+    other.set_labels(LABELS, embeddings=2 * segmenter._labelled().embeds)
     same(other(picture()), expected)
-    other.set_labels(["cat"], LABELS[1:], embeddings=segmenter._label_embeds)
+    other.set_labels(["cat"], LABELS[1:], embeddings=segmenter._labelled().embeds)
     assert other(picture()).labels == ("background", "cat")
 
 

@@ -19,11 +19,11 @@ from groupvit_common.preprocessing.tokenizer import CLIPTokenizer
 from groupvit_common.segmentation import label_maps
 from groupvit_common.segmentation.label_maps import View
 from groupvit_common.segmentation.options import SegmentationOptions
-from groupvit_common.segmentation.scores import softmax
 from groupvit_common.segmentation.windows import STRIP_VALUES, Windows, interpolated_rows
 from groupvit_torch import label_maps as torch_segmentation
 from tests.support.backends import BACKENDS
 from tests.support.paths import REFERENCE
+from tests.support.scores import softmax
 
 pytestmark = pytest.mark.usefixtures("shared_traces")
 
@@ -334,7 +334,7 @@ def test_a_picture_in_windows_is_its_windows_one_by_one(windowed, backend, proce
     np.testing.assert_array_equal(windowed.pixel_scores(pixels, (90, 150)).argmax(axis=0), result.label_map)
     assert len(np.unique(result.label_map)) > 1
 
-    whole = segmenter(backend, windowed.model, processor, windowed._label_embeds, top_k=5)
+    whole = segmenter(backend, windowed.model, processor, windowed._labelled().embeds, top_k=5)
     total, count = np.zeros((7, 64, 107)), np.zeros((64, 107))
     for left in (0, 32, 43):
         total[:, :, left : left + 64] += whole.pixel_scores(pixels[:, :, left : left + 64])
@@ -358,8 +358,8 @@ def test_pictures_of_different_size_share_batches(windowed, monkeypatch):
 
 def test_a_window_larger_than_the_picture_sees_it_whole(backend, windowed, processor):
     options = {"top_k": 5, "background": 0.9}
-    large = segmenter(backend, windowed.model, processor, windowed._label_embeds, window=256, **options)
-    whole = segmenter(backend, windowed.model, processor, windowed._label_embeds, **options)
+    large = segmenter(backend, windowed.model, processor, windowed._labelled().embeds, window=256, **options)
+    whole = segmenter(backend, windowed.model, processor, windowed._labelled().embeds, **options)
     pixels = whole.prepare(picture())
     np.testing.assert_array_equal(large.prepare(picture()), pixels)
     np.testing.assert_array_equal(large.pixel_scores(pixels), whole.pixel_scores(pixels))
@@ -379,7 +379,7 @@ def test_size_at_which_windows_see_a_picture(windowed, size, seen):
 
 def test_what_windows_cannot_do(backend, windowed, processor):
     def make(**options):
-        return segmenter(backend, windowed.model, processor, windowed._label_embeds, **options)
+        return segmenter(backend, windowed.model, processor, windowed._labelled().embeds, **options)
 
     for window in (0, -8):
         with pytest.raises(InputError, match=f"window must be a whole number of at least 1, got {window}"):
