@@ -81,7 +81,6 @@ WINDOWS = {"window": 16, "stride": 8}
 @pytest.mark.parametrize(
     ("options", "flip", "scales"),
     [
-        (PLAIN, True, (1.0,)),
         (PLAIN, False, (0.75, 1.0, 1.5)),
         (WINDOWS, True, (1.25, 1.0)),
         ({**PLAIN, "assignment": "soft", "background": 0.15}, True, (1.25, 2.0)),

@@ -285,15 +285,14 @@ def test_the_largest_scores_of_a_whole_image_make_its_map(ops, assignment, thres
 
 @pytest.mark.parametrize("assignment", ["hard", "soft"])
 def test_no_more_than_strips_are_held(assignment):
-    size = (2000, 3000)
+    size = (1000, 1500)
     windows, affinity, grouping = random_windows((48, 72), window=48, stride=24, labels=20)
     tracemalloc.start()
     NumPy.pixel_labels(affinity, grouping, windows, size, assignment=assignment, background=0.5)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    # Both maps have a byte a pixel; of a strip there are a few copies. All scores would take 21 * 8 bytes a pixel, 1
-    # GB.
-    assert peak < 2 * 2000 * 3000 + 8 * STRIP_VALUES * affinity.itemsize
+    # Both maps have a byte a pixel; of a strip there are a few copies. All scores would take 252 MB.
+    assert peak < 2 * 1000 * 1500 + 8 * STRIP_VALUES * affinity.itemsize
 
 
 def test_where_all_scores_are_zero_the_first_label_stands(ops):
