@@ -33,7 +33,8 @@ NOISY = {"gumbel": True, "drop_path": 0.4, "depths": (2, 0)}
 
 
 def task_of(name: str, count: int = 1, **changes: Any) -> tuple[Recipe, list[Any]]:
-    """A recipe, without noise unless asked for, and batches: pictures with prompts of their own, scenes by either objective or both."""
+    """A recipe, without noise unless asked for, and batches: pictures with prompts of their own, scenes by either
+    objective or both."""
     if name == "captions":
         return captions_recipe(**changes), list(islice(Captions(BATCH), count))
     own: dict[str, Any] = {
@@ -60,7 +61,8 @@ def trainer_of(
 
 
 def gradients_of(trainer: K.Trainer, inputs: dict[str, Any], chunk: int, keeping: bool = False) -> tuple[float, Arrays]:
-    """Loss and gradients with cached features; of the plain batch with chunk=0; keeping: of the pieces, all of them on one tape."""
+    """Loss and gradients with cached features; of the plain batch with chunk=0; keeping: of the pieces, all of them on
+    one tape."""
     variables = trainer.trainable_variables
     if chunk and not keeping:
         _, loss, gradients = cached_backward(trainer, inputs, chunk)
@@ -151,8 +153,8 @@ def test_steps_with_cached_features_are_those_of_the_plain_batch():
 
 
 class Watched:
-    """Takes down when a tower is given how many rows, and when their gradient has come back to its first layers, as a graph comes to it;
-    forces no order."""
+    """Takes down when a tower is given how many rows, and when their gradient has come back to its first layers, as a
+    graph comes to it; forces no order."""
 
     def __init__(self, trainer: K.Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
         self.events: list[str] = []
@@ -193,8 +195,8 @@ class Watched:
     ],
 )
 def test_a_graph_computes_piece_after_piece(task, settings, monkeypatch):
-    """Twice each, and back once, before the next begins; the numbers, and the noise, are those of eager code. Layers that are computed again
-    on the way back change nothing."""
+    """Twice each, and back once, before the next begins; the numbers, and the noise, are those of eager code. Layers
+    that are computed again on the way back change nothing."""
     recipe, batches = task_of(task, 1, **{**NOISY, "depths": (1, 0), "chunk_size": 3, **settings})
     batches *= 2
     recipe, again = changed(recipe, {"gradient_checkpointing": False}), recipe

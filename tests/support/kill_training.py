@@ -84,16 +84,17 @@ def kills(directory: Path, wanted: int) -> dict[str, Any]:
     while count["kills"] < wanted:
         begun = newest(path)
         child = fork(lambda: train(recipe, path, resume="auto", log=quiet))
-        # Every second one when a checkpoint is being written; the others at any moment of a few steps, or before the first one.
+        # Every second one when a checkpoint is being written; the others at any moment of a few steps, or before the
+        # first one.
         at_any_moment = count["kills"] % 2
         goal = begun + rng.randrange(5)
         while newest(path) < goal:
-            time.sleep(0.001)
+            time.sleep(0.01)
         if at_any_moment:
             time.sleep(rng.uniform(0.0, step))
         else:
             while not any(folder.glob(".*")):
-                time.sleep(0.0003)
+                time.sleep(0.003)
         os.kill(child, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         assert code == -signal.SIGKILL, f"ended with {code} before it was killed"

@@ -1,7 +1,9 @@
-"""Run by test_tf_model.py and test_tf_train.py in processes of their own: training on two replicas against training on one device.
+"""Run by test_tf_model.py and test_tf_train.py in processes of their own: training on two replicas against training on
+one device.
 
-    python -m tests.support.replicas DIRECTORY plain,captions,groups one mirrored      # one after another, the second on two logical CPUs
-    python -m tests.support.replicas DIRECTORY plain workers                           # one of the workers that TF_CONFIG names
+    python -m tests.support.replicas DIRECTORY plain,captions,groups one mirrored      # one after another, the second
+    on two logical CPUs python -m tests.support.replicas DIRECTORY plain workers                           # one of the
+    workers that TF_CONFIG names
 
 Writes losses and weights of each task under each strategy to DIRECTORY/STRATEGY-RANK-TASK.npz.
 """
@@ -102,8 +104,8 @@ def by_recipe(task: Callable[[ProcessInfo], tuple[Recipe, Any]], process: Proces
 
 
 def plain(process: ProcessInfo) -> tuple[list[float], Any]:
-    """The model itself in `fit`, on a data set that Keras divides, the last batch unevenly; losses, validation's, and two metrics of each
-    epoch. Then a single pair, of which one replica has all."""
+    """The model itself in `fit`, on a data set that Keras divides, the last batch unevenly; losses, validation's, and
+    two metrics of each epoch. Then a single pair, of which one replica has all."""
     inputs = {name: np.concatenate([array, array[:3]]) for name, array in smallest_inputs().items()}
     noise = np.random.default_rng(5).gumbel(size=(7, 4, 4))
     with process.scope():

@@ -1,4 +1,5 @@
-"""What tests of training share: recipes of seconds, captioned batches without any data, a run as a process of its own."""
+"""What tests of training share: recipes of seconds, captioned batches without any data, a run as a process of its
+own."""
 
 from __future__ import annotations
 
@@ -22,9 +23,12 @@ from groupvit_common.training.settings import changed
 
 # One level, a model of some thousand parameters, no noise: half a second from start to end.
 TINY: Mapping[str, Any] = {
-    "steps": 6, "batch_size": 8, "warmup_steps": 1, "levels": (1,), "turns": (1,), "scenes_per_level": 16, "held_out_scenes": 1,
-    "size": 0, "image_size": 48, "patch_size": 16, "width": 8, "heads": 1, "depths": (1, 0), "groups": (4,), "text_width": 8, "text_heads": 1,
-    "embedding": 8, "projection_width": 8, "vocab_size": 530, "precision": "float32", "evaluate_every": 0, "save_every": 0,
+    "steps": 6, "batch_size": 8, "warmup_steps": 1, "levels": (1,), "turns": (1,), "scenes_per_level": 16,
+    "held_out_scenes": 1,
+    "size": 0, "image_size": 48, "patch_size": 16, "width": 8, "heads": 1, "depths": (1, 0), "groups": (4,),
+    "text_width": 8, "text_heads": 1,
+    "embedding": 8, "projection_width": 8, "vocab_size": 530, "precision": "float32", "evaluate_every": 0,
+    "save_every": 0,
 }  # fmt: skip
 PAPER: Mapping[str, Any] = {"kind": "paper", "paper_weight": 0.0, "position_amplitude": 0.0, "hard_from": 0.0}
 

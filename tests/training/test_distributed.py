@@ -178,7 +178,8 @@ def four_ranks(directory: Path) -> None:
 def test_ranks_take_the_steps_of_one_process_with_the_whole_batch(
     ranks: int, cached: bool, task: str, request: pytest.FixtureRequest
 ) -> None:
-    """Captions with prompts of their own, and scenes by the paper's objective and by that of groups with it (all multi-label)."""
+    """Captions with prompts of their own, and scenes by the paper's objective and by that of groups with it (all
+    multi-label)."""
     directory = request.getfixturevalue("two_ranks" if ranks == 2 else "four")
     whole = steps(task, 0, ProcessInfo(0, 1, torch.device("cpu")))
     assert ("multi_label_logit_scale" in whole) == recipe_of(task, 0).multi_label

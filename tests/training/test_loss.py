@@ -1,5 +1,5 @@
-"""Losses of both backends: the paper's against the authors' numbers, the groups' against a second, slower way of computing them,
-and one backend against the other, gradients included."""
+"""Losses of both backends: the paper's against the authors' numbers, the groups' against a second, slower way of
+computing them, and one backend against the other, gradients included."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +10,8 @@ import pytest
 from tests.support import paths
 from tests.support.backends import Backend
 
-# What the authors' code answered once in float32: features, losses, and the gradients of its two log-temperatures, whose values
-# are those of its checkpoint.
+# What the authors' code answered once in float32: features, losses, and the gradients of its two log-temperatures,
+# whose values are those of its checkpoint.
 REFERENCE = paths.REFERENCE / "nvlabs" / "losses.npz"
 FLOAT32 = 1e-6
 EXACT = 1e-12  # two orders of summation in float64

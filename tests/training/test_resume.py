@@ -218,7 +218,8 @@ def test_both_backends_load_what_a_checkpoint_holds(backend: Backend, tmp_path):
 
 def write(checkpoints: Checkpoints, step: int, measure: float | None = None) -> Path:
     values = {
-        "recipe": {}, "finished": False, "bad_steps": 0, "minutes": 1.0, "untrained": {}, "measured": {"1": float("nan")},
+        "recipe": {}, "finished": False, "bad_steps": 0, "minutes": 1.0, "untrained": {},
+        "measured": {"1": float("nan")},
         "scaler": {}, "ranks": [{"data": {"step": step}}], "step": step,
     }  # fmt: skip
     state = RunState(step, values, {"x": np.arange(step)}, measure)
@@ -349,7 +350,10 @@ def test_states_that_only_the_stream_can_judge_are_one_sentence(tmp_path):
 
 def test_two_trainings_in_one_folder(tmp_path):
     run = start_run(tiny(), tmp_path, log=quiet)
-    message = f"another training writes into {tmp_path} \\(process {os.getpid()} on .*\\): wait for its end, or choose another folder"
+    message = (
+        f"another training writes into {tmp_path} \\(process {os.getpid()} on .*\\): "
+        "wait for its end, or choose another folder"
+    )
     for resume in ("never", "auto"):
         with pytest.raises(InputError, match=message):
             train(tiny(), tmp_path, resume=resume, log=quiet)
@@ -363,7 +367,12 @@ def test_two_trainings_in_one_folder(tmp_path):
 
 
 def test_a_lock_ends_with_its_process(tmp_path):
-    script = f"from pathlib import Path; from groupvit_common.storage.locks import FolderLock; lock = FolderLock(Path({str(tmp_path)!r}), '.lock', 'run'); print(1, flush=True); input()"
+    script = f"""
+from pathlib import Path
+from groupvit_common.storage.locks import FolderLock
+lock = FolderLock(Path({str(tmp_path)!r}), ".lock", "run")
+print(1, flush=True)
+input()"""
     process = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
     assert process.stdout is not None
     process.stdout.readline()

@@ -123,7 +123,8 @@ def test_processes_share_the_pictures(backend, folder, tmp_path):
 
 
 def test_a_picture_that_cannot_be_read_costs_a_measurement_and_no_run(folder, tmp_path):
-    """What was measured before is not told again as if it were of now, and what is measured without it is no measure of the best."""
+    """What was measured before is not told again as if it were of now, and what is measured without it is no measure
+    of the best."""
     mine = tmp_path / "set"
     shutil.copytree(folder, mine)
     names = [f"folder:{mine}", f"folder:{folder}"]

@@ -51,7 +51,8 @@ def processor(scenes: dict[int, TrainingScenes]) -> GroupViTProcessor:
 
 @pytest.fixture(params=["captions", "scenes", "scenes-groups"])
 def task(request: pytest.FixtureRequest, scenes: Any, processor: GroupViTProcessor) -> tuple[Recipe, Iterator[Any]]:
-    """A recipe without noise and its batches: captioned pictures with prompts of their own, scenes by either objective."""
+    """A recipe without noise and its batches: captioned pictures with prompts of their own, scenes by either
+    objective."""
     if request.param == "captions":
         return PROMPTED, iter(Captions(BATCH))
     recipe = tiny(gumbel=False, **(PAPER if request.param == "scenes" else {}))
@@ -94,7 +95,8 @@ def gradients(module: torch.nn.Module) -> dict[str, np.ndarray]:
 
 
 def compare(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray], tolerance: float) -> None:
-    """Relative to each array's largest value; where that is zero by mathematics, to a hundredth of the largest of all."""
+    """Relative to each array's largest value; where that is zero by mathematics, to a hundredth of the largest of
+    all."""
     assert actual.keys() == expected.keys()
     largest = max(float(np.abs(value).max()) for value in expected.values())
     for name, value in expected.items():
@@ -124,7 +126,8 @@ def test_more_images_are_more_negatives(task):
     """What a sum of the chunks' own losses would not do."""
     recipe, batches = task
     inputs = inputs_of(next(batches))
-    # The first half of a batch for "groups" is mixed: for the paper's losses beside it, a batch of its own would be empty.
+    # The first half of a batch for "groups" is mixed: for the paper's losses beside it, a batch of its own would be
+    # empty.
     module = module_of(changed(recipe, {"paper_weight": 0.0}))
     T.cached_backward(module, inputs, 4, hard=True)
     whole = gradients(module)
@@ -146,7 +149,8 @@ def test_more_images_are_more_negatives(task):
 
 
 def test_the_papers_losses_beside_groups(scenes, processor):
-    """They are what is added: of the pictures that are not mixed, at their own temperature, times the weight; written out here."""
+    """They are what is added: of the pictures that are not mixed, at their own temperature, times the weight; written
+    out here."""
     recipe = tiny(gumbel=False, paper_weight=0.3, multi_label_weight=0.5)
     inputs = inputs_of(next(SceneBatches(recipe, scenes, processor)))
     module = module_of(recipe)

@@ -1,4 +1,5 @@
-"""A training step is the same in PyTorch and in Keras: from one checkpoint, with the same batches and noise, six steps each.
+"""A training step is the same in PyTorch and in Keras: from one checkpoint, with the same batches and noise, six steps
+each.
 
 PyTorch runs a plain loop, Keras `compile` and `fit`.
 """
@@ -25,17 +26,20 @@ from tests.support.replicas import Losses  # noqa: E402
 
 STEPS, BATCH = 6, 6
 
-# float64, relative to the array's largest value. Rounding at 1e-16 through six steps; see EPSILON for where it is amplified.
+# float64, relative to the array's largest value. Rounding at 1e-16 through six steps; see EPSILON for where it is
+# amplified.
 FLOAT64 = 1e-9
 # float32: a gradient is off by 1e-5 of itself at most, and six steps change a parameter by a tenth of itself at most.
 FLOAT32 = 1e-5
-# AdamW divides each gradient by its own size: one that is small beside its rounding, such as that of a hidden unit that is nearly
-# off, becomes a step like any other. 1.4e-4 was found for the parameters that have a gradient; most are below 1e-6.
+# AdamW divides each gradient by its own size: one that is small beside its rounding, such as that of a hidden unit
+# that is nearly off, becomes a step like any other. 1.4e-4 was found for the parameters that have a gradient; most are
+# below 1e-6.
 ADAMW_FLOAT32 = 1e-3
 
 # Powers of two: Keras holds the learning rate in float32, and TensorFlow casts a Python float by way of it.
 SGD_RATE, ADAMW_RATE, DECAY = 2.0**-7, 2.0**-8, 2.0**-4
-# Where a gradient is zero by mathematics, AdamW divides rounding noise of 1e-16 by this: with the usual 1e-8 it would show.
+# Where a gradient is zero by mathematics, AdamW divides rounding noise of 1e-16 by this: with the usual 1e-8 it would
+# show.
 EPSILON = 1e-6
 BETAS = (0.9, 0.98)
 
@@ -47,7 +51,8 @@ def config() -> GroupViTConfig:
     """Two stages of one layer: a step takes as long as there are parameters, however small."""
     return GroupViTConfig(
         text_config={
-            "vocab_size": 30, "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "vocab_size": 30, "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 1,
+            "num_attention_heads": 2,
             "max_position_embeddings": 7, "eos_token_id": 29,
         },
         vision_config={
@@ -69,7 +74,8 @@ def checkpoint(config: GroupViTConfig, tmp_path_factory: pytest.TempPathFactory)
 
 
 class Course(NamedTuple):
-    """Inputs and noise of each step, float32, and what PyTorch makes of the checkpoint with them in float64, by optimizer."""
+    """Inputs and noise of each step, float32, and what PyTorch makes of the checkpoint with them in float64, by
+    optimizer."""
 
     batches: Steps
     all_steps: dict[str, Arrays]
@@ -113,7 +119,8 @@ def state(model: Any) -> Arrays:
 
 
 def in_torch(model: Any, optimizer: str, steps: Steps, accumulate: int = 1) -> list[float]:
-    """A plain loop; the loss of every batch. With `accumulate`, a step is made of the mean gradient of so many batches."""
+    """A plain loop; the loss of every batch. With `accumulate`, a step is made of the mean gradient of so many
+    batches."""
     if optimizer == "sgd":
         made = torch.optim.SGD(model.parameters(), lr=SGD_RATE)
     else:
@@ -194,8 +201,8 @@ def test_six_steps_in_float32(checkpoint: Path, course: Course, optimizer: str) 
     np.testing.assert_allclose(losses, wanted, rtol=FLOAT32)
 
     def comparable(name: str) -> bool:
-        # AdamW makes steps of rounding noise where the gradient is zero by mathematics. Batch norm's running mean follows the bias in
-        # front of it, which is such a one, and takes it away again.
+        # AdamW makes steps of rounding noise where the gradient is zero by mathematics. Batch norm's running mean
+        # follows the bias in front of it, which is such a one, and takes it away again.
         return optimizer == "sgd" or (has_gradient(name, training=True) and not name.endswith("running_mean"))
 
     assert furthest(state(ours), state(theirs), comparable) < (FLOAT32 if optimizer == "sgd" else ADAMW_FLOAT32)
