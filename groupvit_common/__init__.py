@@ -2,10 +2,9 @@
 
 import sys
 
-import lazy_loader
-
+from groupvit_common._exports import exports
 from groupvit_common._moved import MovedModules
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__ = exports(__name__, __file__)
 
 sys.meta_path.append(MovedModules())

@@ -198,7 +198,7 @@ def _split(rows: Rows, count: Size, size: Size) -> tuple[Rows, Rows, Size]:
 
 
 def _is_zero(number: Size) -> bool:
-    """Whether a number is known to be zero."""
+    """True for a number that is known to be zero."""
     return isinstance(number, int) and number == 0
 
 

@@ -164,7 +164,7 @@ def _plain(data: Any) -> Any:
 
 
 def is_nested_numbers(value: Any) -> bool:
-    """Whether a list is one tensor written out, and not a list of tensors."""
+    """True for a list that is one tensor written out, False for a list of tensors."""
     return bool(value) and all(isinstance(part, list | tuple | int | float) for part in value)
 
 

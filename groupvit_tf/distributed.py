@@ -119,7 +119,7 @@ class ProcessInfo:
         return [json.loads(piece.tobytes()) for piece in pieces[:: self.replicas // self.world]]
 
     def any(self, value: bool) -> bool:
-        """Whether it is true of any process."""
+        """Returns True if it is true of any process."""
         return any(self.all(value))
 
 
@@ -162,7 +162,7 @@ def refuse_strategy() -> None:
 
 
 def _several_workers() -> bool:
-    """Whether the strategy in use has replicas in other processes."""
+    """True if the strategy in use has replicas in other processes."""
     context = _replica_context()
     if context is None:
         return False

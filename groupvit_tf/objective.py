@@ -229,7 +229,7 @@ def variables_of(module: Trained) -> dict[str, keras.Variable]:
 
 
 def shares_prompts(inputs: Mapping[str, Any]) -> bool:
-    """Whether prompts are a scene batch's words `[W, T]`, the same on every replica; else each caption has its own."""
+    """True if prompts are a scene batch's words `[W, T]`, the same on every replica; else each caption has its own."""
     return "prompts" in inputs and len(inputs["prompts"]["input_ids"].shape) == 2
 
 

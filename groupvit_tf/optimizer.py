@@ -182,7 +182,7 @@ def adamw_of(optimizer: Any) -> AdamW | None:
 
 
 def has_overflowed(optimizer: Any, loss: float) -> bool:
-    """Whether a step was skipped since float16 could not hold the gradient at its scale: no fault of the batch."""
+    """True if a step was skipped since float16 could not hold the gradient at its scale: no fault of the batch."""
     return isinstance(optimizer, LossScale) and math.isfinite(loss) and np.asarray(optimizer.dynamic_scale).item() > 1.0
 
 

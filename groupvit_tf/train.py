@@ -241,7 +241,7 @@ class Trainer(Objective):
         return logs | _verdict(taken, norm), (after[0], fixed, *after[2:])
 
     def _statistics(self) -> list[Any]:
-        """What batch norms keep."""
+        """Statistics of batch norms."""
         return [v for name, v in canonical_variables(self.model).items() if not is_parameter(name)]
 
 

@@ -1,5 +1,5 @@
 """Training data for both backends: image-caption pairs from files, and synthetic scenes from a seed."""
 
-import lazy_loader
+from groupvit_common._exports import exports
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__ = exports(__name__, __file__)

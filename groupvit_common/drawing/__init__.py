@@ -1,5 +1,5 @@
 """Arrays in, images out: palettes and a canvas. Knows no result."""
 
-import lazy_loader
+from groupvit_common._exports import exports
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__ = exports(__name__, __file__)

@@ -1,5 +1,5 @@
 """The model without a framework: configurations, parameters, outputs, checks, loading and saving."""
 
-import lazy_loader
+from groupvit_common._exports import exports
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__ = exports(__name__, __file__)

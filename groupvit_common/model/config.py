@@ -218,7 +218,7 @@ def _is_number(value: object) -> bool:
 
 
 class _TowerConfig(_Config):
-    """What the two towers have in common."""
+    """The settings that both towers have."""
 
     hidden_size: int
     intermediate_size: int

@@ -1,4 +1,4 @@
-"""How a tensor's name and axes differ between files (transformers' PyTorch names, the canonical ones) and Keras.
+"""Names and axes of tensors in files (transformers' PyTorch names, the canonical ones) and Keras.
 
 A Keras variable's path below its model is the canonical name but for the last part, and only kernels have other axes:
 files keep `[out, in, ...]`, Keras `[..., in, out]`, where `...` are a convolution's height and width.

@@ -1,5 +1,5 @@
 """From scores to label maps: options, scores, windows, refinement, results, the predictor, figures."""
 
-import lazy_loader
+from groupvit_common._exports import exports
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__ = exports(__name__, __file__)

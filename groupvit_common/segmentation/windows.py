@@ -134,7 +134,7 @@ class Windows:
     ) -> Iterator[tuple[int, slice, slice, Taps, Taps]]:
         """For each window the pixels, of the image resized to `size`, that are nearer to its centre than to another's.
 
-        In strips: (index of the window, rows, columns, taps down and across in a map of the window of `grid` = (h, w)).
+        In strips: (index of the window, rows, columns, row and column taps in a map of the window of `grid` = (h, w)).
         """
         down, across = (
             list(_nearest(*axis))

@@ -932,7 +932,7 @@ deliberate error is noticed; `tests/model/test_parity.py` compares each framewor
 The fraction of pixels that get the same label in both frameworks. Left: the largest of `segmentation_logits` at full
 size, over the configurations above (in half precision with soft assignment, see below); ties, whose two best labels
 differ by less than {tie:.0e} of the largest logit in float64, are left aside. Right: `Segmenter` with the bundled model
-on twelve made scenes.
+on twelve synthetic scenes.
 
 | dtype | `segmentation_logits` | ties | `Segmenter` |
 |---|---|---|---|

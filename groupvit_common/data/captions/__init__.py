@@ -1,5 +1,5 @@
 """Image-caption pairs from shards, tables and folders, as a stream of batches that can be resumed."""
 
-import lazy_loader
+from groupvit_common._exports import exports
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__ = exports(__name__, __file__)
