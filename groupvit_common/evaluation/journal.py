@@ -16,6 +16,7 @@ from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.evaluation.datasets.classification import ClassificationSet
 from groupvit_common.evaluation.datasets.segmentation import SegmentationSet
 from groupvit_common.evaluation.processes import ProcessInfo
+from groupvit_common.segmentation.options import SegmentationOptions
 from groupvit_common.storage.json_text import parse_json, unicode_json
 from groupvit_common.storage.locks import FolderLock
 from groupvit_common.storage.reading import read_bytes
@@ -198,8 +199,12 @@ def _parse(path: Path, number: int, line: bytes, has_checksums: bool, fault_in: 
 
 
 def _check_same(folder: Path, head: Record, old: Record) -> None:
-    """Raises `InputError` if a journal's head is another run's."""
+    """Raises `InputError` if a journal's head is another run's.
+
+    An option of segmentation that was added since the journal was begun had its default then.
+    """
     new = json.loads(json.dumps(head))
+    old = {**{key: default for key, default in SegmentationOptions().to_dict().items() if key in new}, **old}
     different = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     if different:
         key = different[0]

@@ -23,6 +23,7 @@ from groupvit_common.evaluation.journal import LOCK_NAME, Journal, check_output,
 from groupvit_common.evaluation.processes import SingleProcess
 from groupvit_common.evaluation.run import EvaluationResult
 from groupvit_common.evaluation.segmentation import SegmentationResult
+from groupvit_common.segmentation.options import SegmentationOptions
 from groupvit_common.storage.locks import FolderLock
 
 PIXELS = {"name": "a", "confusion": [[0, 1, 5], [1, 1, 7]], "oracle": [[0, 0, 5], [1, 0, 7]], "overlaps": [0.5]}
@@ -167,6 +168,30 @@ def test_two_evaluations_in_one_folder(pixels, tmp_path):
         with pytest.raises(InputError, match="line 3, is not what"):
             opened(tmp_path, pixels)
     FolderLock(tmp_path, LOCK_NAME, "evaluation").release()
+
+
+def test_a_journal_from_before_an_option_is_resumed_with_its_default(pixels, tmp_path):
+    head = {"model": "demo", **SegmentationOptions().to_dict()}
+    without = {key: value for key, value in head.items() if key not in ("refine", "scales", "foreground")}
+
+    def resumed(**changes: object) -> list[dict[str, object]]:
+        with Journal(tmp_path, pixels.data, {**head, **changes}, pixels.fault_in, SingleProcess()) as journal:
+            return journal.before
+
+    path = tmp_path / "journal-0.jsonl"
+    begun = "".join(f"{line_of(record)}\n" for record in ({"run": without}, PIXELS))
+    path.write_text(begun)
+    assert resumed() == [PIXELS]
+    assert resumed() == [PIXELS]
+    for name, was, value in (("refine", 0, 2), ("scales", [1.0], (0.5, 1.0)), ("foreground", None, 0.8)):
+        path.write_text(begun)
+        with pytest.raises(InputError) as caught:
+            resumed(**{name: value})
+        now = list(value) if isinstance(value, tuple) else value
+        assert f"({name} was {was} and is {now})" in str(caught.value)
+    # Other keys have no default.
+    with pytest.raises(InputError, match="weights was None and is 'abc'"):
+        resumed(weights="abc")
 
 
 def test_results_do_not_go_among_the_sets_files(pixels, tmp_path):
