@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from conversion.names import CANONICAL, EXTRA, Entry, account, default_value, entries, to_parts
-from conversion.registry import WEIGHTS, WEIGHTS_NAMES
+from conversion.registry import FILE_ENDINGS, WEIGHTS, WEIGHTS_NAMES
 from conversion.source import Info, Source, index_shards, open_source
 from groupvit_common.checkpoints import hub
 from groupvit_common.checkpoints.directory import CONFIG_NAME
@@ -36,7 +36,7 @@ COMPANIONS = (
 )
 # "org/name", or "org/name/FILE"; "folder/x.pth" is a path.
 _ON_HUB = re.compile(
-    r"(?P<name>[\w.-]+/[\w.-]+(?<!\.bin)(?<!\.h5)(?<!\.pth)(?<!\.pt)(?<!\.ckpt)(?<!\.keras)(?<!\.safetensors)(?<!\.json))"
+    rf"(?P<name>[\w.-]+/[\w.-]+{''.join(f'(?<!{re.escape(ending)})' for ending in FILE_ENDINGS)})"
     rf"(/(?P<file>([\w.-]+/)*({WEIGHTS.pattern})))?"
 )
 

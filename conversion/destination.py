@@ -16,13 +16,12 @@ from conversion.registry import FORMATS, TARGETS, WEIGHTS_NAMES, target_endings
 from conversion.report import REPORT_NAME
 from groupvit_common.checkpoints.directory import CONFIG_NAME
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.storage.saving import flush
+from groupvit_common.storage.saving import flush, weights_pattern
 
 # What a directory may hold to be replaced: what `convert` writes into one, nothing else that somebody may miss.
 _OWN = re.compile(
     "|".join(
-        [rf"{re.escape(name)}(\.index\.json)?" for name in WEIGHTS_NAMES]
-        + [r"{}(-[0-9a-f]{{8}})?-\d{{5}}-of-\d{{5}}\.{}".format(*name.split(".")) for name in WEIGHTS_NAMES]
+        [weights_pattern(name) for name in WEIGHTS_NAMES]
         + [re.escape(name) for name in (CONFIG_NAME, REPORT_NAME, *COMPANIONS)]
     )
 )

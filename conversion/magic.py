@@ -2,19 +2,17 @@
 
 import os
 from pathlib import Path
-from typing import Literal
 
+from conversion.registry import Container
 from groupvit_common.checkpoints.safetensors_file import describe_impostor
 from groupvit_common.errors import CheckpointError
-
-Container = Literal["zip", "torch-legacy", "hdf5", "safetensors"]
 
 # A pickled long integer, with which PyTorch before 1.6 begins its files: 0x1950a86a20f9469cfc6c.
 _TORCH_LEGACY = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
 
 
 def container(path: Path) -> Container:
-    """Returns the container of the weights file `path`.
+    """Returns the container of the weights file `path`, by its first bytes alone.
 
     Raises:
         CheckpointError: the file cannot be read, is empty, or holds no weights; names the file and the cause.

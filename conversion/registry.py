@@ -7,6 +7,9 @@ A new format is a row of `FORMATS` and a module in `conversion.formats` with
     read(files) -> Opened         the tensors of the files (`conversion.source`)
     write(job, path)              the result, a file or a directory (`conversion.writing.Job`)
     program_values(checkpoint)    the values as the format's own program reads them, where the row names a program
+
+Names of files, `--to`, help and the hub follow from the row. A format in a container of its own needs besides: the name
+of the container in `Container`, and its first bytes in `conversion.magic.container`.
 """
 
 import re
@@ -15,7 +18,8 @@ from importlib import import_module
 from typing import Any, Literal
 
 BackendName = Literal["torch", "tf"]
-Container = Literal["safetensors", "hdf5", "keras", "torch", "directory"]
+# "torch" is "zip" or "torch-legacy", and "keras" is "zip": see `conversion.source.Files.container`.
+Container = Literal["safetensors", "hdf5", "zip", "torch-legacy", "keras", "torch", "directory"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +58,8 @@ class FormatSpec:
         return import_module(f"conversion.formats.{self.module}")
 
 
-# Of the same weights in several formats the first is taken: the safest and the quickest.
+# Of the same weights in several formats in a repository on the hub the first is taken: the safest and the quickest. A
+# local directory with several is refused.
 # fmt: off
 FORMATS = (
     FormatSpec(
@@ -109,6 +114,9 @@ FORMATS = (
 TARGETS = tuple(dict.fromkeys(target for spec in FORMATS for target in spec.targets))
 # File names of weights in directories.
 WEIGHTS_NAMES = tuple(dict.fromkeys(spec.weights for spec in FORMATS if spec.weights))
+# Endings of all names of files that are read, and of their indexes: a repository on the hub has no such name.
+_NAMES = (name for spec in FORMATS for name in (spec.weights, *spec.endings, *spec.others) if name)
+FILE_ENDINGS = tuple(dict.fromkeys((".json", *(f".{name.rpartition('.')[2]}" for name in _NAMES))))
 # Files that are, or begin, a checkpoint; an index stands for its shards.
 WEIGHTS = re.compile(
     "|".join(

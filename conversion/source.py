@@ -103,10 +103,9 @@ class Files:
         if len(kinds) > 1:
             raise CheckpointError(f"{self.main} names shards of different formats ({', '.join(sorted(kinds))})")
         kind = kinds.pop()
-        if kind == "safetensors" or kind == "hdf5":
-            return kind
-        is_keras = kind == "zip" and len(self.paths) == 1 and "model.weights.h5" in self.once(_members)
-        return "keras" if is_keras else "torch"
+        if kind == "zip" and len(self.paths) == 1 and "model.weights.h5" in self.once(_members):
+            return "keras"
+        return "torch" if kind in ("zip", "torch-legacy") else kind
 
     def once(self, function: Callable[["Files"], T]) -> T:
         """Returns `function(self)`, called once: what detection reads is not read again."""
@@ -178,7 +177,9 @@ def open_source(
         with suppress(OSError):
             settle(path)
     files = Files(path, key, first)
-    spec = next(spec for spec in FORMATS if spec.container == files.container and spec.code.detect(files))
+    spec = next((spec for spec in FORMATS if spec.container == files.container and spec.code.detect(files)), None)
+    if spec is None:
+        raise CheckpointError(f"{files.main} is a {files.container} file, but of no format that is read here")
     opened: Opened = spec.code.read(files)
     choice = opened.choice
     if choice is None:

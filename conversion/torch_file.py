@@ -87,7 +87,7 @@ def read_torch_file(path: Path) -> TorchFile:
     """
     kind = container(path)
     if kind not in ("zip", "torch-legacy"):
-        meaning = {"hdf5": "an HDF5 file", "safetensors": "a safetensors file"}[kind]
+        meaning = "an HDF5 file" if kind == "hdf5" else f"a {kind} file"
         raise CheckpointError(f"{path} is {meaning}, not one of torch.save")
     try:
         file = _read_zip(path) if kind == "zip" else _read_legacy(path)

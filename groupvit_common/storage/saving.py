@@ -34,7 +34,14 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-WEIGHTS_FILE = re.compile(r"model\.safetensors(\.index\.json)?|model(-[0-9a-f]{8})?-\d{5}-of-\d{5}\.safetensors")
+
+def weights_pattern(name: str) -> str:
+    """Returns the pattern of the files that hold weights called `name`: that file, or an index and its shards."""
+    stem, _, ending = map(re.escape, name.partition("."))
+    return rf"{stem}\.{ending}(\.index\.json)?|{stem}(-[0-9a-f]{{8}})?-\d{{5}}-of-\d{{5}}\.{ending}"
+
+
+WEIGHTS_FILE = re.compile(weights_pattern("model.safetensors"))
 """Names of the files that a model's weights are saved in, here and by transformers."""
 
 # Files of which a save leaves its own only. A folder that waits to be settled says which by name.

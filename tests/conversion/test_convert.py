@@ -11,6 +11,7 @@ import tempfile
 import zipfile
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -21,11 +22,11 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from conversion import convert as conversion_convert
-from conversion.checkpoint import read
+from conversion.checkpoint import locate, read
 from conversion.formats import nvlabs
 from conversion.names import EXTRA, entries
-from conversion.registry import FORMATS, TARGETS
-from conversion.source import open_source
+from conversion.registry import FILE_ENDINGS, FORMATS, TARGETS
+from conversion.source import Info, Opened, Piece, open_source
 from conversion.torch_file import read_torch_file
 from conversion.verify import deciding_settings
 from groupvit_common.checkpoints.safetensors_file import array_info, write_arrays
@@ -742,6 +743,23 @@ def test_every_row_of_the_registry_has_its_module() -> None:
         assert all(callable(getattr(spec.code, name)) for name in functions), spec.name
         assert not spec.program or callable(spec.code.program_values)
         assert spec.container == "directory" or spec.code.NAMING.towers
+
+
+def test_a_container_of_a_new_row_reaches_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.new").write_bytes(b"new")
+    monkeypatch.setattr("conversion.magic.container", lambda path: "new")
+    with pytest.raises(CheckpointError, match=r"x\.new is a new file, but of no format that is read here"):
+        open_source(tmp_path / "x.new")
+    piece = Piece({"weight": Info((1,), "float32")}, lambda name: np.ones(1, np.float32))
+    code = SimpleNamespace(detect=lambda files: True, read=lambda files: Opened([piece]), NAMING=nvlabs.NAMING)
+    monkeypatch.setattr("conversion.source.FORMATS", (*FORMATS, SimpleNamespace(name="n", container="new", code=code)))
+    source = open_source(tmp_path / "x.new")
+    assert (source.format, source.value("weight").tolist()) == ("n", [1.0])
+
+
+def test_names_of_files_are_never_looked_for_on_the_hub() -> None:
+    for ending in FILE_ENDINGS:
+        assert locate(f"folder/x{ending}") == Path(f"folder/x{ending}")
 
 
 def test_no_save_changes_the_source_while_it_is_read(tmp_path: Path) -> None:
