@@ -99,7 +99,7 @@ def pixel_labels(
     first, side = views[0], (pixels.shape[1], pixels.shape[2])
     hidden = torch.tensor(is_background, device=first.affinity.device)
     values = torch.from_numpy(label_values(is_background, options.background)[0]).to(hidden.device)
-    several = len(views) > 1 or options.refine > 0 or options.foreground is not None
+    several = len(views) > 1 or options.needs_scores
     if first.windows is None and not several:
         return _whole_labels(first.affinity[0], first.grouping[0], size, options, values)
 

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from groupvit_common.cli import terminal
 from groupvit_common.cli.terminal import BAD_INPUT
-from groupvit_common.segmentation.options import OPTIONS, Kind, SegmentationOptions
+from groupvit_common.segmentation.options import OPTIONS, Kind
 
 EXIT_CODES = """\
 exit codes:
@@ -27,8 +27,6 @@ exit codes:
 """
 DEFAULT_MODEL = "nvidia/groupvit-gcc-yfcc"
 BACKENDS = ("torch", "tf")
-# Options of the labels, for `classify` too, and those that only `evaluate` has.
-_LABEL_OPTIONS, _EVALUATE_OPTIONS = ("templates", "synonyms"), ("normalize_prompts",)
 
 
 class Parser(argparse.ArgumentParser):
@@ -218,8 +216,7 @@ def add_options(parser: Any, names: Iterable[str], *, or_none: bool = False) -> 
             more = {"choices": option.choices}
         elif option.kind == "flag":
             # What is on by default can be switched off.
-            is_on = SegmentationOptions.__dataclass_fields__[name].default
-            more = {"action": argparse.BooleanOptionalAction if is_on else "store_true"}
+            more = {"action": argparse.BooleanOptionalAction if option.default else "store_true"}
         elif or_none and option.optional:
             more = {"metavar": f"{option.metavar}|none", "type": _or_none(more["type"])}
         flag = "--" + name.replace("_", "-")
@@ -274,7 +271,7 @@ def add_images(parser: Parser) -> None:
         'ignored',
     )  # fmt: skip
     add_model(parser)
-    add_options(parser, _LABEL_OPTIONS)
+    add_options(parser, [name for name, option in OPTIONS.items() if option.command == "classify"])
     parser.add_argument(
         "--max-pixels", type=count, default=argparse.SUPPRESS, metavar="N",
         help="refuse images of more pixels, before they are decoded; a JPEG of up to four times as many is read at "
@@ -288,7 +285,7 @@ def add_images(parser: Parser) -> None:
 def add_segmentation(parser: Parser) -> None:
     """Adds the options of segmentation of `segment` and `compare`."""
     group = parser.add_argument_group("how pixels get labels")
-    add_options(group, [name for name in OPTIONS if name not in (*_LABEL_OPTIONS, *_EVALUATE_OPTIONS)])
+    add_options(group, [name for name, option in OPTIONS.items() if option.command == "segment"])
     group.add_argument(
         "--background-labels", type=text, default="", metavar="WORDS",
         help='labels whose pixels become background, among --labels or besides them, such as "sky, wall"',

@@ -30,6 +30,7 @@ from groupvit_common.evaluation.metrics import Confusion, class_iou, mean_iou, p
 from groupvit_common.evaluation.report import RESULTS, percent
 from groupvit_common.evaluation.segmentation import SegmentationResult, confusion_of
 from groupvit_common.segmentation.label_maps import Indices
+from groupvit_common.segmentation.options import OPTIONS
 from groupvit_common.storage.json_text import read_json
 from groupvit_common.storage.saving import write_files, write_text
 
@@ -188,14 +189,8 @@ def _rows(classes: Sequence[Mapping[str, Any]], *keys: str) -> list[tuple[Any, .
 
 def _oracle_is_bound(settings: Mapping[str, Any]) -> bool:
     """Tells whether masks are made of the hard groups of one view alone, which the oracle names."""
-    return (
-        settings.get("assignment") == "hard"
-        and settings.get("window") is None
-        and not settings.get("flip")
-        and len(settings.get("scales") or [1]) == 1
-        and not settings.get("refine")
-        and settings.get("foreground") is None
-    )
+    options = ((option, settings.get(name, option.default)) for name, option in OPTIONS.items() if option.moves_pixels)
+    return not any(option.is_used(value) for option, value in options)
 
 
 def _segmentation_card(

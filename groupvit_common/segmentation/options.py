@@ -1,7 +1,8 @@
 """Options of segmentation: everything that decides how pixels get labels, in one record.
 
 The `Segmenter`, the commands' flags, the protocols, the journal of an evaluation and the saved JSON derive from its
-fields. An option is one field, with its default, the kind of its values and its help text, and the code that uses it.
+fields. An option is one field, with its default, the kind of its values, what it acts on and its help text, and the
+code that uses it.
 
 Nothing heavy is imported here: `groupvit --help` reads this module.
 """
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 Assignment = Literal["hard", "soft"]
 Kind = Literal["flag", "count", "times", "fraction", "positive", "choice", "scales", "distances", "templates"]
 """Kinds of values; the command line has a type for each."""
+Scope = Literal["groups", "view", "views", "scores", "detail"]
+"""What an option acts on. "groups": the labels of groups, which all their pixels share. "view": the pixels of a view.
+"views": how many there are. "scores": those of all pixels, over all views. "detail": the work of another option."""
 
 DILATIONS = (1, 2, 4, 8, 12, 24)
 """The dilations of refinement by its authors."""
@@ -61,14 +65,33 @@ class Option:
     """The properties of an option besides its name, type and default.
 
     `kind`: of its values, None apart. `help`: its help text. `metavar`: stands for a value in the help of a command.
-    `choices`: the values of the kind "choice". `optional`: None is a value.
+    `choices`: the values of the kind "choice". `scope`: what it acts on. `command`: the command with the fewest options
+    that has it; `classify`, `segment` (and `compare`), `evaluate` have ever more. `default`: its default.
     """
 
     kind: Kind
     help: str
     metavar: str | None
     choices: tuple[str, ...]
-    optional: bool = False
+    scope: Scope
+    command: Literal["classify", "segment", "evaluate"]
+    default: Any = None
+
+    @property
+    def optional(self) -> bool:
+        """True if None is a value."""
+        return self.default is None
+
+    @property
+    def moves_pixels(self) -> bool:
+        """True if pixels may get another label than their group's by this option."""
+        return self.scope in ("view", "views", "scores")
+
+    def is_used(self, value: Any) -> bool:
+        """Tells whether a value is not the one that leaves each pixel the label of its group, in one view."""
+        if self.kind == "scales":
+            return len(value) > 1
+        return bool(value != (self.choices[0] if self.kind == "choice" else self.default))
 
     def checked(self, name: str, given: Any) -> Any:
         """Returns a value with NumPy's numbers as Python's and lists as tuples. Raises `InputError` for one of another
@@ -94,9 +117,15 @@ class Option:
 
 
 def _about(
-    kind: Kind, help_text: str, *, metavar: str | None = None, choices: tuple[str, ...] = ()
+    kind: Kind,
+    scope: Scope,
+    help_text: str,
+    *,
+    metavar: str | None = None,
+    choices: tuple[str, ...] = (),
+    command: Literal["classify", "segment", "evaluate"] = "segment",
 ) -> dict[str, Option]:
-    return {"option": Option(kind, help_text, metavar, choices)}
+    return {"option": Option(kind, help_text, metavar, choices, scope, command)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,68 +139,76 @@ class SegmentationOptions:
     """
 
     templates: str | int | Path | Sequence[str] = field(default="one", metadata=_about(
-        "templates", "sentences around each word: one, seven, eighty, your own with {} in it, or a file of such lines "
-        '(default: "a photo of a {}.")', metavar="SET",
+        "templates", "groups",
+        "sentences around each word: one, seven, eighty, your own with {} in it, or a file of such lines "
+        '(default: "a photo of a {}.")', metavar="SET", command="classify",
     ))  # fmt: skip
     normalize_prompts: bool = field(default=True, metadata=_about(
-        "flag", "bring each sentence's embedding to length 1 before a label's are averaged"
+        "flag", "groups", "bring each sentence's embedding to length 1 before a label's are averaged",
+        command="evaluate",
     ))  # fmt: skip
     """As in CLIP practice. False: the embeddings as they are, as in the authors' evaluation."""
     background: float | None = field(default=None, metadata=_about(
-        "fraction", "pixels whose best label scores less (0 to 1) become background; "
+        "fraction", "groups", "pixels whose best label scores less (0 to 1) become background; "
         "without it every pixel gets a label", metavar="SCORE",
     ))  # fmt: skip
     """Scores are the authors': a squared probability unless `top_k` is given. With `top_k=5` their thresholds mean the
     same here: 0.95 for VOC and COCO, 0.35 for Context."""
     temperature: float = field(default=1.0, metadata=_about(
-        "positive", "above 1 confidence is lower, below 1 higher (default: 1)", metavar="T"
+        "positive", "groups", "above 1 confidence is lower, below 1 higher (default: 1)", metavar="T"
     ))  # fmt: skip
     """Divides the similarities of groups and labels before they become scores. It moves the meaning of a `background`
     threshold and, with soft assignment, the borders."""
     assignment: Assignment | None = field(default=None, metadata=_about(
-        "choice", "hard: a pixel takes the label of its largest group; soft: labels are weighted by the groups in a "
+        "choice", "view",
+        "hard: a pixel takes the label of its largest group; soft: labels are weighted by the groups in a "
         "pixel (default: as the model was trained, else hard)", choices=("hard", "soft"),
     ))  # fmt: skip
     """None: the checkpoint's configuration under `segmentation_assignment` (our own key), else hard, as the authors
     do."""
     top_k: int | None = field(default=None, metadata=_about(
-        "count", "only the K labels most like the whole image may appear; "
+        "count", "groups", "only the K labels most like the whole image may appear; "
         "each window, scale and mirrored image ranks its own", metavar="K",
     ))  # fmt: skip
     """None: all labels. The authors use 5."""
     shorter_side: int | None = field(default=None, metadata=_about(
-        "count", "resize images to this shorter side for the model "
+        "count", "groups", "resize images to this shorter side for the model "
         "(default: 448 for a model trained at 224, else its own)", metavar="PIXELS",
     ))  # fmt: skip
     window: int | None = field(default=None, metadata=_about(
-        "count", "the model sees windows of the resized image (default: all of it)", metavar="PIXELS"
+        "count", "view", "the model sees windows of the resized image (default: all of it)", metavar="PIXELS"
     ))  # fmt: skip
     """Side of square windows, a multiple of the patch size; scores are averaged where windows overlap. The authors use
     448."""
     stride: int | None = field(default=None, metadata=_about(
-        "count", "from one window to the next (default: half a window)", metavar="PIXELS"
+        "count", "detail", "from one window to the next (default: half a window)", metavar="PIXELS"
     ))  # fmt: skip
     synonyms: Combination = field(default="mean", metadata=_about(
-        "choice", "a label with several words is their mean, or as similar as the most similar of them (default: mean)",
-        choices=("mean", "max"),
+        "choice", "groups",
+        "a label with several words is their mean, or as similar as the most similar of them (default: mean)",
+        choices=("mean", "max"), command="classify",
     ))  # fmt: skip
     """One word or definition is one voice in either."""
-    flip: bool = field(default=False, metadata=_about("flag", "average the scores with those of the mirrored image"))
+    flip: bool = field(default=False, metadata=_about(
+        "flag", "views", "average the scores with those of the mirrored image"
+    ))  # fmt: skip
     scales: tuple[float, ...] = field(default=(1.0,), metadata=_about(
-        "scales", "average the scores over these multiples of the shorter side, such as 0.75,1,1.25", metavar="A,B,..."
+        "scales", "views",
+        "average the scores over these multiples of the shorter side, such as 0.75,1,1.25", metavar="A,B,..."
     ))  # fmt: skip
     """With `flip` over all of them and their mirror images. Groups are those of the scale nearest 1."""
     refine: int = field(default=0, metadata=_about(
-        "times", "let labels follow the image's edges (PAMR), so many times, such as 10", metavar="TIMES"
+        "times", "scores", "let labels follow the image's edges (PAMR), so many times, such as 10", metavar="TIMES"
     ))  # fmt: skip
     """At the size at which the model sees the image: `groupvit_common.segmentation.refinement`. Its authors do it 10
     times."""
     refine_dilations: tuple[int, ...] = field(default=DILATIONS, metadata=_about(
-        "distances", "for --refine: the distances of the pixels that it compares, such as 1,2,4 "
+        "distances", "detail", "for --refine: the distances of the pixels that it compares, such as 1,2,4 "
         "(default: 1,2,4,8,12,24)", metavar="A,B,...",
     ))  # fmt: skip
     foreground: float | None = field(default=None, metadata=_about(
-        "fraction", "a pixel is background unless labels other than background have this fraction (0 to 1) of all "
+        "fraction", "scores",
+        "a pixel is background unless labels other than background have this fraction (0 to 1) of all "
         "scores, such as 0.8", metavar="SHARE",
     ))  # fmt: skip
     """The best of them then counts. Needs background labels or a `background` threshold. None: the largest score
@@ -186,6 +223,11 @@ class SegmentationOptions:
             raise InputError(
                 f"windows of {self.window} pixels need a stride of 1 to {self.window} pixels, got {self.stride}"
             )
+
+    @property
+    def needs_scores(self) -> bool:
+        """True if even a single view of the whole image is labelled by the scores of its pixels (`Scope` "scores")."""
+        return any(o.scope == "scores" and o.is_used(getattr(self, name)) for name, o in OPTIONS.items())
 
     def for_model(self, config: GroupViTConfig) -> Self:
         """Returns the options with a model's own values in the place of None, templates as sentences, and the scale
@@ -239,6 +281,6 @@ class SegmentationOptions:
 
 
 OPTIONS: dict[str, Option] = {
-    each.name: replace(each.metadata["option"], optional=each.default is None) for each in fields(SegmentationOptions)
+    each.name: replace(each.metadata["option"], default=each.default) for each in fields(SegmentationOptions)
 }
 """The options by name, in their order."""

@@ -270,15 +270,20 @@ def test_the_command_writes_a_page(tmp_path, capsys):
     [
         ({}, True),
         ({"assignment": "soft"}, False),
-        ({"window": 32}, False),
+        ({"window": 32, "stride": 16}, False),
         ({"flip": True}, False),
         ({"scales": [1.0, 1.5]}, False),
+        ({"scales": [1.5]}, True),
         ({"refine": 2}, False),
+        ({"refine_dilations": [1]}, True),
         ({"foreground": 0.8}, False),
+        ({"names": "set", "top_k": 5, "background": 0.5, "templates": "seven", "shorter_side": 64}, True),
     ],
 )
 def test_the_oracle_is_called_a_bound_only_for_masks_of_hard_groups(changes, is_bound):
     settings = {"assignment": "hard", "window": None, "flip": False, "scales": [1.0], "refine": 0, "foreground": None}
     assert _oracle_is_bound({**settings, **changes}) == is_bound
+    # Options that a record from before them lacks have their defaults.
+    assert _oracle_is_bound({"assignment": "hard", **changes}) == is_bound
     # Settings that nobody noted promise nothing.
     assert not _oracle_is_bound({})

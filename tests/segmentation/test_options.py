@@ -13,7 +13,7 @@ from groupvit_common.cli.arguments import add_options
 from groupvit_common.errors import InputError
 from groupvit_common.evaluation.protocols import ProtocolSettings, protocol_settings
 from groupvit_common.model.config import GroupViTConfig
-from groupvit_common.segmentation.options import OPTIONS, SegmentationOptions
+from groupvit_common.segmentation.options import OPTIONS, Option, SegmentationOptions
 
 CHANGED = {
     "templates": ["a {}."], "normalize_prompts": False, "background": 0.5, "temperature": 2.0, "assignment": "soft",
@@ -51,6 +51,29 @@ def test_there_and_back_as_json():
     assert SegmentationOptions.from_dict({}) == SegmentationOptions()
     with pytest.raises(InputError, match="no segmentation option 'top_n': there are assignment, background"):
         SegmentationOptions.from_dict({"top_n": 5})
+
+
+def test_every_option_says_what_it_acts_on():
+    """The early exit for one view's groups, and the oracle as a bound, are derived from this."""
+    scopes = {"groups": [], "view": [], "views": [], "scores": [], "detail": []}
+    for name, option in OPTIONS.items():
+        scopes[option.scope].append(name)
+    assert scopes == {
+        "groups": [
+            "templates", "normalize_prompts", "background", "temperature", "top_k", "shorter_side", "synonyms",
+        ],
+        "view": ["assignment", "window"],
+        "views": ["flip", "scales"],
+        "scores": ["refine", "foreground"],
+        "detail": ["stride", "refine_dilations"],
+    }  # fmt: skip
+    with pytest.raises(TypeError, match="scope"):
+        Option("flag", "help", None, (), command="segment")
+    for name, value in CHANGED.items():
+        stride = {"window": 64} if name == "stride" else {}
+        options = SegmentationOptions(**{name: value, **stride})
+        assert options.needs_scores == (name in scopes["scores"]), name
+    assert not SegmentationOptions(scales=[2]).needs_scores
 
 
 def test_numbers_of_numpy_are_those_of_python(tmp_path):
