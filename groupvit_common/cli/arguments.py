@@ -117,9 +117,18 @@ _MOST = 2**31 - 1
 
 def count(argument: str) -> int:
     """Returns a whole number of at least 1."""
+    return _whole_from(1, argument)
+
+
+def times(argument: str) -> int:
+    """Returns a whole number of at least 0."""
+    return _whole_from(0, argument)
+
+
+def _whole_from(least: int, argument: str) -> int:
     value = whole(argument)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {argument!r}")
+    if value < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {argument!r}")
     if value > _MOST:
         raise argparse.ArgumentTypeError(f"must be at most {_MOST}, got {argument!r}")
     return value
@@ -195,7 +204,7 @@ def _different(values: tuple[Any, ...], argument: str) -> tuple[Any, ...]:
 
 _TYPES: dict[Kind, Callable[[str], Any]] = {
     "count": count,
-    "times": count,
+    "times": times,
     "fraction": score,
     "positive": positive,
     "scales": scales,

@@ -101,6 +101,18 @@ def test_every_option_is_a_flag():
     assert SegmentationOptions(**given) == replace(SegmentationOptions.from_dict(CHANGED), templates="a {}.")
 
 
+def test_a_flag_takes_every_default():
+    """A flag can always be given with the value that it has without it."""
+    for name, option in OPTIONS.items():
+        if option.kind == "flag" or option.default is None:
+            continue
+        parser = argparse.ArgumentParser()
+        add_options(parser, [name])
+        value = ",".join(map(str, option.default)) if isinstance(option.default, tuple) else str(option.default)
+        given = vars(parser.parse_args(["--" + name.replace("_", "-"), value]))
+        assert SegmentationOptions(**given) == SegmentationOptions(), name
+
+
 def test_a_protocol_is_replaced_by_none():
     parser = argparse.ArgumentParser()
     add_options(parser, OPTIONS, or_none=True)
