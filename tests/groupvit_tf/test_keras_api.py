@@ -400,7 +400,7 @@ def fresh(**options: Any) -> GroupViTModel:
 
 def test_a_last_batch_of_one_pair_is_left_out(inputs: Inputs) -> None:
     """The run is that without the pair, in the bits of weights, moments and reported figures (graphs and XLA:
-    test_tf_model.py)."""
+    test_model.py)."""
     without, model = fresh(run_eagerly=True), fresh(run_eagerly=True)
     data = tf.data.Dataset.from_tensor_slices(five(inputs)).batch(2)
     wanted = without.fit(data.take(2), verbose=0).history

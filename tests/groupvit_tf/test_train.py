@@ -223,7 +223,7 @@ def same_as_one(directory: Path, task: str, others: list[str]) -> None:
         assert furthest(two, {name: value for name, value in one.items() if name != "losses"}) < FLOAT64
 
 
-@pytest.mark.slow  # `fit` on two replicas is in test_tf_model.py
+@pytest.mark.slow  # `fit` on two replicas is in test_model.py
 @pytest.mark.parametrize("task", ["captions", "groups", "chunks"])
 def test_two_replicas_train_by_a_recipe_as_one_device_does(task, tmp_path):
     """Two logical CPUs under MirroredStrategy, with multi-label prompts, or with claims of which one replica has more,

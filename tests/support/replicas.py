@@ -1,4 +1,4 @@
-"""Run by test_tf_model.py and test_tf_train.py in processes of their own: training on two replicas against training on
+"""Run by groupvit_tf/test_model.py and test_train.py in processes of their own: training on two replicas against training on
 one device.
 
     python -m tests.support.replicas DIRECTORY plain,captions,groups one mirrored      # one after another, the second
