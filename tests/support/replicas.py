@@ -1,5 +1,5 @@
-"""Run by groupvit_tf/test_model.py and test_train.py in processes of their own: training on two replicas against training on
-one device.
+"""Run by groupvit_tf/test_model.py and test_train.py in processes of their own: training on two replicas against
+training on one device.
 
     python -m tests.support.replicas DIRECTORY plain,captions,groups one mirrored      # one after another, the second
     on two logical CPUs python -m tests.support.replicas DIRECTORY plain workers                           # one of the
