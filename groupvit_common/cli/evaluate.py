@@ -22,7 +22,7 @@ from groupvit_common.cli.runtime import (
 )
 from groupvit_common.cli.terminal import OK, SOME_FAILED
 from groupvit_common.errors import InputError
-from groupvit_common.evaluation.datasets.registry import DATASETS, IMAGENET
+from groupvit_common.evaluation.datasets.registry import DATASETS, NAMES, PROTOCOLS, find_spec
 from groupvit_common.segmentation.options import OPTIONS
 
 if TYPE_CHECKING:
@@ -41,12 +41,12 @@ def add_command(commands: Any) -> None:
     """Adds the command."""
     parser = commands.add_parser(
         "evaluate", help="measure a model on a segmentation or classification set", description=_DESCRIPTION,
-        epilog=EXIT_CODES,
+        epilog=_sets() + EXIT_CODES,
     )  # fmt: skip
-    sets = ", ".join(spec.usage for spec in (*DATASETS.values(), IMAGENET))
     parser.add_argument(
-        "--data", nargs="+", required=True, metavar="SET", help=f"{sets}; several are measured one after the other"
-    )
+        "--data", nargs="+", required=True, metavar="SET",
+        help="one of the sets below; several are measured one after the other",
+    )  # fmt: skip
     parser.add_argument("--split", metavar="NAME", help="the part of the set (default: for validation)")
     parser.add_argument("--limit", type=count, metavar="N", help="the number of its images (default: all)")
     add_model(parser)
@@ -58,14 +58,14 @@ def add_command(commands: Any) -> None:
         help="refuse images of more pixels, before they are decoded (default: 128 million)",
     )  # fmt: skip
     parser.add_argument(
-        "--protocol", choices=("paper", "tcl", "native"),
+        "--protocol", choices=PROTOCOLS,
         help="paper: the authors' evaluation; tcl: the same with the sets' own class names; native: as groupvit "
         "segment (default: paper; native for scenes)",
     )  # fmt: skip
 
     options = parser.add_argument_group("instead of the protocol's values")
     options.add_argument(
-        "--names", choices=("authors", "set"), default=argparse.SUPPRESS,
+        "--names", choices=NAMES, default=argparse.SUPPRESS,
         help="the authors' words for the classes, or the set's own",
     )  # fmt: skip
     add_options(options, OPTIONS, or_none=True)
@@ -99,6 +99,13 @@ def add_command(commands: Any) -> None:
     parser.set_defaults(run=_run)
 
 
+def _sets() -> str:
+    """Returns the sets, a line each."""
+    width = max(len(spec.usage) for spec in DATASETS.values())
+    rows = (f"  {spec.usage:<{width}}  {spec.help}" for spec in DATASETS.values())
+    return "\n".join(["sets (--data):", *rows]) + "\n\n"
+
+
 def _run(options: argparse.Namespace) -> int:
     from groupvit_common.evaluation.datasets.classification import ClassificationSet, open_classification_set
     from groupvit_common.evaluation.datasets.segmentation import SegmentationSet, open_sets
@@ -130,7 +137,8 @@ def _run(options: argparse.Namespace) -> int:
         kind, _, where = spelled.partition(":")
         protocol = options.protocol or default_protocol(kind)
         settings = replace(protocol_settings(protocol, kind), **chosen)
-        if kind == "imagenet":
+        spec = find_spec(spelled)
+        if spec is not None and spec.task == "classification":
             opened_set = open_classification_set(where, split=options.split, limit=options.limit, **bound)
             work.append((opened_set, settings, protocol))
         else:
@@ -269,7 +277,7 @@ class _Evaluation:
         from groupvit_common.evaluation.report import calibration_record, calibration_table, write_calibration
 
         if not isinstance(self._data, SegmentationSet):
-            raise InputError("imagenet has no background: there is nothing to calibrate")
+            raise InputError(f"{self._data.kind} has no background: there is nothing to calibrate")
         self._begin(0, len(self._data))
         with closing(self):
             curve = calibrate(

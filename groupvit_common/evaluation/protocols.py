@@ -1,15 +1,12 @@
 """Protocols of zero-shot evaluation: the settings with which a set is measured."""
 
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from groupvit_common.errors import InputError
-from groupvit_common.evaluation.datasets.registry import DATASETS, IMAGENET, ProtocolName
-from groupvit_common.evaluation.datasets.segmentation import Names
+from groupvit_common.evaluation.datasets.registry import PROTOCOLS, Names, ProtocolName, find_spec
 from groupvit_common.segmentation.options import SegmentationOptions
 from groupvit_common.segmentation.predictor import BaseSegmenter
-
-PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +27,8 @@ class ProtocolSettings(SegmentationOptions):
 
 def default_protocol(kind: str) -> ProtocolName:
     """Returns the default protocol of a set: the paper's, but for scenes, which have their model's size."""
-    return DATASETS.get(kind.partition(":")[0], IMAGENET).protocol
+    spec = find_spec(kind)
+    return PROTOCOLS[0] if spec is None else spec.protocol
 
 
 def protocol_settings(protocol: ProtocolName, kind: str) -> ProtocolSettings:
@@ -41,11 +39,12 @@ def protocol_settings(protocol: ProtocolName, kind: str) -> ProtocolSettings:
     """
     if protocol not in PROTOCOLS:
         raise InputError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}")
-    if kind == IMAGENET.name:
+    spec = find_spec(kind)
+    if spec is not None and spec.task == "classification":
         return (
             ProtocolSettings() if protocol == "native" else ProtocolSettings(templates="seven", normalize_prompts=False)
         )
-    threshold = DATASETS.get(kind.partition(":")[0], IMAGENET).threshold
+    threshold = None if spec is None else spec.threshold
     if protocol == "native":
         return ProtocolSettings(background=threshold)
     return ProtocolSettings(

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from groupvit_common.data.captions.settings import DataSettings
 from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.evaluation.datasets.registry import ProtocolName
 from groupvit_common.storage.reading import read_text
 from groupvit_common.training.settings import parse_change, read_settings, with_changes
 
@@ -194,7 +195,7 @@ class EvaluationSettings:
     data: tuple[str, ...] = ()
     split: str = ""
     limit: int = 0
-    protocol: Literal["usual", "paper", "tcl", "native"] = "usual"
+    protocol: Literal["usual", ProtocolName] = "usual"
     background: float | None = None
 
     def __post_init__(self) -> None:

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from groupvit_common.evaluation.datasets.mask_files import MaskFiles, check_all_exist, find_files, find_root
-from groupvit_common.evaluation.datasets.registry import DatasetSpec
-from groupvit_common.evaluation.datasets.segmentation import Names, SegmentationSet, published_set
+from groupvit_common.evaluation.datasets.registry import DatasetSpec, Names
+from groupvit_common.evaluation.datasets.segmentation import SegmentationSet, published_set
 
 
 def open_dataset(spec: DatasetSpec, folder: Path, split: str | None, names: Names) -> SegmentationSet:

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from groupvit_common.evaluation.datasets.mask_files import MaskFiles, check_all_exist, find_files
-from groupvit_common.evaluation.datasets.registry import DatasetSpec
-from groupvit_common.evaluation.datasets.segmentation import Names, SegmentationSet, published_set
+from groupvit_common.evaluation.datasets.registry import DatasetSpec, Names
+from groupvit_common.evaluation.datasets.segmentation import SegmentationSet, published_set
 
 _ENDING = "_gtFine_labelIds.png"
 # The ids of the classes that are judged, in the order of their training ids, and their colours.

@@ -87,7 +87,7 @@ def open_classification_set(
     if limit is not None and limit < 1:
         raise InputError(f"limit must be at least 1, got {limit}")
     if not where:
-        raise InputError("imagenet needs the folder or the shards it lies in: imagenet:DIR")
+        raise InputError(f"{IMAGENET.name} needs the folder or the shards it lies in: {IMAGENET.usage}")
     opened = (
         _open_shards(where) if _TAR.search(where) else _open_folders(Path(os.path.expanduser(where)), split)  # noqa: PTH111 (`~user` of nobody stays)
     )

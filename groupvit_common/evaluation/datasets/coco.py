@@ -14,10 +14,9 @@ from groupvit_common.evaluation.datasets.mask_files import (
     stored_rgb,
     visible_files,
 )
-from groupvit_common.evaluation.datasets.registry import DatasetSpec
+from groupvit_common.evaluation.datasets.registry import DatasetSpec, Names
 from groupvit_common.evaluation.datasets.segmentation import (
     Mask,
-    Names,
     Reader,
     SegmentationSet,
     class_names,

@@ -10,8 +10,8 @@ from groupvit_common.evaluation.datasets.mask_files import (
     files_by_stem,
     read_list,
 )
-from groupvit_common.evaluation.datasets.registry import DatasetSpec
-from groupvit_common.evaluation.datasets.segmentation import BACKGROUND, IGNORE, Names, SegmentationSet, voc_palette
+from groupvit_common.evaluation.datasets.registry import DatasetSpec, Names
+from groupvit_common.evaluation.datasets.segmentation import BACKGROUND, IGNORE, SegmentationSet, voc_palette
 from groupvit_common.preprocessing.images import image_suffixes
 from groupvit_common.preprocessing.prompts import Label, read_labels
 

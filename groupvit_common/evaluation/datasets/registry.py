@@ -1,14 +1,28 @@
 """The registry of evaluation sets: a set is one row here and one module of this package that opens it.
 
+The module of a segmentation set has one of two functions:
+
+- a set with files: `open_dataset(spec, folder, split, names) -> SegmentationSet`, `folder` a `Path` that exists;
+- a generated set (without a `layout`): `open_dataset(spec, variant, split, count) -> list[SegmentationSet]`, `variant`
+  the text behind the colon, "" for all of them, `count` the number of images or None.
+
+`split` is the user's, None for the default. `names` is one of `NAMES`.
+
 Only the standard library is imported, since the command line's help is made from these rows.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, get_args
 
 ProtocolName = Literal["paper", "tcl", "native"]
+PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
+"""Names of the protocols, the usual one first."""
+
+Names = Literal["authors", "set"]
+NAMES: tuple[Names, ...] = get_args(Names)
+"""The words for a set's classes: "authors", as in GroupViT's evaluation; "set", its own, as in mmsegmentation."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +40,7 @@ class DatasetSpec:
         protocol: the default protocol.
         splits: the set's own names of "val" and "train".
         parents: folders below DIR in which the set may lie.
+        task: the task by which it measures a model.
     """
 
     name: str
@@ -35,9 +50,10 @@ class DatasetSpec:
     classes: str = ""
     drops_background: bool = False
     threshold: float | None = None
-    protocol: ProtocolName = "paper"
+    protocol: ProtocolName = PROTOCOLS[0]
     splits: Mapping[str, str] = field(default_factory=dict)
     parents: tuple[str, ...] = ()
+    task: Literal["segmentation", "classification"] = "segmentation"
 
     @property
     def usage(self) -> str:
@@ -68,6 +84,10 @@ _IMAGENET += "or shards DIR/name-{{000..049}}.tar of .jpg and .cls"
 _COCO_SPLITS = {"val": "val2017", "train": "train2017"}
 _VOC_PARENTS, _CONTEXT_PARENTS = ("VOC2012", "VOCdevkit/VOC2012"), ("VOC2010", "VOCdevkit/VOC2010")
 
+IMAGENET = DatasetSpec(
+    "imagenet", "images in folders by class, for classification", "classification", _IMAGENET, task="classification"
+)
+
 # fmt: off
 _ROWS = (
     DatasetSpec("voc", "PASCAL VOC 2012, 20 classes and background", "voc", _VOC, "voc",
@@ -87,10 +107,18 @@ _ROWS = (
     DatasetSpec("cityscapes", "Cityscapes, 19 classes", "cityscapes", _CITYSCAPES, "cityscapes"),
     DatasetSpec("folder", "images, index masks and a list of classes", "folder", _FOLDER, threshold=0.95),
     DatasetSpec("scenes", "synthetic scenes, three levels", "scenes", protocol="native"),
+    IMAGENET,
 )
 # fmt: on
 DATASETS: Mapping[str, DatasetSpec] = MappingProxyType({spec.name: spec for spec in _ROWS})
-"""The segmentation sets by name. A folder of one's own has VOC's threshold."""
+"""The sets by name. A folder of one's own has VOC's threshold."""
 
-IMAGENET = DatasetSpec("imagenet", "images in folders by class, for classification", "classification", _IMAGENET)
-"""The classification set."""
+
+def names_of_sets(task: str) -> list[str]:
+    """Returns the names of the sets of a task."""
+    return [spec.name for spec in _ROWS if spec.task == task]
+
+
+def find_spec(spelled: str) -> DatasetSpec | None:
+    """Returns the row of a set as the command line takes it, such as "voc:DIR"; None for an unknown one."""
+    return DATASETS.get(spelled.partition(":")[0])

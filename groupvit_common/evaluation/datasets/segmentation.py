@@ -13,20 +13,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from groupvit_common.errors import InputError
-from groupvit_common.evaluation.datasets.registry import DATASETS, DatasetSpec
+from groupvit_common.evaluation.datasets.registry import DATASETS, DatasetSpec, Names, find_spec, names_of_sets
 from groupvit_common.preprocessing.images import MAX_PIXELS
 from groupvit_common.preprocessing.prompts import Label
 
 Mask = NDArray[np.uint8]
 Bytes = NDArray[np.uint8]
-Names = Literal["authors", "set"]
 
 IGNORE = 255
 """The mask value of pixels that belong to no class and are not judged."""
@@ -161,14 +160,15 @@ def open_sets(
         InputError: an unknown set, or files that are missing or malformed.
     """
     kind, _, where = spelled.partition(":")
-    if kind not in DATASETS:
+    spec = find_spec(spelled)
+    if spec is None or spec.task != "segmentation":
         raise InputError(
-            f"unknown set {spelled!r}: it must be KIND:DIR, or scenes, where KIND is one of {', '.join(DATASETS)}; "
-            "imagenet, for classification, is known to groupvit evaluate"
+            f"unknown set {spelled!r}: it must be KIND:DIR, or scenes, where KIND is one of "
+            f"{', '.join(names_of_sets('segmentation'))}; {', '.join(names_of_sets('classification'))}, for "
+            "classification, is known to groupvit evaluate"
         )
     if limit is not None and limit < 1:
         raise InputError(f"limit must be at least 1, got {limit}")
-    spec = DATASETS[kind]
     module = importlib.import_module(f"{__package__}.{spec.module}")
     if not spec.layout:
         generated: list[SegmentationSet] = module.open_dataset(spec, where, split, limit)
@@ -188,7 +188,8 @@ def open_sets(
     first = opened[0]
     mask = first.mask()
     first.check_size(mask, first.image())
-    if kind == "folder" and set(np.unique(mask)) == {0, IGNORE}:
+    # Masks of one's own may be drawn in black and white; those of published classes are as published.
+    if not spec.classes and set(np.unique(mask)) == {0, IGNORE}:
         warnings.warn(
             f"the mask of {first.name} in {where} holds only 0 and {IGNORE}, and {IGNORE} is no class and is not "
             "judged: if it means a class, store its index",

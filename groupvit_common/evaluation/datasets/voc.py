@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from groupvit_common.evaluation.datasets.mask_files import MaskFiles, check_all_exist, find_root, read_list
-from groupvit_common.evaluation.datasets.registry import DatasetSpec
+from groupvit_common.evaluation.datasets.registry import DatasetSpec, Names
 from groupvit_common.evaluation.datasets.segmentation import (
-    Names,
     SegmentationSet,
     class_names,
     published_set,
