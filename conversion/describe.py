@@ -21,6 +21,7 @@ from groupvit_common.checkpoints.dtypes import numpy_dtype
 from groupvit_common.errors import CheckpointError, some
 from groupvit_common.model.config import GroupViTConfig
 from groupvit_common.model.parameters import manifest
+from groupvit_common.segmentation.scores import MAX_LOGIT_SCALE
 from groupvit_common.storage.names import list_files
 
 _PARTS: tuple[tuple[str, str], ...] = (
@@ -34,7 +35,6 @@ _PARTS: tuple[tuple[str, str], ...] = (
     (r"", "temperature"),
 )
 _STATISTICS = ("running_mean", "running_var")
-_MAX_LOGIT_SCALE = 100.0
 
 
 @dataclass
@@ -237,7 +237,7 @@ def _account(checkpoint: Checkpoint, result: Description, readable: bool) -> Non
         if name in checkpoint.tensors:
             result.temperatures[title] = math.exp(min(float(checkpoint.value(name)), 700.0))
             # float32 rounds the limit itself.
-            if result.temperatures[title] > _MAX_LOGIT_SCALE * 1.0001:
+            if result.temperatures[title] > MAX_LOGIT_SCALE * 1.0001:
                 result.warnings.append(f"{name} is beyond 100, where training clamps it")
 
 

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from keras import ops
 
 from groupvit_common.errors import InputError
-from groupvit_common.segmentation.predictor import DEFAULT_MODEL, DEMO_MODEL, BaseSegmenter
+from groupvit_common.segmentation.options import DEFAULT_MODEL
+from groupvit_common.segmentation.predictor import DEMO_MODEL, BaseSegmenter
 from groupvit_common.segmentation.scores import Floats
 from groupvit_tf.label_maps import grouping_map, image_probabilities, label_affinity
 from groupvit_tf.layers import Tensor, wide_dtype

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from groupvit_common.segmentation.label_maps import PixelLabels, View
-from groupvit_common.segmentation.options import SegmentationOptions
-from groupvit_common.segmentation.predictor import DEFAULT_MODEL, DEMO_MODEL, BaseSegmenter
+from groupvit_common.segmentation.options import DEFAULT_MODEL, SegmentationOptions
+from groupvit_common.segmentation.predictor import DEMO_MODEL, BaseSegmenter
 from groupvit_common.segmentation.scores import Floats
 from groupvit_torch.checkpoint import usable_device
 from groupvit_torch.label_maps import grouping_map, image_probabilities, label_affinity, pixel_labels, view_scores

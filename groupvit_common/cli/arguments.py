@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from groupvit_common.cli import terminal
 from groupvit_common.cli.terminal import BAD_INPUT
-from groupvit_common.segmentation.options import OPTIONS, Kind
+from groupvit_common.segmentation.options import DEFAULT_MODEL, OPTIONS, Kind
 
 EXIT_CODES = """\
 exit codes:
@@ -25,7 +25,6 @@ exit codes:
   141  the reader of the output went away
   143  ended by SIGTERM; a training run has saved its state
 """
-DEFAULT_MODEL = "nvidia/groupvit-gcc-yfcc"
 BACKENDS = ("torch", "tf")
 
 

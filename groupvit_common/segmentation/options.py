@@ -29,6 +29,9 @@ Scope = Literal["groups", "view", "views", "scores", "detail"]
 """What an option acts on. "groups": the labels of groups, which all their pixels share. "view": the pixels of a view.
 "views": how many there are. "scores": those of all pixels, over all views. "detail": the work of another option."""
 
+DEFAULT_MODEL = "nvidia/groupvit-gcc-yfcc"
+"""The checkpoint of the `Segmenter` and of the commands, unless another one is named."""
+
 DILATIONS = (1, 2, 4, 8, 12, 24)
 """The dilations of refinement by its authors."""
 

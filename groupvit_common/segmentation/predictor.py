@@ -31,12 +31,10 @@ from groupvit_common.segmentation.label_maps import (
     pixel_labels,
     view_scores,
 )
-from groupvit_common.segmentation.options import OPTIONS, SegmentationOptions
+from groupvit_common.segmentation.options import DEFAULT_MODEL, OPTIONS, SegmentationOptions
 from groupvit_common.segmentation.result import BACKGROUND, Details, Segmentation, segmentation
 from groupvit_common.segmentation.scores import Floats
 from groupvit_common.segmentation.windows import Windows
-
-DEFAULT_MODEL = "nvidia/groupvit-gcc-yfcc"
 
 # Pixels of images read ahead at most (a 12-megapixel photo takes 36 MB).
 _PIXELS_AHEAD = 64_000_000

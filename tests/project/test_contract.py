@@ -151,3 +151,15 @@ def test_the_two_backends_have_the_same_classes_and_functions() -> None:
     for file in sorted(path.name for path in (ROOT / TWINS[0]).glob("*.py")):
         one, other = (public_names(ROOT / name / file) for name in TWINS)
         assert one ^ other == set().union(*(files.get(file, set()) for files in EXCEPTIONS.values())), file
+
+
+def test_a_constant_stands_once() -> None:
+    """The backends may repeat each other; what both share, and the conversion, takes it from one module."""
+    modules: dict[tuple[str, str], list[str]] = {}
+    for path in (path for name in ("groupvit_common", "conversion") for path in (ROOT / name).rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                name = node.targets[0].id.lstrip("_")
+                if name.isupper() and isinstance(node.value, ast.Constant):
+                    modules.setdefault((name, ast.unparse(node.value)), []).append(str(path.relative_to(ROOT)))
+    assert [found for found in modules.items() if len(found[1]) > 1] == []

@@ -11,9 +11,10 @@ from groupvit_common.evaluation.datasets.mask_files import (
     read_list,
 )
 from groupvit_common.evaluation.datasets.registry import DatasetSpec, Names
-from groupvit_common.evaluation.datasets.segmentation import BACKGROUND, IGNORE, SegmentationSet, voc_palette
+from groupvit_common.evaluation.datasets.segmentation import IGNORE, SegmentationSet, voc_palette
 from groupvit_common.preprocessing.images import image_suffixes
 from groupvit_common.preprocessing.prompts import Label, read_labels
+from groupvit_common.segmentation.result import BACKGROUND
 
 
 def open_dataset(spec: DatasetSpec, folder: Path, split: str | None, names: Names) -> SegmentationSet:

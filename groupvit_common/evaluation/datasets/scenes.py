@@ -10,8 +10,9 @@ from PIL import Image
 from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, make_scene
 from groupvit_common.errors import InputError
 from groupvit_common.evaluation.datasets.registry import DatasetSpec
-from groupvit_common.evaluation.datasets.segmentation import BACKGROUND, Mask, SegmentationSet, voc_palette
+from groupvit_common.evaluation.datasets.segmentation import Mask, SegmentationSet, voc_palette
 from groupvit_common.preprocessing.prompts import Label
+from groupvit_common.segmentation.result import BACKGROUND
 
 _SEED = 1_000_003
 _COUNT = 200

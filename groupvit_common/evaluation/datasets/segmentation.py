@@ -23,14 +23,13 @@ from groupvit_common.errors import InputError
 from groupvit_common.evaluation.datasets.registry import DATASETS, DatasetSpec, Names, find_spec, names_of_sets
 from groupvit_common.preprocessing.images import MAX_PIXELS
 from groupvit_common.preprocessing.prompts import Label
+from groupvit_common.segmentation.result import BACKGROUND
 
 Mask = NDArray[np.uint8]
 Bytes = NDArray[np.uint8]
 
 IGNORE = 255
 """The mask value of pixels that belong to no class and are not judged."""
-
-BACKGROUND = "background"
 
 
 class Reader(Protocol):
