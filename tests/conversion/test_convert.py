@@ -29,12 +29,10 @@ from conversion.registry import FILE_ENDINGS, FORMATS, TARGETS
 from conversion.source import Info, Opened, Piece, open_source
 from conversion.torch_file import read_torch_file
 from conversion.verify import deciding_settings
-from groupvit_common.checkpoints.safetensors_file import array_info, write_arrays
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.model.config import GroupViTConfig
-from groupvit_common.model.parameters import manifest
 from tests.support.backends import Backend
-from tests.support.models import smallest_config
+from tests.support.models import random_checkpoint, smallest_config
 from tests.support.paths import REFERENCE
 
 CASE = REFERENCE / "transformers" / "legacy_eos"
@@ -72,29 +70,6 @@ def assert_same(actual: Arrays, expected: Arrays) -> None:
         assert actual[name].dtype == value.dtype, name
         assert actual[name].shape == value.shape, name
         assert actual[name].tobytes() == value.tobytes(), name
-
-
-def random_checkpoint(
-    directory: Path, config: GroupViTConfig, seed: int = 0, extra: bool = False, dtype: str = "float32"
-) -> Path:
-    """A native checkpoint with other numbers in every tensor."""
-    import ml_dtypes
-
-    rng = np.random.default_rng(seed)
-    numpy_dtype = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
-    arrays: Arrays = {}
-    for name, parameter in manifest(config).items():
-        counter = parameter.kind == "counter"
-        value = rng.integers(1, 1000) if counter else rng.standard_normal(parameter.shape)
-        value = np.abs(value) if parameter.kind == "running_var" else value
-        arrays[name] = np.asarray(value, np.int64 if counter else numpy_dtype)
-    if extra:
-        arrays[EXTRA] = np.asarray(2.5, numpy_dtype)
-    directory.mkdir()
-    infos = {name: array_info(value.shape, value.dtype.name) for name, value in arrays.items()}
-    write_arrays(directory / "model.safetensors", infos, arrays.__getitem__)
-    config.save_pretrained(directory)
-    return directory
 
 
 # -- files of other programs -------------------------------------------------------------------------------------------

@@ -27,8 +27,8 @@ from conversion.writing import Job
 from groupvit_common.cli import main
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.model.config import GroupViTConfig
-from tests.conversion.test_convert import CASE, NVLABS, assert_same, random_checkpoint, values
-from tests.support.models import smallest_config
+from tests.conversion.test_convert import CASE, NVLABS, assert_same, values
+from tests.support.models import random_checkpoint, smallest_config
 from tests.support.paths import REFERENCE
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")

@@ -17,9 +17,9 @@ from conversion.source import open_source
 from conversion.verify import verify
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.model.config import GroupViTConfig
-from tests.conversion.test_convert import random_checkpoint, values
+from tests.conversion.test_convert import values
 from tests.support.backends import Backend
-from tests.support.models import smallest_config
+from tests.support.models import random_checkpoint, smallest_config
 
 # Keras's own conversion of variables to arrays.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")

@@ -1,8 +1,12 @@
 """Models of the smallest size, and inputs for them."""
 
+from pathlib import Path
+
 import numpy as np
 
+from groupvit_common.checkpoints.safetensors_file import array_info, write_arrays
 from groupvit_common.model.config import GroupViTConfig
+from groupvit_common.model.parameters import manifest
 
 
 def smallest_config() -> GroupViTConfig:
@@ -83,3 +87,26 @@ def tiny_inputs() -> dict[str, np.ndarray]:
     attention_mask[1, 6:] = 0
     pixel_values = rng.standard_normal((3, 3, 32, 32)).astype(np.float32)
     return {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values}
+
+
+def random_checkpoint(
+    directory: Path, config: GroupViTConfig, seed: int = 0, extra: bool = False, dtype: str = "float32"
+) -> Path:
+    """A native checkpoint with other numbers in every tensor."""
+    import ml_dtypes
+
+    rng = np.random.default_rng(seed)
+    numpy_dtype = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
+    arrays: dict[str, np.ndarray] = {}
+    for name, parameter in manifest(config).items():
+        counter = parameter.kind == "counter"
+        value = rng.integers(1, 1000) if counter else rng.standard_normal(parameter.shape)
+        value = np.abs(value) if parameter.kind == "running_var" else value
+        arrays[name] = np.asarray(value, np.int64 if counter else numpy_dtype)
+    if extra:
+        arrays["multi_label_logit_scale"] = np.asarray(2.5, numpy_dtype)
+    directory.mkdir()
+    infos = {name: array_info(value.shape, value.dtype.name) for name, value in arrays.items()}
+    write_arrays(directory / "model.safetensors", infos, arrays.__getitem__)
+    config.save_pretrained(directory)
+    return directory
