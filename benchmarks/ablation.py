@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from groupvit_common.cli import terminal
-from groupvit_common.cli.arguments import Parser
+from groupvit_common.cli.parser import Parser
 from groupvit_common.evaluation.datasets.segmentation import open_sets
 from groupvit_common.evaluation.segmentation import evaluate_segmentation
 from groupvit_common.training.grouping_health import grouping_measures

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from groupvit_common.cli import terminal
-from groupvit_common.cli.arguments import Parser
+from groupvit_common.cli.parser import Parser
 from groupvit_common.data.captions.settings import DataSettings, SourceSettings
 from groupvit_common.data.captions.stream import CaptionStream
 from groupvit_common.preprocessing.processor import GroupViTProcessor

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from groupvit_common.cli import terminal
-from groupvit_common.cli.arguments import Parser
+from groupvit_common.cli.parser import Parser
 from groupvit_common.evaluation.datasets.segmentation import SegmentationSet, open_sets
 from groupvit_common.evaluation.metrics import confusion_matrix, mean_iou
 from groupvit_common.evaluation.protocols import protocol_settings

@@ -35,7 +35,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from groupvit_common.cli import terminal
-from groupvit_common.cli.arguments import Parser
+from groupvit_common.cli.parser import Parser
 from groupvit_common.data.captions.stream import CaptionBatch
 from groupvit_common.errors import InputError
 from groupvit_common.segmentation.scores import MAX_LOGIT_SCALE

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from conversion.registry import FORMATS, TARGETS, get_format
 from groupvit_common.cli import terminal
+from groupvit_common.cli.parser import EXIT_CODES, Parser
 
 if TYPE_CHECKING:
     from conversion.checkpoint import Checkpoint
@@ -41,15 +42,13 @@ exit codes:
 _INSPECT = "Describes a checkpoint: format, architecture, parameters by part, dtypes, batch norms, and warnings."
 
 
-def add_commands(commands: Any, exit_codes: str) -> None:
-    """Adds the three commands to argparse's `commands`."""
-    source = 'a file, a directory, "org/name" on the Hugging Face hub, or one file of it as "org/name/FILE"'
+_SOURCE = 'a file, a directory, "org/name" on the Hugging Face hub, or one file of it as "org/name/FILE"'
 
-    convert = commands.add_parser(
-        "convert", help="write a checkpoint in another format, and prove that it is the same model",
-        description=_CONVERT, epilog=_formats() + _CONVERT_EXAMPLES + exit_codes,
-    )  # fmt: skip
-    convert.add_argument("source", metavar="SOURCE", help=source)
+
+def add_convert(convert: Parser) -> None:
+    """Adds the arguments of `convert`."""
+    convert.description, convert.epilog = _CONVERT, _formats() + _CONVERT_EXAMPLES + EXIT_CODES
+    convert.add_argument("source", metavar="SOURCE", help=_SOURCE)
     convert.add_argument("destination", metavar="DEST", help="the directory or file to write")
     convert.add_argument(
         "--to", choices=TARGETS, metavar="FORMAT", help="see below (default: by DEST's ending; a directory is native)"
@@ -81,10 +80,11 @@ def add_commands(commands: Any, exit_codes: str) -> None:
     convert.add_argument("--revision", help="branch, tag or commit of SOURCE on the hub")
     convert.set_defaults(run=_convert)
 
-    verify = commands.add_parser(
-        "verify", help="compare two checkpoints: are they the same model?", description=_VERIFY, epilog=_VERIFY_EXIT
-    )
-    verify.add_argument("a", metavar="A", help=source)
+
+def add_verify(verify: Parser) -> None:
+    """Adds the arguments of `verify`."""
+    verify.description, verify.epilog = _VERIFY, _VERIFY_EXIT
+    verify.add_argument("a", metavar="A", help=_SOURCE)
     verify.add_argument("b", metavar="B", help="the same")
     verify.add_argument(
         "--tolerance", type=float, metavar="X",
@@ -97,8 +97,11 @@ def add_commands(commands: Any, exit_codes: str) -> None:
     verify.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     verify.set_defaults(run=_verify)
 
-    inspect = commands.add_parser("inspect", help="describe a checkpoint", description=_INSPECT, epilog=exit_codes)
-    inspect.add_argument("path", metavar="PATH", help=source)
+
+def add_inspect(inspect: Parser) -> None:
+    """Adds the arguments of `inspect`."""
+    inspect.description, inspect.epilog = _INSPECT, EXIT_CODES
+    inspect.add_argument("path", metavar="PATH", help=_SOURCE)
     _add_config(inspect)
     _add_key(inspect)
     inspect.add_argument("--revision", help="branch, tag or commit on the hub")

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
-from groupvit_common.cli.arguments import EXIT_CODES, add_images
+from groupvit_common.cli.arguments import add_images
+from groupvit_common.cli.parser import EXIT_CODES, Parser
 from groupvit_common.cli.runtime import ImageRun, load_segmenter, read_request
 
+_DESCRIPTION = "Prints, for each image, the probability of each label: the labels of one image add up to 100%."
 
-def add_command(commands: Any) -> None:
-    """Adds the command."""
-    parser = commands.add_parser(
-        "classify", help="print the probability of each label for the whole image", epilog=EXIT_CODES,
-        description="Prints, for each image, the probability of each label: the labels of one image add up to 100%.",
-    )  # fmt: skip
+
+def add_arguments(parser: Parser) -> None:
+    """Adds the command's arguments."""
+    parser.description, parser.epilog = _DESCRIPTION, EXIT_CODES
     add_images(parser)
     parser.set_defaults(run=_run)
 

@@ -1,6 +1,6 @@
 """The `groupvit` command: its parser and `main`.
 
-Only the standard library and the tables of options are imported here, so that `groupvit --help` answers at once.
+A command's module is imported when the command is asked for, so that `groupvit --help` answers at once.
 Results go to stdout, everything else to stderr.
 """
 
@@ -10,10 +10,11 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
+from importlib import import_module
 
-from groupvit_common.cli import classify, compare, demo, evaluate, segment, terminal, train
-from groupvit_common.cli.arguments import EXIT_CODES, Parser
-from groupvit_common.cli.runtime import BackendMissingError
+from groupvit_common.cli import terminal
+from groupvit_common.cli.parser import EXIT_CODES, Parser
 from groupvit_common.errors import InputError
 
 _DESCRIPTION = "Segment and classify images by text labels, with GroupViT; train it; convert its checkpoints."
@@ -27,7 +28,26 @@ examples:
   groupvit convert group_vit_gcc_yfcc_30e.pth groupvit-yfcc
 
 """
-_COMMANDS = (segment, compare, classify, demo, train, evaluate)
+# For each command: the function that adds its arguments, among them `run`, which runs it; and its help.
+_COMMANDS = {
+    "segment": ("groupvit_common.cli.segment:add_arguments", "label every pixel"),
+    "compare": (
+        "groupvit_common.cli.compare:add_arguments", "segment with two models or backends and show the differences",
+    ),
+    "classify": (
+        "groupvit_common.cli.classify:add_arguments", "print the probability of each label for the whole image",
+    ),
+    "demo": ("groupvit_common.cli.demo:add_arguments", "segment synthetic images with the bundled model, offline"),
+    "train": ("groupvit_common.cli.train:add_arguments", "train a model by a recipe"),
+    "evaluate": (
+        "groupvit_common.cli.evaluate:add_arguments", "measure a model on a segmentation or classification set",
+    ),
+    "convert": (
+        "conversion.commands:add_convert", "write a checkpoint in another format, and prove that it is the same model",
+    ),
+    "verify": ("conversion.commands:add_verify", "compare two checkpoints: are they the same model?"),
+    "inspect": ("conversion.commands:add_inspect", "describe a checkpoint"),
+}  # fmt: skip
 # A framework's module -> the backend that needs it.
 _BACKEND_OF = {"torch": "torch", "keras": "tf", "tensorflow": "tf"}
 
@@ -49,6 +69,8 @@ def _run(arguments: Sequence[str]) -> int:
     except ModuleNotFoundError as error:
         if error.name not in _BACKEND_OF:
             raise
+        from groupvit_common.cli.runtime import BackendMissingError
+
         raise BackendMissingError(_BACKEND_OF[error.name]) from error
     return code
 
@@ -58,14 +80,14 @@ def build_parser() -> Parser:
     parser = Parser(prog="groupvit", description=_DESCRIPTION, epilog=_EXAMPLES + EXIT_CODES)
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in _COMMANDS:
-        command.add_command(commands)
-
-    # Another package, whose commands are as light as these.
-    from conversion.commands import add_commands
-
-    add_commands(commands, EXIT_CODES)
+    for name, (function, summary) in _COMMANDS.items():
+        commands.add_parser(name, help=summary, fill=partial(_fill, function))
     return parser
+
+
+def _fill(function: str, parser: Parser) -> None:
+    module, _, name = function.partition(":")
+    getattr(import_module(module), name)(parser)
 
 
 class _Version(argparse.Action):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from groupvit_common.cli.arguments import BACKENDS, EXIT_CODES, add_images, add_segmentation
+from groupvit_common.cli.arguments import BACKENDS, add_images, add_segmentation
+from groupvit_common.cli.parser import EXIT_CODES, Parser
 from groupvit_common.cli.runtime import (
     COMPARE_END,
     DEFAULT_OUT,
@@ -26,12 +26,9 @@ Segments each image twice, by --model and --other, or by two backends, and write
 """
 
 
-def add_command(commands: Any) -> None:
-    """Adds the command."""
-    parser = commands.add_parser(
-        "compare", help="segment with two models or backends and show the differences", description=_DESCRIPTION,
-        epilog=EXIT_CODES,
-    )  # fmt: skip
+def add_arguments(parser: Parser) -> None:
+    """Adds the command's arguments."""
+    parser.description, parser.epilog = _DESCRIPTION, EXIT_CODES
     add_images(parser)
     parser.add_argument("--other", metavar="MODEL", help="the second model (default: the first)")
     parser.add_argument(

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from groupvit_common.cli import terminal
-from groupvit_common.cli.arguments import BACKENDS, EXIT_CODES, whole
+from groupvit_common.cli.arguments import BACKENDS, whole
+from groupvit_common.cli.parser import EXIT_CODES, Parser
 from groupvit_common.cli.runtime import (
     BackendMissingError,
     backend_module,
@@ -38,12 +39,9 @@ _SIZES = ((64, 64), (96, 160))  # height, width: as trained, and larger of anoth
 _ALPHA = 0.7
 
 
-def add_command(commands: Any) -> None:
-    """Adds the command."""
-    parser = commands.add_parser(
-        "demo", help="segment synthetic images with the bundled model, offline", description=_DESCRIPTION,
-        epilog=EXIT_CODES,
-    )  # fmt: skip
+def add_arguments(parser: Parser) -> None:
+    """Adds the command's arguments."""
+    parser.description, parser.epilog = _DESCRIPTION, EXIT_CODES
     parser.add_argument(
         "--out", default="demo_output", metavar="DIR", help="folder to write into (default: %(default)s)"
     )

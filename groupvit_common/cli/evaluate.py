@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from groupvit_common.cli import terminal
-from groupvit_common.cli.arguments import EXIT_CODES, add_model, add_options, count, given, numbers, text
+from groupvit_common.cli.arguments import add_model, add_options, count, given, numbers, text
+from groupvit_common.cli.parser import EXIT_CODES, Parser
 from groupvit_common.cli.runtime import (
     backend_module,
     backend_title,
@@ -37,12 +38,9 @@ torchrun --nproc-per-node 8 -m groupvit_common.cli evaluate --data voc:DIR --mod
 """
 
 
-def add_command(commands: Any) -> None:
-    """Adds the command."""
-    parser = commands.add_parser(
-        "evaluate", help="measure a model on a segmentation or classification set", description=_DESCRIPTION,
-        epilog=_sets() + EXIT_CODES,
-    )  # fmt: skip
+def add_arguments(parser: Parser) -> None:
+    """Adds the command's arguments."""
+    parser.description, parser.epilog = _DESCRIPTION, _sets() + EXIT_CODES
     parser.add_argument(
         "--data", nargs="+", required=True, metavar="SET",
         help="one of the sets below; several are measured one after the other",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from groupvit_common.cli.arguments import EXIT_CODES, add_images, add_segmentation
+from groupvit_common.cli.arguments import add_images, add_segmentation
+from groupvit_common.cli.parser import EXIT_CODES, Parser
 from groupvit_common.cli.runtime import DEFAULT_OUT, ImageRun, load_segmenter, make_writable, output_names, read_request
 from groupvit_common.errors import InputError
 from groupvit_common.segmentation.figures import FIGURES, show, thumbnail, write_images
@@ -28,9 +29,9 @@ images of equal names get numbers (NAME-2).
 _SHEET, _SHEET_SIDE = "contact_sheet.png", 320
 
 
-def add_command(commands: Any) -> None:
-    """Adds the command."""
-    parser = commands.add_parser("segment", help="label every pixel", description=_DESCRIPTION, epilog=EXIT_CODES)
+def add_arguments(parser: Parser) -> None:
+    """Adds the command's arguments."""
+    parser.description, parser.epilog = _DESCRIPTION, EXIT_CODES
     add_images(parser)
     add_segmentation(parser)
     parser.add_argument(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from groupvit_common.cli import terminal
-from groupvit_common.cli.arguments import EXIT_CODES, add_backend, whole
+from groupvit_common.cli.arguments import add_backend, whole
+from groupvit_common.cli.parser import EXIT_CODES, Parser
 from groupvit_common.cli.runtime import backend_module, make_writable
 from groupvit_common.cli.terminal import OK, SIGNALLED
 from groupvit_common.errors import InputError
@@ -19,9 +19,9 @@ torchrun --nproc-per-node 8 -m groupvit_common.cli train RECIPE --out DIR --resu
 """
 
 
-def add_command(commands: Any) -> None:
-    """Adds the command."""
-    parser = commands.add_parser("train", help="train a model by a recipe", description=_DESCRIPTION, epilog=EXIT_CODES)
+def add_arguments(parser: Parser) -> None:
+    """Adds the command's arguments."""
+    parser.description, parser.epilog = _DESCRIPTION, EXIT_CODES
     parser.add_argument("recipe", metavar="RECIPE", help="the name of a recipe, such as scenes-demo, or a TOML file")
     parser.add_argument("--out", metavar="DIR", help="folder for the checkpoint")
     parser.add_argument(

@@ -15,7 +15,7 @@ import pytest
 
 from groupvit_common import cli
 from groupvit_common.cli import terminal
-from groupvit_common.cli.arguments import did_you_mean
+from groupvit_common.cli.parser import did_you_mean
 from groupvit_common.errors import CheckpointError, InputError, printable
 from groupvit_common.storage.json_text import unicode_json
 from groupvit_common.storage.names import fit_name, name_key
