@@ -9,6 +9,7 @@ import pickle
 import shutil
 import sys
 import unicodedata
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -142,20 +143,29 @@ def encode_plainly(text: str, vocab: dict[str, int], merges: list[tuple[str, str
     return ids
 
 
+@cache
+def small_files() -> tuple[dict[str, int], list[tuple[str, ...]]]:
+    merges = (SMALL / "merges.txt").read_text().split("\n")[1:]
+    return json.loads((SMALL / "vocab.json").read_text()), [tuple(line.split(" ")) for line in merges if line]
+
+
+@cache
+def small_tokenizer(side: str = "right") -> CLIPTokenizer:
+    return CLIPTokenizer(SMALL / "vocab.json", SMALL / "merges.txt", padding_side=side)
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.text(st.sampled_from("redgnstarcl éÉ本ß12.,!-_()😀\u00a0\t"), max_size=30))
 def test_ids_equal_a_second_implementation(text):
-    tokenizer = CLIPTokenizer(SMALL / "vocab.json", SMALL / "merges.txt")
-    vocab = json.loads((SMALL / "vocab.json").read_text())
-    merges = [tuple(line.split(" ")) for line in (SMALL / "merges.txt").read_text().split("\n")[1:] if line]
+    vocab, merges = small_files()
     expected = [vocab["<|startoftext|>"], *encode_plainly(text, vocab, merges), vocab["<|endoftext|>"]]
-    assert tokenizer(text).input_ids == expected
+    assert small_tokenizer()(text).input_ids == expected
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.text(max_size=20), min_size=1, max_size=4), st.integers(2, 12), st.sampled_from(["right", "left"]))
 def test_padding_and_truncation_only_shape_the_ids(texts, length, side):
-    tokenizer = CLIPTokenizer(SMALL / "vocab.json", SMALL / "merges.txt", padding_side=side)
+    tokenizer = small_tokenizer(side)
     batch = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="np")
     assert batch.input_ids.shape == batch.attention_mask.shape == (len(texts), length)
     for text, row, mask in zip(texts, batch.input_ids, batch.attention_mask, strict=True):
