@@ -17,8 +17,8 @@ from keras import ops
 
 from groupvit_common.errors import CheckpointError
 from groupvit_common.preprocessing.processor import GroupViTProcessor
-from groupvit_common.training.checkpoints import RESTORE_VALUES, Checkpoints, RunState, load, restoring
-from groupvit_common.training.grouping_health import watch_grouping
+from groupvit_common.training.checkpoints import RESTORE_VALUES, Arrays, Checkpoints, RunState, load, restoring
+from groupvit_common.training.grouping_health import IMAGES_WATCHED, watch_grouping
 from groupvit_common.training.initial_model import MULTI_LABEL_SCALE
 from groupvit_common.training.log import RunLog
 from groupvit_common.training.recipe import Recipe
@@ -29,13 +29,12 @@ from groupvit_tf.data import Feed, inputs
 from groupvit_tf.distributed import ProcessInfo, process_of
 from groupvit_tf.model import GroupViTModel
 from groupvit_tf.objective import Objective, Trained, model_of
-from groupvit_tf.optimizer import EMA, Arrays, LossScale, has_overflowed
+from groupvit_tf.optimizer import EMA, LossScale, has_overflowed
 from groupvit_tf.train_state import TrainState
 
 Due = int | Callable[[int], bool]
 """A number of steps, 0 being never, or whether something is due after a step."""
 
-IMAGES_WATCHED = 32  # whose grouping is measured
 _AGREE_EVERY = 10  # steps after which several processes ask each other whether to stop
 
 
@@ -208,7 +207,7 @@ class Checkpoint(keras.callbacks.Callback):
             TrainState(module, self.average).restore(state, path, own)
             if self.feed is not None and own["data"] is not None:
                 self.feed.load_state_dict(own["data"])
-        self.log(f"continuing from {path} at step {state.step}")
+        self.log(f"resuming from {path} at step {state.step}")
         return state.step
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -220,7 +219,7 @@ class Checkpoint(keras.callbacks.Callback):
             try:
                 self._save(step)
             except CheckpointError as error:
-                self.log(f"{error}; the run goes on")
+                self.log(f"{error}; the run continues")
 
     def on_train_end(self, logs: Any = None) -> None:
         step = _steps(self.model)

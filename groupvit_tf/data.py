@@ -17,16 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from groupvit_common.training.recipe import Recipe
-from groupvit_common.training.scene_batches import Batch
+from groupvit_common.training.scene_batches import TOKEN_STEP, Batch
 
 if TYPE_CHECKING:
     from groupvit_common.data.captions.stream import CaptionBatch
     from groupvit_common.training.run import Stream
 
 Inputs = dict[str, Any]
-
-# Texts are cut to their longest, in steps of so many tokens: few shapes for a compiler, little padding.
-_TOKENS = 16
 
 
 def inputs(batch: Batch[NDArray[Any]] | CaptionBatch, recipe: Recipe) -> Inputs:
@@ -55,7 +52,7 @@ def inputs(batch: Batch[NDArray[Any]] | CaptionBatch, recipe: Recipe) -> Inputs:
 def _trimmed(input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> Inputs:
     """Returns texts without the padding that all have. A text's state at its end does not depend on what follows."""
     longest = int(attention_mask.sum(axis=-1).max())
-    length = min(-(-longest // _TOKENS) * _TOKENS, input_ids.shape[-1])
+    length = min(-(-longest // TOKEN_STEP) * TOKEN_STEP, input_ids.shape[-1])
     return {"input_ids": input_ids[..., :length], "attention_mask": attention_mask[..., :length]}
 
 

@@ -12,13 +12,11 @@ from typing import Any
 
 from keras import ops
 
+from groupvit_common.model.checks import PROBABILITY_FLOOR
 from groupvit_tf.label_maps import unit
 from groupvit_tf.layers import mean, wide_dtype
 
 Tensor = Any  # of whatever backend Keras runs on
-
-# Keeps the logarithm of a probability that underflowed finite; far below any probability that matters.
-_TINY = 1e-6
 
 
 def symmetric_cross_entropy(logits: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -88,7 +86,7 @@ def patch_naming_loss(naming: Tensor, allowed: Tensor) -> Tensor:
         naming: `[B, P, W]` of `patch_naming`; allowed: bool `[B, P, W]` (or `[B, 1, W]`), the words of each patch's
             caption.
     """
-    return -mean(ops.log(ops.sum(naming * _like(naming, allowed), axis=-1) + _TINY))
+    return -mean(ops.log(ops.sum(naming * _like(naming, allowed), axis=-1) + PROBABILITY_FLOOR))
 
 
 def prompt_claim_loss(naming: Tensor, named: Tensor, patches: int) -> Tensor:
@@ -105,7 +103,7 @@ def prompt_claim_loss(naming: Tensor, named: Tensor, patches: int) -> Tensor:
     count = min(patches, total) if isinstance(total, int) else ops.minimum(patches, total)
     best = mean(ops.top_k(ops.transpose(naming, (0, 2, 1)), count)[0], axis=-1)
     weights = _like(naming, named)
-    return -ops.sum(ops.log(best + _TINY) * weights) / ops.maximum(ops.sum(weights), 1.0)
+    return -ops.sum(ops.log(best + PROBABILITY_FLOOR) * weights) / ops.maximum(ops.sum(weights), 1.0)
 
 
 def _both_directions(logits: Tensor, per_image: int, weights: Tensor | None = None) -> Tensor:

@@ -12,8 +12,8 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
-from numpy.typing import NDArray
 
+from groupvit_common.training.checkpoints import Arrays
 from groupvit_common.training.recipe import Recipe
 from groupvit_common.training.schedule import has_weight_decay, learning_rate_at
 from groupvit_tf.checkpoint import kind, to_canonical
@@ -21,8 +21,6 @@ from groupvit_tf.distributed import replica_sum
 from groupvit_tf.layers import Tensor, wide_dtype
 from groupvit_tf.model import GroupViTModel
 from groupvit_tf.objective import Objective, Trained, model_of, variables_of
-
-Arrays = dict[str, NDArray[Any]]
 
 
 @keras.saving.register_keras_serializable(package="groupvit")

@@ -12,12 +12,9 @@ from keras import ops
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
 from groupvit_common.model.checks import check_id_range, check_input_ids
-from groupvit_common.model.config import GroupViTTextConfig
+from groupvit_common.model.config import LEGACY_EOS_TOKEN_ID, GroupViTTextConfig
 from groupvit_tf.layers import Block, EncoderLayer, LayerNorm, Tensor, Tracked
 from groupvit_tf.outputs import BaseModelOutputWithPooling
-
-# Early checkpoints carry this value by mistake; transformers then pools at the largest id, and so do we.
-_LEGACY_EOS_TOKEN_ID = 2
 
 
 class Embedding(keras.layers.Embedding):
@@ -108,7 +105,7 @@ class TextTower(Block):
     def end_of_text(self, input_ids: Tensor) -> Tensor:
         """Returns position `[N]` of each text's first end-of-text token (0 where there is none)."""
         eos = self.config.eos_token_id
-        score = input_ids if eos == _LEGACY_EOS_TOKEN_ID else ops.cast(ops.equal(input_ids, eos), "int32")
+        score = input_ids if eos == LEGACY_EOS_TOKEN_ID else ops.cast(ops.equal(input_ids, eos), "int32")
         return ops.argmax(score, axis=-1)
 
 

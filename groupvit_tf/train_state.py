@@ -12,43 +12,43 @@ from groupvit_common.checkpoints.directory import find_weights
 from groupvit_common.checkpoints.safetensors_file import read_arrays
 from groupvit_common.errors import InputError
 from groupvit_common.preprocessing.processor import GroupViTProcessor
-from groupvit_common.training.checkpoints import MODEL, RunState, check_weights
+from groupvit_common.training.checkpoints import MODEL, Arrays, RunState, check_weights
 from groupvit_common.training.initial_model import MULTI_LABEL_SCALE
 from groupvit_tf.checkpoint import from_canonical, kind, to_canonical
 from groupvit_tf.chunks import random_state, set_random_state
 from groupvit_tf.model import GroupViTModel
 from groupvit_tf.objective import Trained, model_of, variables_of
-from groupvit_tf.optimizer import EMA, Arrays, LossScale, adamw_of, to_arrays
+from groupvit_tf.optimizer import EMA, LossScale, adamw_of, to_arrays
 from groupvit_tf.predictor import Segmenter
 
 
 class TrainState:
     """The weights, the optimizer, float16's loss scale and the EMA of what `fit` trains, compiled."""
 
-    def __init__(self, module: Trained, ema: EMA | None = None) -> None:
-        self.module, self.ema = module, ema
+    def __init__(self, objective: Trained, ema: EMA | None = None) -> None:
+        self.objective, self.ema = objective, ema
 
     def best(self) -> Arrays:
         """Returns the weights that are measured and saved: the EMA if there is one."""
-        return to_arrays(variables_of(self.module)) if self.ema is None else self.ema.arrays()
+        return to_arrays(variables_of(self.objective)) if self.ema is None else self.ema.arrays()
 
     def save_pretrained(self, directory: Path) -> None:
         """Saves the best weights, with the multi-label temperature beside them; loading ignores it."""
-        model_of(self.module).save_pretrained(directory, state_dict=self.best())
+        model_of(self.objective).save_pretrained(directory, state_dict=self.best())
 
     def segmenter(self, processor: GroupViTProcessor) -> Segmenter:
         """Returns a segmenter of the best weights."""
-        model = GroupViTModel.from_arrays(model_of(self.module).config, self.best(), dtype="float32")
+        model = GroupViTModel.from_arrays(model_of(self.objective).config, self.best(), dtype="float32")
         return Segmenter(model, processor, batch_size=50)
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         """Returns a checkpoint's arrays and values beside the model: moments, loss scale, weights if there is an
         EMA."""
-        adamw, variables = adamw_of(self.module.optimizer), variables_of(self.module)
+        adamw, variables = adamw_of(self.objective.optimizer), variables_of(self.objective)
         if adamw is None:
             raise InputError(
                 "a checkpoint that can be continued needs groupvit_tf.train.AdamW as the optimizer, got "
-                f"{type(self.module.optimizer).__name__}"
+                f"{type(self.objective.optimizer).__name__}"
             )
         arrays: Arrays = {}
         for name, variable, moments in self._moments():
@@ -57,11 +57,11 @@ class TrainState:
             arrays[f"optimizer.step.{name}"] = np.asarray(adamw.taken).astype(np.float32)
         if self.ema is not None:
             arrays |= {f"weights.{name}": array for name, array in to_arrays(variables).items()}
-        return arrays, {"scaler": _scaler_state(self.module.optimizer)}
+        return arrays, {"scaler": _scaler_state(self.objective.optimizer)}
 
     def random_state(self) -> dict[str, Any]:
         """Returns the random state of this process as JSON values."""
-        return {"seeds": [np.asarray(seed).tolist() for seed in random_state(self.module)]}
+        return {"seeds": [np.asarray(seed).tolist() for seed in random_state(self.objective)]}
 
     def restore(self, state: RunState, directory: Path, own: Mapping[str, Any]) -> None:
         """Restores everything as it was at a checkpoint.
@@ -77,7 +77,7 @@ class TrainState:
             for name, array in read_arrays(path, names)
         }
         weights = {n.removeprefix("weights."): a for n, a in state.arrays.items() if n.startswith("weights.")} or saved
-        variables, optimizer = variables_of(self.module), self.module.optimizer
+        variables, optimizer = variables_of(self.objective), self.objective.optimizer
         assign_weights(variables, variables, weights)
         if self.ema is not None:
             assign_weights(self.ema.averages, variables, saved)
@@ -95,12 +95,12 @@ class TrainState:
         if isinstance(optimizer, LossScale) and scaler:
             optimizer.dynamic_scale.assign(scaler["scale"])
             optimizer.step_counter.assign(scaler["_growth_tracker"])
-        set_random_state([np.array(seed, np.int64) for seed in own.get("seeds", ())], self.module)
+        set_random_state([np.array(seed, np.int64) for seed in own.get("seeds", ())], self.objective)
 
     def _moments(self) -> Iterator[tuple[str, Any, dict[str, Any]]]:
         """Yields, for each trainable variable, name, variable, and its moments under PyTorch's names."""
-        adamw: Any = adamw_of(self.module.optimizer)
-        names = {id(variable): name for name, variable in variables_of(self.module).items()}
+        adamw: Any = adamw_of(self.objective.optimizer)
+        names = {id(variable): name for name, variable in variables_of(self.objective).items()}
         for variable in adamw._trainable_variables:
             index = adamw._get_variable_index(variable)
             moments = {"exp_avg": adamw._momentums[index], "exp_avg_sq": adamw._velocities[index]}

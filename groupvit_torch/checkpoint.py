@@ -247,11 +247,6 @@ def _tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(array.copy())
 
 
-def not_finite(tensor: Any) -> bool:
-    """Returns whether a tensor holds NaN or infinite values."""
-    return isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
-
-
 def _bytes(tensor: Tensor) -> np.ndarray:
     """Returns a tensor's bytes as they are stored; NumPy has no bfloat16."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
@@ -266,6 +261,11 @@ def _tensors(state: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]
         name: (tuple(value.shape), _name(value.dtype)) if isinstance(value, Tensor) else ((), type(value).__name__)
         for name, value in state.items()
     }
+
+
+def not_finite(tensor: Any) -> bool:
+    """Returns whether a tensor holds NaN or infinite values."""
+    return isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
 
 
 def _dtype(value: torch.dtype | str | None) -> torch.dtype | None:

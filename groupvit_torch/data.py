@@ -10,16 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from groupvit_common.training.scene_batches import Batch
+from groupvit_common.training.scene_batches import TOKEN_STEP, Batch
 
 if TYPE_CHECKING:
     from groupvit_common.data.captions.stream import CaptionBatch
     from groupvit_common.training.run import Stream
 
 Tokens = Mapping[str, Tensor]
-
-# Texts are cut to their longest, in steps of so many tokens: few shapes for a compiler, little padding.
-_TOKENS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +87,7 @@ class Inputs:
 def _trimmed(input_ids: Tensor, attention_mask: Tensor) -> Tokens:
     """Returns texts without the padding that all have. A text's state at its end does not depend on what follows."""
     longest = int(attention_mask.sum(dim=1).max())
-    length = min(-(-longest // _TOKENS) * _TOKENS, input_ids.shape[1])
+    length = min(-(-longest // TOKEN_STEP) * TOKEN_STEP, input_ids.shape[1])
     return {"input_ids": input_ids[:, :length], "attention_mask": attention_mask[:, :length]}
 
 

@@ -34,6 +34,15 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+class BatchNorm(nn.BatchNorm1d):
+    """Batch norm over `[B, D]` that refuses a batch of one in training in a sentence of ours."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            check_batch_norm(x.shape[0])
+        return super().forward(x)
+
+
 class Attention(nn.Module):
     """Multi-head scaled dot-product attention, of a sequence to itself or to another."""
 
@@ -132,15 +141,6 @@ class EncoderLayer(nn.Module):
         attended, weights = self.self_attn(normed, normed, attn_bias, output_attentions)
         x = x + drop_path(attended, self.drop_path, self.training)
         return x + drop_path(self.mlp(self.layer_norm2(x)), self.drop_path, self.training), weights
-
-
-class BatchNorm(nn.BatchNorm1d):
-    """Batch norm over `[B, D]` that refuses a batch of one in training in a sentence of ours."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            check_batch_norm(x.shape[0])
-        return super().forward(x)
 
 
 def projection(width: int, hidden_features: int, out_features: int) -> nn.Sequential:

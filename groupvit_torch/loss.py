@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Keeps the logarithm of a probability that underflowed finite; far below any probability that matters.
-_TINY = 1e-6
+from groupvit_common.model.checks import PROBABILITY_FLOOR
 
 
 def symmetric_cross_entropy(logits: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -87,7 +86,7 @@ def patch_naming_loss(naming: Tensor, allowed: Tensor) -> Tensor:
         naming: `[B, P, W]` of `patch_naming`; allowed: bool `[B, P, W]` (or `[B, 1, W]`), the words of each patch's
             caption.
     """
-    return -((naming * allowed).sum(dim=-1) + _TINY).log().mean()
+    return -((naming * allowed).sum(dim=-1) + PROBABILITY_FLOOR).log().mean()
 
 
 def prompt_claim_loss(naming: Tensor, named: Tensor, patches: int) -> Tensor:
@@ -101,7 +100,7 @@ def prompt_claim_loss(naming: Tensor, named: Tensor, patches: int) -> Tensor:
         naming: `[B, P, W]` of `patch_naming`; named: bool `[B, W]`, which prompts are in which caption.
     """
     best = naming.topk(min(patches, naming.shape[1]), dim=1).values.mean(dim=1)
-    return -((best + _TINY).log() * named).sum() / named.sum().clamp(min=1)
+    return -((best + PROBABILITY_FLOOR).log() * named).sum() / named.sum().clamp(min=1)
 
 
 def _wide(x: Tensor) -> Tensor:

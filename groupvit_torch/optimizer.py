@@ -1,4 +1,4 @@
-"""The optimizer of a recipe, its learning rate, and the exponential moving average (EMA) of the weights.
+"""The optimizer of a recipe, and the exponential moving average (EMA) of the weights.
 
 float16's loss is scaled by PyTorch's `GradScaler`. `groupvit_tf.optimizer` has the same arithmetic.
 """

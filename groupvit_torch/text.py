@@ -8,12 +8,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from groupvit_common.model.checks import check_id_range, check_input_ids
-from groupvit_common.model.config import GroupViTTextConfig
+from groupvit_common.model.config import LEGACY_EOS_TOKEN_ID, GroupViTTextConfig
 from groupvit_torch.layers import EncoderLayer
 from groupvit_torch.outputs import BaseModelOutputWithPooling
-
-# Early checkpoints carry this value by mistake; transformers then pools at the largest id, and so do we.
-_LEGACY_EOS_TOKEN_ID = 2
 
 
 class TextEmbeddings(nn.Module):
@@ -62,7 +59,7 @@ class TextTower(nn.Module):
             `last_hidden_state` `[N, T, D]`, `pooler_output` `[N, D]`; `attentions`: per layer `[N, heads, T, T]`;
             `hidden_states`: the embeddings, then every layer's output.
         """
-        self.check(input_ids, attention_mask)
+        check_ids(input_ids, attention_mask, self.config)
         x = self.embeddings(input_ids, position_ids)
         bias = _attention_bias(x, attention_mask)
         hidden_states, attentions = [x], []
@@ -84,16 +81,17 @@ class TextTower(nn.Module):
     def end_of_text(self, input_ids: Tensor) -> Tensor:
         """Returns position `[N]` of each text's first end-of-text token (0 where there is none)."""
         eos = self.config.eos_token_id
-        score = input_ids if eos == _LEGACY_EOS_TOKEN_ID else input_ids == eos
+        score = input_ids if eos == LEGACY_EOS_TOKEN_ID else input_ids == eos
         return score.int().argmax(dim=-1)
 
-    def check(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
-        """Raises `InputError` for ids that the tower cannot read. Their range is checked on the CPU only."""
-        is_integer = not (input_ids.is_floating_point() or input_ids.is_complex() or input_ids.dtype == torch.bool)
-        mask_shape = None if attention_mask is None else attention_mask.shape
-        check_input_ids(input_ids.shape, str(input_ids.dtype), is_integer, mask_shape, self.config)
-        if input_ids.device.type == "cpu" and input_ids.numel() and not torch.compiler.is_compiling():
-            check_id_range(int(input_ids.min()), int(input_ids.max()), self.config)
+
+def check_ids(input_ids: Tensor, attention_mask: Tensor | None, config: GroupViTTextConfig) -> None:
+    """Raises `InputError` for ids that the tower cannot read. Their range is checked on the CPU only."""
+    is_integer = not (input_ids.is_floating_point() or input_ids.is_complex() or input_ids.dtype == torch.bool)
+    mask_shape = None if attention_mask is None else attention_mask.shape
+    check_input_ids(input_ids.shape, str(input_ids.dtype), is_integer, mask_shape, config)
+    if input_ids.device.type == "cpu" and input_ids.numel() and not torch.compiler.is_compiling():
+        check_id_range(int(input_ids.min()), int(input_ids.max()), config)
 
 
 def _attention_bias(x: Tensor, attention_mask: Tensor | None) -> Tensor:

@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 from groupvit_common.training.checkpoints import find, restoring
-from groupvit_common.training.grouping_health import watch_grouping
+from groupvit_common.training.grouping_health import IMAGES_WATCHED, watch_grouping
 from groupvit_common.training.initial_model import MULTI_LABEL_SCALE
 from groupvit_common.training.log import RunLog
 from groupvit_common.training.recipe import Recipe
@@ -53,7 +53,6 @@ _PEAK_TFLOPS = {
     "B200": 2250, "H200": 989, "GH200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121,
     "A10": 125,
 }  # fmt: skip
-IMAGES_WATCHED = 32  # whose grouping is measured
 
 
 def train(
@@ -177,8 +176,7 @@ def step_flops(objective: Objective, inputs: Inputs) -> float:
     """Counts the floating-point operations of the towers, forward and backward, for these inputs, on shapes alone.
 
     The projections and losses add less than a hundredth at the paper's sizes. What gradient checkpointing and cached
-    features
-    compute twice counts once: it is the work that has to be done.
+    features compute twice counts once: it is the work that has to be done.
     """
     with _uncompiled(objective.model):
         twin = copy.deepcopy(objective).to("meta").train()
@@ -318,7 +316,7 @@ class _Loop:
     def _measure(self) -> None:
         if not self.run.measures_here:
             return
-        with _uncompiled(self.state.best.model):
+        with _uncompiled(self.state.best().model):
             self.run.measure_and_save(
                 self.state.save_pretrained, self.state.segmenter(self.run.processor), self.process
             )

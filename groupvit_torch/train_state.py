@@ -15,14 +15,12 @@ from torch import Tensor
 from groupvit_common.checkpoints.directory import find_weights
 from groupvit_common.checkpoints.safetensors_file import read_arrays
 from groupvit_common.preprocessing.processor import GroupViTProcessor
-from groupvit_common.training.checkpoints import MODEL, RunState, check_weights
+from groupvit_common.training.checkpoints import MODEL, Arrays, RunState, check_weights
 from groupvit_common.training.initial_model import MULTI_LABEL_SCALE
 from groupvit_torch.chunks import random_state, set_random_state
 from groupvit_torch.objective import Objective
 from groupvit_torch.optimizer import EMA
 from groupvit_torch.predictor import Segmenter
-
-Arrays = dict[str, NDArray[Any]]
 
 
 class TrainState:
@@ -37,18 +35,18 @@ class TrainState:
     ) -> None:
         self.objective, self.optimizer, self.scaler, self.ema = objective, optimizer, scaler, ema
 
-    @property
     def best(self) -> Objective:
-        """The weights that are measured and saved: the EMA if there is one."""
+        """Returns the weights that are measured and saved: the EMA if there is one."""
         return self.objective if self.ema is None else self.ema.objective
 
     def save_pretrained(self, directory: Path) -> None:
         """Saves the best weights, with the multi-label temperature beside them; loading ignores it."""
-        self.best.model.save_pretrained(directory, state_dict=self.best.named_variables())
+        best = self.best()
+        best.model.save_pretrained(directory, state_dict=best.named_variables())
 
     def segmenter(self, processor: GroupViTProcessor) -> Segmenter:
         """Returns a segmenter of the best weights."""
-        return Segmenter(self.best.model, processor, batch_size=50)
+        return Segmenter(self.best().model, processor, batch_size=50)
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         """Returns a checkpoint's arrays and values beside the model: moments, loss scale, weights if there is an

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from groupvit_common.errors import InputError
 
+# Keeps the logarithm of a probability that underflowed finite; far below any probability that matters.
+PROBABILITY_FLOOR = 1e-6
+
 if TYPE_CHECKING:
     from groupvit_common.model.config import GroupViTTextConfig, GroupViTVisionConfig
 

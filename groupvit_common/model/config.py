@@ -22,6 +22,8 @@ from groupvit_common.storage.saving import read_lock, write_file, write_text
 
 # Of any width or count in a model; of layers, which are made one by one; of token ids.
 _MOST, _MOST_LAYERS, _MOST_IDS = 1 << 20, 1 << 10, (1 << 31) - 1
+# Early checkpoints carry this value by mistake; transformers then pools at the largest id, and so do we.
+LEGACY_EOS_TOKEN_ID = 2
 ACTIVATIONS = ("gelu", "quick_gelu", "gelu_new", "relu", "selu", "silu")
 
 

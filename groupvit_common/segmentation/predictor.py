@@ -17,6 +17,7 @@ from groupvit_common.checkpoints.directory import CONFIG_NAME, WEIGHTS_NAME
 from groupvit_common.checkpoints.hub import DEMO_MODEL as DEMO_MODEL
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.model.checks import check_pixel_values, is_whole_number
+from groupvit_common.model.config import LEGACY_EOS_TOKEN_ID
 from groupvit_common.preprocessing.image_files import images_in
 from groupvit_common.preprocessing.images import MAX_PIXELS, load_image
 from groupvit_common.preprocessing.processor import PROCESSOR_FILES, GroupViTProcessor, missing_parts
@@ -93,8 +94,7 @@ def _check_fit(processor: GroupViTProcessor, config: Any) -> None:
             f"the tokenizer has {len(tokenizer)} tokens and the model's vocabulary {text.vocab_size}: they belong to "
             "different models"
         )
-    # 2 in early files means the largest id.
-    if text.eos_token_id not in (2, tokenizer.eos_token_id):
+    if text.eos_token_id not in (LEGACY_EOS_TOKEN_ID, tokenizer.eos_token_id):
         raise InputError(
             f"the tokenizer ends texts with token {tokenizer.eos_token_id}, and the model expects {text.eos_token_id}: "
             "they belong to different models"

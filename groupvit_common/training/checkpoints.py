@@ -31,6 +31,8 @@ from groupvit_common.storage.json_text import finite, parse_json
 from groupvit_common.storage.reading import read_bytes
 from groupvit_common.storage.saving import flush
 
+Arrays = dict[str, NDArray[Any]]
+
 FOLDER = "checkpoints"
 MODEL = "model"
 STATE_NAME = "state.json"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+IMAGES_WATCHED = 32  # of a batch, whose grouping is measured
 # A collapsed grouping: (nearly) one group for all patches, or the same map for every image.
 FEW_GROUPS = 1.5
 LIKE_MAPS = 0.98

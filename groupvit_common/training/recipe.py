@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -166,8 +166,7 @@ class ObjectiveSettings:
     gumbel: bool = True
 
     def __post_init__(self) -> None:
-        weights = ("multi_label_weight", "naming_weight", "claim_weight", "ungrouped_weight", "paper_weight")
-        _check_least("objective", self, 0, *weights)
+        _check_least("objective", self, 0, *(f.name for f in fields(self) if f.name.endswith("_weight")))
         _check_least("objective", self, 1, "claim_patches")
         if self.kind == "paper" and self.paper_weight:
             raise InputError(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from groupvit_common.model.config import ACTIVATIONS
 from tests.support.paths import ROOT
 
 TWINS = ("groupvit_torch", "groupvit_tf")
@@ -86,56 +87,80 @@ with tensorflow_start_up():
 
 KERAS_ALONE = {"callbacks.py"}  # `fit` owns Keras's loop: what the PyTorch loop does itself are callbacks there
 
-# Public classes and functions of one backend alone, by reason and file.
-EXCEPTIONS = {
+# Public classes and functions of one backend alone: by reason, backend and file.
+EXCEPTIONS: dict[str, dict[str, dict[str, set[str]]]] = {
     "Keras has neither PyTorch's layout nor its names for variables": {
-        "checkpoint.py": {"canonical_variables", "is_parameter", "kind"},
-        "init.py": {"without_initial_values"},
-        "objective.py": {"model_of", "variables_of"},
-        "optimizer.py": {"to_arrays"},
-        "train_state.py": {"load_weights"},
+        "tf": {
+            "checkpoint.py": {"canonical_variables", "is_parameter", "kind"},
+            "init.py": {"without_initial_values"},
+            "objective.py": {"model_of", "variables_of"},
+            "optimizer.py": {"to_arrays"},
+        },
     },
-    "PyTorch's layers, optimizer and device; Keras's are written or chosen there": {
-        "checkpoint.py": {"usable_device"},
-        "layers.py": {
-            "drop_path", "projection", "wide_dtype", "mean", "softmax", "Tracked", "Dense", "LayerNorm",
-            "batch_statistics", "Block", "FixedSeed", "DropPath", "Projection",
+    "PyTorch reads a checkpoint's weights as tensors, Keras as arrays, which need no function": {
+        "torch": {"train_state.py": {"load_weights"}},
+    },
+    "PyTorch names a device for each tensor; TensorFlow chooses it, and only a segmenter takes one by name": {
+        "torch": {"checkpoint.py": {"usable_device"}},
+    },
+    "PyTorch's layers and optimizer are used as they are; Keras's differ from them and are written anew": {
+        "torch": {
+            "layers.py": {"drop_path", "projection"},
+            "optimizer.py": {"set_learning_rate"},
         },
-        "optimizer.py": {
-            "set_learning_rate", "AdamW", "LossScale", "Schedule", "sum_replicas", "adamw_of", "has_overflowed",
+        "tf": {
+            "layers.py": {
+                "wide_dtype", "mean", "softmax", "Tracked", "Dense", "LayerNorm", "batch_statistics", "Block",
+                "FixedSeed", "DropPath", "Projection",
+            },
+            "optimizer.py": {"AdamW", "LossScale", "Schedule", "sum_replicas", "adamw_of", "has_overflowed"},
+            "text.py": {"Embedding"},
+            "vision.py": {"check_pixels", "GroupProjector"},
         },
-        "text.py": {"Embedding", "check_ids"},
-        "vision.py": {"check_pixels", "GroupProjector"},
     },
     "processes of torchrun; replicas of a strategy": {
-        "distributed.py": {
-            "batch_norm", "project", "process_group", "replica_number", "Seeds", "Model", "as_logs", "here",
-            "process_of", "refuse_strategy",
+        "torch": {"distributed.py": {"batch_norm", "project", "process_group"}},
+        "tf": {
+            "distributed.py": {
+                "replica_number", "Seeds", "Model", "as_logs", "here", "process_of", "refuse_strategy",
+            },
         },
     },
     "PyTorch takes a batch as a record of tensors; `fit` takes dictionaries from a data set": {
-        "data.py": {"Inputs", "inputs", "parts", "dataset", "known", "is_nested_numbers"},
-        "objective.py": {"shares_prompts"},
-    },
-    "PyTorch's loop takes steps; in Keras they are a method of what `fit` trains": {
-        "train.py": {"StepResult", "train_step", "step_flops", "peak_flops", "Trainer", "new_trainer"},
-        "objective.py": {"Replay"},
-        "chunks.py": {"split_rows", "Encoded", "chunk_sizes", "check_chunks"},
-    },
-    "PyTorch labels pixels with tensors on its device; Keras leaves them to NumPy": {
-        "label_maps.py": {
-            "interpolated_strips", "pixel_labels", "view_scores", "mean_scores", "refine", "pixel_affinity", "unit",
-            "resize_bilinear",
+        "torch": {"data.py": {"Inputs"}},
+        "tf": {
+            "data.py": {"inputs", "parts", "dataset", "known", "is_nested_numbers"},
+            "objective.py": {"shares_prompts"},
         },
     },
-    "formats of one framework": {"export.py": {"export_programs", "export_saved_model"}},
+    "PyTorch's loop takes steps; in Keras they are a method of what `fit` trains": {
+        "torch": {
+            "train.py": {"StepResult", "train_step", "step_flops", "peak_flops"},
+            "objective.py": {"Replay"},
+            "chunks.py": {"split_rows", "Encoded"},
+        },
+        "tf": {"train.py": {"Trainer", "new_trainer"}, "chunks.py": {"chunk_sizes"}},
+    },
+    "Keras also runs on JAX, which has no cached features": {"tf": {"chunks.py": {"check_chunks"}}},
+    "PyTorch labels pixels with tensors on its device; Keras leaves them to NumPy": {
+        "torch": {
+            "label_maps.py": {
+                "interpolated_strips", "pixel_labels", "view_scores", "mean_scores", "refine", "pixel_affinity",
+            },
+        },
+        "tf": {"label_maps.py": {"unit", "resize_bilinear"}},
+    },
+    "formats of one framework": {
+        "torch": {"export.py": {"export_programs"}},
+        "tf": {"export.py": {"export_saved_model"}},
+    },
 }  # fmt: skip
 
 
-def public_names(path: Path) -> set[str]:
+def public_names(path: Path) -> list[str]:
     body = ast.parse(path.read_text(encoding="utf-8")).body
     definitions = (node for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef))
-    return {node.name for node in definitions if not node.name.startswith("_")}
+    return [node.name for node in definitions if not node.name.startswith("_")]
 
 
 def test_the_two_backends_have_the_same_files_and_public_names() -> None:
@@ -146,11 +171,20 @@ def test_the_two_backends_have_the_same_files_and_public_names() -> None:
     assert all(name.startswith("TF") for name in torch_names ^ tf_names)
 
 
-def test_the_two_backends_have_the_same_classes_and_functions() -> None:
+def test_the_two_backends_have_the_same_classes_and_functions_in_the_same_order() -> None:
     """But for those with a reason, each of which is needed."""
     for file in sorted(path.name for path in (ROOT / TWINS[0]).glob("*.py")):
-        one, other = (public_names(ROOT / name / file) for name in TWINS)
-        assert one ^ other == set().union(*(files.get(file, set()) for files in EXCEPTIONS.values())), file
+        torch_names, tf_names = (public_names(ROOT / name / file) for name in TWINS)
+        for backend, own, other in (("torch", torch_names, tf_names), ("tf", tf_names, torch_names)):
+            excepted = [files.get(backend, {}).get(file, set()) for files in EXCEPTIONS.values()]
+            assert set(own) - set(other) == set().union(*excepted), (backend, file)
+        common = [name for name in torch_names if name in tf_names]
+        assert common == [name for name in tf_names if name in torch_names], file
+
+
+def test_both_backends_have_the_activations_of_the_configuration() -> None:
+    for name in TWINS:
+        assert set(importlib.import_module(f"{name}.layers").ACTIVATIONS) == set(ACTIVATIONS), name
 
 
 def test_a_constant_stands_once() -> None:
