@@ -107,8 +107,8 @@ def test_steps_of_the_papers_objective_are_those_of_pytorch():
     config = small_config()
     vision = config.vision_config
     vision.depths, vision.num_group_tokens, vision.num_output_groups = [1, 1, 0], [5, 4, 0], [5, 4, 4]
-    recipe = captions_recipe(clip_norm=1.0, steps=4)
-    batches = list(islice(Captions(BATCH), 4))
+    recipe = captions_recipe(clip_norm=1.0, steps=3)
+    batches = list(islice(Captions(BATCH), 3))
     batches[1].pixel_values[0, 0, 0, 0] = np.nan
 
     trainer = trainer_of(recipe, config=config)
@@ -133,7 +133,7 @@ def test_steps_of_the_papers_objective_are_those_of_pytorch():
             skipped.append((logs["skipped"], logs["gradient_norm"]))
 
     losses = fit(trainer, batches, Watch())
-    assert [bool(s) for s, _ in skipped] == [not step.taken for step in expected] == [False, True, False, False]
+    assert [bool(s) for s, _ in skipped] == [not step.taken for step in expected] == [False, True, False]
     np.testing.assert_allclose(losses, [step.loss for step in expected], rtol=1e-6)  # Keras reports float32
     norms = [(ours, theirs.norm) for (_, ours), theirs in zip(skipped, expected, strict=True) if theirs.taken]
     np.testing.assert_allclose(*zip(*norms, strict=True), rtol=1e-6)
@@ -314,7 +314,7 @@ def trainer() -> K.Trainer:
 
 
 def test_a_skipped_step_leaves_no_trace(trainer):
-    bad, good = islice(Captions(BATCH), 2)
+    (bad,) = islice(Captions(BATCH), 1)
     bad.pixel_values[1] = np.inf
     taken, iterations = (int(count) for count in (trainer.optimizer.taken, trainer.optimizer.iterations))
     before, moments = state(trainer), optimizer_state(trainer)
@@ -324,8 +324,6 @@ def test_a_skipped_step_leaves_no_trace(trainer):
     assert all((one == other).all() for one, other in zip(optimizer_state(trainer), moments, strict=True))
     assert int(trainer.optimizer.taken) == taken
     assert int(trainer.optimizer.iterations) == iterations + 1  # the learning rate goes on
-    assert np.isfinite(fit(trainer, [good])).all()
-    assert int(trainer.optimizer.taken) == taken + 1
 
 
 def test_a_finite_gradient_of_a_loss_that_is_none_is_not_followed():
@@ -420,13 +418,13 @@ def test_a_run_goes_on_in_the_other_framework(eagerly, torch_run, tmp_path):
     from groupvit_torch import train as T
 
     train = {"torch": T.train, "tf": K.train}
-    recipe = tiny(init_from=str(torch_run), gumbel=False, ema_decay=0.9, log_every=1, steps=3, save_every=2)
+    recipe = tiny(init_from=str(torch_run), gumbel=False, ema_decay=0.9, log_every=1, steps=2, save_every=1)
     whole = {name: train[name](recipe, tmp_path / name, log=quiet).losses for name in train}
     for first, second in (("torch", "tf"), ("tf", "torch")):
         directory = rewound(tmp_path / first, tmp_path / f"{first}-{second}")
         (loss,) = train[second](recipe, directory, resume="auto", log=quiet).losses
         # float32, which AdamW's division by a gradient's own size makes visible.
-        assert loss == pytest.approx(whole[second][2], rel=1e-3)
+        assert loss == pytest.approx(whole[second][1], rel=1e-3)
         assert loss != pytest.approx(whole[second][0], rel=1e-3)
 
 
@@ -571,12 +569,12 @@ def test_a_script_of_ones_own_goes_on_from_its_checkpoint(eagerly, tmp_path):
         return average.arrays(), seen, done
 
     measures = iter([1.0, 9.0, 2.0])
-    whole, seen, _ = script(tmp_path / "whole", 3)
+    whole, seen, done = script(tmp_path / "whole", 3)
+    assert done == 0
     assert [path.name for path in Checkpoints(tmp_path / "whole").all()] == ["step-00000002", "step-00000003"]
     assert {"loss", "quality", "groups_in_use", "map_likeness"} <= seen.keys()
-    measures = iter([1.0, 9.0, 2.0])
-    assert script(tmp_path / "parts", 2)[2] == 0
-    parts, _, done = script(tmp_path / "parts", 1, other=True)
+    measures = iter([2.0])
+    parts, _, done = script(rewound(tmp_path / "whole", tmp_path / "parts"), 1, other=True)
     assert done == 2
     for name, value in whole.items():
         np.testing.assert_array_equal(parts[name], value, err_msg=name)
@@ -589,15 +587,15 @@ def test_the_script_of_the_documentation(eagerly, monkeypatch, tmp_path):
     """Run twice: the second time goes on to one step more."""
     text = (ROOT / "docs" / "keras.md").read_text(encoding="utf-8")
     (script,) = (block for block in re.findall("```python\n(.*?)```", text, re.DOTALL) if "CaptionStream(" in block)
-    script = script.replace("workers=8", "workers=0").replace("every=2000", "every=2").replace("every=100", "every=1")
+    script = script.replace("workers=8", "workers=0").replace("every=2000", "every=1").replace("every=100", "every=1")
     monkeypatch.chdir(tmp_path)
     recipe = recipe_of_pictures(tmp_path)
-    for steps in (2, 3):
-        Path("my.toml").write_text(to_toml(changed(recipe, {"steps": steps})), encoding="utf-8")
+    for steps in (1, 2):
+        Path("my.toml").write_text(to_toml(changed(recipe, {"steps": steps, "warmup_steps": 0})), encoding="utf-8")
         exec(script, {"pixels": np.random.default_rng(0).standard_normal((4, 3, 48, 48)).astype(np.float32)})
-    assert [path.name for path in Checkpoints(Path("runs/mine")).all()] == [f"step-0000000{n}" for n in (2, 3)]
+    assert [path.name for path in Checkpoints(Path("runs/mine")).all()] == [f"step-0000000{n}" for n in (1, 2)]
     assert list(Path("runs/mine/tensorboard/train").glob("events.*"))
-    GroupViTModel.from_pretrained("runs/mine/checkpoints/step-00000003/model")
+    GroupViTModel.from_pretrained("runs/mine/checkpoints/step-00000002/model")
 
 
 def test_a_script_of_ones_own_ends_at_its_last_bad_step(trainer):
@@ -674,10 +672,11 @@ def test_dropped_paths():
 
     recipe = captions_recipe(drop_path=0.5, depths=(2, 0))
     config = small_config()
-    config.vision_config.depths = [3, 0]
+    config.vision_config.depths = [2, 0]
     gradients = []
     for again in (False, True):
-        trainer = trainer_of(changed(recipe, {"gradient_checkpointing": again}), config=config)
+        keras.utils.set_random_seed(3)
+        trainer = K.Trainer(GroupViTModel(config, dtype="float64"), changed(recipe, {"gradient_checkpointing": again}))
         inputs = D.inputs(next(iter(Captions(BATCH))), recipe)
         with tf.GradientTape() as tape:
             loss = trainer.compute_loss(inputs, None, trainer(inputs, training=True))
