@@ -19,7 +19,7 @@ from conversion.source import Source
 from groupvit_common.checkpoints.directory import CONFIG_NAME
 from groupvit_common.checkpoints.dtypes import numpy_dtype
 from groupvit_common.errors import CheckpointError, some
-from groupvit_common.model.config import GroupViTConfig
+from groupvit_common.model.config import LEGACY_EOS_TOKEN_ID, GroupViTConfig
 from groupvit_common.model.parameters import manifest
 from groupvit_common.segmentation.scores import MAX_LOGIT_SCALE
 from groupvit_common.storage.names import list_files
@@ -227,7 +227,7 @@ def _account(checkpoint: Checkpoint, result: Description, readable: bool) -> Non
     extra = [name for name in checkpoint.source.tensors if name.endswith("position_ids")]
     if extra:
         result.warnings.append(f"{some(extra)}: buffers of transformers before 4.31, which nothing needs")
-    if checkpoint.config.text_config.eos_token_id == 2 and checkpoint.source.format != "nvlabs":
+    if checkpoint.config.text_config.eos_token_id == LEGACY_EOS_TOKEN_ID and checkpoint.source.format != "nvlabs":
         result.warnings.append("eos_token_id is 2, as in early checkpoints: text is pooled at its largest id")
     if not readable:
         return

@@ -16,7 +16,7 @@ from conversion.checkpoint import Checkpoint, Values
 from conversion.formats import saved_model
 from conversion.registry import BackendName
 from groupvit_common.checkpoints.dtypes import cast
-from groupvit_common.model.config import GroupViTConfig
+from groupvit_common.model.config import LEGACY_EOS_TOKEN_ID, GroupViTConfig
 from groupvit_common.tensorflow_logging import set_environment
 
 Arrays = dict[str, np.ndarray]
@@ -50,7 +50,7 @@ def sample_inputs(config: GroupViTConfig, seed: int = SEED, images: int = IMAGES
     coarse = rng.standard_normal((images, channels, 4, 4)).repeat(-(-side // 4), 2).repeat(-(-side // 4), 3)
     pixels = coarse[..., :side, :side] + 0.5 * rng.standard_normal((images, channels, side, side))
     # With eos_token_id 2, as in early checkpoints, text is pooled at its largest id.
-    end = text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
+    end = text.vocab_size - 1 if text.eos_token_id == LEGACY_EOS_TOKEN_ID else text.eos_token_id
     words = [token for token in range(text.vocab_size) if token not in (end, text.vocab_size - 1)] or [end]
     length = text.max_position_embeddings
     ids = np.full((texts, length), text.pad_token_id or 0, np.int64)

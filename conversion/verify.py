@@ -24,7 +24,7 @@ from conversion.names import EXTRA
 from conversion.outputs import IMAGES, SEED, TEXTS, Model, SavedModel, installed, rounded, sample_inputs
 from conversion.source import Source
 from groupvit_common.errors import InputError
-from groupvit_common.model.config import GroupViTConfig
+from groupvit_common.model.config import LEGACY_EOS_TOKEN_ID, GroupViTConfig
 
 # Of the largest value of an output. In float64 rounding is 1e-13 in models of the paper's depth; in float32, which only
 # SavedModels need, 1e-5, and more where a patch stands between two groups.
@@ -348,7 +348,7 @@ def deciding_settings(config: GroupViTConfig) -> dict[str, Any]:
         "text_config": {name: getattr(text, name) for name in _DECIDING if name != "assign_eps"}
         | {name: getattr(text, name) for name in _TEXT_SIZES}
         # 2 stands for the largest id, which is the vocabulary's last.
-        | {"eos_token_id": text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id},
+        | {"eos_token_id": text.vocab_size - 1 if text.eos_token_id == LEGACY_EOS_TOKEN_ID else text.eos_token_id},
     }
 
 
