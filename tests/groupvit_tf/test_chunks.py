@@ -190,12 +190,10 @@ class Watched:
         return watched
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "settings"),
-    [
-        ("groups", {}),
-        pytest.param("captions", {"gradient_checkpointing": True, "depths": (2, 0)}, marks=pytest.mark.slow),
-    ],
+    [("groups", {}), ("captions", {"gradient_checkpointing": True, "depths": (2, 0)})],
 )
 def test_a_graph_computes_piece_after_piece(task, settings, monkeypatch):
     """Twice each, and back once, before the next begins; the numbers, and the noise, are those of eager code. Layers

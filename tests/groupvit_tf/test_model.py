@@ -195,6 +195,7 @@ def test_fit_learns_from_every_kind_of_data(inputs: Inputs) -> None:
     assert loss_and_hits(model, inputs)["loss"] < first
 
 
+@pytest.mark.slow  # XLA compiles for half a minute; graphs without it are what every fit here runs
 def test_a_compiled_step_is_the_eager_step(inputs: Inputs) -> None:
     """SGD for two steps with given noise, then a pair alone, which is left out: XLA, which compiles a graph, against
     eager."""

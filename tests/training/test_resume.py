@@ -433,7 +433,8 @@ def test_another_number_of_processes_continues_from_the_epochs_beginning(tmp_pat
 # Full disks and kills, in a process of their own
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(24, marks=pytest.mark.slow)])
+@pytest.mark.slow  # saving and its order are killed and filled up in tests/model/test_saving.py
+@pytest.mark.parametrize("kills", [24])
 def test_full_disks_and_kills_change_no_weight(kills, tmp_path):
     """No file may grow beyond a limit: checkpoints fail halfway, training continues, and later ones succeed.
 
