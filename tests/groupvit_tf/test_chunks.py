@@ -197,7 +197,7 @@ class Watched:
 )
 def test_a_graph_computes_piece_after_piece(task, settings, monkeypatch):
     """Twice each, and back once, before the next begins; the numbers, and the noise, are those of eager code. Layers
-    that are computed again on the way back change nothing."""
+    that are computed again in the backward pass change nothing."""
     recipe, (batch,) = task_of(task, 1, **{**NOISY, "depths": (1, 0), **settings})
     inputs = inputs_of(recipe, batch)
     eager = trainer_of(changed(recipe, {"gradient_checkpointing": False}), adamw=False)

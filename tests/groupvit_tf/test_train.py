@@ -95,7 +95,7 @@ def furthest(actual: Arrays, wanted: Arrays) -> float:
 
 
 def test_steps_of_the_papers_objective_are_those_of_pytorch():
-    """Multi-label prompts, two grouping blocks, clipping, weight decay, hard assignment; a batch that is no number in
+    """Multi-label prompts, two grouping blocks, clipping, weight decay, hard assignment; a batch that is not finite in
     between."""
     torch = pytest.importorskip("torch")
     from dataclasses import replace

@@ -39,14 +39,7 @@ def smallest_config() -> GroupViTConfig:
 
 def smallest_inputs() -> dict[str, np.ndarray]:
     """Four texts and four images for `smallest_config`; the second text is padded."""
-    rng = np.random.default_rng(7)
-    input_ids = rng.integers(0, 28, (4, 5))
-    input_ids[:, 0], input_ids[:, -1] = 28, 29
-    input_ids[1, 3:] = 29
-    attention_mask = np.ones_like(input_ids)
-    attention_mask[1, 4:] = 0
-    pixel_values = rng.standard_normal((4, 3, 16, 16)).astype(np.float32)
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values}
+    return _inputs(smallest_config(), rows=4, tokens=5, short=3)
 
 
 def tiny_config() -> GroupViTConfig:
@@ -79,13 +72,18 @@ def tiny_config() -> GroupViTConfig:
 
 def tiny_inputs() -> dict[str, np.ndarray]:
     """Three texts and three images for `tiny_config`; the second text is padded."""
+    return _inputs(tiny_config(), rows=3, tokens=9, short=5)
+
+
+def _inputs(config: GroupViTConfig, rows: int, tokens: int, short: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(7)
-    input_ids = rng.integers(0, 48, (3, 9))
-    input_ids[:, 0], input_ids[:, -1] = 48, 49
-    input_ids[1, 5:] = 49
+    text, side = config.text_config, config.vision_config.image_size
+    input_ids = rng.integers(0, text.bos_token_id, (rows, tokens))
+    input_ids[:, 0], input_ids[:, -1] = text.bos_token_id, text.eos_token_id
+    input_ids[1, short:] = text.eos_token_id
     attention_mask = np.ones_like(input_ids)
-    attention_mask[1, 6:] = 0
-    pixel_values = rng.standard_normal((3, 3, 32, 32)).astype(np.float32)
+    attention_mask[1, short + 1 :] = 0
+    pixel_values = rng.standard_normal((rows, 3, side, side)).astype(np.float32)
     return {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values}
 
 

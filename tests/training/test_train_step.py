@@ -401,7 +401,7 @@ def test_dropped_paths_keep_the_mean():
 
 
 def test_operations_are_counted_without_computing():
-    """The products of the matrices of a step, by hand: forward, and twice that on the way back."""
+    """The products of the matrices of a step, by hand: forward, and twice that backward."""
     module = module_of(PROMPTED, torch.float32)
     inputs = inputs_of(next(iter(Captions(BATCH))), torch.float32)
     # The convolution over patches needs no gradient of the pixels.
