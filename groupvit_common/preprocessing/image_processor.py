@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from groupvit_common.checkpoints.hub import HUB_KEYWORDS, HubLocation, resolve
+from groupvit_common.compat.post_process import PostProcessing
 from groupvit_common.errors import CheckpointError, InputError, short
 from groupvit_common.preprocessing.encoding import (
     HARMLESS_KEYWORDS,
@@ -57,7 +58,7 @@ _MOST_PIXELS = 1 << 14
 _Array = np.ndarray[Any, Any]
 
 
-class GroupViTImageProcessor:
+class GroupViTImageProcessor(PostProcessing):
     """Converts images to pixel values; also exported as `AutoImageProcessor` and `CLIPImageProcessor`.
 
     Args:

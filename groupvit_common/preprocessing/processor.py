@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from groupvit_common.checkpoints.hub import HUB_KEYWORDS, HubLocation, local, push, resolve
+from groupvit_common.compat.post_process import PostProcessing
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.preprocessing.encoding import HARMLESS_TOKENIZER_KEYWORDS, BatchEncoding, check_keywords
 from groupvit_common.preprocessing.image_processor import IMAGE_PROCESSOR_FILE, PROCESSOR_FILE, GroupViTImageProcessor
@@ -36,7 +37,7 @@ _IMAGE_KEYWORDS = (_keywords(GroupViTImageProcessor.__call__) | _IMAGE_SETTINGS)
 _TEXT_SETTINGS = _keywords(CLIPTokenizer.__init__) - {"tokenizer_file", "tokenizer_object", "extra"}
 
 
-class GroupViTProcessor:
+class GroupViTProcessor(PostProcessing):
     """An image processor and a tokenizer; also exported as `AutoProcessor` and `CLIPProcessor`."""
 
     def __init__(
