@@ -73,7 +73,7 @@ class PostProcessing:
 
         Raises:
             InputError: outputs without groups or logits, sizes that are not one pair for each image, or a threshold
-                that is no number between 0 and 1.
+                that is not between 0 and 1.
         """
         if return_coco_annotation:
             raise InputError(
