@@ -28,6 +28,7 @@ from groupvit_common.preprocessing.tokenizer import AutoTokenizer, CLIPTokenizer
 from groupvit_tf.base import GroupViTPreTrainedModel
 from groupvit_tf.model import GroupViTModel, GroupViTTextModel, GroupViTVisionModel
 from groupvit_tf.outputs import BaseModelOutput, BaseModelOutputWithPooling, GroupViTModelOutput
+from groupvit_tf.pipelines import ImageSegmentationPipeline, ZeroShotImageClassificationPipeline, pipeline
 from groupvit_tf.predictor import Segmenter
 
 TFBaseModelOutput = BaseModelOutput
@@ -58,6 +59,7 @@ __all__ = [
     "GroupViTTextModel",
     "GroupViTVisionConfig",
     "GroupViTVisionModel",
+    "ImageSegmentationPipeline",
     "Segmenter",
     "TFBaseModelOutput",
     "TFBaseModelOutputWithPooling",
@@ -66,5 +68,7 @@ __all__ = [
     "TFGroupViTPreTrainedModel",
     "TFGroupViTTextModel",
     "TFGroupViTVisionModel",
+    "ZeroShotImageClassificationPipeline",
     "load_image",
+    "pipeline",
 ]

@@ -11,6 +11,7 @@ from groupvit_common.preprocessing.tokenizer import AutoTokenizer, CLIPTokenizer
 from groupvit_torch.base import GroupViTPreTrainedModel
 from groupvit_torch.model import GroupViTModel, GroupViTTextModel, GroupViTVisionModel
 from groupvit_torch.outputs import BaseModelOutput, BaseModelOutputWithPooling, GroupViTModelOutput
+from groupvit_torch.pipelines import ImageSegmentationPipeline, ZeroShotImageClassificationPipeline, pipeline
 from groupvit_torch.predictor import Segmenter
 
 __all__ = [
@@ -33,6 +34,9 @@ __all__ = [
     "GroupViTTextModel",
     "GroupViTVisionConfig",
     "GroupViTVisionModel",
+    "ImageSegmentationPipeline",
     "Segmenter",
+    "ZeroShotImageClassificationPipeline",
     "load_image",
+    "pipeline",
 ]

@@ -32,8 +32,8 @@ def is_address(source: object) -> bool:
     return isinstance(source, str) and source[:8].lower().startswith(("http://", "https://"))
 
 
-def download(address: str) -> bytes:
-    """Returns the bytes behind an http(s) address.
+def download(address: str, seconds: float | None = None) -> bytes:
+    """Returns the bytes behind an http(s) address, fetched within `seconds` (None: `SECONDS`).
 
     Redirects are followed to http(s) addresses only, and never from a public host to a private one or to this machine;
     such an address may be given directly. Proxies are those of the environment, as everywhere in Python.
@@ -41,12 +41,13 @@ def download(address: str) -> bytes:
     Raises:
         InputError: no such address, no answer, an answer that breaks off, or one beyond the bounds of this module.
     """
-    fetch = _Fetch()
+    bound = SECONDS if seconds is None else seconds
+    fetch = _Fetch(bound)
     try:
         return fetch.read(address)
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
-        message = f"it took longer than {SECONDS:g} seconds" if fetch.expired else str(reason) or type(reason).__name__
+        message = f"it took longer than {bound:g} seconds" if fetch.expired else str(reason) or type(reason).__name__
         raise InputError(f"{printable(address)} cannot be downloaded: {printable(message)}") from error
     finally:
         fetch.close()
@@ -55,14 +56,14 @@ def download(address: str) -> bytes:
 class _Fetch:
     """One download: its deadline, and the nearest kind of host to which it may still be led."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float) -> None:
         self.expired = False
         self._allowed = _THIS_MACHINE
-        self._end = time.monotonic() + SECONDS
+        self._end = time.monotonic() + seconds
         self._sockets: list[socket.socket] = []
         self._lock = threading.Lock()
         # A socket's own timeout starts anew with every byte: this ends the connection whatever it is waiting for.
-        self._timer = threading.Timer(SECONDS, self._expire)
+        self._timer = threading.Timer(seconds, self._expire)
         self._timer.daemon = True
         self._timer.start()
 
@@ -90,7 +91,7 @@ class _Fetch:
             address = parts._replace(netloc=parts.netloc.encode("idna").decode()).geturl()
             address = urllib.parse.quote(address, safe=string.punctuation)
             request = urllib.request.Request(address, headers={"User-Agent": "groupvit"})
-            with opener.open(request, timeout=SECONDS) as response:
+            with opener.open(request, timeout=max(self._end - time.monotonic(), 0.001)) as response:
                 if response.status not in _REDIRECTION:
                     return self._content(response)
                 address = urllib.parse.urljoin(address, response.headers.get("Location") or "")

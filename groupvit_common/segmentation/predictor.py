@@ -19,7 +19,7 @@ from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.model.checks import check_pixel_values, is_whole_number
 from groupvit_common.model.config import LEGACY_EOS_TOKEN_ID
 from groupvit_common.preprocessing.image_files import images_in
-from groupvit_common.preprocessing.images import MAX_PIXELS, load_image
+from groupvit_common.preprocessing.images import MAX_PIXELS, as_array, load_image
 from groupvit_common.preprocessing.processor import PROCESSOR_FILES, GroupViTProcessor, missing_parts
 from groupvit_common.preprocessing.prompts import Label, parse_labels
 from groupvit_common.segmentation.label_encoder import LabelEncoder
@@ -85,7 +85,7 @@ class _Seen:
     view: View
 
 
-def _check_fit(processor: GroupViTProcessor, config: Any) -> None:
+def check_fit(processor: GroupViTProcessor, config: Any) -> None:
     """Raises `InputError` for a tokenizer whose tokens the model does not know, or whose end token it does not
     expect."""
     tokenizer, text = processor.tokenizer, config.text_config
@@ -223,7 +223,7 @@ class BaseSegmenter(ABC):
         elif isinstance(processor, str | Path):
             processor = GroupViTProcessor.from_pretrained(processor, **where)
         loaded = cls._load(directory, dtype, chosen)
-        _check_fit(processor, loaded.config)
+        check_fit(processor, loaded.config)
         segmenter = cls(loaded, processor, **options)
         segmenter.directory = directory
         return segmenter
@@ -574,6 +574,7 @@ class BaseSegmenter(ABC):
                     is_background=labels.is_background,
                     threshold=self.options.background,
                     source=opened.source,
+                    affinity=as_array(seen[0].view.affinity),
                 )
             )
         return results

@@ -24,6 +24,7 @@ from groupvit_common.drawing.palette import label_colours, palette
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.segmentation.label_maps import Indices, PixelLabels, label_values
 from groupvit_common.segmentation.scores import Floats
+from groupvit_common.segmentation.windows import Integers
 from groupvit_common.storage.json_text import unicode_json
 from groupvit_common.storage.names import fit_name
 from groupvit_common.storage.saving import write_files, write_text
@@ -75,6 +76,9 @@ class Segmentation:
     `group_map`: uint8 or uint16 `[H, W]`, the group of each pixel.
     `group_labels`: for each group, its label as an index into `labels`.
     `source`: the file that the image came from, where it came from one.
+    `group_scores`: `[groups, len(labels)]`, 0 to 1, each group's score of each label, as a `background` threshold is
+    compared with; of a background the largest of its labels', 0 if there are none. None in a result that was made
+    without them.
     """
 
     image: Image.Image
@@ -85,6 +89,7 @@ class Segmentation:
     group_labels: tuple[int, ...]
     has_background: bool
     source: str | None = None
+    group_scores: Floats | None = None
 
     def mask(self, label: str) -> npt.NDArray[np.bool_]:
         """`[H, W]` bool: the pixels of one label."""
@@ -208,9 +213,11 @@ def segmentation(
     is_background: Sequence[bool],
     threshold: float | None,
     source: str | None = None,
+    affinity: Floats | None = None,
 ) -> Segmentation:
-    """Put the record together: `probabilities` `[L]` of all labels, `pixels` from `label_maps.pixel_labels`."""
-    _, has_background = label_values(is_background, threshold)
+    """Put the record together: `probabilities` `[L]` of all labels, `pixels` from `label_maps.pixel_labels`, and the
+    `affinity` `[N, G, L]` of the view whose groups they are."""
+    values, has_background = label_values(is_background, threshold)
     names = [name for name, hidden in zip(label_names, is_background, strict=True) if not hidden]
     likely: list[float | None] = [p for p, hidden in zip(probabilities, is_background, strict=True) if not hidden]
     if has_background:
@@ -227,4 +234,14 @@ def segmentation(
         group_labels=tuple(pixels.group_values.tolist()),
         has_background=has_background,
         source=source,
+        group_scores=None if affinity is None else _group_scores(affinity, values, len(names)),
     )
+
+
+def _group_scores(affinity: Floats, values: Integers, count: int) -> Floats:
+    """Affinities of the groups of all windows `[N, G, L]`, and the label map's value of each label, as
+    `[N * G, count]`."""
+    scores = np.zeros((affinity.shape[0] * affinity.shape[1], count), affinity.dtype)
+    for value, column in zip(values, affinity.reshape(len(scores), -1).T, strict=True):
+        np.maximum(scores[:, value], column, out=scores[:, value])
+    return scores
