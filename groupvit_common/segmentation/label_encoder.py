@@ -16,7 +16,7 @@ from groupvit_common.segmentation.options import SegmentationOptions
 from groupvit_common.segmentation.scores import Floats
 
 # Prompts encoded at once.
-_PROMPTS_AT_ONCE = 256
+PROMPTS_AT_ONCE = 256
 
 
 class _Known(NamedTuple):
@@ -71,11 +71,11 @@ class LabelEncoder:
         parts = [
             self._embed_texts(
                 self._tokenizer(
-                    texts[start : start + _PROMPTS_AT_ONCE],
+                    texts[start : start + PROMPTS_AT_ONCE],
                     padding=True, truncation=True, max_length=self._context, return_tensors="np",
                 )
             )
-            for start in range(0, len(texts), _PROMPTS_AT_ONCE)
+            for start in range(0, len(texts), PROMPTS_AT_ONCE)
         ]  # fmt: skip
         counts = [len(word_prompts) for label_prompts in prompts for word_prompts in label_prompts]
         word_embeds = iter(np.split(np.concatenate(parts), np.cumsum(counts)[:-1]))

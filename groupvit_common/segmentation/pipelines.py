@@ -26,6 +26,7 @@ from groupvit_common.preprocessing.images import MAX_PIXELS
 from groupvit_common.preprocessing.processor import GroupViTProcessor
 from groupvit_common.preprocessing.prompts import Label, parse_labels
 from groupvit_common.preprocessing.tokenizer import CLIPTokenizer
+from groupvit_common.segmentation.label_encoder import PROMPTS_AT_ONCE
 from groupvit_common.segmentation.options import DEFAULT_MODEL, OPTIONS, SegmentationOptions
 from groupvit_common.segmentation.predictor import BaseSegmenter, check_fit
 from groupvit_common.segmentation.result import BACKGROUND
@@ -37,8 +38,6 @@ Result = dict[str, Any]
 # Settings of every pipeline, and the names under which programs pass images.
 _SETTINGS = ("candidate_labels", "hypothesis_template", "timeout", "batch_size", "num_workers", "max_pixels")
 _IMAGE_NAMES = ("images", "image", "inputs")
-# Prompts encoded at once.
-_PROMPTS_AT_ONCE = 256
 # Segmenters kept by their options: in Keras each has its own traced functions.
 _MOST_SEGMENTERS = 8
 
@@ -256,9 +255,9 @@ class BaseImageClassification(BasePipeline):
 
     def _embedded(self, segmenter: BaseSegmenter, texts: list[str], options: dict[str, Any]) -> Floats:
         parts = []
-        for start in range(0, len(texts), _PROMPTS_AT_ONCE):
+        for start in range(0, len(texts), PROMPTS_AT_ONCE):
             wanted = {"padding": True, **options, "return_tensors": "np"}
-            tokens = self.tokenizer(texts[start : start + _PROMPTS_AT_ONCE], **wanted)
+            tokens = self.tokenizer(texts[start : start + PROMPTS_AT_ONCE], **wanted)
             parts.append(segmenter._embed_texts({name: tokens[name] for name in ("input_ids", "attention_mask")}))
         return np.concatenate(parts)
 
