@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from groupvit_common.errors import InputError
 from groupvit_common.preprocessing.prompts import Label
 from groupvit_common.segmentation.segments import segments
 from tests.segmentation.conftest import segmenter_with_demo
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.usefixtures("shared_traces")
 
@@ -299,3 +301,13 @@ def test_a_timeout_is_that_of_the_download(drawn, monkeypatch):
     monkeypatch.setattr("groupvit_common.segmentation.pipelines.download", download)
     assert_scores(classifying()("https://example.org/a.png", LABELS, timeout=7), UPRIGHT)
     assert asked == [("https://example.org/a.png", 7)]
+
+
+def test_the_documentations_examples_run(drawn, tmp_path, monkeypatch):
+    text = (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8")
+    drawn.save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 3
+    for block in blocks:
+        exec(block, {})
