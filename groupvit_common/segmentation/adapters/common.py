@@ -1,4 +1,4 @@
-"""What adapters share: their libraries, the numbers of classes, boxes."""
+"""Parts that adapters share: their libraries, the numbers of classes, boxes."""
 
 from __future__ import annotations
 
