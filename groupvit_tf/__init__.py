@@ -20,17 +20,34 @@ with tensorflow_start_up():
         # Searches for GPUs now, so that a missing one is not reported in the middle of a user's work.
         tf.config.list_physical_devices()
 
+from groupvit_common.compat.features import BatchFeature
+from groupvit_common.compat.keywords import ChannelDimension
+from groupvit_common.model.auto import AutoConfig
 from groupvit_common.model.config import GroupViTConfig, GroupViTTextConfig, GroupViTVisionConfig
-from groupvit_common.preprocessing.image_processor import AutoImageProcessor, CLIPImageProcessor, GroupViTImageProcessor
+from groupvit_common.preprocessing.encoding import BatchEncoding
+from groupvit_common.preprocessing.image_processor import (
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    CLIPFeatureExtractor,
+    CLIPImageProcessor,
+    CLIPImageProcessorFast,
+    CLIPImageProcessorPil,
+    GroupViTImageProcessor,
+)
 from groupvit_common.preprocessing.images import load_image
 from groupvit_common.preprocessing.processor import AutoProcessor, CLIPProcessor, GroupViTProcessor
 from groupvit_common.preprocessing.tokenizer import AutoTokenizer, CLIPTokenizer, CLIPTokenizerFast
 from groupvit_tf.base import GroupViTPreTrainedModel
+from groupvit_tf.checkpoint import PreTrainedModel
+from groupvit_tf.compat.auto import AutoModel, AutoModelForZeroShotImageClassification
+from groupvit_tf.compat.seed import set_seed
 from groupvit_tf.model import GroupViTModel, GroupViTTextModel, GroupViTVisionModel
 from groupvit_tf.outputs import BaseModelOutput, BaseModelOutputWithPooling, GroupViTModelOutput
 from groupvit_tf.pipelines import ImageSegmentationPipeline, ZeroShotImageClassificationPipeline, pipeline
 from groupvit_tf.predictor import Segmenter
 
+TFAutoModel = AutoModel
+TFAutoModelForZeroShotImageClassification = AutoModelForZeroShotImageClassification
 TFBaseModelOutput = BaseModelOutput
 TFBaseModelOutputWithPooling = BaseModelOutputWithPooling
 TFGroupViTModel = GroupViTModel
@@ -38,17 +55,28 @@ TFGroupViTModelOutput = GroupViTModelOutput
 TFGroupViTPreTrainedModel = GroupViTPreTrainedModel
 TFGroupViTTextModel = GroupViTTextModel
 TFGroupViTVisionModel = GroupViTVisionModel
+TFPreTrainedModel = PreTrainedModel
 
 __all__ = [
+    "AutoConfig",
+    "AutoFeatureExtractor",
     "AutoImageProcessor",
+    "AutoModel",
+    "AutoModelForZeroShotImageClassification",
     "AutoProcessor",
     "AutoTokenizer",
     "BaseModelOutput",
     "BaseModelOutputWithPooling",
+    "BatchEncoding",
+    "BatchFeature",
+    "CLIPFeatureExtractor",
     "CLIPImageProcessor",
+    "CLIPImageProcessorFast",
+    "CLIPImageProcessorPil",
     "CLIPProcessor",
     "CLIPTokenizer",
     "CLIPTokenizerFast",
+    "ChannelDimension",
     "GroupViTConfig",
     "GroupViTImageProcessor",
     "GroupViTModel",
@@ -60,7 +88,10 @@ __all__ = [
     "GroupViTVisionConfig",
     "GroupViTVisionModel",
     "ImageSegmentationPipeline",
+    "PreTrainedModel",
     "Segmenter",
+    "TFAutoModel",
+    "TFAutoModelForZeroShotImageClassification",
     "TFBaseModelOutput",
     "TFBaseModelOutputWithPooling",
     "TFGroupViTModel",
@@ -68,7 +99,9 @@ __all__ = [
     "TFGroupViTPreTrainedModel",
     "TFGroupViTTextModel",
     "TFGroupViTVisionModel",
+    "TFPreTrainedModel",
     "ZeroShotImageClassificationPipeline",
     "load_image",
     "pipeline",
+    "set_seed",
 ]

@@ -3,27 +3,52 @@
 Code written for transformers runs after changing `from transformers import ...` to `from groupvit_torch import ...`.
 """
 
+from groupvit_common.compat.features import BatchFeature
+from groupvit_common.compat.keywords import ChannelDimension
+from groupvit_common.model.auto import AutoConfig
 from groupvit_common.model.config import GroupViTConfig, GroupViTTextConfig, GroupViTVisionConfig
-from groupvit_common.preprocessing.image_processor import AutoImageProcessor, CLIPImageProcessor, GroupViTImageProcessor
+from groupvit_common.preprocessing.encoding import BatchEncoding
+from groupvit_common.preprocessing.image_processor import (
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    CLIPFeatureExtractor,
+    CLIPImageProcessor,
+    CLIPImageProcessorFast,
+    CLIPImageProcessorPil,
+    GroupViTImageProcessor,
+)
 from groupvit_common.preprocessing.images import load_image
 from groupvit_common.preprocessing.processor import AutoProcessor, CLIPProcessor, GroupViTProcessor
 from groupvit_common.preprocessing.tokenizer import AutoTokenizer, CLIPTokenizer, CLIPTokenizerFast
 from groupvit_torch.base import GroupViTPreTrainedModel
+from groupvit_torch.checkpoint import PreTrainedModel
+from groupvit_torch.compat.auto import AutoModel, AutoModelForZeroShotImageClassification
+from groupvit_torch.compat.seed import set_seed
 from groupvit_torch.model import GroupViTModel, GroupViTTextModel, GroupViTVisionModel
 from groupvit_torch.outputs import BaseModelOutput, BaseModelOutputWithPooling, GroupViTModelOutput
 from groupvit_torch.pipelines import ImageSegmentationPipeline, ZeroShotImageClassificationPipeline, pipeline
 from groupvit_torch.predictor import Segmenter
 
 __all__ = [
+    "AutoConfig",
+    "AutoFeatureExtractor",
     "AutoImageProcessor",
+    "AutoModel",
+    "AutoModelForZeroShotImageClassification",
     "AutoProcessor",
     "AutoTokenizer",
     "BaseModelOutput",
     "BaseModelOutputWithPooling",
+    "BatchEncoding",
+    "BatchFeature",
+    "CLIPFeatureExtractor",
     "CLIPImageProcessor",
+    "CLIPImageProcessorFast",
+    "CLIPImageProcessorPil",
     "CLIPProcessor",
     "CLIPTokenizer",
     "CLIPTokenizerFast",
+    "ChannelDimension",
     "GroupViTConfig",
     "GroupViTImageProcessor",
     "GroupViTModel",
@@ -35,8 +60,10 @@ __all__ = [
     "GroupViTVisionConfig",
     "GroupViTVisionModel",
     "ImageSegmentationPipeline",
+    "PreTrainedModel",
     "Segmenter",
     "ZeroShotImageClassificationPipeline",
     "load_image",
     "pipeline",
+    "set_seed",
 ]

@@ -70,7 +70,13 @@ class HubLocation:
 
     @classmethod
     def take(cls, keywords: dict[str, Any]) -> Self:
-        """Takes the keywords of a location out of a function's others."""
+        """Takes the keywords of a location out of a function's others; `use_auth_token` is the former name of
+        `token`."""
+        former = keywords.pop("use_auth_token", None)
+        if former is not None:
+            if keywords.get("token") is not None:
+                raise InputError("token and use_auth_token are the same; pass token= alone")
+            keywords["token"] = former
         return cls(**{name: keywords.pop(name) for name in HUB_KEYWORDS if name in keywords})
 
 

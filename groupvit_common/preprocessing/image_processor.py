@@ -8,28 +8,33 @@ Values of an array: integers are 0-255. Floating-point arrays may hold 0-1 or 0-
 `rescale_factor` (1/255) all the same, as with transformers: pass `do_rescale=False` with 0-1 (a warning reminds of it).
 """
 
-import inspect
-import json
-import math
+import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 from PIL import Image
 
-from groupvit_common.checkpoints.hub import HUB_KEYWORDS, HubLocation, resolve
-from groupvit_common.compat.post_process import PostProcessing
-from groupvit_common.errors import CheckpointError, InputError, short
-from groupvit_common.preprocessing.encoding import (
-    HARMLESS_KEYWORDS,
-    SECRETS,
-    BatchEncoding,
-    check_keywords,
-    check_return_tensors,
-    to_tensors,
+from groupvit_common.checkpoints.hub import HubLocation, bundled, resolve
+from groupvit_common.compat.auto import AutoClass
+from groupvit_common.compat.features import BatchFeature
+from groupvit_common.compat.image_processor import (
+    CALL_KEYWORDS,
+    FILE_KEYWORDS,
+    ImageProcessorHabits,
+    center_crop,
+    json_values,
+    named,
 )
+from groupvit_common.compat.keywords import check_unknown, drop_harmless, nearest, plain
+from groupvit_common.compat.post_process import PostProcessing
+from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.preprocessing.encoding import HARMLESS_KEYWORDS, SECRETS, check_return_tensors, to_tensors
+from groupvit_common.preprocessing.image_settings import CHECKS, DEFAULTS
+from groupvit_common.preprocessing.image_settings import CLIP_MEAN as CLIP_MEAN
+from groupvit_common.preprocessing.image_settings import CLIP_STD as CLIP_STD
 from groupvit_common.preprocessing.images import (
     MAX_PIXELS,
     as_array,
@@ -48,18 +53,12 @@ IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
 # transformers 5 keeps the image processor's settings here, under "image_processor"; they take precedence.
 PROCESSOR_FILE = "processor_config.json"
 
-# CLIP's statistics of its training images (Radford et al. 2021), red, green, blue, of values 0-1.
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-# Of a side of the image that the model sees: more is no use to any, and a mistake costs gigabytes.
-_MOST_PIXELS = 1 << 14
-
 _Array = np.ndarray[Any, Any]
+_Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 
-class GroupViTImageProcessor(PostProcessing):
-    """Converts images to pixel values; also exported as `AutoImageProcessor` and `CLIPImageProcessor`.
+class CLIPImageProcessor(PostProcessing, ImageProcessorHabits):
+    """Converts images to pixel values; also exported as `GroupViTImageProcessor`, `AutoImageProcessor` and others.
 
     Args:
         do_resize: resize to `size`.
@@ -76,11 +75,9 @@ class GroupViTImageProcessor(PostProcessing):
         max_pixels: larger images are refused (`groupvit_common.preprocessing.images.load_image`). A bound of this
             process, not a setting of the model: it is neither saved nor read from a file. None: 128 million.
 
-    Every setting is an attribute, and may be given in a call for that call alone. None means the default. Keys of a
-    file that are not settings are kept in `extra` and written back.
+    Every setting is an attribute, which is checked when it is set, and may be given in a call for that call alone. None
+    means the default. Keys of a file and keywords that are not settings are kept in `extra` and written back.
     """
-
-    model_input_names = ("pixel_values",)
 
     def __init__(
         self,
@@ -99,80 +96,112 @@ class GroupViTImageProcessor(PostProcessing):
         *,
         max_pixels: int | None = None,
         extra: Mapping[str, Any] | None = None,
+        **others: Any,
     ) -> None:
-        self.do_resize = _flag("do_resize", do_resize)
-        self.size = _size(224 if size is None else size)
-        self.resample = _resample(Image.Resampling.BICUBIC if resample is None else resample)
-        self.do_center_crop = _flag("do_center_crop", do_center_crop)
-        self.crop_size = _crop_size(224 if crop_size is None else crop_size)
-        self.do_rescale = _flag("do_rescale", do_rescale)
-        self.rescale_factor = _numbers("rescale_factor", 1 / 255 if rescale_factor is None else rescale_factor, 1)[0]
-        self.do_normalize = _flag("do_normalize", do_normalize)
-        self.image_mean = _numbers("image_mean", CLIP_MEAN if image_mean is None else image_mean, 3)
-        self.image_std = _numbers("image_std", CLIP_STD if image_std is None else image_std, 3)
-        if min(self.image_std) <= 0:
-            raise InputError(f"image_std must be positive, got {image_std!r}")
-        self.do_convert_rgb = _flag("do_convert_rgb", do_convert_rgb)
-        self.size_divisor = None if size_divisor is None else _positive("size_divisor", size_divisor)
-        self.max_pixels = MAX_PIXELS if max_pixels is None else _positive("max_pixels", max_pixels, 1 << 40)
-        self.extra = dict(extra or {})
+        _check_names(others, strict=False)
+        self.extra = {**(extra or {}), **others}
+        given = (
+            do_resize, size, resample, do_center_crop, crop_size, do_rescale, rescale_factor, do_normalize, image_mean,
+            image_std, do_convert_rgb, size_divisor, max_pixels,
+        )  # fmt: skip
+        for (name, default), value in zip(DEFAULTS.items(), given, strict=True):
+            setattr(self, name, default if value is None else value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in CHECKS:
+            value = CHECKS[name](value)
+        elif name != "extra" and not name.startswith("_") and not hasattr(type(self), name):
+            self.extra[name] = value
+            return
+        object.__setattr__(self, name, value)
 
     # -- settings and files --
 
     @classmethod
-    def from_dict(cls, settings: Mapping[str, Any], **overrides: Any) -> Self:
+    def from_dict(cls, image_processor_dict: Mapping[str, Any], **overrides: Any) -> Self:
         """Returns the image processor of a preprocessor_config.json's content, of any CLIP-family processor; keywords
-        override it."""
-        _check_names(overrides)
-        known = {name: settings[name] for name in _SETTINGS if name in settings}
-        extra = {name: value for name, value in settings.items() if name not in (*_SETTINGS, *SECRETS)}
-        return cls(**(known | overrides), extra=extra)
+        override it.
 
-    @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, **overrides: Any) -> Self:
-        """Returns the image processor of a directory or hub repository: `preprocessor_config.json`, or the part of
-        `processor_config.json` that transformers 5 writes. Keywords override settings, and unknown ones are refused;
-        `use_fast`, `trust_remote_code` and their like are accepted for code written for transformers and change
-        nothing. Others are those of `groupvit_common.checkpoints.hub.HubLocation`. Raises `CheckpointError` when the
-        file is missing or unusable.
+        With `return_unused_kwargs=True` the pair of it and the keywords that are neither settings nor in the content.
         """
-        check_keywords("image processor", overrides, (*_KEYWORDS, *HUB_KEYWORDS), HARMLESS_KEYWORDS)
-        location = HubLocation.take(overrides)
-        overrides = {name: value for name, value in overrides.items() if name in _KEYWORDS}
-        patterns = [IMAGE_PROCESSOR_FILE, PROCESSOR_FILE]
-        with read_lock(resolve(name_or_path, patterns=patterns, location=location)) as held:
-            return cls.of_directory(held, overrides)
+        settings = {name: value for name, value in image_processor_dict.items() if name not in _NOT_KEPT}
+        return_unused = overrides.pop("return_unused_kwargs", False)
+        unused = {name: value for name, value in overrides.items() if name not in (*_KEYWORDS, *settings)}
+        if not return_unused:
+            check_unknown("image processor", unused, _KEYWORDS)
+        known = {name: settings.pop(name) for name in _SETTINGS if name in settings}
+        for name, value in overrides.items():
+            if name not in unused:
+                (known if name in _KEYWORDS else settings)[name] = value
+        processor = cls(**known, extra=settings)
+        return cast(Self, (processor, unused)) if return_unused else processor
 
     @classmethod
-    def of_directory(cls, directory: Path, overrides: Mapping[str, Any]) -> Self:
-        """Returns the image processor of a local directory; see `from_pretrained`."""
-        path = directory / PROCESSOR_FILE
-        settings = read_json(path).get("image_processor") if path.is_file() else None
-        if settings is None:
-            path = directory / IMAGE_PROCESSOR_FILE
-            if not path.is_file():
-                raise CheckpointError(f"no image processor in {directory}: it has no {IMAGE_PROCESSOR_FILE}")
-            settings = read_json(path)
+    def of_settings(cls, settings: Any, source: object) -> Self:
+        """Returns the image processor of a file's content. Raises `CheckpointError`, which names the file `source`."""
         try:
             if not isinstance(settings, Mapping):
                 raise InputError(f"image_processor must be an object, got {settings!r:.80}")
             processor = cls.from_dict(settings)
         except InputError as error:
-            raise CheckpointError(f"{path} holds a setting that cannot be used: {error}") from error
-        return processor.replace(**overrides) if overrides else processor
+            raise CheckpointError(f"{source} holds a setting that cannot be used: {error}") from error
+        return processor
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **overrides: Any) -> Self:
+        """Returns the image processor of a directory, a JSON file or a hub repository: `preprocessor_config.json`, or
+        the part of `processor_config.json` that transformers 5 writes.
+
+        Keywords override settings; `use_fast`, `trust_remote_code` and their like are accepted for code written for
+        transformers and change nothing; a name that is nearly a setting's is refused, others are warned of, or returned
+        with `return_unused_kwargs=True`. Keywords besides are those of `groupvit_common.checkpoints.hub.HubLocation`.
+        Raises `CheckpointError` when the file is missing or unusable.
+        """
+        settings, path, keywords = _located(pretrained_model_name_or_path, overrides)
+        processor = cls.of_settings(settings, path)
+        return processor._overridden(keywords) if keywords else processor
+
+    @classmethod
+    def get_image_processor_dict(
+        cls, pretrained_model_name_or_path: str | Path, **keywords: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns the content of an image processor's file, and the keywords that do not say where it is.
+
+        Arguments and errors as of `from_pretrained`.
+        """
+        settings, _, keywords = _located(pretrained_model_name_or_path, keywords)
+        return settings, keywords
+
+    @classmethod
+    def of_directory(cls, directory: Path, overrides: Mapping[str, Any]) -> Self:
+        """Returns the image processor of a local directory; see `from_pretrained`."""
+        processor = cls.of_settings(*_directory_settings(directory))
+        return processor._overridden(overrides) if overrides else processor
+
+    def _overridden(self, keywords: Mapping[str, Any]) -> Self:
+        """Returns the image processor with these settings; None keeps a setting. As `from_dict` otherwise."""
+        given = {name: value for name, value in keywords.items() if value is not None or name not in _KEYWORDS}
+        return self.from_dict({**self.extra, **{name: getattr(self, name) for name in _SETTINGS}}, **given)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings, and other keys of the file, as JSON values."""
         settings = {name: getattr(self, name) for name in _SETTINGS if name != "size_divisor" or self.size_divisor}
-        names = {"image_processor_type": "CLIPImageProcessor", "processor_class": "CLIPProcessor"}
-        copied: dict[str, Any] = json.loads(json.dumps(self.extra | settings | names))
-        return copied
+        return json_values(self.extra | settings | {"image_processor_type": "CLIPImageProcessor"})
 
-    def save_pretrained(self, save_directory: str | Path) -> list[Path]:
-        """Writes preprocessor_config.json, which transformers 4 and 5 read too; returns its path in a list."""
+    def save_pretrained(
+        self, save_directory: str | Path, push_to_hub: bool = False, *, repo_id: str | None = None, **push_options: Any
+    ) -> list[str]:
+        """Writes preprocessor_config.json, which transformers 4 and 5 read too; returns its path in a list.
+
+        `push_to_hub`: also send it to the repository `repo_id` (the directory's name if None); `push_options` as of
+        `push_to_hub`.
+        """
         directory = Path(save_directory)
+        options = push_keywords(push_to_hub, repo_id, directory, push_options)
         write_texts(directory, self.file_texts(directory))
-        return [directory / IMAGE_PROCESSOR_FILE]
+        if options is not None:
+            self.push_to_hub(**options)
+        return [str(directory / IMAGE_PROCESSOR_FILE)]
 
     def file_texts(self, directory: Path) -> dict[str, str]:
         """Returns the texts of the files that `save_pretrained` writes into `directory`, by name."""
@@ -189,6 +218,12 @@ class GroupViTImageProcessor(PostProcessing):
         merged = {name: getattr(self, name) for name in _KEYWORDS}
         merged |= {name: value for name, value in settings.items() if value is not None}
         return type(self)(**merged, extra=self.extra)
+
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Returns the image of an address or path, or the images of a list of these, as upright RGB PIL images."""
+        if isinstance(image_url_or_urls, list | tuple):
+            return [self.fetch_images(each) for each in image_url_or_urls]
+        return load_image(image_url_or_urls, max_pixels=self.max_pixels)
 
     def for_segmentation(
         self, shorter_side: int = 448, patch_size: int = 16, longer_side: int | None = None
@@ -227,43 +262,58 @@ class GroupViTImageProcessor(PostProcessing):
 
     # -- images to pixels --
 
-    def __call__(
+    def __call__(self, images: Any, *arguments: Any, **keywords: Any) -> BatchFeature:
+        """`preprocess`, which a subclass may replace."""
+        return self.preprocess(images, *arguments, **keywords)
+
+    def preprocess(
         self,
         images: Any,
-        *,
+        *arguments: Any,
         return_tensors: str | None = None,
-        data_format: str = "channels_first",
+        data_format: str | None = "channels_first",
         input_data_format: str | None = None,
         **overrides: Any,
-    ) -> BatchEncoding:
+    ) -> BatchFeature:
         """Returns pixel values of one image or a batch.
 
         Args:
             images: a path or http(s) address, bytes of an image file, an open binary file, a PIL image of any mode, or
                 an array or tensor `[H, W, C]`, `[C, H, W]` or `[H, W]` with 1, 3 or 4 channels; or a list or tuple of
-                these, or an array `[B, ...]`.
+                these or of lists of these, or an array `[B, ...]`.
+            arguments: the rest without names, in transformers' order: settings, then the three below.
             return_tensors: None (a list of NumPy arrays), "np", "pt" or "tf".
-            data_format: of the result, "channels_first" or "channels_last".
+            data_format: of the result, "channels_first" (also None) or "channels_last".
             input_data_format: the same, of arrays; None: inferred (channels first where both are possible).
             overrides: any setting, for this call.
 
         Returns:
-            `pixel_values`, float32, `[B, 3, H, W]` (a batch also for a single image), or a list of `[3, H, W]`.
+            `pixel_values`, float32, `[B, 3, H, W]` (a batch also for a single image), or a list of `[3, H, W]`. uint8
+            or float32, as the images are, if they are neither rescaled nor normalized.
         """
+        if arguments:
+            given = named(arguments, overrides)
+            layouts = {"data_format": data_format, "input_data_format": input_data_format}
+            return self.preprocess(images, **{"return_tensors": return_tensors, **layouts, **given})
         if overrides:
-            return self.replace(**overrides)(
-                images, return_tensors=return_tensors, data_format=data_format, input_data_format=input_data_format
-            )
+            settings = drop_harmless("image processor", overrides, CALL_KEYWORDS)
+            check_unknown("image processor", settings.keys() - set(_KEYWORDS), _KEYWORDS)
+            processor = self.replace(**{name: value for name, value in settings.items() if name in _KEYWORDS})
+        else:
+            processor = self
+        return_tensors = plain(return_tensors)
         check_return_tensors(return_tensors)
-        _check_layout("data_format", data_format)
-        if input_data_format is not None:
-            _check_layout("input_data_format", input_data_format)
-        batch = _as_batch(images)
-        pixels = [self._pixels(image, index, input_data_format) for index, image in enumerate(batch)]
-        if data_format == "channels_last":
+        output_layout, layout = plain(data_format) or "channels_first", plain(input_data_format)
+        _check_layout("data_format", output_layout)
+        if layout is not None:
+            _check_layout("input_data_format", layout)
+        for name in ("size", "crop_size"):  # dictionaries, into which anybody may have written
+            CHECKS[name](getattr(processor, name))
+        pixels = [processor._pixels(image, index, layout) for index, image in enumerate(_as_batch(images))]
+        if output_layout == "channels_last":
             pixels = [np.ascontiguousarray(image.transpose(1, 2, 0)) for image in pixels]
         if return_tensors is None:
-            return BatchEncoding(pixel_values=pixels)
+            return BatchFeature({"pixel_values": pixels})
         shapes = sorted({image.shape for image in pixels})
         if len(shapes) > 1:
             raise InputError(
@@ -271,14 +321,13 @@ class GroupViTImageProcessor(PostProcessing):
                 "(do_center_crop=True, "
                 "or size={'height': ..., 'width': ...}), pass one at a time, or leave return_tensors out"
             )
-        return BatchEncoding(pixel_values=to_tensors(np.stack(pixels), return_tensors))
-
-    preprocess = __call__
+        return BatchFeature({"pixel_values": to_tensors(np.stack(pixels), return_tensors)})
 
     def _pixels(self, image: Any, index: int, layout: str | None) -> _Array:
-        """Returns float32 `[3, H, W]` of one image; `index` names it in errors."""
+        """Returns `[3, H, W]` of one image; `index` names it in errors."""
         if is_array(image):
-            array = rgb_array(image, layout, f"image {index}", convert=self.do_convert_rgb)
+            bounded = self.do_resize or self.do_rescale
+            array = rgb_array(image, layout, f"image {index}", convert=self.do_convert_rgb, bounded=bounded)
             if self.do_rescale and array.dtype != np.uint8 and 0 < array.max() <= 1:
                 warnings.warn(
                     f"image {index} has values 0-1 and is rescaled by {self.rescale_factor:g} once more: "
@@ -297,11 +346,23 @@ class GroupViTImageProcessor(PostProcessing):
             opened = to_rgb(opened, name)
             array = np.asarray(self._resize(opened, name) if self.do_resize else opened)
         if self.do_center_crop:
-            array = _center_crop(array, self.crop_size["height"], self.crop_size["width"])
-        # Always a copy: nothing is written into the caller's array.
-        pixels = np.array(array.transpose(2, 0, 1), dtype=np.float32, order="C")
-        if self.do_rescale:
-            pixels *= np.float32(self.rescale_factor)
+            array = center_crop(array, self.crop_size["height"], self.crop_size["width"])
+        return self._scaled(array)
+
+    def _scaled(self, array: _Array) -> _Array:
+        """Returns an image `[H, W, 3]` rescaled and normalized, as a new `[3, H, W]`."""
+        if not (self.do_rescale or self.do_normalize):
+            return np.array(array.transpose(2, 0, 1), order="C")
+        # Always a copy: nothing is written into the caller's array. transformers multiplies in float64; of bytes, a
+        # float32 quotient by a whole number (255) is the same to the bit, in two thirds of the time.
+        inverse = np.float32(1 / self.rescale_factor if self.rescale_factor else np.inf)
+        exact = array.dtype == np.uint8 and 1 / float(inverse) == self.rescale_factor
+        wide = self.do_rescale and not exact
+        pixels: _Floats = np.array(array.transpose(2, 0, 1), dtype=np.float64 if wide else np.float32, order="C")
+        if wide:
+            pixels = (pixels * self.rescale_factor).astype(np.float32)
+        elif self.do_rescale:
+            pixels /= inverse
         if self.do_normalize:
             pixels -= np.asarray(self.image_mean, np.float32)[:, None, None]
             pixels /= np.asarray(self.image_std, np.float32)[:, None, None]
@@ -317,43 +378,111 @@ class GroupViTImageProcessor(PostProcessing):
             )
         return image.resize((width, height), Image.Resampling(self.resample))
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in _SETTINGS)})"
-
 
 # Settings of the model; `max_pixels` besides is one of the process.
-_SETTINGS = tuple(inspect.signature(GroupViTImageProcessor).parameters)[: -len(("max_pixels", "extra"))]
-_KEYWORDS = (*_SETTINGS, "max_pixels")
-AutoImageProcessor = GroupViTImageProcessor
-CLIPImageProcessor = GroupViTImageProcessor
+_KEYWORDS = tuple(DEFAULTS)
+_SETTINGS = tuple(name for name in DEFAULTS if name != "max_pixels")
+# Keys of a file that are set anew when it is written, or are nobody's business.
+_NOT_KEPT = (*SECRETS, "feature_extractor_type", "image_processor_type", "_processor_class")
+GroupViTImageProcessor = CLIPImageProcessor
+# Older and newer names of transformers: there is one implementation.
+CLIPFeatureExtractor = CLIPImageProcessor
+CLIPImageProcessorFast = CLIPImageProcessor
+CLIPImageProcessorPil = CLIPImageProcessor
+
+
+class AutoImageProcessor(AutoClass):
+    """CLIP's image processor, if that is the one that a file asks for."""
+
+    key: ClassVar[str] = "image_processor_type"
+    classes: ClassVar[dict[str, type[Any]]] = dict.fromkeys(
+        ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPFeatureExtractor"), CLIPImageProcessor
+    )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **overrides: Any) -> Any:
+        """`CLIPImageProcessor.from_pretrained`; `CheckpointError` for another kind of image processor."""
+        settings, path, keywords = _located(pretrained_model_name_or_path, overrides)
+        # Files of the first versions have neither key.
+        kind = settings.get("image_processor_type", settings.get("feature_extractor_type", "CLIPImageProcessor"))
+        processor = cls._chosen(kind, path).of_settings(settings, path)
+        return processor._overridden(keywords) if keywords else processor
+
+    @classmethod
+    def register(cls, config_class: Any, image_processor_class: type[Any], exist_ok: bool = False) -> None:
+        """Has a class of yours made for files that name it. `config_class` is not needed to know them."""
+        cls._register(image_processor_class.__name__, image_processor_class, exist_ok)
+
+
+AutoFeatureExtractor = AutoImageProcessor
+
+
+def push_keywords(
+    push_to_hub: bool, repo_id: str | None, directory: Path, options: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Returns the arguments of a `push_to_hub` method that `save_pretrained` is to call; None: it is not to."""
+    if push_to_hub:
+        token = {"token": options["use_auth_token"]} if options.get("use_auth_token") is not None else {}
+        rest = {name: value for name, value in options.items() if value is not None and name != "use_auth_token"}
+        return {"repo_id": directory.resolve().name if repo_id is None else repo_id, **rest, **token}
+    asked = [name for name, value in options.items() if value is not None and value is not False]
+    if asked:
+        raise InputError(f"{asked[0]!r} has a meaning with push_to_hub=True only")
+    return None
+
+
+def _located(name: str | Path, keywords: Mapping[str, Any]) -> tuple[dict[str, Any], Path, dict[str, Any]]:
+    """Returns the settings of an image processor, their file, and the keywords that do not say where it is."""
+    rest = drop_harmless("image processor", keywords, {**HARMLESS_KEYWORDS, **FILE_KEYWORDS})
+    location = HubLocation.take(rest)
+    if isinstance(name, str | os.PathLike) and bundled(name) is None and os.path.isfile(name):  # noqa: PTH113
+        return _settings_of(read_json(Path(name)), Path(name)), Path(name), rest
+    patterns = [IMAGE_PROCESSOR_FILE, PROCESSOR_FILE]
+    with read_lock(resolve(name, patterns=patterns, location=location)) as held:
+        return *_directory_settings(held), rest
+
+
+def _directory_settings(directory: Path) -> tuple[dict[str, Any], Path]:
+    """Returns the settings of the image processor in a directory, and their file."""
+    path = directory / PROCESSOR_FILE
+    if path.is_file() and "image_processor" in (content := read_json(path)):
+        return _settings_of(content, path), path
+    path = directory / IMAGE_PROCESSOR_FILE
+    if not path.is_file():
+        raise CheckpointError(f"no image processor in {directory}: it has no {IMAGE_PROCESSOR_FILE}")
+    return read_json(path), path
+
+
+def _settings_of(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Returns the settings of an image processor in a file of its own, or within a processor's."""
+    settings = content.get("image_processor", content)
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path}: image_processor must be an object, got {settings!r:.80}")
+    return settings
 
 
 def _as_batch(images: Any) -> list[Any]:
-    """Returns one image or several as a list."""
-    if is_array(images) and images.ndim == 4:
-        batch = list(as_array(images))
-    elif isinstance(images, list | tuple):
-        batch = list(images)
-    else:
+    """Returns one image, several, or lists of them as one list."""
+    batch = _listed(images)
+    if batch is None:
         return [images]
+    if any(isinstance(image, list | tuple) or getattr(image, "ndim", 0) == 4 for image in batch):
+        nested = [_listed(image) for image in batch]
+        batch = [each for image, inner in zip(batch, nested, strict=True) for each in (inner or [image])]
     if not batch:
         raise InputError("the batch of images is empty; expected an image or a list of images")
     return batch
 
 
-def _center_crop(array: _Array, height: int, width: int) -> _Array:
-    """Returns the middle `[height, width, 3]`, padded with black; odd pixels as in transformers."""
-    for axis, wanted in ((0, height), (1, width)):
-        spare = array.shape[axis] - wanted
-        if spare >= 0:
-            start = spare // 2
-            array = array[start : start + wanted] if axis == 0 else array[:, start : start + wanted]
-        else:
-            before = math.ceil(-spare / 2)
-            around = [(0, 0)] * 3
-            around[axis] = (before, -spare - before)
-            array = np.pad(array, around)
-    return array
+def _listed(images: Any) -> list[Any] | None:
+    """Returns the items of a batch; None for what is one image."""
+    if is_array(images):
+        if images.ndim == 4:
+            return list(as_array(images))
+        return list(images) if images.ndim == 1 and images.dtype == object else None
+    if isinstance(images, Sequence) and not isinstance(images, str | bytes | bytearray | memoryview):
+        return list(images)
+    return None
 
 
 def _to_multiple(length: float, divisor: int, longest: int | None) -> int:
@@ -364,92 +493,14 @@ def _to_multiple(length: float, divisor: int, longest: int | None) -> int:
     return max(count, 1) * divisor
 
 
-# -- settings, checked --
-
-
-def _check_names(settings: Mapping[str, Any]) -> None:
-    unknown = [name for name in settings if name not in _KEYWORDS]
-    if unknown:
-        raise InputError(f"{unknown[0]!r} is not a setting of the image processor; these are: {', '.join(_KEYWORDS)}")
+def _check_names(names: Iterable[str], *, strict: bool = True) -> None:
+    """Raises `InputError` for names that are no settings; unless `strict`, for those that are nearly one."""
+    unknown = [name for name in names if name not in _KEYWORDS]
+    wrong = unknown if strict else [name for name in unknown if nearest(name, _KEYWORDS)]
+    if wrong:
+        raise InputError(f"{wrong[0]!r} is not a setting of the image processor; these are: {', '.join(_KEYWORDS)}")
 
 
 def _check_layout(name: str, value: Any) -> None:
     if value not in ("channels_first", "channels_last"):
         raise InputError(f"{name} must be 'channels_first' or 'channels_last', got {value!r}")
-
-
-def _flag(name: str, value: Any) -> bool:
-    """Returns True or False; every switch is on unless turned off."""
-    if value is None:
-        return True
-    if not isinstance(value, bool | np.bool_):
-        raise InputError(f"{name} must be True or False, got {short(value)}")
-    return bool(value)
-
-
-def _positive(name: str, value: Any, most: int = _MOST_PIXELS) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise InputError(f"{name} must be a positive integer, got {short(value)}")
-    if value > most:
-        raise InputError(f"{name} must be at most {most} pixels, got {short(value)}")
-    return int(value)
-
-
-def _numbers(name: str, value: Any, count: int) -> list[float]:
-    """Returns `count` finite numbers from as many, or from one for all."""
-    items = np.atleast_1d(np.asarray(value, dtype=object)).ravel().tolist()
-    try:
-        if any(isinstance(item, str | bool) for item in items):
-            raise TypeError
-        numbers = [float(item) for item in items]
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(
-            f"{name} must be {'a number' if count == 1 else f'{count} numbers'}, got {short(value)}"
-        ) from error
-    if len(numbers) == 1:
-        numbers *= count
-    if len(numbers) != count or not all(map(math.isfinite, numbers)):
-        raise InputError(
-            f"{name} must be {'a number' if count == 1 else f'{count} numbers or one'}, got {short(value)}"
-        )
-    return numbers
-
-
-def _resample(value: Any) -> int:
-    try:
-        return int(Image.Resampling(value))
-    except ValueError as error:
-        raise InputError(f"resample must be one of Pillow's filters 0 to 5, got {short(value)}") from error
-
-
-def _size(size: Any) -> dict[str, int]:
-    if isinstance(size, Mapping):
-        # transformers 5 writes the keys without a meaning as null.
-        given = {key: value for key, value in size.items() if value is not None}
-        if set(given) not in ({"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"height", "width"}):
-            raise InputError(
-                "size must be {'shortest_edge': n}, {'shortest_edge': n, 'longest_edge': m} or "
-                "{'height': h, 'width': w}, "
-                f"got {short(dict(size))}"
-            )
-        return {key: _positive(f"size[{key!r}]", value) for key, value in given.items()}
-    if isinstance(size, list | tuple):
-        return _height_and_width("size", size)
-    return {"shortest_edge": _positive("size", size)}
-
-
-def _crop_size(size: Any) -> dict[str, int]:
-    if isinstance(size, Mapping):
-        given = {key: value for key, value in size.items() if value is not None}
-        if set(given) != {"height", "width"}:
-            raise InputError(f"crop_size must be {{'height': h, 'width': w}}, got {short(dict(size))}")
-        return {key: _positive(f"crop_size[{key!r}]", value) for key, value in given.items()}
-    if isinstance(size, list | tuple):
-        return _height_and_width("crop_size", size)
-    return dict.fromkeys(("height", "width"), _positive("crop_size", size))
-
-
-def _height_and_width(name: str, size: list[Any] | tuple[Any, ...]) -> dict[str, int]:
-    if len(size) != 2:
-        raise InputError(f"{name} must be a height and a width, got {short(size)}")
-    return {"height": _positive(name, size[0]), "width": _positive(name, size[1])}

@@ -513,8 +513,11 @@ def as_array(image: Any) -> _Array:
     return np.asarray(image)
 
 
-def rgb_array(image: Any, layout: str | None, name: str, *, convert: bool) -> _Array:
-    """Returns an array or tensor as `[H, W, 3]`, uint8 or float32, its values checked."""
+def rgb_array(image: Any, layout: str | None, name: str, *, convert: bool, bounded: bool = True) -> _Array:
+    """Returns an array or tensor as `[H, W, 3]`, uint8 or float32, its values checked.
+
+    `bounded`: they must be those of an image, 0-255; else any that are finite.
+    """
     array = as_array(image)
     shape = tuple(array.shape)
     if array.ndim == 2:
@@ -535,11 +538,12 @@ def rgb_array(image: Any, layout: str | None, name: str, *, convert: bool) -> _A
         if not convert:
             raise InputError(f"{name} has {channels} channels and do_convert_rgb is off; expected 3")
         array = np.repeat(array, 3, axis=2) if channels == 1 else array[:, :, :3]
-    return check_values(array, name)
+    return check_values(array, name, bounded=bounded)
 
 
-def check_values(array: _Array, name: str) -> _Array:
-    """Returns integers 0-255 as uint8, floats 0-255 as float32. Raises `InputError` for others, with their range."""
+def check_values(array: _Array, name: str, *, bounded: bool = True) -> _Array:
+    """Returns integers 0-255 as uint8, floats 0-255 as float32. Raises `InputError` for others, with their range;
+    unless `bounded`, for those alone that are not finite."""
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.bool_ or not (
@@ -549,9 +553,10 @@ def check_values(array: _Array, name: str) -> _Array:
     low, high = array.min(), array.max()
     if not (np.isfinite(low) and np.isfinite(high)):
         raise InputError(f"{name} contains values that are not finite")
-    if low < 0 or high > 255:
+    outside = low < 0 or high > 255
+    if outside and bounded:
         raise InputError(f"{name} has values from {low:g} to {high:g}; expected 0-255, or 0-1 in floating point")
-    return array.astype(np.uint8 if np.issubdtype(array.dtype, np.integer) else np.float32)
+    return array.astype(np.uint8 if not outside and np.issubdtype(array.dtype, np.integer) else np.float32)
 
 
 def _infer_layout(shape: tuple[int, ...], name: str) -> str:

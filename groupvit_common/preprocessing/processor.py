@@ -4,13 +4,23 @@ does."""
 import inspect
 import tempfile
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self, cast
 
 from groupvit_common.checkpoints.hub import HUB_KEYWORDS, HubLocation, local, push, resolve
+from groupvit_common.compat.auto import AutoClass
+from groupvit_common.compat.image_processor import FILE_KEYWORDS
+from groupvit_common.compat.keywords import check_unknown, drop_harmless
 from groupvit_common.compat.post_process import PostProcessing
+from groupvit_common.compat.processor import ProcessorHabits, divided, in_order
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.preprocessing.encoding import HARMLESS_TOKENIZER_KEYWORDS, BatchEncoding, check_keywords
-from groupvit_common.preprocessing.image_processor import IMAGE_PROCESSOR_FILE, PROCESSOR_FILE, GroupViTImageProcessor
+from groupvit_common.preprocessing.encoding import HARMLESS_TOKENIZER_KEYWORDS, BatchEncoding
+from groupvit_common.preprocessing.image_processor import (
+    IMAGE_PROCESSOR_FILE,
+    PROCESSOR_FILE,
+    CLIPImageProcessor,
+    push_keywords,
+)
+from groupvit_common.preprocessing.image_settings import DEFAULTS
 from groupvit_common.preprocessing.tokenizer import (
     MERGES_FILE,
     TOKENIZER_FILE,
@@ -30,59 +40,88 @@ def _keywords(function: Any) -> frozenset[str]:
 
 PROCESSOR_FILES = (*TOKENIZER_FILES, IMAGE_PROCESSOR_FILE, PROCESSOR_FILE)
 
-# What a call passes on, and to whom. `return_tensors` goes to both.
-_TEXT_KEYWORDS = _keywords(CLIPTokenizer.__call__) - {"return_tensors"}
-_IMAGE_SETTINGS = frozenset(inspect.signature(GroupViTImageProcessor).parameters) - {"extra"}
-_IMAGE_KEYWORDS = (_keywords(GroupViTImageProcessor.__call__) | _IMAGE_SETTINGS) - {"return_tensors"}
+_IMAGE_SETTINGS = frozenset(DEFAULTS)
+_IMAGE_KEYWORDS = (_keywords(CLIPImageProcessor.preprocess) | _IMAGE_SETTINGS) - {"return_tensors"}
 _TEXT_SETTINGS = _keywords(CLIPTokenizer.__init__) - {"tokenizer_file", "tokenizer_object", "extra"}
 
 
-class GroupViTProcessor(PostProcessing):
-    """An image processor and a tokenizer; also exported as `AutoProcessor` and `CLIPProcessor`."""
+class CLIPProcessor(PostProcessing, ProcessorHabits):
+    """An image processor and a tokenizer; also exported as `GroupViTProcessor` and `AutoProcessor`.
+
+    `feature_extractor` is the image processor's older name, here and as an attribute. There is no chat template.
+    """
 
     def __init__(
-        self, image_processor: GroupViTImageProcessor | None = None, tokenizer: CLIPTokenizer | None = None
+        self,
+        image_processor: CLIPImageProcessor | None = None,
+        tokenizer: CLIPTokenizer | None = None,
+        *,
+        feature_extractor: CLIPImageProcessor | None = None,
+        chat_template: None = None,
+        **others: Any,
     ) -> None:
-        if not isinstance(image_processor, GroupViTImageProcessor) or not isinstance(tokenizer, CLIPTokenizer):
+        check_unknown("processor", others, ("image_processor", "tokenizer", "feature_extractor"))
+        image_processor = feature_extractor if image_processor is None else image_processor
+        if not isinstance(image_processor, CLIPImageProcessor) or not isinstance(tokenizer, CLIPTokenizer):
             raise InputError(
-                "a processor needs a GroupViTImageProcessor and a CLIPTokenizer, in this order, "
+                "a processor needs a CLIPImageProcessor and a CLIPTokenizer, in this order, "
                 f"got {type(image_processor).__name__} and {type(tokenizer).__name__}"
             )
+        if chat_template is not None:
+            raise InputError("a chat_template is not supported: GroupViT has no chat")
         self.image_processor = image_processor
         self.tokenizer = tokenizer
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, **settings: Any) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **settings: Any) -> Self:
         """Returns the processor of a directory or a hub repository, from the files of transformers 4 or 5.
 
-        Keywords override settings, of the image processor or (such as `model_max_length`) of the tokenizer; unknown
-        ones are refused. Harmless ones of transformers, such as `use_fast`, are accepted as by the two parts. Others
-        are those of `groupvit_common.checkpoints.hub.HubLocation`. Raises `CheckpointError` as the two parts do.
+        Keywords override settings, of the image processor or (such as `model_max_length`) of the tokenizer. Harmless
+        ones of transformers, such as `use_fast`, are accepted as by the two parts; names that are nearly a setting's
+        are refused, others are warned of, or returned with `return_unused_kwargs=True`. Keywords besides are those of
+        `groupvit_common.checkpoints.hub.HubLocation`. Raises `CheckpointError` as the two parts do.
         """
-        valid = (*sorted(_IMAGE_SETTINGS | _TEXT_SETTINGS), *HUB_KEYWORDS)
-        check_keywords("processor", settings, valid, HARMLESS_TOKENIZER_KEYWORDS)
-        here = local(name_or_path) if isinstance(name_or_path, str | Path) else None
+        name = pretrained_model_name_or_path
+        return_unused = settings.pop("return_unused_kwargs", False)
+        settings = drop_harmless("processor", settings, {**FILE_KEYWORDS, "chat_template": (None,)})
+        here = local(name) if isinstance(name, str | Path) else None
         location = HubLocation.take(settings)
+        known = {*_IMAGE_SETTINGS, *_TEXT_SETTINGS, *HARMLESS_TOKENIZER_KEYWORDS}
+        unused = {keyword: settings.pop(keyword) for keyword in sorted(settings.keys() - known)}
+        if not return_unused:
+            check_unknown("processor", unused, (*sorted(_IMAGE_SETTINGS | _TEXT_SETTINGS), *HUB_KEYWORDS))
         directory = (
             here / location.subfolder
             if here is not None
-            else resolve(name_or_path, patterns=PROCESSOR_FILES, location=location)
+            else resolve(name, patterns=PROCESSOR_FILES, location=location)
         )
-        for_images = {name: value for name, value in settings.items() if name in _IMAGE_SETTINGS}
-        for_text = {name: value for name, value in settings.items() if name not in _IMAGE_SETTINGS}
+        for_images = {keyword: value for keyword, value in settings.items() if keyword in _IMAGE_SETTINGS}
+        for_text = {keyword: value for keyword, value in settings.items() if keyword not in _IMAGE_SETTINGS}
         if lacking := missing_parts(directory):
-            raise CheckpointError(
-                f"{name_or_path} has {lacking}: take them from the checkpoint that its model began as"
-            )
+            raise CheckpointError(f"{name} has {lacking}: take them from the checkpoint that its model began as")
         with read_lock(directory) as held:
-            return cls(
-                GroupViTImageProcessor.of_directory(held, for_images), CLIPTokenizer.of_directory(held, for_text)
+            processor = cls(
+                CLIPImageProcessor.of_directory(held, for_images), CLIPTokenizer.of_directory(held, for_text)
             )
+        return cast(Self, (processor, unused)) if return_unused else processor
 
-    def save_pretrained(self, save_directory: str | Path) -> list[Path]:
-        """Writes the files of both, which transformers 4 and 5 read as a CLIPProcessor; returns their paths."""
+    def save_pretrained(
+        self, save_directory: str | Path, push_to_hub: bool = False, *, repo_id: str | None = None, **push_options: Any
+    ) -> list[str]:
+        """Writes the files of both, which transformers 4 and 5 read as a CLIPProcessor; returns their paths.
+
+        `push_to_hub`: also send them to the repository `repo_id` (the directory's name if None); `push_options` as of
+        `push_to_hub`.
+        """
         directory = Path(save_directory)
-        return write_texts(directory, self.tokenizer.file_texts() | self.image_processor.file_texts(directory))
+        options = push_keywords(push_to_hub, repo_id, directory, push_options)
+        # By this, transformers' AutoProcessor knows what to make of the directory.
+        self.image_processor.extra["processor_class"] = "CLIPProcessor"
+        texts = self.tokenizer.file_texts() | self.image_processor.file_texts(directory)
+        paths = [str(path) for path in write_texts(directory, texts)]
+        if options is not None:
+            self.push_to_hub(**options)
+        return paths
 
     def push_to_hub(self, repo_id: str, *, commit_message: str = "Upload processor", **options: Any) -> str:
         """Sends the files of both to a model repository; `options` and errors as
@@ -98,27 +137,23 @@ class GroupViTProcessor(PostProcessing):
 
         Args:
             text: a string, or strings in any form that the tokenizer takes; None: no text.
-            images: one image or a batch of any kind that the image processor takes; None: no images.
+            images: one image or a batch of any kind that the image processor takes; None: no images. Text and images
+                are recognised in either order.
             return_tensors: None (lists), "np", "pt" or "tf".
-            kwargs: of the tokenizer (`padding`, `truncation`, `max_length`, ...) and settings of the image processor.
+            kwargs: of the tokenizer (`padding`, `truncation`, `max_length`, ...) and settings of the image processor;
+                also within the dictionaries `text_kwargs`, `images_kwargs` and `common_kwargs`.
 
         Returns:
             `input_ids` and `attention_mask` int64 `[N, T]` with text; `pixel_values` float32 `[B, 3, H, W]` with
             images.
         """
-        unknown = kwargs.keys() - _TEXT_KEYWORDS - _IMAGE_KEYWORDS
-        if unknown:
-            choices = ", ".join(sorted(_TEXT_KEYWORDS | _IMAGE_KEYWORDS))
-            raise InputError(f"{min(unknown)!r} is not a keyword of the processor; these are: {choices}")
+        text, images = in_order(text, images)
         if text is None and images is None:
             raise InputError("a processor needs text, images or both, got neither")
-        encoding = BatchEncoding()
-        if text is not None:
-            options = {name: value for name, value in kwargs.items() if name in _TEXT_KEYWORDS}
-            encoding.update(self.tokenizer(text, return_tensors=return_tensors, **options))
+        for_text, for_images = divided(kwargs, _IMAGE_KEYWORDS, return_tensors)
+        encoding = BatchEncoding() if text is None else self.tokenizer(text, **for_text)
         if images is not None:
-            options = {name: value for name, value in kwargs.items() if name in _IMAGE_KEYWORDS}
-            encoding.update(self.image_processor(images, return_tensors=return_tensors, **options))
+            encoding.update(self.image_processor(images, **for_images))
         return encoding
 
     def decode(self, *args: Any, **kwargs: Any) -> str:
@@ -134,9 +169,6 @@ class GroupViTProcessor(PostProcessing):
         """Returns the names of a call's outputs for text and images."""
         return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(image_processor={self.image_processor!r}, tokenizer={self.tokenizer!r})"
-
 
 def missing_parts(directory: Path) -> str:
     """Returns a message of what a directory lacks: "no tokenizer (FILES) and no image processor (FILE)", or ""."""
@@ -150,5 +182,26 @@ def missing_parts(directory: Path) -> str:
     return " and ".join(missing)
 
 
-AutoProcessor = GroupViTProcessor
-CLIPProcessor = GroupViTProcessor
+GroupViTProcessor = CLIPProcessor
+
+
+class AutoProcessor(AutoClass):
+    """CLIP's processor, if that is the one that a checkpoint asks for."""
+
+    key: ClassVar[str] = "processor_class"
+    classes: ClassVar[dict[str, type[Any]]] = {"CLIPProcessor": CLIPProcessor}
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **settings: Any) -> Any:
+        """`CLIPProcessor.from_pretrained`; `CheckpointError` for another kind of processor."""
+        made = CLIPProcessor.from_pretrained(pretrained_model_name_or_path, **settings)
+        processor = made[0] if isinstance(made, tuple) else made
+        named = processor.image_processor.extra.get("processor_class", "CLIPProcessor")
+        if cls._chosen(named, pretrained_model_name_or_path) is CLIPProcessor:
+            return made
+        return cls.classes[named].from_pretrained(pretrained_model_name_or_path, **settings)
+
+    @classmethod
+    def register(cls, config_class: Any, processor_class: type[Any], exist_ok: bool = False) -> None:
+        """Has a class of yours made for files that name it. `config_class` is not needed to know them."""
+        cls._register(processor_class.__name__, processor_class, exist_ok)
