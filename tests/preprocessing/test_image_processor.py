@@ -435,7 +435,7 @@ def test_overrides(photo):
     assert processor.crop_size == {"height": 224, "width": 224}
     for call in (lambda: processor(photo, do_resise=False), lambda: processor.from_dict({}, do_resise=False)):
         with pytest.raises(
-            InputError, match="'do_resise' is not a keyword of the image processor .did you mean 'do_resize'"
+            InputError, match=r"'do_resise' is not a keyword of the image processor .did you mean 'do_resize'"
         ):
             call()
 
