@@ -1,3 +1,4 @@
+import gc
 import os
 
 import numpy as np
@@ -11,6 +12,12 @@ from tests.support.models import tiny_config, tiny_inputs
 # The same examples in every run: a change is judged by what it changes. HYPOTHESIS_PROFILE=default draws others.
 settings.register_profile("same", derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+
+
+def pytest_collection_finish() -> None:
+    """Spares the garbage collector what two frameworks and all tests have made: it stays until the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=sorted(BACKENDS))

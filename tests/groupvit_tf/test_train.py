@@ -500,12 +500,12 @@ def recipe_of_pictures(directory: Path) -> Recipe:
 
 def test_captioned_images_train_with_worker_processes(eagerly, tmp_path):
     """From a folder; resumed in the middle of an epoch."""
-    recipe = changed(recipe_of_pictures(tmp_path), {"steps": 3, "save_every": 2})
+    recipe = changed(recipe_of_pictures(tmp_path), {"steps": 2, "save_every": 1})
     measured = {"quality": 1.0}
     whole = K.train(recipe, tmp_path / "whole", log=quiet, evaluate=lambda segmenter: measured)
     parts = rewound(tmp_path / "whole", tmp_path / "parts")
     resumed = K.train(recipe, parts, resume="auto", log=quiet, evaluate=lambda segmenter: measured)
-    assert resumed.losses == whole.losses[2:]
+    assert resumed.losses == whole.losses[1:]
     ends_alike(tmp_path / "whole", parts)
     assert json.loads((tmp_path / "whole" / "training.json").read_text())["evaluated"] == measured
 

@@ -206,7 +206,8 @@ def test_steps_are_measured_in_every_way():
 
 
 def test_too_little_memory_and_other_failures_are_rows(monkeypatch):
-    case = next(iter(training.cases(asked(set=["width=8", "heads=1"], batch=[40_000], limit=12.0))))
+    large = [*SMALL, "model.image_size=224", "data.image_size=224"]
+    case = next(iter(training.cases(asked(set=large, batch=[40_000], limit=12.0))))
     assert (
         training.row(case, training.in_a_process(case))
         == "| groupvit | 40000 | float32 |  |  |  | out of memory |  |  |  |"

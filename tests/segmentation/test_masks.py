@@ -273,7 +273,7 @@ def test_numbers_from_numpy(make):
     [
         {"scales": (1.0, 1.25), "foreground": 0.8},
         {"flip": True, "scales": (1.0, 1.25), "refine": 5, "foreground": 0.8, "assignment": "hard", "background": 0.15},
-        {"window": 32, "stride": 8, "shorter_side": 64, "top_k": 5, "refine": 3, "assignment": "hard"},
+        {"window": 32, "stride": 16, "shorter_side": 64, "top_k": 5, "refine": 3, "assignment": "hard"},
     ],
 )
 def test_both_backends_give_the_same_maps(demo, options):

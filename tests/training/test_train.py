@@ -102,6 +102,8 @@ def test_what_a_run_writes_loads_and_measures_the_same_and_a_failed_run_leaves_i
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
+# In Keras runs repeat themselves, and turn hard, in tests/groupvit_tf/test_train.py too.
+@pytest.mark.parametrize("backend", ["torch", pytest.param("tf", marks=pytest.mark.slow)], indirect=True)
 @eager_data
 def test_a_run_repeats_itself_and_turns_hard_when_told(backend, tmp_path):
     """The paper's objective, which besides its batches draws noise in the model and prompts in the data: two runs, the
@@ -173,7 +175,12 @@ def test_a_folder_that_cannot_be_made_is_one_clear_error(backend, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("variant", "times"), [({}, 22), (PAPER | {"gumbel": False, "hard_from": 1.0}, 1)], ids=["demo", "paper"]
+    ("variant", "times"),
+    [
+        pytest.param({}, 22, id="demo"),
+        # Steps of the paper's objective: also in tests/groupvit_tf/test_train.py.
+        pytest.param(PAPER | {"gumbel": False, "hard_from": 1.0}, 1, id="paper", marks=pytest.mark.slow),
+    ],
 )
 @eager_data
 def test_both_backends_take_the_same_steps_and_lower_the_loss(variant, times, pictures, processor, tmp_path):

@@ -68,6 +68,8 @@ def segmenter_of(model: Path, backend: Backend) -> Any:
     return importlib.import_module(f"groupvit_{backend.name}").Segmenter.from_pretrained(model, device="cpu")
 
 
+# In Keras a run measures in tests/groupvit_tf/test_train.py, and sets are measured in the test below.
+@pytest.mark.parametrize("backend", ["torch", pytest.param("tf", marks=pytest.mark.slow)], indirect=True)
 @eager_data
 def test_a_run_measures_the_recipes_sets(backend, folder, tmp_path):
     """Every so many steps, as `groupvit evaluate` would; and the sets count for which checkpoint is the best."""
