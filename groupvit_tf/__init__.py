@@ -43,7 +43,7 @@ from groupvit_tf.compat.auto import AutoModel, AutoModelForZeroShotImageClassifi
 from groupvit_tf.compat.seed import set_seed
 from groupvit_tf.model import GroupViTModel, GroupViTTextModel, GroupViTVisionModel
 from groupvit_tf.outputs import BaseModelOutput, BaseModelOutputWithPooling, GroupViTModelOutput
-from groupvit_tf.pipelines import ImageSegmentationPipeline, ZeroShotImageClassificationPipeline, pipeline
+from groupvit_tf.pipelines import ImageSegmentationPipeline, Pipeline, ZeroShotImageClassificationPipeline, pipeline
 from groupvit_tf.predictor import Segmenter
 
 TFAutoModel = AutoModel
@@ -88,6 +88,7 @@ __all__ = [
     "GroupViTVisionConfig",
     "GroupViTVisionModel",
     "ImageSegmentationPipeline",
+    "Pipeline",
     "PreTrainedModel",
     "Segmenter",
     "TFAutoModel",

@@ -16,10 +16,11 @@ from groupvit_common.segmentation.pipelines import (
 from groupvit_tf.model import GroupViTModel
 from groupvit_tf.predictor import Segmenter
 
-__all__ = ["ImageSegmentationPipeline", "ZeroShotImageClassificationPipeline", "pipeline"]
+__all__ = ["ImageSegmentationPipeline", "Pipeline", "ZeroShotImageClassificationPipeline", "pipeline"]
 
 
-class _Pipeline(BasePipeline):
+class Pipeline(BasePipeline):
+    __doc__ = BasePipeline.__doc__
     framework = "tf"
     segmenter_class = Segmenter
 
@@ -53,11 +54,11 @@ def _place_of(model: GroupViTModel) -> str:
     return ":".join(value.device.lower().split(":")[-2:])
 
 
-class ZeroShotImageClassificationPipeline(BaseImageClassification, _Pipeline):
+class ZeroShotImageClassificationPipeline(BaseImageClassification, Pipeline):
     __doc__ = BaseImageClassification.__doc__
 
 
-class ImageSegmentationPipeline(BaseImageSegmentation, _Pipeline):
+class ImageSegmentationPipeline(BaseImageSegmentation, Pipeline):
     __doc__ = BaseImageSegmentation.__doc__
 
 

@@ -26,7 +26,7 @@ from groupvit_torch.compat.auto import AutoModel, AutoModelForZeroShotImageClass
 from groupvit_torch.compat.seed import set_seed
 from groupvit_torch.model import GroupViTModel, GroupViTTextModel, GroupViTVisionModel
 from groupvit_torch.outputs import BaseModelOutput, BaseModelOutputWithPooling, GroupViTModelOutput
-from groupvit_torch.pipelines import ImageSegmentationPipeline, ZeroShotImageClassificationPipeline, pipeline
+from groupvit_torch.pipelines import ImageSegmentationPipeline, Pipeline, ZeroShotImageClassificationPipeline, pipeline
 from groupvit_torch.predictor import Segmenter
 
 __all__ = [
@@ -60,6 +60,7 @@ __all__ = [
     "GroupViTVisionConfig",
     "GroupViTVisionModel",
     "ImageSegmentationPipeline",
+    "Pipeline",
     "PreTrainedModel",
     "Segmenter",
     "ZeroShotImageClassificationPipeline",

@@ -16,10 +16,11 @@ from groupvit_torch.checkpoint import usable_device
 from groupvit_torch.model import GroupViTModel
 from groupvit_torch.predictor import Segmenter
 
-__all__ = ["ImageSegmentationPipeline", "ZeroShotImageClassificationPipeline", "pipeline"]
+__all__ = ["ImageSegmentationPipeline", "Pipeline", "ZeroShotImageClassificationPipeline", "pipeline"]
 
 
-class _Pipeline(BasePipeline):
+class Pipeline(BasePipeline):
+    __doc__ = BasePipeline.__doc__
     framework = "pt"
     segmenter_class = Segmenter
 
@@ -37,11 +38,11 @@ class _Pipeline(BasePipeline):
         return self.model.device
 
 
-class ZeroShotImageClassificationPipeline(BaseImageClassification, _Pipeline):
+class ZeroShotImageClassificationPipeline(BaseImageClassification, Pipeline):
     __doc__ = BaseImageClassification.__doc__
 
 
-class ImageSegmentationPipeline(BaseImageSegmentation, _Pipeline):
+class ImageSegmentationPipeline(BaseImageSegmentation, Pipeline):
     __doc__ = BaseImageSegmentation.__doc__
 
 

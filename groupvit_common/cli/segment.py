@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from groupvit_common.cli.arguments import add_images, add_segmentation
 from groupvit_common.cli.parser import EXIT_CODES, Parser
 from groupvit_common.cli.runtime import DEFAULT_OUT, ImageRun, load_segmenter, make_writable, output_names, read_request
-from groupvit_common.errors import InputError
+from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.segmentation.figures import FIGURES, show, thumbnail, write_images
 
 if TYPE_CHECKING:
@@ -45,14 +45,18 @@ def add_arguments(parser: Parser) -> None:
         help=f"also write NAME_KIND.png for each kind of figure: {', '.join(FIGURES)}",
     )  # fmt: skip
     parser.add_argument("--sheet", action="store_true", help=f"also write {_SHEET}: all images in colours on one page")
+    parser.add_argument(
+        "--coco", metavar="FILE", help="also write FILE, all results as a COCO data set (JSON, with run lengths)"
+    )
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
     shown = _modes(options.show)
     labels, background_labels = read_request(options)
+    coco = _Coco(Path(options.coco)) if options.coco else None
     out = Path(options.out or DEFAULT_OUT) if options.out or not options.json else None
-    run = ImageRun(options, only_prints=out is None)
+    run = ImageRun(options, only_prints=out is None and coco is None)
     if out is not None:
         make_writable(out)
         if options.sheet and any(path.resolve() == (out / _SHEET).resolve() for path in run.paths):
@@ -69,6 +73,8 @@ def _run(options: argparse.Namespace) -> int:
         for path, result in run.segmented(segmenter):
             with run.attempt(path):
                 record, where = result.to_dict(), ""
+                if coco is not None:
+                    coco.add(result)
                 if out is not None:
                     files = result.save_as(out, names[path], groups=options.group_map)
                     files |= figures.save(result, out, names[path])
@@ -76,7 +82,33 @@ def _run(options: argparse.Namespace) -> int:
                     where = f" -> {files['overlay']}"
                 run.done(record, f"{path}: {_shares(result)}{where}")
     figures.save_sheet()
+    if coco is not None:
+        coco.save()
     return run.code()
+
+
+class _Coco:
+    """The data set of --coco, which is written when all images are done."""
+
+    def __init__(self, file: Path) -> None:
+        from groupvit_common.segmentation.adapters.coco import CocoDataset
+
+        if file.suffix.lower() != ".json" or file.is_dir():
+            raise InputError(f"--coco writes a JSON file, got {file}: give a name that ends in .json")
+        self._file, self._data_set = file, CocoDataset()
+        make_writable(file.parent)
+
+    def add(self, result: Segmentation) -> None:
+        self._data_set.add(result)
+
+    def save(self) -> None:
+        from groupvit_common.storage.json_text import unicode_json
+        from groupvit_common.storage.saving import write_texts
+
+        try:
+            write_texts(self._file.parent, {self._file.name: unicode_json(self._data_set.to_dict()) + "\n"})
+        except CheckpointError as error:
+            raise InputError(str(error)) from error
 
 
 def _modes(text: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from groupvit_common.errors import InputError
 from groupvit_common.segmentation.adapters import (
+    CocoDataset,
     polygons,
     to_coco,
     to_coco_annotations,
@@ -211,6 +212,30 @@ def test_numbers_of_categories(result):
         to_coco(result, form="png")
 
 
+def test_images_of_one_name_are_told_apart():
+    data_set = CocoDataset(form="polygons")
+    for source in ("a/x.jpg", "b/x.jpg", None):
+        data_set.add(made(source=source))
+    assert [image["file_name"] for image in data_set.to_dict()["images"]] == ["x.jpg", "b/x.jpg", "3.png"]
+
+
+def test_coco_from_the_command_line(tmp_path, monkeypatch, capsys):
+    from groupvit_common import cli
+
+    monkeypatch.chdir(tmp_path)
+    for name, colour in (("a.png", (220, 30, 30)), ("b.png", (40, 160, 40))):
+        Image.new("RGB", (24, 16), colour).save(name)
+    command = ["segment", "a.png", "b.png", "missing.png", "--model", "demo", "--labels", "red, grass", "--json"]
+    assert cli.main([*command, "--coco", "out/all.json"]) != 0  # an image is missing
+    capsys.readouterr()
+    written = json.loads((tmp_path / "out" / "all.json").read_text())
+    assert [image["file_name"] for image in written["images"]] == ["a.png", "b.png"]
+    assert sum(each["area"] for each in written["annotations"]) == 2 * 24 * 16
+    assert {each["name"] for each in written["categories"]} == {"red", "grass"}
+    assert cli.main([*command, "--coco", "all.png"]) != 0
+    assert "--coco writes a JSON file, got all.png" in capsys.readouterr().err
+
+
 # -- supervision --
 
 
@@ -332,9 +357,14 @@ def test_label_studio_reads_it(result):
 
 @pytest.mark.parametrize(
     ("convert", "package"),
-    [(to_coco, "pycocotools"), (to_supervision, "supervision"), (to_fiftyone, "fiftyone"),
-     (to_fiftyone_detections, "fiftyone")],
-)  # fmt: skip
+    [
+        (to_coco, "pycocotools"),
+        (lambda result: CocoDataset(), "pycocotools"),
+        (to_supervision, "supervision"),
+        (to_fiftyone, "fiftyone"),
+        (to_fiftyone_detections, "fiftyone"),
+    ],
+)
 def test_a_missing_library_is_named(monkeypatch, result, convert, package):
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setitem(sys.modules, f"{package}.mask", None)

@@ -1,3 +1,4 @@
+from .coco import CocoDataset as CocoDataset
 from .coco import to_coco as to_coco
 from .coco import to_coco_annotations as to_coco_annotations
 from .coco import to_coco_results as to_coco_results

@@ -33,21 +33,51 @@ def to_coco(
     Raises:
         InputError: as `to_coco_annotations`.
     """
-    every = [results] if isinstance(results, Segmentation) else list(results)
-    if category_ids is None:
-        names = dict.fromkeys(name for result in every for name in class_names(result))
-        category_ids = {name: number for number, name in enumerate(names, 1)}
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for image_id, result in enumerate(every, 1):
-        file = Path(result.source).name if result.source else f"{image_id}.png"
+    data_set = CocoDataset(category_ids, form=form, by=by)
+    for result in [results] if isinstance(results, Segmentation) else results:
+        data_set.add(result)
+    return data_set.to_dict()
+
+
+class CocoDataset:
+    """A COCO data set that grows result by result: `to_coco` for results that are not kept.
+
+    Arguments and errors are those of `to_coco`.
+    """
+
+    def __init__(self, category_ids: Mapping[str, int] | None = None, *, form: Form = "rle", by: By = "label") -> None:
+        _check_form(form)
+        self._category_ids, self._is_open = dict(category_ids or {}), category_ids is None
+        self._form, self._by = form, by
+        self._images: list[dict[str, Any]] = []
+        self._annotations: list[dict[str, Any]] = []
+        self._names: set[str] = set()
+
+    def add(self, result: Segmentation) -> None:
+        """Adds an image and its annotations. An image is called as its file, by its whole path if another one has the
+        name; without a file by its number."""
+        if self._is_open:
+            for name in class_names(result):
+                self._category_ids.setdefault(name, len(self._category_ids) + 1)
+        number = len(self._images) + 1
+        name = Path(result.source).name if result.source else f"{number}.png"
+        name = str(result.source or name) if name in self._names else name
+        self._names.add(name)
         width, height = result.image.size
-        images.append({"id": image_id, "file_name": file, "width": width, "height": height})
-        annotations += to_coco_annotations(
-            result, image_id=image_id, category_ids=category_ids, first_id=len(annotations) + 1, form=form, by=by
+        self._annotations += to_coco_annotations(
+            result,
+            image_id=number,
+            category_ids=self._category_ids,
+            first_id=len(self._annotations) + 1,
+            form=self._form,
+            by=self._by,
         )
-    categories = [{"id": number, "name": name} for name, number in category_ids.items()]
-    return {"images": images, "annotations": annotations, "categories": categories}
+        self._images.append({"id": number, "file_name": name, "width": width, "height": height})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns `images`, `annotations` and `categories`, ready for JSON."""
+        categories = [{"id": number, "name": name} for name, number in self._category_ids.items()]
+        return {"images": self._images, "annotations": self._annotations, "categories": categories}
 
 
 def to_coco_annotations(
@@ -75,8 +105,7 @@ def to_coco_annotations(
     Raises:
         InputError: no pycocotools for "rle", another form, or a label without a number.
     """
-    if form not in get_args(Form):
-        raise InputError(f"form must be one of {', '.join(get_args(Form))}, got {form!r}")
+    _check_form(form)
     ids = _category_ids(result, category_ids)
     return [
         {
@@ -116,13 +145,25 @@ def to_coco_results(
     ]
 
 
+def _check_form(form: object) -> None:
+    """Raises `InputError` for an unknown form, and for run lengths without pycocotools."""
+    if form not in get_args(Form):
+        raise InputError(f"form must be one of {', '.join(get_args(Form))}, got {form!r}")
+    if form == "rle":
+        _mask_library()
+
+
+def _mask_library() -> Any:
+    return library("pycocotools.mask", "'groupvit[adapters]'")
+
+
 def _category_ids(result: Segmentation, given: Mapping[str, int] | None) -> Mapping[str, int]:
     return {name: number for number, name in enumerate(class_names(result), 1)} if given is None else given
 
 
 def _run_lengths(mask: Mask) -> dict[str, Any]:
     """Returns a mask as COCO's compressed run lengths; `counts` is text, as JSON needs it."""
-    encoded = library("pycocotools.mask", "'groupvit[adapters]'").encode(np.asfortranarray(mask, dtype=np.uint8))
+    encoded = _mask_library().encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
 
 
