@@ -1,6 +1,5 @@
 """Keywords of programs written for transformers: values that are enumerations, and names that nobody here knows."""
 
-import difflib
 import enum
 import warnings
 from collections.abc import Iterable, Mapping
@@ -29,6 +28,8 @@ def plain(value: Any) -> Any:
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """Returns the known name that another is most probably meant to be; None if there is none."""
+    import difflib  # needed for mistakes alone
+
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=_ALIKE)), None)
 
 
