@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import optree
 
+from groupvit_common.compat.features import BatchFeature
 from groupvit_common.model.outputs import BaseModelOutput, BaseModelOutputWithPooling, GroupViTModelOutput, ModelOutput
 from groupvit_common.preprocessing.encoding import BatchEncoding
 
@@ -31,5 +32,5 @@ def _register(record: Any) -> None:
         jax.tree_util.register_pytree_node(record, flatten, unflatten)
 
 
-for _record in (BaseModelOutput, BaseModelOutputWithPooling, GroupViTModelOutput, BatchEncoding):
+for _record in (BaseModelOutput, BaseModelOutputWithPooling, GroupViTModelOutput, BatchEncoding, BatchFeature):
     _register(_record)

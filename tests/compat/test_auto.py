@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 
+from groupvit_common.compat.features import BatchFeature
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.model.auto import AutoConfig
 from groupvit_common.model.config import GroupViTConfig, GroupViTTextConfig
@@ -92,3 +93,11 @@ def test_names_of_transformers(backend):
         "PreTrainedModel set_seed"
     )
     assert set(names.split()) <= set(backend.__all__)
+
+
+def test_keras_finds_the_tensors_in_features():
+    pytest.importorskip("groupvit_tf")
+    keras = importlib.import_module("keras")
+    doubled = keras.tree.map_structure(lambda value: 2 * value, {"x": BatchFeature({"a": 1, "b": 2})})
+    assert type(doubled["x"]) is BatchFeature
+    assert doubled == {"x": {"a": 2, "b": 4}}
