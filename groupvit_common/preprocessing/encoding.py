@@ -6,7 +6,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from groupvit_common.errors import InputError
+from groupvit_common.compat.encoding import EncodingHabits
+from groupvit_common.errors import InputError, short
 
 # Keywords of transformers' from_pretrained that change nothing here, and their accepted values (None: any).
 HARMLESS_KEYWORDS: Mapping[str, tuple[Any, ...] | None] = {
@@ -21,28 +22,62 @@ HARMLESS_TOKENIZER_KEYWORDS: Mapping[str, tuple[Any, ...] | None] = {
     "add_bos_token": (True,),
     "add_eos_token": (True,),
     "add_prefix_space": (False,),
-    "additional_special_tokens": (None, [], ()),
+    "chat_template": (None,),
+    "config": None,  # whose tokenizer it is
     "do_lower_case": (True,),
     "errors": ("replace",),
-    "from_slow": (False,),
-    "split_special_tokens": (False,),
+    "from_slow": None,  # there is one vocabulary
+    "gguf_file": (None,),
+    "processor_class": None,
+    "special_tokens_map_file": None,
+    "tokenizer_class": None,
+    "tokenizer_type": (None, "clip"),
+    "use_auth_token": (None,),
     "verbose": None,
 }
 # Never kept, should a file hold them: older versions of other libraries wrote a caller's access token into their files.
 SECRETS = ("token", "use_auth_token")
 
 
-class BatchEncoding(dict[str, Any]):
-    """Named model inputs: a dictionary (so `model(**encoding)` works) whose keys are attributes too."""
+class BatchEncoding(EncodingHabits):
+    """Named model inputs: a dictionary (so `model(**encoding)` works) whose keys are attributes too.
+
+    `BatchEncoding(data, encoding, tensor_type)`: named inputs, the `tokenizers.Encoding` of each text if there are
+    texts, and a kind of tensor to turn the inputs into. What an encoding knows of its texts is in
+    `groupvit_common.compat.encoding`.
+    """
 
     def __getattr__(self, name: str) -> Any:
-        try:
+        if name in self:
             return self[name]
-        except KeyError:
-            raise AttributeError(f"no {name!r} in this encoding; it holds {', '.join(self) or 'nothing'}") from None
+        raise AttributeError(f"no {name!r} in this encoding; it holds {', '.join(self) or 'nothing'}")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self[name] = value
+        if name == "data" or name.startswith("_"):
+            object.__setattr__(self, name, value)
+        else:
+            self[name] = value
+
+    def convert_to_tensors(self, tensor_type: str | None = None, prepend_batch_axis: bool = False) -> Self:
+        """Turns lists into tensors, in place: "np", "pt" or "tf"; `prepend_batch_axis` makes a batch of one of them."""
+        if tensor_type is None:
+            return self
+        check_return_tensors(tensor_type)
+        kind = str(getattr(tensor_type, "value", tensor_type))
+        for name, value in list(self.items()):
+            if not prepend_batch_axis and _is_tensor(value, kind):
+                continue
+            try:
+                array = _as_array([value] if prepend_batch_axis else value, ragged=kind == "np")
+                self[name] = to_tensors(array if array.size else array.astype(np.int64), kind)
+            except InputError:
+                raise
+            except (ValueError, TypeError) as error:
+                raise InputError(
+                    f"{name!r} cannot become one tensor ({error}); rows of one length are needed: pass padding=True "
+                    "and truncation=True to the tokenizer"
+                ) from error
+        return self
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Moves the PyTorch tensors, in place, as `Tensor.to` does: a device, a dtype or both. Other values stay as
@@ -63,9 +98,27 @@ class BatchEncoding(dict[str, Any]):
         return self
 
 
+def _as_array(value: Any, *, ragged: bool) -> np.ndarray[Any, Any]:
+    """Returns an array; with `ragged` rows of different lengths become an array of arrays."""
+    if ragged and isinstance(value, list) and value and all(isinstance(row, list | np.ndarray) for row in value):
+        rows = [np.asarray(row) for row in value]
+        if len({row.shape for row in rows}) > 1:
+            array = np.empty(len(rows), dtype=object)
+            array[:] = rows
+            return array
+    return np.asarray(value)
+
+
+def _is_tensor(value: Any, kind: str) -> bool:
+    package = {"np": "numpy", "pt": "torch", "tf": "tensorflow"}[kind]
+    return hasattr(value, "shape") and any(
+        base.__module__.partition(".")[0] == package for base in type(value).__mro__[:-1]
+    )
+
+
 def check_return_tensors(return_tensors: str | None) -> None:
     """Raises `InputError` unless `return_tensors` is None, "np", "pt" or "tf"."""
-    if return_tensors is not None and return_tensors not in ("np", "pt", "tf"):
+    if return_tensors is not None and getattr(return_tensors, "value", return_tensors) not in ("np", "pt", "tf"):
         raise InputError(f"return_tensors must be None, 'np', 'pt' or 'tf', got {return_tensors!r}")
 
 
@@ -97,7 +150,7 @@ def check_keywords(
 
     Values of unknown keywords are not repeated in the message: one may be an access token.
     """
-    if "use_auth_token" in given:
+    if given.get("use_auth_token") is not None:
         raise InputError("use_auth_token is transformers' former name of an access token; pass token= instead")
     unknown = [name for name in given if name not in valid and name not in harmless]
     if unknown:
@@ -134,6 +187,48 @@ def check_texts(text: Any) -> list[str]:
             missing = item is None or item != item  # NaN is unlike itself
             hint = ": it is missing, so leave its row out" if missing is True else ""
             raise InputError(f"text {position} of the list must be a string, got {type(item).__name__}{hint}")
+    return list(text)
+
+
+def check_inputs(text: Any, text_pair: Any, words: bool) -> tuple[bool, list[Any], bool]:
+    """Returns whether a call has one text, its texts as a list, and whether any is a pair.
+
+    A text is a string or, with `words`, a list of strings; a pair is a tuple of two.
+    """
+    if isinstance(text, str) and not words and not text_pair:
+        return True, [text], False
+    text, text_pair = _listed(text), _listed(text_pair)
+    check_words: Any = _check_words if words else check_text
+    if words:
+        single = not (isinstance(text, list | tuple) and text and isinstance(text[0], list | tuple))
+    else:
+        single = not isinstance(text, list | tuple)
+    if single:
+        first = check_words(text)
+        return True, [(first, check_words(text_pair)) if text_pair else first], bool(text_pair)
+    if text_pair is not None:
+        if not isinstance(text_pair, list | tuple) or len(text_pair) != len(text):
+            size = len(text_pair) if isinstance(text_pair, list | tuple) else type(text_pair).__name__
+            raise InputError(f"{len(text)} texts need as many second ones in text_pair, got {size}")
+        pairs = [(check_words(one), check_words(other)) for one, other in zip(text, text_pair, strict=True)]
+        return False, pairs, bool(pairs)
+    nested = str if not words else list | tuple
+    if any(_is_pair(item, nested) for item in text):
+        return False, [_pair_or_text(item, nested, check_words) for item in text], True
+    return False, [check_words(item) for item in text] if words else check_texts(text), False
+
+
+def _is_pair(item: Any, part: Any) -> bool:
+    return isinstance(item, list | tuple) and len(item) == 2 and all(isinstance(each, part) for each in item)
+
+
+def _pair_or_text(item: Any, part: Any, check: Any) -> Any:
+    return (check(item[0]), check(item[1])) if _is_pair(item, part) else check(item)
+
+
+def _check_words(text: Any) -> list[str]:
+    if not isinstance(text, list | tuple) or not all(isinstance(word, str) for word in text):
+        raise InputError(f"with is_split_into_words a text is a list of words (strings), got {short(text)}")
     return list(text)
 
 

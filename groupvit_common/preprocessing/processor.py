@@ -21,12 +21,13 @@ from groupvit_common.preprocessing.image_processor import (
     push_keywords,
 )
 from groupvit_common.preprocessing.image_settings import DEFAULTS
-from groupvit_common.preprocessing.tokenizer import (
+from groupvit_common.preprocessing.tokenizer import CLIPTokenizer, CLIPTokenizerFast
+from groupvit_common.preprocessing.tokenizer_files import (
     MERGES_FILE,
+    SETTINGS,
     TOKENIZER_FILE,
     TOKENIZER_FILES,
     VOCAB_FILE,
-    CLIPTokenizer,
 )
 from groupvit_common.storage.saving import has_file, read_lock, write_texts
 
@@ -42,7 +43,7 @@ PROCESSOR_FILES = (*TOKENIZER_FILES, IMAGE_PROCESSOR_FILE, PROCESSOR_FILE)
 
 _IMAGE_SETTINGS = frozenset(DEFAULTS)
 _IMAGE_KEYWORDS = (_keywords(CLIPImageProcessor.preprocess) | _IMAGE_SETTINGS) - {"return_tensors"}
-_TEXT_SETTINGS = _keywords(CLIPTokenizer.__init__) - {"tokenizer_file", "tokenizer_object", "extra"}
+_TEXT_SETTINGS = frozenset(SETTINGS)
 
 
 class CLIPProcessor(PostProcessing, ProcessorHabits):
@@ -101,7 +102,8 @@ class CLIPProcessor(PostProcessing, ProcessorHabits):
             raise CheckpointError(f"{name} has {lacking}: take them from the checkpoint that its model began as")
         with read_lock(directory) as held:
             processor = cls(
-                CLIPImageProcessor.of_directory(held, for_images), CLIPTokenizer.of_directory(held, for_text)
+                CLIPImageProcessor.of_directory(held, for_images),
+                CLIPTokenizerFast.of_directory(held, for_text, name=str(name)),
             )
         return cast(Self, (processor, unused)) if return_unused else processor
 

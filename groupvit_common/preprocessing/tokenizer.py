@@ -1,144 +1,169 @@
-"""Text -> token ids: CLIP's byte-pair tokenizer, with the ids and the files of transformers' fast CLIP tokenizer.
+"""Text -> token ids: CLIP's byte-pair tokenizer, with the ids and the files of transformers' CLIP tokenizers.
 
 A text is normalised (Unicode NFC, white space to one space, lower case), cut into words by CLIP's pattern, each word's
 bytes are merged by the learned pairs, and the ids stand between the start-of-text and the end-of-text token. The
-`tokenizers` library does the work; this module configures it, and reads and writes the five files of the hub.
+`tokenizers` library does the work; this module configures it. Names and keywords that are transformers' alone are in
+`groupvit_common.compat.tokenizer`.
 """
 
+import copy
+import importlib
+import inspect
 import json
-import math
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
-from tokenizers import AddedToken, Encoding, Tokenizer, processors
+from tokenizers import AddedToken, Tokenizer, processors
 
 from groupvit_common.checkpoints.hub import HUB_KEYWORDS, HubLocation, resolve
-from groupvit_common.errors import CheckpointError, InputError, short
+from groupvit_common.compat.tokenizer import ADDITIONAL, SPECIAL_TOKENS, TokenizerHabits, renamed_token
+from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.preprocessing.encoding import (
     HARMLESS_TOKENIZER_KEYWORDS,
-    SECRETS,
     BatchEncoding,
+    check_inputs,
     check_keywords,
     check_return_tensors,
     check_text,
-    check_texts,
-    to_tensors,
+)
+from groupvit_common.preprocessing.lengths import Lengths, encode_texts, fields_of_encodings, lengths_of_call
+from groupvit_common.preprocessing.tokenizer_files import (
+    CLIP_CONTEXT_LENGTH,
+    MERGES_FILE,
+    SETTINGS,
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+    TOKENIZER_FILES,
+    VOCAB_FILE,
+    added_token,
+    check_settings,
+    file_texts,
+    read_settings,
 )
 from groupvit_common.preprocessing.vocabulary import (
     END_OF_TEXT,
     END_OF_WORD,
     START_OF_TEXT,
+    add_cleaning,
     learn_vocabulary,
     library_errors,
     read_tokenizer_file,
     read_vocabulary,
+    without_cleaning,
 )
-from groupvit_common.storage.json_text import json_text, read_json
 from groupvit_common.storage.saving import read_lock, write_texts
-
-TOKENIZER_FILE = "tokenizer.json"
-VOCAB_FILE = "vocab.json"
-MERGES_FILE = "merges.txt"
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
-SPECIAL_TOKENS_FILE = "special_tokens_map.json"
-TOKENIZER_FILES = [TOKENIZER_FILE, VOCAB_FILE, MERGES_FILE, TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_FILE]
-
-# The context length of every published CLIP and GroupViT: what a vocabulary without a tokenizer_config.json gets.
-CLIP_CONTEXT_LENGTH = 77
-# transformers writes 1e30 for "no limit"; anything above this is taken so.
-_NO_LIMIT = 10**20
 
 # Letters, a digit, a sign, and bytes that only a whole alphabet has.
 _PROBE = "a \u00e9\u4e2d 1!"
-_SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
-_SETTINGS = (*_SPECIAL_NAMES, "model_max_length", "padding_side", "truncation_side", "clean_up_tokenization_spaces")
-# transformers' clean-up of decoded English, in its order: what is removed is the space in front.
-_SPACED_PUNCTUATION = (
-    (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"),
-    (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"),
-)  # fmt: skip
+# Names of older and newer transformers for settings.
+_OTHER_NAMES = {
+    "vocab": "vocab_file", "merges": "merges_file", "max_len": "model_max_length", "extra_special_tokens": ADDITIONAL,
+}  # fmt: skip
+_OLD_CALL_NAMES = ("truncation_strategy", "pad_to_max_length")
+# What `save_pretrained` passes to `push_to_hub`, and keywords of transformers' that ask for nothing here.
+_PUSH_KEYWORDS = ("repo_id", "commit_message", "token", "private", "revision", "create_pr")
+_HARMLESS_SAVING: Mapping[str, tuple[Any, ...] | None] = {
+    "save_jinja_files": None, "save_raw_chat_template": None, "max_shard_size": None, "safe_serialization": None,
+    "use_auth_token": (None,), "organization": (None,), "tags": (None,),
+}  # fmt: skip
 
 
-class CLIPTokenizer:
-    """CLIP's tokenizer, from its vocabulary files; also exported as `AutoTokenizer` and `CLIPTokenizerFast`.
+class CLIPTokenizer(TokenizerHabits):
+    """CLIP's tokenizer, from its vocabulary files, with the ids of transformers 4's `CLIPTokenizer`.
 
     `CLIPTokenizer(vocab_file, merges_file)`, or `tokenizer_file=` a tokenizer.json; `from_pretrained` takes a directory
-    or a hub name. Attributes: `bos_token`, `eos_token`, `unk_token`, `pad_token` (strings; `pad_token` may be None),
-    their `..._id`, `model_max_length`, `padding_side` and `truncation_side` ("right" or "left").
+    or a hub name. Attributes: `bos_token`, `eos_token`, `unk_token`, `pad_token` and others that transformers has
+    (strings or None), their `..._id`, `model_max_length`, `padding_side` and `truncation_side` ("right" or "left").
+
+    Before anything else a text is cleaned: with ftfy where it is installed, as the texts that CLIP and GroupViT learned
+    from; otherwise control and format characters are left out and each Chinese character is a word. Ids differ for
+    such characters only from those of `CLIPTokenizerFast`, which processors use and which cleans nothing.
 
     Keys of a file that are not settings here are kept in `extra` and written back by `save_pretrained`. Keywords of a
-    caller
-    never are: unknown ones are refused, and settings of transformers' tokenizers (`errors`, `do_lower_case`, ...) are
-        accepted
-    with the values that CLIP's tokenizer has anyway.
+    caller never are: unknown ones are refused, and settings of transformers' tokenizers (`errors`, `do_lower_case`,
+    ...) are accepted with the values that CLIP's tokenizer has anyway.
     """
 
-    model_input_names = ("input_ids", "attention_mask")
+    batch_encoding = BatchEncoding
+    is_fast = False
+    fix_text: Callable[[str], str] | None = None
+    _cleans: ClassVar[bool] = True
 
     def __init__(
         self,
-        vocab_file: str | Path | None = None,
-        merges_file: str | Path | None = None,
+        vocab_file: str | Path | Mapping[str, int] | None = None,
+        merges_file: str | Path | Sequence[Any] | None = None,
         *,
         tokenizer_file: str | Path | None = None,
         tokenizer_object: Tokenizer | None = None,
-        bos_token: Any = START_OF_TEXT,
-        eos_token: Any = END_OF_TEXT,
-        unk_token: Any = END_OF_TEXT,
-        pad_token: Any = END_OF_TEXT,
-        model_max_length: int = CLIP_CONTEXT_LENGTH,
-        padding_side: str = "right",
-        truncation_side: str = "right",
-        clean_up_tokenization_spaces: bool = False,
+        added_tokens_decoder: Mapping[int, AddedToken] | None = None,
         extra: Mapping[str, Any] | None = None,
-        **harmless: Any,
+        name_or_path: str = "",
+        **settings: Any,
     ) -> None:
-        valid = ("vocab_file", "merges_file", "tokenizer_file", "tokenizer_object", *_SETTINGS, "extra")
-        check_keywords("tokenizer", harmless, valid, HARMLESS_TOKENIZER_KEYWORDS)
-        specials = dict(zip(_SPECIAL_NAMES, (bos_token, eos_token, unk_token, pad_token), strict=True))
-        contents = _check_settings(
-            {
-                **specials,
-                "model_max_length": model_max_length,
-                "padding_side": padding_side,
-                "truncation_side": truncation_side,
-            }
-        )
-        self.bos_token: str = contents["bos_token"]
-        self.eos_token: str = contents["eos_token"]
-        self.unk_token: str = contents["unk_token"] or self.eos_token
-        self.pad_token: str | None = contents["pad_token"]
-        self.model_max_length = int(model_max_length)
-        self.padding_side = padding_side
-        self.truncation_side = truncation_side
-        self.clean_up_tokenization_spaces = bool(clean_up_tokenization_spaces)
+        """Settings are keywords: special tokens (`bos_token`, ..., `additional_special_tokens`; strings or
+        AddedTokens), `model_max_length`, `padding_side`, `truncation_side`, `clean_up_tokenization_spaces` (of decoded
+        text), `split_special_tokens`, `model_input_names`."""
+        vocab_file, merges_file = settings.pop("vocab", vocab_file), settings.pop("merges", merges_file)
+        settings = {_OTHER_NAMES.get(name, name): value for name, value in settings.items()}
+        valid = ("vocab_file", "merges_file", "tokenizer_file", "tokenizer_object", *SETTINGS, "extra")
+        check_keywords("tokenizer", settings, valid, HARMLESS_TOKENIZER_KEYWORDS)
+        specials = {
+            "bos_token": START_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT, "pad_token": END_OF_TEXT,
+        } | {name: settings[name] for name in (*SPECIAL_TOKENS, ADDITIONAL) if name in settings}  # fmt: skip
+        contents = check_settings(settings | specials)
+        self._special_tokens_map = dict.fromkeys(SPECIAL_TOKENS) | contents
+        self._special_tokens_map["unk_token"] = contents["unk_token"] or contents["eos_token"]
+        self.model_max_length = int(settings.get("model_max_length") or CLIP_CONTEXT_LENGTH)
+        self.padding_side = settings.get("padding_side", "right")
+        self.truncation_side = settings.get("truncation_side", "right")
+        self.clean_up_tokenization_spaces = bool(settings.get("clean_up_tokenization_spaces", False))
+        self.split_special_tokens = bool(settings.get("split_special_tokens", False))
+        self.model_input_names = list(settings.get("model_input_names") or ("input_ids", "attention_mask"))
+        self.name_or_path = str(name_or_path)
         self.extra = dict(extra or {})
 
         if tokenizer_object is None and tokenizer_file is None and (vocab_file is None or merges_file is None):
             raise InputError(
                 "a tokenizer needs vocab_file and merges_file, or tokenizer_file; see also from_pretrained"
             )
-        with library_errors(tokenizer_file or vocab_file or "the tokenizer"):
+        named = tokenizer_file or (vocab_file if isinstance(vocab_file, str | Path) else "the tokenizer")
+        with library_errors(named):
             if tokenizer_object is not None:
-                self._backend = tokenizer_object
+                self._backend = copy.deepcopy(tokenizer_object)
             elif tokenizer_file is not None:
                 self._backend = read_tokenizer_file(Path(tokenizer_file), self.unk_token)
             elif vocab_file is not None and merges_file is not None:
-                self._backend = read_vocabulary(Path(vocab_file), Path(merges_file), self.unk_token)
-            self._add_special_tokens(specials)
+                vocab, merges = (
+                    Path(each) if isinstance(each, str | Path) else each for each in (vocab_file, merges_file)
+                )
+                self._backend = read_vocabulary(vocab, merges, self.unk_token)  # type: ignore[arg-type]
+            self._add_tokens_of_settings(specials, added_tokens_decoder or {})
             # Each call cuts and pads itself: the backend's settings are shared state, and files may carry some.
             self._backend.no_truncation()
             self._backend.no_padding()
+            self._backend.encode_special_tokens = self.split_special_tokens
+            if self._cleans:
+                self.fix_text = _ftfy()
+                add_cleaning(self._backend, fixed=self.fix_text is not None)
             # What does not fit together within a file shows in use only.
             self._backend.encode(_PROBE)
+        flags = self.added_tokens_encoder
+        tokens = self.added_tokens_decoder
+        for name, value in self._special_tokens_map.items():
+            if isinstance(value, str) and value in flags:
+                self._special_tokens_map[name] = tokens[flags[value]]
+            elif isinstance(value, list):
+                self._special_tokens_map[name] = [tokens[flags[token]] if token in flags else token for token in value]
+        self.init_kwargs = self.extra | settings | self.special_tokens_map_extended
+        self.init_kwargs |= {"model_max_length": self.model_max_length, "name_or_path": self.name_or_path}
 
     # -- files --
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, **settings: Any) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *inputs: Any, **settings: Any) -> Self:
         """Returns the tokenizer in a directory or a hub repository: `tokenizer.json`, or `vocab.json` with
         `merges.txt`.
 
@@ -148,20 +173,21 @@ class CLIPTokenizer:
         `groupvit_common.checkpoints.hub.HubLocation`.
         Raises `CheckpointError` when a file is missing or cannot be used.
         """
-        check_keywords("tokenizer", settings, (*_SETTINGS, *HUB_KEYWORDS), HARMLESS_TOKENIZER_KEYWORDS)
+        settings = {_OTHER_NAMES.get(name, name): value for name, value in settings.items()}
+        check_keywords("tokenizer", settings, (*SETTINGS, *HUB_KEYWORDS), HARMLESS_TOKENIZER_KEYWORDS)
         location = HubLocation.take(settings)
-        with read_lock(resolve(name_or_path, patterns=TOKENIZER_FILES, location=location)) as held:
-            return cls.of_directory(held, settings)
+        with read_lock(resolve(pretrained_model_name_or_path, patterns=TOKENIZER_FILES, location=location)) as held:
+            return cls.of_directory(held, settings, name=str(pretrained_model_name_or_path))
 
     @classmethod
-    def of_directory(cls, directory: Path, settings: Mapping[str, Any]) -> Self:
-        """Returns the tokenizer of a local directory; see `from_pretrained`."""
-        from_files = _read_settings(directory)
-        arguments = {name: value for name, value in from_files.items() if name in _SETTINGS} | dict(settings)
+    def of_directory(cls, directory: Path, settings: Mapping[str, Any], name: str = "") -> Self:
+        """Returns the tokenizer of a local directory, which is to be called `name`; see `from_pretrained`."""
+        from_files, added = read_settings(directory)
+        arguments = {name: value for name, value in from_files.items() if name in SETTINGS} | dict(settings)
         # A harmless keyword of the caller replaces the file's.
         arguments["extra"] = {name: value for name, value in from_files.items() if name not in arguments}
         try:
-            _check_settings(from_files)
+            check_settings(from_files)
         except InputError as error:
             raise CheckpointError(f"{directory / TOKENIZER_CONFIG_FILE} cannot be used: {error}") from error
         tokenizer_file, vocab_file, merges_file = (directory / name for name in TOKENIZER_FILES[:3])
@@ -175,50 +201,63 @@ class CLIPTokenizer:
                 f"no tokenizer in {directory}: it has neither {TOKENIZER_FILE} nor {' and '.join(missing)}; "
                 f"expected {TOKENIZER_FILE}, or {VOCAB_FILE} with {MERGES_FILE}"
             )
-        return cls(**arguments)
+        return cls(**arguments, added_tokens_decoder=added, name_or_path=name or str(directory))
 
-    def save_pretrained(self, save_directory: str | Path) -> list[Path]:
-        """Writes the five files from which this class and transformers (4.x, 5.x) load the same tokenizer; returns
-        their paths."""
-        return write_texts(Path(save_directory), self.file_texts())
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        legacy_format: bool | None = None,
+        filename_prefix: str | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> tuple[str, ...]:
+        """Writes the files from which this class and transformers (4.x, 5.x) load the same tokenizer; returns their
+        paths.
+
+        `legacy_format=False` leaves out vocab.json and merges.txt, True tokenizer.json; `filename_prefix` stands
+        before the names of all; `push_to_hub` sends the files to the hub besides (further keywords are its).
+        """
+        check_keywords("tokenizer's save_pretrained", kwargs, _PUSH_KEYWORDS, _HARMLESS_SAVING)
+        left_out = () if legacy_format is None else (TOKENIZER_FILE,) if legacy_format else _VOCABULARY_FILES
+        prefix = f"{filename_prefix}-" if filename_prefix else ""
+        texts = {prefix + name: text for name, text in self.file_texts().items() if name not in left_out}
+        paths = write_texts(Path(save_directory), texts)
+        if push_to_hub:
+            options = {name: value for name, value in kwargs.items() if name in _PUSH_KEYWORDS}
+            self.push_to_hub(options.pop("repo_id", None) or Path(save_directory).name, **options)
+        return tuple(map(str, paths))
+
+    def save_vocabulary(self, save_directory: str | Path, filename_prefix: str | None = None) -> tuple[str, ...]:
+        """Writes vocab.json and merges.txt; returns their paths."""
+        prefix = f"{filename_prefix}-" if filename_prefix else ""
+        texts = self.file_texts()
+        paths = write_texts(Path(save_directory), {prefix + name: texts[name] for name in (VOCAB_FILE, MERGES_FILE)})
+        return tuple(map(str, paths))
 
     def file_texts(self) -> dict[str, str]:
         """Returns the texts of the files that `save_pretrained` writes, by name."""
-        backend = json.loads(self._backend.to_str())
-        # "a b" instead of ["a", "b"]: tokenizers before 0.20 (transformers before 4.45) reads nothing else.
-        merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in backend["model"]["merges"]]
-        backend["model"]["merges"] = merges
-        vocab = backend["model"]["vocab"]
-
-        added = {index: _flags(token) for index, token in self._backend.get_added_tokens_decoder().items()}
-        flags = {
-            token["content"]: {key: value for key, value in token.items() if key != "special"}
-            for token in added.values()
+        content = json.loads(self._backend.to_str())
+        specials = {name: getattr(self, name) for name in (*SPECIAL_TOKENS, ADDITIONAL)}
+        settings = {
+            "clean_up_tokenization_spaces": self.clean_up_tokenization_spaces,
+            "model_max_length": self.model_max_length,
+            "padding_side": self.padding_side,
+            "processor_class": "CLIPProcessor",
+            "tokenizer_class": "CLIPTokenizer",
+            "truncation_side": self.truncation_side,
         }
-        specials = {name: getattr(self, name) for name in _SPECIAL_NAMES}
-        config = (
-            self.extra
-            | specials
-            | {
-                "added_tokens_decoder": {str(index): token for index, token in added.items()},
-                "clean_up_tokenization_spaces": self.clean_up_tokenization_spaces,
-                "model_max_length": self.model_max_length,
-                "padding_side": self.padding_side,
-                "processor_class": "CLIPProcessor",
-                "tokenizer_class": "CLIPTokenizer",
-                "truncation_side": self.truncation_side,
-            }
+        if self.split_special_tokens:
+            settings["split_special_tokens"] = True
+        if self.model_input_names != ["input_ids", "attention_mask"]:
+            settings["model_input_names"] = self.model_input_names
+        # Those that a tokenizer has by default are written even if it has none.
+        kept = {name: value for name, value in specials.items() if value or name == "pad_token"}
+        return file_texts(
+            without_cleaning(content),
+            self.added_tokens_decoder,
+            specials,
+            self.extra | kept | settings,
         )
-        # A token that the user set after loading has no flags of its own.
-        special_map = {name: flags.get(content, content) for name, content in specials.items() if content is not None}
-        # One line for the big vocabulary: indented, it is a third longer.
-        return {
-            TOKENIZER_FILE: json.dumps(backend, ensure_ascii=False),
-            VOCAB_FILE: json.dumps(vocab, ensure_ascii=False),
-            MERGES_FILE: "\n".join(["#version: 0.2", *merges]) + "\n",
-            TOKENIZER_CONFIG_FILE: json_text(config),
-            SPECIAL_TOKENS_FILE: json_text(special_map),
-        }
 
     @classmethod
     def train(
@@ -241,19 +280,27 @@ class CLIPTokenizer:
         backend = learn_vocabulary(captions, vocab_size)
         return cls(tokenizer_object=backend, model_max_length=model_max_length, **settings)
 
-    def _add_special_tokens(self, specials: Mapping[str, Any]) -> None:
-        """Makes each special token one that the text may contain and that `skip_special_tokens` skips."""
+    def _add_tokens_of_settings(self, specials: Mapping[str, Any], added: Mapping[int, AddedToken]) -> None:
+        """Adds the tokens of a directory's files, and makes each special token one that the text may contain and that
+        `skip_special_tokens` skips."""
         known = {token.content for token in self._backend.get_added_tokens_decoder().values()}
+        wanted = [token for _, token in sorted(added.items())]
         for name, value in specials.items():
-            content = getattr(self, name)
-            if content is None or content in known:
-                continue
-            given = value if isinstance(value, Mapping) else {}
-            flags = {key: bool(given[key]) for key in ("lstrip", "rstrip", "single_word", "normalized") if key in given}
-            # transformers finds CLIP's tokens in the normalised text ("<|ENDOFTEXT|>" is one), others as written.
-            flags.setdefault("normalized", content in (START_OF_TEXT, END_OF_TEXT))
-            self._backend.add_special_tokens([AddedToken(content, special=True, **flags)])
-            known.add(content)
+            for content, given in (
+                zip(self.additional_special_tokens, value or (), strict=True)
+                if name == ADDITIONAL
+                else [(getattr(self, name), value)]
+            ):
+                if content is not None:
+                    # transformers finds CLIP's tokens in the normalised text ("<|ENDOFTEXT|>" is one), others as
+                    # written.
+                    normalized = content in (START_OF_TEXT, END_OF_TEXT)
+                    token = added_token(content, given, normalized=normalized)
+                    wanted.append(token if token.special else renamed_token(token, content, special=True))
+        for token in wanted:
+            if token.content not in known:
+                self._backend.add_tokens([token])
+                known.add(token.content)
         if self._backend.post_processor is None:
             start, end = (self.bos_token, self.bos_token_id), (self.eos_token, self.eos_token_id)
             self._backend.post_processor = processors.RobertaProcessing(
@@ -261,32 +308,6 @@ class CLIPTokenizer:
             )
 
     # -- vocabulary --
-
-    @property
-    def bos_token_id(self) -> int:
-        return self._id_of(self.bos_token)
-
-    @property
-    def eos_token_id(self) -> int:
-        return self._id_of(self.eos_token)
-
-    @property
-    def unk_token_id(self) -> int:
-        return self._id_of(self.unk_token)
-
-    @property
-    def pad_token_id(self) -> int | None:
-        return None if self.pad_token is None else self._id_of(self.pad_token)
-
-    @property
-    def all_special_tokens(self) -> list[str]:
-        """Returns the distinct special tokens."""
-        return list(dict.fromkeys(token for name in _SPECIAL_NAMES if (token := getattr(self, name)) is not None))
-
-    @property
-    def all_special_ids(self) -> list[int]:
-        """Their ids, in the same order."""
-        return [self._id_of(token) for token in self.all_special_tokens]
 
     @property
     def vocab_size(self) -> int:
@@ -304,7 +325,11 @@ class CLIPTokenizer:
         """Returns token -> id, or a list of them; a token that the vocabulary lacks has the id of the unknown token."""
         if isinstance(tokens, str):
             index = self._backend.token_to_id(tokens)
-            return self.unk_token_id if index is None else index
+            if index is None:
+                index = self._backend.token_to_id(self.unk_token)
+            if index is None:
+                raise InputError(f"{tokens!r} is not in this vocabulary of {len(self)} tokens")
+            return index
         return [self.convert_tokens_to_ids(token) for token in tokens]
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
@@ -315,11 +340,10 @@ class CLIPTokenizer:
         skipped = set(self.all_special_ids) if skip_special_tokens else set()
         return [self._token_of(index) for index in array.ravel().tolist() if index not in skipped]
 
-    def _id_of(self, token: str) -> int:
-        index = self._backend.token_to_id(token)
-        if index is None:
-            raise InputError(f"{token!r} is not in this vocabulary of {len(self)} tokens")
-        return index
+    def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
+        """Returns the text that tokens spell."""
+        text: str = self._backend.decoder.decode(list(tokens))
+        return text.replace(END_OF_WORD, " ").strip()
 
     def _token_of(self, index: int) -> str:
         token = self._backend.id_to_token(index) if index >= 0 else None
@@ -331,130 +355,196 @@ class CLIPTokenizer:
 
     def __call__(
         self,
-        text: str | Sequence[str],
-        *,
-        padding: bool | str | None = False,
-        truncation: bool | str | None = None,
-        max_length: int | None = None,
+        text: Any = None,
+        text_pair: Any = None,
+        text_target: Any = None,
+        text_pair_target: Any = None,
         add_special_tokens: bool = True,
-        return_attention_mask: bool = True,
-        return_tensors: str | None = None,
+        padding: Any = False,
+        truncation: Any = None,
+        max_length: int | None = None,
+        stride: int = 0,
+        is_split_into_words: bool = False,
+        pad_to_multiple_of: int | None = None,
         padding_side: str | None = None,
+        return_tensors: Any = None,
+        return_token_type_ids: bool | None = None,
+        return_attention_mask: bool | None = None,
+        return_overflowing_tokens: bool = False,
+        return_special_tokens_mask: bool = False,
+        return_offsets_mapping: bool = False,
+        return_length: bool = False,
+        verbose: bool = True,
+        split_special_tokens: bool | None = None,
+        **old_names: Any,
     ) -> BatchEncoding:
         """Returns the token ids of one text or a list of texts.
 
         Args:
-            text: a string, or a list, tuple, NumPy array, or column of a table (pandas, Arrow, polars) of strings.
+            text: a string, or a list, tuple, NumPy array, or column of a table (pandas, Arrow, polars) of strings; with
+                `is_split_into_words` a list of words, or a list of those. A list may hold pairs of texts.
+            text_pair: the second text of a pair, or a list of them. CLIP was trained on single texts.
+            text_target: texts whose ids are returned as `labels` (as `input_ids` without `text`).
             padding: True or "longest" (to the longest text of the batch), "max_length" (to `max_length`, or
                 `model_max_length` without one), False.
             truncation: True cuts to `max_length` (or `model_max_length`) and keeps the end token; False never cuts.
-                Left out, a `max_length` without padding cuts too, as with transformers.
+                Left out, a `max_length` without padding cuts too, as with transformers. Of a pair "only_first" or
+                "only_second" is cut, with True the longer one first.
+            stride: tokens that the parts of a text share, with `return_overflowing_tokens`.
+            pad_to_multiple_of: the padded length becomes a multiple of it.
             return_tensors: None (lists of integers), "np", "pt" (int64) or "tf" (int32): `[N, T]`, also for a single
                 string.
+            return_overflowing_tokens: the parts that are cut off are rows of their own;
+                `overflow_to_sample_mapping` has the number of each row's text.
+            return_token_type_ids, return_special_tokens_mask, return_offsets_mapping, return_length: adds
+                `token_type_ids` (0), `special_tokens_mask` (1 for special tokens and padding), `offset_mapping`
+                (characters `(start, end)` of each token), `length`.
 
         Returns:
             `input_ids` and `attention_mask` (1 for tokens, 0 for padding), `[N, T]` or lists. A text longer than the
             model's context is returned as it is when not truncated.
         """
+        if text is None and text_target is not None:
+            text, text_pair, text_target = text_target, text_pair_target, None
         check_return_tensors(return_tensors)
-        single = isinstance(text, str)
-        texts = check_texts(text)
-        pad_mode = _mode(
-            "padding", padding, {True: "longest", False: "", None: "", "do_not_pad": ""}, ("longest", "max_length")
+        single, items, pair = check_inputs(text, text_pair, is_split_into_words)
+        lengths = self._lengths(
+            padding, truncation, max_length, add_special_tokens, pair, stride, pad_to_multiple_of, padding_side,
+            **old_names,
+        )  # fmt: skip
+        if self.fix_text is not None:
+            items = [_mapped(self.fix_text, item) for item in items]
+        backend = self._backend_of(split_special_tokens)
+        encodings = encode_texts(backend, items, add_special_tokens, is_split_into_words, lengths)
+        filling = self._filling(lengths, [len(encoding) for encoding in encodings])
+        names = self.model_input_names
+        fields, encodings = fields_of_encodings(
+            encodings,
+            filling,
+            token_type_ids="token_type_ids" in names if return_token_type_ids is None else return_token_type_ids,
+            attention_mask="attention_mask" in names if return_attention_mask is None else return_attention_mask,
+            special_tokens_mask=return_special_tokens_mask,
+            offset_mapping=return_offsets_mapping,
+            overflow=return_overflowing_tokens,
+            length=return_length,
         )
-        if truncation is None:
-            truncation = max_length is not None and not pad_mode
-        cut = {True: "cut", False: "", "longest_first": "cut", "only_first": "cut", "do_not_truncate": ""}
-        cut_mode = _mode("truncation", truncation, cut, ())
-        limit = self._limit(max_length, add_special_tokens, wanted=bool(cut_mode) or pad_mode == "max_length")
-
-        encodings = self._encode(texts, add_special_tokens, limit if cut_mode else None)
-        rows = [encoding.ids for encoding in encodings]
-        masks = [[1] * len(row) for row in rows]
-        if pad_mode:
-            width = limit if pad_mode == "max_length" and limit is not None else max(map(len, rows))
-            if pad_mode == "longest" or limit is not None:
-                side = self.padding_side if padding_side is None else padding_side
-                _check_side("padding_side", side)
-                masks = [_pad(mask, width, 0, side) for mask in masks]
-                rows = [_pad(row, width, self._padding_id(), side) for row in rows]
-
-        fields = {"input_ids": rows} | ({"attention_mask": masks} if return_attention_mask else {})
-        if return_tensors is not None:
-            lengths = sorted({len(row) for row in rows})
-            if len(lengths) > 1:
+        if return_tensors in ("pt", "tf"):
+            sizes = sorted({len(row) for row in fields["input_ids"]})
+            if len(sizes) > 1:
                 raise InputError(
-                    f"texts of {lengths[0]} to {lengths[-1]} tokens cannot share one tensor; pass padding=True, "
+                    f"texts of {sizes[0]} to {sizes[-1]} tokens cannot share one tensor; pass padding=True, "
                     "and truncation=True where some are longer than the model's context"
                 )
-            arrays = {name: np.asarray(value, dtype=np.int64) for name, value in fields.items()}
-            return BatchEncoding({name: to_tensors(array, return_tensors) for name, array in arrays.items()})
-        return BatchEncoding({name: value[0] if single else value for name, value in fields.items()})
+        if return_tensors is None and single and not return_overflowing_tokens:
+            fields = {name: value[0] if isinstance(value[0], list) else value for name, value in fields.items()}
+        result = BatchEncoding(fields, encodings, return_tensors)
+        result._padding = filling
+        if text_target is not None:
+            result["labels"] = self(
+                text_target, text_pair_target, None, None, add_special_tokens, padding, truncation, max_length, stride,
+                is_split_into_words, pad_to_multiple_of, padding_side, return_tensors,
+                return_overflowing_tokens=return_overflowing_tokens, split_special_tokens=split_special_tokens,
+                **old_names,
+            ).input_ids  # fmt: skip
+        return result
 
-    def encode(self, text: str, add_special_tokens: bool = True, **kwargs: Any) -> Any:
+    def encode(
+        self,
+        text: Any,
+        text_pair: Any = None,
+        add_special_tokens: bool = True,
+        padding: Any = False,
+        truncation: Any = None,
+        max_length: int | None = None,
+        stride: int = 0,
+        **kwargs: Any,
+    ) -> Any:
         """Returns the token ids of one text; keywords as in a call."""
-        return self(text, add_special_tokens=add_special_tokens, **kwargs)["input_ids"]
+        return self(
+            text, text_pair, None, None, add_special_tokens, padding, truncation, max_length, stride, **kwargs
+        ).input_ids
 
-    def tokenize(self, text: str, add_special_tokens: bool = False) -> list[str]:
-        """Returns the tokens of one text as strings; `</w>` ends a word."""
-        return self._encode([check_text(text)], add_special_tokens, None)[0].tokens
+    def tokenize(self, text: Any, pair: Any = None, add_special_tokens: bool = False, **kwargs: Any) -> list[str]:
+        """Returns the tokens of one text, or of a pair, as strings; `</w>` ends a word. Keywords as in a call."""
+        if not isinstance(text, str) and not kwargs.get("is_split_into_words"):
+            check_text(text)
+        return self(text, pair, add_special_tokens=add_special_tokens, **kwargs).tokens()
 
-    def _limit(self, max_length: int | None, add_special_tokens: bool, *, wanted: bool) -> int | None:
-        """Returns the number of tokens to cut or pad to; None where neither the call nor the tokenizer sets a limit."""
-        if max_length is not None:
-            least = self._backend.num_special_tokens_to_add(False) if add_special_tokens else 1
-            if isinstance(max_length, bool) or not isinstance(max_length, int | np.integer) or max_length < least:
-                raise InputError(f"max_length must be an integer of at least {least} tokens, got {max_length!r}")
-            return int(max_length)
-        if self.model_max_length < _NO_LIMIT:
-            return self.model_max_length
-        if wanted:
-            warnings.warn(
-                "this tokenizer's model_max_length sets no limit: nothing is cut or padded to it; pass max_length",
-                stacklevel=3,
-            )
-        return None
+    def _lengths(
+        self,
+        padding: Any,
+        truncation: Any,
+        max_length: Any,
+        add_special_tokens: bool,
+        pair: bool,
+        stride: int,
+        multiple: int | None,
+        padding_side: str | None,
+        **old_names: Any,
+    ) -> Lengths:
+        if old_names:
+            check_keywords("tokenizer's call", old_names, sorted(CALL_KEYWORDS), {})
+        return lengths_of_call(
+            padding=padding,
+            truncation=truncation,
+            max_length=max_length,
+            least=self._backend.num_special_tokens_to_add(pair) if add_special_tokens else 1,
+            longest=self.model_max_length,
+            cut_side=self.truncation_side,
+            side=self.padding_side if padding_side is None else padding_side,
+            stride=stride,
+            multiple=multiple,
+            **old_names,
+        )
 
-    def _encode(self, texts: list[str], add_special_tokens: bool, limit: int | None) -> list[Encoding]:
-        try:
-            encodings = self._backend.encode_batch(texts, add_special_tokens=add_special_tokens)
-        except (TypeError, UnicodeEncodeError) as error:
-            raise InputError(f"a text cannot be encoded as UTF-8 ({error}): remove its lone surrogates") from error
-        if limit is None:
-            return encodings
-        for position, encoding in enumerate(encodings):
-            if len(encoding) > limit:
-                encodings[position] = self._encode_cut(texts[position], add_special_tokens, limit)
-        return encodings
+    def _backend_of(self, split_special_tokens: bool | None) -> Tokenizer:
+        """Returns the backend that finds special tokens in a text or splits them; its own setting is shared state."""
+        if split_special_tokens is None or split_special_tokens == self.split_special_tokens:
+            return self._backend
+        if "_other_backend" not in self.__dict__:
+            other = copy.deepcopy(self._backend)
+            other.encode_special_tokens = not self.split_special_tokens
+            self._other_backend = other
+        return self._other_backend
 
-    def _encode_cut(self, text: str, add_special_tokens: bool, limit: int) -> Encoding:
-        """Returns one text's tokens, cut so that they and the special tokens around them are `limit`."""
-        encoding = self._backend.encode(text, add_special_tokens=False)
-        room = limit - (self._backend.num_special_tokens_to_add(False) if add_special_tokens else 0)
-        encoding.truncate(room, direction=self.truncation_side)
-        return self._backend.post_process(encoding, add_special_tokens=add_special_tokens)
-
-    def _padding_id(self) -> int:
-        index = self.pad_token_id
-        if index is None:
-            raise InputError(
-                "this tokenizer has no padding token; set tokenizer.pad_token (CLIP pads with its eos_token)"
-            )
-        return index
+    def _filling(self, lengths: Lengths, sizes: list[int]) -> dict[str, Any] | None:
+        """Returns the keywords of `Encoding.pad` for texts of these sizes."""
+        width = lengths.width(sizes)
+        return (
+            None
+            if width is None
+            else {
+                "length": width,
+                "direction": lengths.side,
+                "pad_id": self._padding_id(),
+                "pad_type_id": self.pad_token_type_id,
+                "pad_token": self.pad_token,
+            }
+        )
 
     # -- ids to text --
 
     def decode(
-        self, token_ids: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
-    ) -> str:
+        self,
+        token_ids: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        **harmless: Any,
+    ) -> Any:
         """Returns the text of one row of ids (an id, a list, an array or a tensor): lower case, a space after each
-        word.
+        word. For several rows a list of texts, as transformers 5.
 
         `clean_up_tokenization_spaces` removes the space before punctuation; None: as in the tokenizer's files.
         """
-        array = _as_ids(token_ids)
-        if array.ndim > 1:
-            raise InputError(f"decode takes one row of ids, got shape {array.shape}; batch_decode takes several")
+        check_keywords("tokenizer's decode", harmless, (), _HARMLESS_DECODING)
+        if isinstance(token_ids, Mapping):
+            token_ids = token_ids["input_ids"]
+        if isinstance(token_ids, list | tuple) and token_ids and not isinstance(token_ids[0], int):
+            array = None if getattr(_as_plain(token_ids[0]), "ndim", 1) else _as_ids(token_ids)
+        else:
+            array = _as_ids(token_ids)
+        if array is None or array.ndim > 1:
+            return self.batch_decode(token_ids, skip_special_tokens, clean_up_tokenization_spaces)
         ids = array.ravel().tolist()
         if ids and min(ids) < 0:
             raise InputError(f"{min(ids)} is not the id of a token; this vocabulary has {len(self)} tokens")
@@ -463,109 +553,88 @@ class CLIPTokenizer:
         clean = (
             self.clean_up_tokenization_spaces if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces
         )
-        if clean:
-            for spaced, plain in _SPACED_PUNCTUATION:
-                text = text.replace(spaced, plain)
-        return text
+        return self.clean_up_tokenization(text) if clean else text
 
-    def batch_decode(self, sequences: Any, skip_special_tokens: bool = False, **kwargs: Any) -> list[str]:
+    def batch_decode(
+        self,
+        sequences: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        **harmless: Any,
+    ) -> list[str]:
         """`decode` of each row of a list of lists, an array or a tensor."""
-        return [self.decode(row, skip_special_tokens=skip_special_tokens, **kwargs) for row in sequences]
+        return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces, **harmless) for row in sequences]
 
     def __repr__(self) -> str:
-        limit = self.model_max_length if self.model_max_length < _NO_LIMIT else None
+        added = "".join(f"\n\t{index}: {token!r}," for index, token in self.added_tokens_decoder.items())
         return (
-            f"{type(self).__name__}(tokens={len(self)}, model_max_length={limit}, padding_side={self.padding_side!r})"
+            f"{type(self).__name__}(name_or_path={self.name_or_path!r}, vocab_size={self.vocab_size}, "
+            f"model_max_length={self.model_max_length}, is_fast={self.is_fast}, padding_side={self.padding_side!r}, "
+            f"truncation_side={self.truncation_side!r}, special_tokens={self.special_tokens_map}, "
+            f"clean_up_tokenization_spaces={self.clean_up_tokenization_spaces}, added_tokens_decoder={{{added}\n}}\n)"
         )
 
 
-AutoTokenizer = CLIPTokenizer
-CLIPTokenizerFast = CLIPTokenizer
+class CLIPTokenizerFast(CLIPTokenizer):
+    """CLIP's tokenizer with the ids of transformers' `CLIPTokenizerFast` (and of transformers 5): texts as they are."""
+
+    is_fast = True
+    slow_tokenizer_class = CLIPTokenizer
+    _cleans = False
+
+    @property
+    def decoder(self) -> Any:
+        """The decoder of the `tokenizers` library, as in transformers' fast tokenizers."""
+        return self._backend.decoder
+
+    def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
+        """Returns the text that tokens spell; ends of words are left in it, as in transformers' fast tokenizers."""
+        text: str = self._backend.decoder.decode(list(tokens))
+        return text
 
 
-def _read_settings(directory: Path) -> dict[str, Any]:
-    """Returns the settings and further keys of tokenizer_config.json, special_tokens_map.json and tokenizer.json."""
-    config_file, map_file = directory / TOKENIZER_CONFIG_FILE, directory / SPECIAL_TOKENS_FILE
-    settings = read_json(config_file) if config_file.is_file() else {}
-    if "added_tokens_decoder" in settings:
-        # Written by transformers 4.34 to 4.x: complete, the flags of each token stand in this table.
-        table = settings.pop("added_tokens_decoder")
-        entries = (
-            [token for token in table.values() if isinstance(token, Mapping)] if isinstance(table, Mapping) else []
-        )
-        if (
-            not isinstance(table, Mapping)
-            or len(entries) != len(table)
-            or not all(isinstance(token.get("content"), str) for token in entries)
-        ):
-            raise CheckpointError(
-                f"{config_file} cannot be used: added_tokens_decoder must give each token's content and flags"
-            )
-        flags = {token["content"]: token for token in entries}
-        settings |= {
-            name: flags.get(settings[name], settings[name])
-            for name in _SPECIAL_NAMES
-            if isinstance(settings.get(name), str)
-        }
-    elif map_file.is_file():
-        special_map = read_json(map_file)  # older: this file has the last word
-        settings |= {name: special_map[name] for name in _SPECIAL_NAMES if name in special_map}
-    for name in ("vocab_file", "merges_file", "tokenizer_file", "tokenizer_object", "name_or_path", *SECRETS):
-        settings.pop(name, None)
-    return settings
+class AutoTokenizer:
+    """`from_pretrained` of transformers' class of this name: a `CLIPTokenizerFast`."""
+
+    @staticmethod
+    def from_pretrained(
+        pretrained_model_name_or_path: str | Path, *inputs: Any, use_fast: bool | None = True, **settings: Any
+    ) -> CLIPTokenizer:
+        """Returns `CLIPTokenizerFast.from_pretrained`, or with `use_fast=False` `CLIPTokenizer.from_pretrained`."""
+        kind = CLIPTokenizer if use_fast is False else CLIPTokenizerFast
+        return kind.from_pretrained(pretrained_model_name_or_path, *inputs, **settings)
 
 
-def _content(name: str, value: Any) -> Any:
-    """Returns a special token's text, from a string, an AddedToken or its dictionary in JSON; None stays None."""
-    content = value.get("content") if isinstance(value, Mapping) else getattr(value, "content", value)
-    if not (content is None or (isinstance(content, str) and content)):
-        raise InputError(f"{name} must be a non-empty string, got {short(value)}")
-    return content
+_VOCABULARY_FILES = (VOCAB_FILE, MERGES_FILE, "added_tokens.json")
+_HARMLESS_DECODING = {"use_source_tokenizer": (False,), "spaces_between_special_tokens": None}
+CALL_KEYWORDS = {*inspect.signature(CLIPTokenizer.__call__).parameters, *_OLD_CALL_NAMES} - {
+    "self",
+    "text",
+    "old_names",
+}
+"""Keywords of a call that say how texts are encoded."""
 
 
-def _check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the special tokens' texts. Raises `InputError` for settings that cannot be used."""
-    contents = {name: _content(name, settings[name]) for name in _SPECIAL_NAMES if name in settings}
-    if not (contents.get("bos_token", START_OF_TEXT) and contents.get("eos_token", END_OF_TEXT)):
-        raise InputError("bos_token and eos_token cannot be left out: the text tower reads its result at the end token")
-    length = settings.get("model_max_length", CLIP_CONTEXT_LENGTH)
-    if isinstance(length, bool) or not isinstance(length, int | float) or not 2 <= length < math.inf:
-        raise InputError(f"model_max_length must be a number of at least 2 tokens, got {short(length)}")
-    for name in ("padding_side", "truncation_side"):
-        _check_side(name, settings.get(name, "right"))
-    return contents
+def _ftfy() -> Callable[[str], str] | None:
+    """Returns `ftfy.fix_text`; None where ftfy is not installed."""
+    try:
+        fix_text: Callable[[str], str] = importlib.import_module("ftfy").fix_text
+    except ImportError:
+        return None
+    return fix_text
 
 
-def _flags(token: AddedToken) -> dict[str, Any]:
-    """Returns an added token as transformers' files have it."""
-    names = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
-    return {name: getattr(token, name) for name in names}
+def _mapped(function: Callable[[str], str], item: Any) -> Any:
+    return function(item) if isinstance(item, str) else type(item)(_mapped(function, each) for each in item)
 
 
-def _check_side(name: str, side: Any) -> None:
-    if side not in ("right", "left"):
-        raise InputError(f"{name} must be 'right' or 'left', got {short(side)}")
-
-
-def _mode(name: str, value: Any, meanings: Mapping[Any, str], names: tuple[str, ...]) -> str:
-    """Returns one of the modes of `padding` or `truncation`; "" is off."""
-    if isinstance(value, bool | str | None):
-        if value in meanings:
-            return meanings[value]
-        if value in names:
-            return str(value)
-    allowed = ", ".join(repr(choice) for choice in (*meanings, *names) if choice is not None)
-    raise InputError(f"{name} must be one of {allowed}, got {value!r}")
-
-
-def _pad(row: list[int], width: int, value: int, side: str) -> list[int]:
-    filling = [value] * (width - len(row))
-    return row + filling if side == "right" else filling + row
+def _as_plain(ids: Any) -> Any:
+    return np.asarray(ids.detach().cpu() if hasattr(ids, "detach") else ids)
 
 
 def _as_ids(ids: Any) -> np.ndarray[Any, Any]:
     """Returns ids of any kind (integer, list, array, tensor on any device) as an int64 array."""
-    array = np.asarray(ids.detach().cpu() if hasattr(ids, "detach") else ids)
+    array = _as_plain(ids)
     if array.size and not np.issubdtype(array.dtype, np.integer):
         raise InputError(f"token ids must be integers, got {array.dtype if array.dtype != object else 'a ragged list'}")
     return array.astype(np.int64)

@@ -4,6 +4,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
@@ -19,6 +20,15 @@ END_OF_WORD = "</w>"
 
 # CLIP's word pattern (Radford et al. 2021, `simple_tokenizer.py`), in the Oniguruma syntax of `tokenizers`.
 _WORD_PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+# What transformers' slow tokenizer leaves out of a text: control, format, private and unassigned characters, and the
+# sign for what could not be decoded. Line breaks and tabulators are white space.
+_LEFT_OUT = r"[\p{C}\x{FFFD}&&[^\t\n\r]]"
+# A sigma that ends a word has a letter of its own, in Python's `lower` as in Greek.
+_FINAL_SIGMA = r"(?<=[\p{Lu}\p{Ll}\p{Lt}])\x{3A3}(?![\p{Mn}\p{Cf}\p{Lm}'.:\x{B7}\x{2019}]*[\p{Lu}\p{Ll}\p{Lt}])"
+# Chinese characters, each a word of its own there (the ranges are BERT's).
+_CHINESE = (
+    r"[\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{20000}-\x{2A6DF}\x{2A700}-\x{2CEAF}\x{F900}-\x{FAFF}\x{2F800}-\x{2FA1F}]"
+)
 # Far more than any vocabulary has: the library makes a table up to the largest id.
 _MOST_IDS = 1 << 20
 
@@ -61,26 +71,59 @@ def read_tokenizer_file(path: Path, unk_token: str) -> Tokenizer:
     return assemble(model["vocab"], [(left, right) for left, right in merges], unk_token)
 
 
-def read_vocabulary(vocab_file: Path, merges_file: Path, unk_token: str) -> Tokenizer:
-    """Returns the tokenizer of a vocab.json and a merges.txt. Raises `CheckpointError` for damaged ones."""
-    vocab = read_json(vocab_file)
-    _check_ids(vocab, vocab_file)
-    lines = read_text(merges_file).split("\n")
+def add_cleaning(tokenizer: Tokenizer, *, fixed: bool) -> None:
+    """Puts the clean-up of transformers' slow tokenizer before the pipeline of the fast one; with `fixed` that of texts
+    that come from ftfy."""
+    left_out = [] if fixed else [normalizers.Replace(Regex(_LEFT_OUT), "")]
+    chinese = [] if fixed else [pre_tokenizers.Split(Regex(_CHINESE), behavior="isolated")]
+    final_sigma = normalizers.Replace(Regex(_FINAL_SIGMA), "\u03c2")
+    tokenizer.normalizer = normalizers.Sequence([*left_out, final_sigma, tokenizer.normalizer])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*chinese, tokenizer.pre_tokenizer])
+
+
+def without_cleaning(content: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a tokenizer.json holds without what `add_cleaning` has put in."""
+    for name, steps in (("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers")):
+        part = content[name] or {}
+        if steps in part:
+            kept = [step for step in part[steps] if not _is_cleaning(step)]
+            content = content | {name: part | {steps: kept}}
+    return content
+
+
+def _is_cleaning(step: Mapping[str, Any]) -> bool:
+    pattern = step.get("pattern")
+    return isinstance(pattern, Mapping) and pattern.get("Regex") in (_LEFT_OUT, _FINAL_SIGMA, _CHINESE)
+
+
+def read_vocabulary(
+    vocab: Path | Mapping[str, int], merges: Path | Sequence[str | Sequence[str]], unk_token: str
+) -> Tokenizer:
+    """Returns the tokenizer of a vocab.json and a merges.txt, or of what they hold. Raises `CheckpointError` for
+    damaged ones."""
+    source = f"{vocab} with {merges}" if isinstance(vocab, Path) else "the vocabulary"
+    table = read_json(vocab) if isinstance(vocab, Path) else vocab
+    _check_ids(table, vocab if isinstance(vocab, Path) else "the vocabulary")
+    pairs = _read_merges(merges) if isinstance(merges, Path) else [_pair(line, "the merges") for line in merges]
+    with library_errors(source):
+        return assemble(dict(table), pairs, unk_token)
+
+
+def _read_merges(path: Path) -> list[tuple[str, str]]:
+    lines = read_text(path).split("\n")
     if lines and lines[0].startswith("#version"):
         lines = lines[1:]
-    merges: list[tuple[str, str]] = []
-    for line in lines:
-        if not line.strip():
-            continue
-        left, space, right = line.partition(" ")
-        if not space or not left or not right or " " in right:
-            raise CheckpointError(f"{merges_file} must hold two tokens a line, found {line[:60]!r}")
-        merges.append((left, right))
-    with library_errors(f"{vocab_file} with {merges_file}"):
-        return assemble(vocab, merges, unk_token)
+    return [_pair(line, path) for line in lines if line.strip()]
 
 
-def _check_ids(vocab: object, path: Path) -> None:
+def _pair(line: str | Sequence[str], source: object) -> tuple[str, str]:
+    parts = line.split(" ") if isinstance(line, str) else list(line)
+    if len(parts) != 2 or not all(parts):
+        raise CheckpointError(f"{source} must hold two tokens a line, found {str(line)[:60]!r}")
+    return parts[0], parts[1]
+
+
+def _check_ids(vocab: object, path: object) -> None:
     """Raises `CheckpointError` unless `vocab` is a table of token ids that a model can have."""
     if not isinstance(vocab, Mapping):
         raise CheckpointError(f"{path} cannot be used as a tokenizer (it has no vocabulary); fetch or save it again")
@@ -88,8 +131,7 @@ def _check_ids(vocab: object, path: Path) -> None:
         if type(index) is not int or not 0 <= index < _MOST_IDS:
             raise CheckpointError(
                 f"{path} cannot be used as a tokenizer: token {short(token)} has the id {short(index)}, expected an "
-                "integer "
-                f"from 0 to {_MOST_IDS - 1}"
+                f"integer from 0 to {_MOST_IDS - 1}"
             )
 
 

@@ -16,7 +16,7 @@ from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.model.config import GroupViTConfig
 from groupvit_common.preprocessing.image_processor import GroupViTImageProcessor
 from groupvit_common.preprocessing.processor import PROCESSOR_FILES, GroupViTProcessor, missing_parts
-from groupvit_common.preprocessing.tokenizer import CLIPTokenizer
+from groupvit_common.preprocessing.tokenizer import CLIPTokenizerFast
 from groupvit_common.storage.locks import FolderLock
 from groupvit_common.storage.saving import write_files, write_text
 from groupvit_common.training.checkpoints import find, load
@@ -216,7 +216,7 @@ def start_processor(recipe: Recipe, scenes: Mapping[int, TrainingScenes]) -> Gro
 def make_processor(recipe: Recipe, captions: Sequence[str]) -> GroupViTProcessor:
     """Returns a tokenizer trained on captions and templates, and an image processor for the recipe's image size."""
     sentences = [t.format(caption) for t in recipe.scenes.templates for caption in captions]
-    tokenizer = CLIPTokenizer.train(sentences, recipe.model.vocab_size, model_max_length=recipe.model.text_length)
+    tokenizer = CLIPTokenizerFast.train(sentences, recipe.model.vocab_size, model_max_length=recipe.model.text_length)
     side = {"height": recipe.model.image_size, "width": recipe.model.image_size}
     return GroupViTProcessor(GroupViTImageProcessor(size=side, crop_size=side), tokenizer)
 
