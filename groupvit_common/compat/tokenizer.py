@@ -94,6 +94,10 @@ class TokenizerHabits:
     batch_encoding: ClassVar[type[Any]]
     model_input_names: list[str]
     model_max_length: int
+    vocab_size: Any
+    is_fast: bool
+    clean_up_tokenization_spaces: bool
+    name_or_path: str
     padding_side: str
     truncation_side: str
     convert_tokens_to_ids: Any
@@ -499,6 +503,15 @@ class TokenizerHabits:
     def as_target_tokenizer(self) -> Iterator[None]:
         """Does nothing: CLIP encodes targets as it does texts."""
         yield
+
+    def __repr__(self) -> str:
+        added = "".join(f"\n\t{index}: {token!r}," for index, token in self.added_tokens_decoder.items())
+        return (
+            f"{type(self).__name__}(name_or_path={self.name_or_path!r}, vocab_size={self.vocab_size}, "
+            f"model_max_length={self.model_max_length}, is_fast={self.is_fast}, padding_side={self.padding_side!r}, "
+            f"truncation_side={self.truncation_side!r}, special_tokens={self.special_tokens_map}, "
+            f"clean_up_tokenization_spaces={self.clean_up_tokenization_spaces}, added_tokens_decoder={{{added}\n}}\n)"
+        )
 
     @staticmethod
     def clean_up_tokenization(out_string: str) -> str:

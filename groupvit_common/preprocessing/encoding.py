@@ -246,3 +246,16 @@ def _listed(text: Any) -> Any:
 
 def _is_image(value: Any) -> bool:
     return hasattr(value, "getbands") or getattr(value, "ndim", 0) >= 2
+
+
+def as_plain(ids: Any) -> Any:
+    """Returns an array of a list, an array or a tensor on any device."""
+    return np.asarray(ids.detach().cpu() if hasattr(ids, "detach") else ids)
+
+
+def as_ids(ids: Any) -> np.ndarray[Any, Any]:
+    """Returns ids of any kind (integer, list, array, tensor on any device) as an int64 array."""
+    array = as_plain(ids)
+    if array.size and not np.issubdtype(array.dtype, np.integer):
+        raise InputError(f"token ids must be integers, got {array.dtype if array.dtype != object else 'a ragged list'}")
+    return array.astype(np.int64)

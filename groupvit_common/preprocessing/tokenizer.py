@@ -7,22 +7,21 @@ bytes are merged by the learned pairs, and the ids stand between the start-of-te
 """
 
 import copy
-import importlib
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import numpy as np
 from tokenizers import AddedToken, Tokenizer, processors
 
 from groupvit_common.checkpoints.hub import HUB_KEYWORDS, HubLocation, resolve
 from groupvit_common.compat.tokenizer import ADDITIONAL, SPECIAL_TOKENS, TokenizerHabits, renamed_token
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.preprocessing.encoding import (
-    HARMLESS_TOKENIZER_KEYWORDS,
     BatchEncoding,
+    as_ids,
+    as_plain,
     check_inputs,
     check_keywords,
     check_return_tensors,
@@ -31,7 +30,9 @@ from groupvit_common.preprocessing.encoding import (
 from groupvit_common.preprocessing.lengths import Lengths, encode_texts, fields_of_encodings, lengths_of_call
 from groupvit_common.preprocessing.tokenizer_files import (
     CLIP_CONTEXT_LENGTH,
+    HARMLESS_SAVING,
     MERGES_FILE,
+    PUSH_KEYWORDS,
     SETTINGS,
     TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
@@ -40,6 +41,7 @@ from groupvit_common.preprocessing.tokenizer_files import (
     added_token,
     check_settings,
     file_texts,
+    known_settings,
     read_settings,
 )
 from groupvit_common.preprocessing.vocabulary import (
@@ -47,8 +49,10 @@ from groupvit_common.preprocessing.vocabulary import (
     END_OF_WORD,
     START_OF_TEXT,
     add_cleaning,
+    ftfy_of_environment,
     learn_vocabulary,
     library_errors,
+    mapped_text,
     read_tokenizer_file,
     read_vocabulary,
     without_cleaning,
@@ -57,17 +61,7 @@ from groupvit_common.storage.saving import read_lock, write_texts
 
 # Letters, a digit, a sign, and bytes that only a whole alphabet has.
 _PROBE = "a \u00e9\u4e2d 1!"
-# Names of older and newer transformers for settings.
-_OTHER_NAMES = {
-    "vocab": "vocab_file", "merges": "merges_file", "max_len": "model_max_length", "extra_special_tokens": ADDITIONAL,
-}  # fmt: skip
 _OLD_CALL_NAMES = ("truncation_strategy", "pad_to_max_length")
-# What `save_pretrained` passes to `push_to_hub`, and keywords of transformers' that ask for nothing here.
-_PUSH_KEYWORDS = ("repo_id", "commit_message", "token", "private", "revision", "create_pr")
-_HARMLESS_SAVING: Mapping[str, tuple[Any, ...] | None] = {
-    "save_jinja_files": None, "save_raw_chat_template": None, "max_shard_size": None, "safe_serialization": None,
-    "use_auth_token": (None,), "organization": (None,), "tags": (None,),
-}  # fmt: skip
 
 
 class CLIPTokenizer(TokenizerHabits):
@@ -107,9 +101,8 @@ class CLIPTokenizer(TokenizerHabits):
         AddedTokens), `model_max_length`, `padding_side`, `truncation_side`, `clean_up_tokenization_spaces` (of decoded
         text), `split_special_tokens`, `model_input_names`."""
         vocab_file, merges_file = settings.pop("vocab", vocab_file), settings.pop("merges", merges_file)
-        settings = {_OTHER_NAMES.get(name, name): value for name, value in settings.items()}
         valid = ("vocab_file", "merges_file", "tokenizer_file", "tokenizer_object", *SETTINGS, "extra")
-        check_keywords("tokenizer", settings, valid, HARMLESS_TOKENIZER_KEYWORDS)
+        settings = known_settings("tokenizer", settings, valid)
         specials = {
             "bos_token": START_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT, "pad_token": END_OF_TEXT,
         } | {name: settings[name] for name in (*SPECIAL_TOKENS, ADDITIONAL) if name in settings}  # fmt: skip
@@ -146,7 +139,7 @@ class CLIPTokenizer(TokenizerHabits):
             self._backend.no_padding()
             self._backend.encode_special_tokens = self.split_special_tokens
             if self._cleans:
-                self.fix_text = _ftfy()
+                self.fix_text = ftfy_of_environment()
                 add_cleaning(self._backend, fixed=self.fix_text is not None)
             # What does not fit together within a file shows in use only.
             self._backend.encode(_PROBE)
@@ -173,8 +166,7 @@ class CLIPTokenizer(TokenizerHabits):
         `groupvit_common.checkpoints.hub.HubLocation`.
         Raises `CheckpointError` when a file is missing or cannot be used.
         """
-        settings = {_OTHER_NAMES.get(name, name): value for name, value in settings.items()}
-        check_keywords("tokenizer", settings, (*SETTINGS, *HUB_KEYWORDS), HARMLESS_TOKENIZER_KEYWORDS)
+        settings = known_settings("tokenizer", settings, (*SETTINGS, *HUB_KEYWORDS))
         location = HubLocation.take(settings)
         with read_lock(resolve(pretrained_model_name_or_path, patterns=TOKENIZER_FILES, location=location)) as held:
             return cls.of_directory(held, settings, name=str(pretrained_model_name_or_path))
@@ -217,13 +209,13 @@ class CLIPTokenizer(TokenizerHabits):
         `legacy_format=False` leaves out vocab.json and merges.txt, True tokenizer.json; `filename_prefix` stands
         before the names of all; `push_to_hub` sends the files to the hub besides (further keywords are its).
         """
-        check_keywords("tokenizer's save_pretrained", kwargs, _PUSH_KEYWORDS, _HARMLESS_SAVING)
+        check_keywords("tokenizer's save_pretrained", kwargs, PUSH_KEYWORDS, HARMLESS_SAVING)
         left_out = () if legacy_format is None else (TOKENIZER_FILE,) if legacy_format else _VOCABULARY_FILES
         prefix = f"{filename_prefix}-" if filename_prefix else ""
         texts = {prefix + name: text for name, text in self.file_texts().items() if name not in left_out}
         paths = write_texts(Path(save_directory), texts)
         if push_to_hub:
-            options = {name: value for name, value in kwargs.items() if name in _PUSH_KEYWORDS}
+            options = {name: value for name, value in kwargs.items() if name in PUSH_KEYWORDS}
             self.push_to_hub(options.pop("repo_id", None) or Path(save_directory).name, **options)
         return tuple(map(str, paths))
 
@@ -334,7 +326,7 @@ class CLIPTokenizer(TokenizerHabits):
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
         """Returns id -> token, or a list of them (any array or tensor of integers)."""
-        array = _as_ids(ids)
+        array = as_ids(ids)
         if array.ndim == 0:
             return self._token_of(int(array))
         skipped = set(self.all_special_ids) if skip_special_tokens else set()
@@ -413,7 +405,7 @@ class CLIPTokenizer(TokenizerHabits):
             **old_names,
         )  # fmt: skip
         if self.fix_text is not None:
-            items = [_mapped(self.fix_text, item) for item in items]
+            items = [mapped_text(self.fix_text, item) for item in items]
         backend = self._backend_of(split_special_tokens)
         encodings = encode_texts(backend, items, add_special_tokens, is_split_into_words, lengths)
         filling = self._filling(lengths, [len(encoding) for encoding in encodings])
@@ -483,7 +475,7 @@ class CLIPTokenizer(TokenizerHabits):
         **old_names: Any,
     ) -> Lengths:
         if old_names:
-            check_keywords("tokenizer's call", old_names, sorted(CALL_KEYWORDS), {})
+            check_keywords("tokenizer's call", old_names, _CALL_NAMES, {})
         return lengths_of_call(
             padding=padding,
             truncation=truncation,
@@ -540,9 +532,9 @@ class CLIPTokenizer(TokenizerHabits):
         if isinstance(token_ids, Mapping):
             token_ids = token_ids["input_ids"]
         if isinstance(token_ids, list | tuple) and token_ids and not isinstance(token_ids[0], int):
-            array = None if getattr(_as_plain(token_ids[0]), "ndim", 1) else _as_ids(token_ids)
+            array = None if getattr(as_plain(token_ids[0]), "ndim", 1) else as_ids(token_ids)
         else:
-            array = _as_ids(token_ids)
+            array = as_ids(token_ids)
         if array is None or array.ndim > 1:
             return self.batch_decode(token_ids, skip_special_tokens, clean_up_tokenization_spaces)
         ids = array.ravel().tolist()
@@ -564,15 +556,6 @@ class CLIPTokenizer(TokenizerHabits):
     ) -> list[str]:
         """`decode` of each row of a list of lists, an array or a tensor."""
         return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces, **harmless) for row in sequences]
-
-    def __repr__(self) -> str:
-        added = "".join(f"\n\t{index}: {token!r}," for index, token in self.added_tokens_decoder.items())
-        return (
-            f"{type(self).__name__}(name_or_path={self.name_or_path!r}, vocab_size={self.vocab_size}, "
-            f"model_max_length={self.model_max_length}, is_fast={self.is_fast}, padding_side={self.padding_side!r}, "
-            f"truncation_side={self.truncation_side!r}, special_tokens={self.special_tokens_map}, "
-            f"clean_up_tokenization_spaces={self.clean_up_tokenization_spaces}, added_tokens_decoder={{{added}\n}}\n)"
-        )
 
 
 class CLIPTokenizerFast(CLIPTokenizer):
@@ -607,34 +590,4 @@ class AutoTokenizer:
 
 _VOCABULARY_FILES = (VOCAB_FILE, MERGES_FILE, "added_tokens.json")
 _HARMLESS_DECODING = {"use_source_tokenizer": (False,), "spaces_between_special_tokens": None}
-CALL_KEYWORDS = {*inspect.signature(CLIPTokenizer.__call__).parameters, *_OLD_CALL_NAMES} - {
-    "self",
-    "text",
-    "old_names",
-}
-"""Keywords of a call that say how texts are encoded."""
-
-
-def _ftfy() -> Callable[[str], str] | None:
-    """Returns `ftfy.fix_text`; None where ftfy is not installed."""
-    try:
-        fix_text: Callable[[str], str] = importlib.import_module("ftfy").fix_text
-    except ImportError:
-        return None
-    return fix_text
-
-
-def _mapped(function: Callable[[str], str], item: Any) -> Any:
-    return function(item) if isinstance(item, str) else type(item)(_mapped(function, each) for each in item)
-
-
-def _as_plain(ids: Any) -> Any:
-    return np.asarray(ids.detach().cpu() if hasattr(ids, "detach") else ids)
-
-
-def _as_ids(ids: Any) -> np.ndarray[Any, Any]:
-    """Returns ids of any kind (integer, list, array, tensor on any device) as an int64 array."""
-    array = _as_plain(ids)
-    if array.size and not np.issubdtype(array.dtype, np.integer):
-        raise InputError(f"token ids must be integers, got {array.dtype if array.dtype != object else 'a ragged list'}")
-    return array.astype(np.int64)
+_CALL_NAMES = sorted({*inspect.signature(CLIPTokenizer.__call__).parameters, *_OLD_CALL_NAMES} - {"self", "old_names"})

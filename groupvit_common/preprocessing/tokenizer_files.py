@@ -8,9 +8,10 @@ from typing import Any
 
 from tokenizers import AddedToken
 
+from groupvit_common.compat.keywords import check_unknown
 from groupvit_common.compat.tokenizer import ADDITIONAL, SPECIAL_TOKENS
 from groupvit_common.errors import CheckpointError, InputError, short
-from groupvit_common.preprocessing.encoding import SECRETS
+from groupvit_common.preprocessing.encoding import HARMLESS_TOKENIZER_KEYWORDS, SECRETS, check_keywords
 from groupvit_common.preprocessing.lengths import check_side
 from groupvit_common.preprocessing.vocabulary import END_OF_TEXT, START_OF_TEXT
 from groupvit_common.storage.json_text import json_text, read_json
@@ -32,9 +33,28 @@ SETTINGS = (
     *SPECIAL_TOKENS, ADDITIONAL, "model_max_length", "padding_side", "truncation_side", "clean_up_tokenization_spaces",
     "split_special_tokens", "model_input_names",
 )  # fmt: skip
+# Names of older and newer transformers for settings.
+_OTHER_NAMES = {
+    "vocab": "vocab_file", "merges": "merges_file", "max_len": "model_max_length", "extra_special_tokens": ADDITIONAL,
+}  # fmt: skip
+# What `save_pretrained` passes to `push_to_hub`, and keywords of transformers' that ask for nothing here.
+PUSH_KEYWORDS = ("repo_id", "commit_message", "token", "private", "revision", "create_pr")
+HARMLESS_SAVING: Mapping[str, tuple[Any, ...] | None] = {
+    "save_jinja_files": None, "save_raw_chat_template": None, "max_shard_size": None, "safe_serialization": None,
+    "use_auth_token": (None,), "organization": (None,), "tags": (None,),
+}  # fmt: skip
 # Of the machine that wrote a file, or kept elsewhere: never taken from it.
 _NOT_KEPT = ("vocab_file", "merges_file", "tokenizer_file", "tokenizer_object", "name_or_path", *SECRETS)
 _FLAGS = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
+
+
+def known_settings(owner: str, given: Mapping[str, Any], valid: Sequence[str]) -> dict[str, Any]:
+    """Returns keywords by our names without those that transformers alone has; see `check_unknown`."""
+    given = {_OTHER_NAMES.get(name, name): value for name, value in given.items()}
+    known = {name: value for name, value in given.items() if name in valid or name in HARMLESS_TOKENIZER_KEYWORDS}
+    check_keywords(owner, known, valid, HARMLESS_TOKENIZER_KEYWORDS)
+    check_unknown(owner, given.keys() - known.keys(), valid)
+    return known
 
 
 def read_settings(directory: Path) -> tuple[dict[str, Any], dict[int, AddedToken]]:

@@ -1,8 +1,9 @@
 """CLIP's byte-pair vocabulary: learned, or read from its files, within the pipeline of the `tokenizers` library."""
 
 import contextlib
+import importlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,20 @@ def read_tokenizer_file(path: Path, unk_token: str) -> Tokenizer:
     # Written before transformers 4.17, without CLIP's word pattern: only its vocabulary is of use.
     merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
     return assemble(model["vocab"], [(left, right) for left, right in merges], unk_token)
+
+
+def ftfy_of_environment() -> Callable[[str], str] | None:
+    """Returns `ftfy.fix_text`; None where ftfy is not installed."""
+    try:
+        fix_text: Callable[[str], str] = importlib.import_module("ftfy").fix_text
+    except ImportError:
+        return None
+    return fix_text
+
+
+def mapped_text(function: Callable[[str], str], item: Any) -> Any:
+    """Returns a text, a pair of texts or a list of words, each changed by a function."""
+    return function(item) if isinstance(item, str) else type(item)(mapped_text(function, each) for each in item)
 
 
 def add_cleaning(tokenizer: Tokenizer, *, fixed: bool) -> None:
