@@ -220,7 +220,7 @@ class EMA(keras.callbacks.Callback):
         if keras.backend.backend() == "tensorflow":
             import tensorflow as tf
 
-            self._move = tf.function(self._moved)
+            self._move = tf.function(self._moved, autograph=False)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if not (logs or {}).get("skipped"):

@@ -109,7 +109,7 @@ class Segmenter(BaseSegmenter):
         import tensorflow as tf
 
         any_number = tf.TensorSpec((None, *pixels.shape[1:]), pixels.dtype)
-        return tf.function(self._encode_eagerly, input_signature=[any_number])
+        return tf.function(self._encode_eagerly, input_signature=[any_number], autograph=False)
 
     def _traced_by_jax(self) -> Encode:
         import jax
