@@ -23,8 +23,9 @@ Size = tuple[int, int]
 
 # Values of enlarged maps held at once (32 MB in float32): a photo's maps of all labels would be gigabytes.
 _VALUES_AT_ONCE = 1 << 23
-# A group whose part in the maps is smaller relative to the largest than this leaves no trace in float32 logits.
-_SMALLEST_PART = 1e-5
+# Differences between groups' shares that are smaller, relative to the largest, are lost in the rounding of logits: in
+# single and in half precision.
+_SMALLEST_PART, _SMALLEST_PART_OF_HALF = 1e-5, 1e-2
 
 
 class PostProcessing:
@@ -199,15 +200,23 @@ def _group_scores(outputs: Any, logits: Floats, shares: Floats) -> Floats:
     """
     cosine = _array(_field(outputs, "text_embeds")) @ _array(_field(outputs, "image_embeds")).T
     scale = float((cosine * _array(_field(outputs, "logits_per_text"))).sum() / (cosine * cosine).sum())
-    size = (logits.shape[2], logits.shape[3])
+    smallest = _SMALLEST_PART_OF_HALF if "16" in str(_of(outputs).dtype) else _SMALLEST_PART
+    size, patch = (logits.shape[2], logits.shape[3]), logits.shape[2] // shares.shape[2]
     similarities = []
     for share, each in zip(shares, logits, strict=True):
-        spread = np.concatenate([part for _, part in _resized(share, size)], axis=1).reshape(len(share), -1)
-        solved = np.linalg.lstsq(spread.T.astype(np.float64), each.reshape(len(each), -1).T, rcond=_SMALLEST_PART)
-        similarities.append(solved[0] / scale)
+        # One pixel of each patch: as many equations as there are patches.
+        spread = [part[:, _middles(rows, patch), patch // 2 :: patch] for rows, part in _resized(share, size)]
+        equations = np.concatenate(spread, axis=1).reshape(len(share), -1).T.astype(np.float64)
+        known = each[:, patch // 2 :: patch, patch // 2 :: patch].reshape(len(each), -1).T
+        similarities.append(np.linalg.lstsq(equations, known, rcond=smallest)[0] / scale)
     odds = np.stack(similarities)
     odds = np.exp(odds - odds.max(axis=-1, keepdims=True))
     return np.asarray(odds / odds.sum(axis=-1, keepdims=True))
+
+
+def _middles(rows: slice, patch: int) -> Integers:
+    """Returns which of these rows are in the middle of a patch."""
+    return np.flatnonzero(np.arange(rows.start, rows.stop) % patch == patch // 2)
 
 
 def _largest(maps: Floats, size: Size) -> Integers:

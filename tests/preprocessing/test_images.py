@@ -506,6 +506,8 @@ def test_downloads_stay_within_bounds(monkeypatch):
         for path in ("/drip", "/drip-headers"):
             with pytest.raises(InputError, match=r"took longer than 0\.3 seconds"):
                 load_image(address + path)
+        with pytest.raises(InputError, match=r"took longer than 0\.2 seconds"):
+            download.download(address + "/drip", seconds=0.2)
 
 
 @pytest.mark.parametrize(
