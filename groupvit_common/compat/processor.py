@@ -36,7 +36,6 @@ class ProcessorHabits:
     image_processor_class: ClassVar[str] = "CLIPImageProcessor"
     feature_extractor_class: ClassVar[str] = "CLIPImageProcessor"
     tokenizer_class: ClassVar[tuple[str, str]] = ("CLIPTokenizer", "CLIPTokenizerFast")
-    chat_template: ClassVar[None] = None
 
     image_processor: Any
     tokenizer: Any
@@ -49,6 +48,16 @@ class ProcessorHabits:
     @feature_extractor.setter
     def feature_extractor(self, value: Any) -> None:
         self.image_processor = value
+
+    @property
+    def chat_template(self) -> None:
+        """Returns None: there is no chat. Setting anything else raises `InputError`."""
+        return None
+
+    @chat_template.setter
+    def chat_template(self, value: Any) -> None:
+        if value is not None:
+            raise InputError("a chat_template is not supported: GroupViT has no chat")
 
     @classmethod
     def get_attributes(cls) -> list[str]:

@@ -43,6 +43,7 @@ PROCESSOR_FILES = (*TOKENIZER_FILES, IMAGE_PROCESSOR_FILE, PROCESSOR_FILE)
 
 _IMAGE_SETTINGS = frozenset(DEFAULTS)
 _IMAGE_KEYWORDS = (_keywords(CLIPImageProcessor.preprocess) | _IMAGE_SETTINGS) - {"return_tensors"}
+_PARTS = ("image_processor", "tokenizer", "feature_extractor")
 _TEXT_SETTINGS = frozenset(SETTINGS)
 
 
@@ -56,20 +57,17 @@ class CLIPProcessor(PostProcessing, ProcessorHabits):
         self,
         image_processor: CLIPImageProcessor | None = None,
         tokenizer: CLIPTokenizer | None = None,
-        *,
-        feature_extractor: CLIPImageProcessor | None = None,
-        chat_template: None = None,
         **others: Any,
     ) -> None:
-        check_unknown("processor", others, ("image_processor", "tokenizer", "feature_extractor"))
-        image_processor = feature_extractor if image_processor is None else image_processor
+        self.chat_template = others.pop("chat_template", None)
+        former = others.pop("feature_extractor", None)
+        image_processor = former if image_processor is None else image_processor
+        check_unknown("processor", others, _PARTS)
         if not isinstance(image_processor, CLIPImageProcessor) or not isinstance(tokenizer, CLIPTokenizer):
             raise InputError(
                 "a processor needs a CLIPImageProcessor and a CLIPTokenizer, in this order, "
                 f"got {type(image_processor).__name__} and {type(tokenizer).__name__}"
             )
-        if chat_template is not None:
-            raise InputError("a chat_template is not supported: GroupViT has no chat")
         self.image_processor = image_processor
         self.tokenizer = tokenizer
 
@@ -78,12 +76,14 @@ class CLIPProcessor(PostProcessing, ProcessorHabits):
         """Returns the processor of a directory or a hub repository, from the files of transformers 4 or 5.
 
         Keywords override settings, of the image processor or (such as `model_max_length`) of the tokenizer. Harmless
-        ones of transformers, such as `use_fast`, are accepted as by the two parts; names that are nearly a setting's
+        ones of transformers, such as `use_fast`, are accepted as by the two parts; `image_processor` and `tokenizer`
+        take the place of those in the files; names that are nearly a setting's
         are refused, others are warned of, or returned with `return_unused_kwargs=True`. Keywords besides are those of
         `groupvit_common.checkpoints.hub.HubLocation`. Raises `CheckpointError` as the two parts do.
         """
         name = pretrained_model_name_or_path
         return_unused = settings.pop("return_unused_kwargs", False)
+        parts = {keyword: settings.pop(keyword) for keyword in _PARTS if keyword in settings}
         settings = drop_harmless("processor", settings, {**FILE_KEYWORDS, "chat_template": (None,)})
         here = local(name) if isinstance(name, str | Path) else None
         location = HubLocation.take(settings)
@@ -105,6 +105,9 @@ class CLIPProcessor(PostProcessing, ProcessorHabits):
                 CLIPImageProcessor.of_directory(held, for_images),
                 CLIPTokenizerFast.of_directory(held, for_text, name=str(name)),
             )
+        for part, value in parts.items():
+            if value is not None:
+                setattr(processor, part, value)
         return cast(Self, (processor, unused)) if return_unused else processor
 
     def save_pretrained(
@@ -119,7 +122,7 @@ class CLIPProcessor(PostProcessing, ProcessorHabits):
         options = push_keywords(push_to_hub, repo_id, directory, push_options)
         # By this, transformers' AutoProcessor knows what to make of the directory.
         self.image_processor.extra["processor_class"] = "CLIPProcessor"
-        texts = self.tokenizer.file_texts() | self.image_processor.file_texts(directory)
+        texts = self.image_processor.file_texts(directory) | self.tokenizer.file_texts()
         paths = [str(path) for path in write_texts(directory, texts)]
         if options is not None:
             self.push_to_hub(**options)

@@ -79,6 +79,8 @@ def test_parts_by_their_older_names(processor):
     assert made.model_input_names == ["input_ids", "attention_mask", "pixel_values"]
     with pytest.raises(InputError, match="GroupViT has no chat"):
         CLIPProcessor(images, tokenizer, chat_template="{{ messages }}")
+    with pytest.raises(InputError, match="GroupViT has no chat"):
+        made.chat_template = "{{ messages }}"
     with pytest.raises(InputError, match=r"in this order, got CLIPTokenizer.* and CLIPImageProcessor"):
         CLIPProcessor(tokenizer, images)
     parts = [images, tokenizer]
@@ -113,6 +115,8 @@ def test_files(processor, tmp_path, monkeypatch):
         CLIPProcessor.from_pretrained(tmp_path, padding_value=1.0)
     _, unused = CLIPProcessor.from_pretrained(tmp_path, padding_value=1.0, return_unused_kwargs=True)
     assert unused == {"padding_value": 1.0}
+    images = CLIPImageProcessor(size=5)
+    assert CLIPProcessor.from_pretrained(tmp_path, image_processor=images, tokenizer=None).image_processor is images
     pushed = []
     monkeypatch.setattr(CLIPProcessor, "push_to_hub", lambda _, repo_id, **options: pushed.append((repo_id, options)))
     processor.save_pretrained(tmp_path, push_to_hub=True, repo_id="me/it", commit_message="x", token=None)
