@@ -20,6 +20,7 @@ with tensorflow_start_up():
         # Searches for GPUs now, so that a missing one is not reported in the middle of a user's work.
         tf.config.list_physical_devices()
 
+from groupvit_common.compat.encoding import TensorType
 from groupvit_common.compat.features import BatchFeature
 from groupvit_common.compat.keywords import ChannelDimension
 from groupvit_common.model.auto import AutoConfig
@@ -101,6 +102,7 @@ __all__ = [
     "TFGroupViTTextModel",
     "TFGroupViTVisionModel",
     "TFPreTrainedModel",
+    "TensorType",
     "ZeroShotImageClassificationPipeline",
     "load_image",
     "pipeline",

@@ -3,6 +3,7 @@
 Code written for transformers runs after changing `from transformers import ...` to `from groupvit_torch import ...`.
 """
 
+from groupvit_common.compat.encoding import TensorType
 from groupvit_common.compat.features import BatchFeature
 from groupvit_common.compat.keywords import ChannelDimension
 from groupvit_common.model.auto import AutoConfig
@@ -63,6 +64,7 @@ __all__ = [
     "Pipeline",
     "PreTrainedModel",
     "Segmenter",
+    "TensorType",
     "ZeroShotImageClassificationPipeline",
     "load_image",
     "pipeline",

@@ -76,10 +76,10 @@ class CLIPProcessor(PostProcessing, ProcessorHabits):
         """Returns the processor of a directory or a hub repository, from the files of transformers 4 or 5.
 
         Keywords override settings, of the image processor or (such as `model_max_length`) of the tokenizer. Harmless
-        ones of transformers, such as `use_fast`, are accepted as by the two parts; `image_processor` and `tokenizer`
-        take the place of those in the files; names that are nearly a setting's
-        are refused, others are warned of, or returned with `return_unused_kwargs=True`. Keywords besides are those of
-        `groupvit_common.checkpoints.hub.HubLocation`. Raises `CheckpointError` as the two parts do.
+        ones of transformers are accepted as by the two parts; `use_fast=False` asks for a `CLIPTokenizer` instead of a
+        `CLIPTokenizerFast`; `image_processor` and `tokenizer` take the place of those in the files; names that are
+        nearly a setting's are refused, others are warned of, or returned with `return_unused_kwargs=True`. Keywords
+        besides are those of `groupvit_common.checkpoints.hub.HubLocation`. Raises `CheckpointError` as the parts do.
         """
         name = pretrained_model_name_or_path
         return_unused = settings.pop("return_unused_kwargs", False)
@@ -98,12 +98,13 @@ class CLIPProcessor(PostProcessing, ProcessorHabits):
         )
         for_images = {keyword: value for keyword, value in settings.items() if keyword in _IMAGE_SETTINGS}
         for_text = {keyword: value for keyword, value in settings.items() if keyword not in _IMAGE_SETTINGS}
+        tokenizer = CLIPTokenizer if settings.get("use_fast") is False else CLIPTokenizerFast
         if lacking := missing_parts(directory):
             raise CheckpointError(f"{name} has {lacking}: take them from the checkpoint that its model began as")
         with read_lock(directory) as held:
             processor = cls(
                 CLIPImageProcessor.of_directory(held, for_images),
-                CLIPTokenizerFast.of_directory(held, for_text, name=str(name)),
+                tokenizer.of_directory(held, for_text, name=str(name)),
             )
         for part, value in parts.items():
             if value is not None:

@@ -11,7 +11,7 @@ from PIL import Image
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.preprocessing.image_processor import CLIPImageProcessor
 from groupvit_common.preprocessing.processor import AutoProcessor, CLIPProcessor
-from groupvit_common.preprocessing.tokenizer import CLIPTokenizer
+from groupvit_common.preprocessing.tokenizer import CLIPTokenizer, CLIPTokenizerFast
 
 PHOTO = Image.new("RGB", (50, 40), (200, 100, 50))
 TEXTS = ["a", "a cat"]
@@ -141,4 +141,5 @@ def test_auto_processor_makes_no_other_kind(processor, tmp_path):
         assert type(AutoProcessor.from_pretrained(tmp_path)) is Mine
     finally:
         AutoProcessor.classes = classes
-    assert isinstance(processor.tokenizer, CLIPTokenizer)
+    assert type(processor.tokenizer) is CLIPTokenizerFast
+    assert type(CLIPProcessor.from_pretrained("demo", use_fast=False).tokenizer) is CLIPTokenizer
