@@ -15,10 +15,10 @@ from groupvit_common.storage.saving import write_file, write_text
 
 TEXT_KEYWORDS = frozenset(
     {
-        "add_special_tokens", "is_split_into_words", "max_length", "pad_to_max_length", "pad_to_multiple_of", "padding", "padding_side",
-        "return_attention_mask", "return_length", "return_offsets_mapping", "return_overflowing_tokens",
-        "return_special_tokens_mask", "return_token_type_ids", "split_special_tokens", "stride", "text_pair",
-        "text_pair_target", "text_target", "truncation", "truncation_strategy", "verbose",
+        "add_special_tokens", "is_split_into_words", "max_length", "pad_to_max_length", "pad_to_multiple_of",
+        "padding", "padding_side", "return_attention_mask", "return_length", "return_offsets_mapping",
+        "return_overflowing_tokens", "return_special_tokens_mask", "return_token_type_ids", "split_special_tokens",
+        "stride", "text_pair", "text_pair_target", "text_target", "truncation", "truncation_strategy", "verbose",
     }
 )  # fmt: skip
 """Keywords of a tokenizer's call."""
