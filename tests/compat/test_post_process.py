@@ -138,6 +138,22 @@ def test_scores_of_groups_are_the_models_own(backend, processor):
         assert (expected.argmax(-1)[there] == each["label_id"]).all()
 
 
+def test_half_precision(processor):
+    import torch
+
+    from groupvit_torch import GroupViTModel
+
+    inputs = processor(text=LABELS, images=image(), return_tensors="pt", padding=True)
+    with torch.no_grad():
+        outputs = GroupViTModel.from_pretrained("demo", dtype="bfloat16")(**inputs, output_segmentation=True)
+    [label_map] = processor.post_process_semantic_segmentation(outputs, target_sizes=[(60, 90)])
+    [found] = processor.post_process_instance_segmentation(outputs, target_sizes=torch.tensor([[60, 90]]))
+    for name, (y, x) in (("red", (28, 26)), ("blue", (32, 67))):
+        segment = found["segments_info"][found["segmentation"][y, x]]
+        assert LABELS[label_map[y, x]] == LABELS[segment["label_id"]] == name
+        assert segment["score"] > 0.9
+
+
 def test_thresholds_leave_segments_out(processor):
     outputs = outputs_of("torch")
     whole = processor.post_process_instance_segmentation(outputs)[0]
