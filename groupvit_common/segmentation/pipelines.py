@@ -392,13 +392,15 @@ def pipeline_of(tasks: Mapping[str, type[BasePipeline]]) -> Callable[..., Any]:
             dtype: of the weights; `torch_dtype` is its older name.
             model_kwargs: further keywords of the model's `from_pretrained`.
             pipeline_class: another class in the place of the task's.
-            use_fast, trust_remote_code: change nothing.
+            use_fast, trust_remote_code: change nothing. `use_auth_token` is the former name of `token`.
             settings: defaults of the pipeline's keywords.
 
         Raises:
             InputError: an unknown task, or an argument that cannot be used.
             CheckpointError: the checkpoint cannot be found, reached, read or loaded.
         """
+        former = settings.pop("use_auth_token", None)
+        token = former if token is None else token
         known = ", ".join(tasks)
         if task is None and pipeline_class is None:
             raise InputError(f"a pipeline needs a task; there are {known}")
@@ -480,12 +482,12 @@ def _device_name(device: Any) -> str | None:
 
 def _items(images: Any) -> Iterator[Any]:
     """Returns an iterator over a generator or a data set. One that has a length may have no other end."""
-    if hasattr(images, "__len__") and hasattr(images, "__getitem__"):
-        return (images[i] for i in range(len(images)))
-    if not isinstance(images, Iterable):
+    if isinstance(images, Mapping) or not hasattr(images, "__iter__") and not hasattr(images, "__getitem__"):
         raise InputError(
             f"images must be a path, an address, a PIL image, an array, or several of them, got {type(images).__name__}"
         )
+    if hasattr(images, "__len__") and hasattr(images, "__getitem__"):
+        return (images[i] for i in range(len(images)))
     return iter(images)
 
 

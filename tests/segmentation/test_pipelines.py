@@ -223,7 +223,7 @@ def test_a_pipeline_by_name_and_its_copy(drawn, tmp_path):
     tokenizer = CLIPTokenizerFast.from_pretrained("demo")
     pipe = pipeline(
         "image-segmentation", "demo", tokenizer=tokenizer, image_processor="demo", use_fast=True, device=-1,
-        trust_remote_code=None, torch_dtype="auto", model_kwargs={"low_cpu_mem_usage": True}, framework="pt",
+        trust_remote_code=None, torch_dtype="auto", use_auth_token=None, model_kwargs={"low_cpu_mem_usage": True}, framework="pt",
     )  # fmt: skip
     assert (pipe.tokenizer, pipe.task) == (tokenizer, "image-segmentation")
     pipe.save_pretrained(tmp_path)
@@ -266,6 +266,7 @@ def test_pipelines_that_cannot_be_made(arguments, options, message):
         (("image", []), {}, "no labels"),
         (("image", [3]), {}, "a label must be text"),
         ((3, ["red"]), {}, "several of them, got int"),
+        (({"image": 3}, ["red"]), {}, "several of them, got dict"),
         (("nowhere.png", ["red"]), {}, "there is no image file nowhere.png"),
         (("image", ["red"]), {"threshold": 2}, "threshold must be a number between 0 and 1"),
         (("image", ["red"]), {"mask_threshold": 0.3}, "mask_threshold=0.3 is not supported"),
