@@ -482,7 +482,7 @@ def _device_name(device: Any) -> str | None:
 
 def _items(images: Any) -> Iterator[Any]:
     """Returns an iterator over a generator or a data set. One that has a length may have no other end."""
-    if isinstance(images, Mapping) or not hasattr(images, "__iter__") and not hasattr(images, "__getitem__"):
+    if isinstance(images, Mapping) or (not hasattr(images, "__iter__") and not hasattr(images, "__getitem__")):
         raise InputError(
             f"images must be a path, an address, a PIL image, an array, or several of them, got {type(images).__name__}"
         )

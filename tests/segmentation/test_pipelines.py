@@ -223,7 +223,8 @@ def test_a_pipeline_by_name_and_its_copy(drawn, tmp_path):
     tokenizer = CLIPTokenizerFast.from_pretrained("demo")
     pipe = pipeline(
         "image-segmentation", "demo", tokenizer=tokenizer, image_processor="demo", use_fast=True, device=-1,
-        trust_remote_code=None, torch_dtype="auto", use_auth_token=None, model_kwargs={"low_cpu_mem_usage": True}, framework="pt",
+        trust_remote_code=None, torch_dtype="auto", use_auth_token=None, framework="pt",
+        model_kwargs={"low_cpu_mem_usage": True},
     )  # fmt: skip
     assert (pipe.tokenizer, pipe.task) == (tokenizer, "image-segmentation")
     pipe.save_pretrained(tmp_path)
