@@ -11,6 +11,7 @@ Values of an array: integers are 0-255. Floating-point arrays may hold 0-1 or 0-
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
@@ -307,8 +308,8 @@ class CLIPImageProcessor(PostProcessing, ImageProcessorHabits):
         _check_layout("data_format", output_layout)
         if layout is not None:
             _check_layout("input_data_format", layout)
-        for name in ("size", "crop_size"):  # dictionaries, into which anybody may have written
-            CHECKS[name](getattr(processor, name))
+        # Dictionaries, into which anybody may have written.
+        _check_sizes(tuple(processor.size.items()), tuple(processor.crop_size.items()))
         pixels = [processor._pixels(image, index, layout) for index, image in enumerate(_as_batch(images))]
         if output_layout == "channels_last":
             pixels = [np.ascontiguousarray(image.transpose(1, 2, 0)) for image in pixels]
@@ -499,6 +500,13 @@ def _check_names(names: Iterable[str], *, strict: bool = True) -> None:
     wrong = unknown if strict else [name for name in unknown if nearest(name, _KEYWORDS)]
     if wrong:
         raise InputError(f"{wrong[0]!r} is not a setting of the image processor; these are: {', '.join(_KEYWORDS)}")
+
+
+@lru_cache(maxsize=64)
+def _check_sizes(size: tuple[Any, ...], crop_size: tuple[Any, ...]) -> None:
+    """Raises `InputError` for the items of a size or a crop's that cannot be used; remembers those that can."""
+    CHECKS["size"](dict(size))
+    CHECKS["crop_size"](dict(crop_size))
 
 
 def _check_layout(name: str, value: Any) -> None:
