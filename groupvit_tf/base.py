@@ -74,7 +74,7 @@ class GroupViTPreTrainedModel(PreTrainedModel):
         else:
             if len(args) == 1 and isinstance(args[0], list | tuple) and not is_nested_numbers(args[0]):
                 args = args[0]
-            elif len(args) == 1 and not kwargs.keys() & {self.main_input_name}:
+            elif len(args) == 1 and self._name_of(args[0]) not in kwargs:
                 args = (*[None] * names.index(self._name_of(args[0])), args[0])
             if len(args) > len(names):
                 raise InputError(f"{type(self).__name__} takes at most {len(names)} inputs, got {len(args)}")
@@ -285,7 +285,9 @@ class GroupViTPreTrainedModel(PreTrainedModel):
 
     def _flag(self, name: str, value: bool | None) -> bool:
         """Returns a flag of `call`: as given, else the configuration's."""
-        return bool(getattr(self.config, name) if value is None else value)
+        if value is None:
+            value = getattr(self.config, "use_return_dict" if name == "return_dict" else name)
+        return bool(value)
 
 
 class _Steps:

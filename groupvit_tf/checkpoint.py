@@ -18,9 +18,11 @@ import numpy as np
 from groupvit_common.checkpoints.directory import Weights, compare_tensors
 from groupvit_common.checkpoints.dtypes import cast, float_dtype
 from groupvit_common.checkpoints.safetensors_file import array_info, read_arrays
+from groupvit_common.compat.model import loading_info
 from groupvit_common.errors import InputError
 from groupvit_common.model.layout import canonical_axes, canonical_name, from_canonical, to_canonical
 from groupvit_common.model.pretrained import Pretrained, check_weights, checked_array, most_stored_dtype
+from groupvit_tf.compat.model import TransformersMethods
 from groupvit_tf.distributed import Model, refuse_strategy
 from groupvit_tf.init import without_initial_values
 from groupvit_tf.layers import Tracked
@@ -57,7 +59,7 @@ def kind(variable: keras.Variable) -> str:
 _KERAS_OPTIONS = ("trainable", "autocast", "activity_regularizer")
 
 
-class PreTrainedModel(Pretrained, Tracked, Model):
+class PreTrainedModel(Pretrained, TransformersMethods, Tracked, Model):
     """A model that is made from a configuration, and comes from and goes to a checkpoint directory or the hub.
 
     Subclasses take `config` as their constructor's first argument, hand `dtype`, `name` and other keywords of
@@ -91,12 +93,13 @@ class PreTrainedModel(Pretrained, Tracked, Model):
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | Path,
-        *,
+        *model_args: Any,
         config: Any = None,
         dtype: Any = None,
         torch_dtype: Any = None,
+        output_loading_info: bool = False,
         **overrides: Any,
-    ) -> Self:
+    ) -> Any:
         """Returns the model of a checkpoint.
 
         Args:
@@ -106,6 +109,8 @@ class PreTrainedModel(Pretrained, Tracked, Model):
             dtype: of the floating-point variables, a dtype or its name, or a Keras policy such as "mixed_bfloat16";
                 Keras's global policy if None, which is float32 unless set; "auto": the dtype in which the file holds
                 the most elements. Integer variables keep theirs. `torch_dtype` is its older name.
+            output_loading_info: also return which tensors of the file were not used, as transformers does.
+            model_args: further arguments of the class's constructor.
             overrides: revision, token, cache_dir, subfolder, local_files_only and force_download, as in
                 `groupvit_common.checkpoints.hub.HubLocation`; or settings of the configuration to replace. Keywords of
                 transformers that change nothing here (`from_pt`, `trust_remote_code`, ...) are accepted; unsupported
@@ -119,10 +124,15 @@ class PreTrainedModel(Pretrained, Tracked, Model):
         opened = cls._opened(pretrained_model_name_or_path, config, overrides, _ONLY)
         with opened as (config, weights, directory):
             with without_initial_values():
-                model = cls(config, dtype=policy or most_stored_dtype(weights, weights.tensors))
+                model = cls(config, *model_args, dtype=policy or most_stored_dtype(weights, weights.tensors))
             variables = canonical_variables(model)
-            _load(variables, weights, check_weights(_tensors(variables), weights, directory, cls.__name__))
-        return model
+            names = check_weights(_tensors(variables), weights, directory, cls.__name__)
+            _load(variables, weights, names)
+            info = loading_info(names, weights.tensors)
+            info.pop("error_msgs")  # of PyTorch alone
+        if dtype is not None or torch_dtype is not None:
+            config.torch_dtype = model.dtype
+        return (model, info) if output_loading_info else model
 
     @classmethod
     def from_arrays(cls, config: Any, arrays: Mapping[str, np.ndarray], *, dtype: Any = None) -> Self:
@@ -148,17 +158,17 @@ class PreTrainedModel(Pretrained, Tracked, Model):
     def save_pretrained(
         self,
         save_directory: str | Path,
-        *,
         saved_model: bool = False,
         version: int = 1,
+        push_to_hub: bool = False,
         signatures: None = None,
+        max_shard_size: int | str = "5GB",
+        create_pr: bool = False,
+        safe_serialization: bool | None = True,
+        token: str | bool | None = None,
         is_main_process: bool = True,
         state_dict: Mapping[str, np.ndarray] | None = None,
-        max_shard_size: int | str = "5GB",
-        safe_serialization: bool = True,
-        push_to_hub: bool = False,
         repo_id: str | None = None,
-        token: str | bool | None = None,
         **push_options: Any,
     ) -> None:
         """Writes `config.json` and the weights into a directory, which `groupvit_torch` and transformers read too.
@@ -181,7 +191,7 @@ class PreTrainedModel(Pretrained, Tracked, Model):
             InputError: an argument that cannot be used; or variables that are not those of the configuration (added
                 layers, quantization, ...), or are not finite.
         """
-        self._check_saving(safe_serialization, push_to_hub, push_options)
+        push_options = self._push_options(safe_serialization, push_to_hub, {**push_options, "create_pr": create_pr})
         if saved_model or signatures is not None:
             raise InputError("saved_model=True and signatures request a SavedModel: call export(directory) for it")
         if not is_main_process:
@@ -215,8 +225,7 @@ class PreTrainedModel(Pretrained, Tracked, Model):
             max_shard_size,
             push_to_hub,
             repo_id,
-            token=token,
-            **push_options,
+            **{"token": token, **push_options},
         )
 
     def check_finite(self, done: str = "used") -> None:
@@ -258,9 +267,17 @@ class PreTrainedModel(Pretrained, Tracked, Model):
         }
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None) -> Self:
-        """Returns the model of a `get_config` result, which may come with a file. Raises `InputError` for others."""
-        options = {**config}
+    def from_config(cls, config: Any, custom_objects: Mapping[str, Any] | None = None, **keras_options: Any) -> Self:
+        """Returns the model of a `get_config` result, which may come with a file. Raises `InputError` for others.
+
+        A configuration, or its dictionary, gives a new model, as in transformers, with `dtype` and other keywords of
+        the constructor.
+        """
+        if isinstance(config, cls.config_class):
+            return cls(config, **keras_options)
+        if "model_type" in config and "config" not in config:
+            return cls(cls.config_class.from_dict(config), **keras_options)
+        options = {**config, **keras_options}
         settings, trainable = options.pop("config", None), options.pop("trainable", True)
         trainable = trainable if isinstance(trainable, Mapping) else {"": trainable}
         name, policy = options.get("name"), options.get("dtype")
@@ -334,12 +351,14 @@ class PreTrainedModel(Pretrained, Tracked, Model):
 
     # -- the rest of transformers' base class that code relies on --
 
-    def num_parameters(self, only_trainable: bool = False) -> int:
-        """Returns the number of elements of the parameters."""
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Returns the number of elements of the parameters, without those of token and position tables on request."""
         return sum(
             math.prod(variable.shape)
             for name, variable in canonical_variables(self).items()
-            if is_parameter(name) and (variable.trainable or not only_trainable)
+            if is_parameter(name)
+            and (variable.trainable or not only_trainable)
+            and not (exclude_embeddings and name.endswith("_embedding.weight"))
         )
 
     @property

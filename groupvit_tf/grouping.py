@@ -51,7 +51,7 @@ class CrossAttentionLayer(Block):
         self.norm_post = LayerNorm(width, eps, name="norm_post", dtype=self.dtype_policy)
 
     def call(self, query: Tensor, key: Tensor, training: bool = False) -> Tensor:
-        x = query + self.attn(query, key, training=training)[0]
+        x = query + self.attn(query, encoder_hidden_states=key, training=training)[0]
         x = x + self.mlp(self.norm2(x))
         return self.norm_post(x)
 
@@ -70,31 +70,38 @@ class AssignAttention(Block):
         self.v_proj = Dense(width, width, name="v_proj", dtype=self.dtype_policy)
         self.proj = Dense(width, width, name="proj", dtype=self.dtype_policy)
 
+    def get_attn(self, attn: Tensor, gumbel: bool = True, hard: bool = True, training: bool = False) -> Tensor:
+        """Returns the assignment of logits `[B, G, S]`; gumbel: with noise in training."""
+        noise = gumbel_noise_like(attn, self.seed_generator) if gumbel and training else None
+        return assign(attn, noise=noise, hard=hard)
+
     def call(
         self,
-        groups: Tensor,
-        segments: Tensor,
+        query: Tensor,
+        key: Tensor,
         noise: Tensor | None = None,
         hard: bool = True,
         temperature: float = 1.0,
         training: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Args: groups `[B, G, D]`, segments `[B, S, D]`; the others as in `assign`. Noise None is drawn in training.
+        """Args: query, the groups `[B, G, D]`; key, the segments `[B, S, D]`; the others as in `assign`. Noise None is
+            drawn in training.
 
         Returns: the merged segments `[B, G, D]` and the soft assignment without noise `[B, G, S]`.
         """
-        keys = ops.transpose(self.k_proj(segments), (0, 2, 1))
-        logits = ops.matmul(self.q_proj(groups), keys) * self.scale
+        keys = ops.transpose(self.k_proj(key), (0, 2, 1))
+        logits = ops.matmul(self.q_proj(query), keys) * self.scale
         if noise is None and training:
             noise = gumbel_noise_like(logits, self.seed_generator)
         weights = assign(logits, noise=noise, hard=hard, temperature=temperature)
         # A mean over the claimed segments; assign_eps shrinks small groups and keeps empty ones finite.
         weights = weights / (ops.sum(weights, axis=-1, keepdims=True) + self.assign_eps)
-        return self.proj(ops.matmul(weights, self.v_proj(segments))), softmax(logits, axis=1)
+        return self.proj(ops.matmul(weights, self.v_proj(key))), softmax(logits, axis=1)
 
 
 class TokenAssign(Block):
-    """The whole grouping block: `[B, S, D]` segments and `[B, N, D]` group tokens -> `[B, G, D]` larger segments."""
+    """The whole grouping block: `[B, S, D]` segments, the image tokens, and `[B, N, D]` group tokens ->
+    `[B, G, D]` larger segments."""
 
     def __init__(
         self, config: GroupViTVisionConfig, num_group_tokens: int, num_output_groups: int, **kwargs: Any
@@ -102,6 +109,7 @@ class TokenAssign(Block):
         super().__init__(**kwargs)
         policy = self.dtype_policy
         width, eps = config.hidden_size, config.layer_norm_eps
+        self.num_output_group = num_output_groups
         tokens_width, channels_width = (int(ratio * width) for ratio in config.assign_mlp_ratio)
         self.norm_tokens = LayerNorm(width, eps, name="norm_tokens", dtype=policy)
         self.mlp_inter = MixerMLP(
@@ -114,9 +122,13 @@ class TokenAssign(Block):
         self.norm_new_x = LayerNorm(width, eps, name="norm_new_x", dtype=policy)
         self.mlp_channels = MLP(config, width, channels_width, width, name="mlp_channels", dtype=policy)
 
+    def project_group_token(self, group_tokens: Tensor) -> Tensor:
+        """`[B, N, D]` normed group tokens -> `[B, G, D]`: one for each group that the block leaves."""
+        return self.norm_post_tokens(self.mlp_inter(group_tokens))
+
     def call(
         self,
-        segments: Tensor,
+        image_tokens: Tensor,
         group_tokens: Tensor,
         noise: Tensor | None = None,
         hard: bool = True,
@@ -125,8 +137,8 @@ class TokenAssign(Block):
     ) -> tuple[Tensor, Tensor]:
         """Returns the new segments `[B, G, D]` and the soft assignment `[B, G, S]`; `noise`, `hard`, `temperature`:
         `assign`."""
-        segments = self.norm_x(segments)
-        groups = self.norm_post_tokens(self.mlp_inter(self.norm_tokens(group_tokens)))
+        segments = self.norm_x(image_tokens)
+        groups = self.project_group_token(self.norm_tokens(group_tokens))
         groups = self.pre_assign_attn(groups, segments, training=training)
         merged, assignment = self.assign(groups, segments, noise, hard=hard, temperature=temperature, training=training)
         merged = merged + groups

@@ -195,14 +195,23 @@ def batch_statistics(x: Tensor, together: bool = True) -> tuple[Tensor, Tensor, 
     return mean, variance, count
 
 
+def added(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """Returns the sum of two biases, of which either may be absent."""
+    if first is None or second is None:
+        return second if first is None else first
+    return first + second
+
+
 class Attention(Block):
     """Multi-head scaled dot-product attention, of a sequence to itself or to another."""
 
     def __init__(self, config: TowerConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         width = config.hidden_size
+        self.embed_dim = width
         self.num_heads = config.num_attention_heads
-        self.head_width = width // self.num_heads
+        self.head_dim = width // self.num_heads
+        self.scale = self.head_dim**-0.5
         self.dropout = config.attention_dropout
         self.seed_generator = Seeds() if self.dropout else None
         self.k_proj = Dense(width, width, name="k_proj", dtype=self.dtype_policy)
@@ -212,32 +221,36 @@ class Attention(Block):
 
     def call(
         self,
-        query: Tensor,
-        key: Tensor,
-        attn_bias: Tensor | None = None,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        causal_attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
         output_attentions: bool = False,
         training: bool = False,
         dropout_seed: Any = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Args: query `[B, S, D]`, key `[B, S', D]`, attn_bias broadcastable to `[B, heads, S, S']`, added to the
-        logits; dropout_seed: instead of a fresh one (see `FixedSeed`).
+        """Args: hidden_states, the queries `[B, S, D]`; encoder_hidden_states, the keys `[B, S', D]`, None: the
+        queries; attention_mask, causal_attention_mask broadcastable to `[B, heads, S, S']`, added to the logits;
+        dropout_seed: instead of a fresh one (see `FixedSeed`).
 
         Returns: output `[B, S, D]` and, if requested, the weights `[B, heads, S, S']` (before dropout's scaling: as
             used).
         """
+        query, key = hidden_states, hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        attn_bias = added(attention_mask, causal_attention_mask)
         q, k, v = self._heads(self.q_proj(query)), self._heads(self.k_proj(key)), self._heads(self.v_proj(key))
-        logits = ops.matmul(q * self.head_width**-0.5, ops.transpose(k, (0, 1, 3, 2)))
+        logits = ops.matmul(q * self.scale, ops.transpose(k, (0, 1, 3, 2)))
         weights = softmax(logits if attn_bias is None else logits + attn_bias, axis=-1)
         used = weights
         if training and self.dropout:
             used = keras.random.dropout(weights, self.dropout, seed=dropout_seed or self.seed_generator)
         context = ops.transpose(ops.matmul(used, v), (0, 2, 1, 3))
-        context = ops.reshape(context, (-1, ops.shape(query)[1], self.num_heads * self.head_width))
+        context = ops.reshape(context, (-1, ops.shape(query)[1], self.num_heads * self.head_dim))
         return self.out_proj(context), weights if output_attentions else None
 
     def _heads(self, x: Tensor) -> Tensor:
         """`[B, S, D]` -> `[B, heads, S, D / heads]`."""
-        x = ops.reshape(x, (-1, ops.shape(x)[1], self.num_heads, self.head_width))
+        x = ops.reshape(x, (-1, ops.shape(x)[1], self.num_heads, self.head_dim))
         return ops.transpose(x, (0, 2, 1, 3))
 
 
@@ -267,6 +280,7 @@ class MLP(Block):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.config = config
         in_features = in_features or config.hidden_size
         hidden_features = hidden_features or config.intermediate_size
         out_features = out_features or config.hidden_size
@@ -308,6 +322,7 @@ class EncoderLayer(Block):
 
     def __init__(self, config: TowerConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.embed_dim = config.hidden_size
         self.drop_path: DropPath | None = None
         width, eps = config.hidden_size, config.layer_norm_eps
         self.self_attn = Attention(config, name="self_attn", dtype=self.dtype_policy)
@@ -317,30 +332,40 @@ class EncoderLayer(Block):
 
     def call(
         self,
-        x: Tensor,
-        attn_bias: Tensor | None = None,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        causal_attention_mask: Tensor | None = None,
         output_attentions: bool = False,
         training: bool = False,
         dropout_seed: Any = None,
         drop_path_seeds: tuple[Any, Any] = (None, None),
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, ...]:
         """`[B, S, D]` -> `[B, S, D]`, and the attention weights if requested (see `Attention`).
 
         dropout_seed, drop_path_seeds: instead of fresh ones (see `FixedSeed`).
         """
-        normed = self.layer_norm1(x)
         attended, weights = self.self_attn(
-            normed, normed, attn_bias, output_attentions=output_attentions, training=training, dropout_seed=dropout_seed
+            self.layer_norm1(hidden_states),
+            attention_mask,
+            causal_attention_mask,
+            output_attentions=output_attentions,
+            training=training,
+            dropout_seed=dropout_seed,
         )
-        x = x + self._kept(attended, training, drop_path_seeds[0])
-        return x + self._kept(self.mlp(self.layer_norm2(x)), training, drop_path_seeds[1]), weights
+        x = hidden_states + self._kept(attended, training, drop_path_seeds[0])
+        x = x + self._kept(self.mlp(self.layer_norm2(x)), training, drop_path_seeds[1])
+        return (x,) if weights is None else (x, weights)
 
     def _kept(self, branch: Tensor, training: bool, seed: Any) -> Tensor:
         return branch if self.drop_path is None or not training else self.drop_path(branch, seed)
 
     def rematerialised(
-        self, x: Tensor, attn_bias: Tensor | None = None, output_attentions: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        causal_attention_mask: Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, ...]:
         """Computes the layer in training without keeping intermediate values: the backward pass computes them again."""
         generator = self.self_attn.seed_generator
         seed = None if generator is None else FixedSeed(generator.next())
@@ -349,19 +374,18 @@ class EncoderLayer(Block):
             path_seeds = (FixedSeed(self.drop_path.seeds.next()), FixedSeed(self.drop_path.seeds.next()))
 
         def layer(x: Tensor) -> tuple[Tensor, ...]:
-            outputs = self(
+            return self(
                 x,
-                attn_bias,
+                attention_mask,
+                causal_attention_mask,
                 output_attentions=output_attentions,
                 training=True,
                 dropout_seed=seed,
                 drop_path_seeds=path_seeds,
             )
-            # Tensors only.
-            return tuple(output for output in outputs if output is not None)
 
-        x, *weights = keras.remat(layer)(x)
-        return x, weights[0] if weights else None
+        outputs: tuple[Tensor, ...] = keras.remat(layer)(hidden_states)
+        return outputs
 
 
 class Projection(Block):
@@ -378,3 +402,10 @@ class Projection(Block):
         """`[B, D]` -> `[B, E]`; the last two arguments as in `BatchNorm`."""
         normed = self.norm(self.hidden(x), training=training, together=together, keep=keep)
         return self.output_layer(ops.relu(normed))
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Any:
+        """Returns one of the four steps, as in a list of layers."""
+        return (self.hidden, self.norm, ops.relu, self.output_layer)[index]

@@ -13,6 +13,7 @@ from groupvit_common.errors import InputError
 from groupvit_common.model.checks import check_grouping, check_pairs, check_sample_weight, given
 from groupvit_common.model.config import GroupViTConfig, GroupViTTextConfig, GroupViTVisionConfig
 from groupvit_tf.base import SAMPLE_WEIGHT, GroupViTPreTrainedModel
+from groupvit_tf.compat.model import replace_layer
 from groupvit_tf.distributed import gather, num_replicas
 from groupvit_tf.label_maps import grouping_map, resize_bilinear, unit
 from groupvit_tf.layers import Projection, Tensor, wide_dtype
@@ -26,20 +27,23 @@ class GroupViTTextModel(GroupViTPreTrainedModel):
     """The text tower by itself."""
 
     config_class: ClassVar[type[Any]] = GroupViTTextConfig
-    main_input_name: ClassVar[str] = "input_ids"
     config: GroupViTTextConfig
 
     def __init__(self, config: GroupViTTextConfig, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
         self.text_model = TextTower(config, name="text_model", dtype=self.dtype_policy)
         self.build()
-        self.init_weights()
+        self.post_init()
 
     def build(self, input_shape: Any = None) -> None:
-        self.text_model.build((None, None))
+        if not self.built:
+            self.text_model.build((None, None))
 
     def get_input_embeddings(self) -> keras.layers.Embedding:
         return self.text_model.embeddings.token_embedding
+
+    def set_input_embeddings(self, value: Any) -> None:
+        replace_layer(self.text_model.embeddings, "token_embedding", value)
 
     def call(
         self,
@@ -58,6 +62,7 @@ class GroupViTTextModel(GroupViTPreTrainedModel):
             position_ids,
             output_attentions=self._flag("output_attentions", output_attentions),
             output_hidden_states=self._flag("output_hidden_states", output_hidden_states),
+            return_dict=True,
             training=training,
         )
         return output if self._flag("return_dict", return_dict) else output.to_tuple()
@@ -74,10 +79,11 @@ class GroupViTVisionModel(GroupViTPreTrainedModel):
         super().__init__(config, **kwargs)
         self.vision_model = VisionTower(config, name="vision_model", dtype=self.dtype_policy)
         self.build()
-        self.init_weights()
+        self.post_init()
 
     def build(self, input_shape: Any = None) -> None:
-        self.vision_model.build((None, None, None, None))
+        if not self.built:
+            self.vision_model.build((None, None, None, None))
 
     def get_input_embeddings(self) -> keras.layers.Layer:
         return self.vision_model.embeddings.patch_embeddings
@@ -95,6 +101,7 @@ class GroupViTVisionModel(GroupViTPreTrainedModel):
             pixel_values,
             output_attentions=self._flag("output_attentions", output_attentions),
             output_hidden_states=self._flag("output_hidden_states", output_hidden_states),
+            return_dict=True,
             training=training,
         )
         return output if self._flag("return_dict", return_dict) else output.to_tuple()
@@ -127,7 +134,7 @@ class GroupViTModel(GroupViTPreTrainedModel):
         self.image_to_text = keras.metrics.Mean(name="image_to_text_top1")
         self.text_to_image = keras.metrics.Mean(name="text_to_image_top1")
         self.build()
-        self.init_weights()
+        self.post_init()
 
     def build(self, input_shape: Any = None) -> None:
         if self.built:
@@ -140,6 +147,9 @@ class GroupViTModel(GroupViTPreTrainedModel):
 
     def get_input_embeddings(self) -> keras.layers.Embedding:
         return self.text_model.embeddings.token_embedding
+
+    def set_input_embeddings(self, value: Any) -> None:
+        replace_layer(self.text_model.embeddings, "token_embedding", value)
 
     def get_text_features(
         self,
@@ -163,6 +173,7 @@ class GroupViTModel(GroupViTPreTrainedModel):
             position_ids,
             output_attentions=self._flag("output_attentions", output_attentions),
             output_hidden_states=self._flag("output_hidden_states", output_hidden_states),
+            return_dict=True,
             training=training,
         )
         record.pooler_output = self.text_projection(record.pooler_output, training=training)
@@ -182,6 +193,7 @@ class GroupViTModel(GroupViTPreTrainedModel):
             pixel_values,
             output_attentions=self._flag("output_attentions", output_attentions),
             output_hidden_states=self._flag("output_hidden_states", output_hidden_states),
+            return_dict=True,
             training=training,
         )
         record.pooler_output = self.visual_projection(record.pooler_output, training=training)
@@ -224,6 +236,7 @@ class GroupViTModel(GroupViTPreTrainedModel):
             pixel_values,
             output_attentions=attentions,
             output_hidden_states=hidden_states,
+            return_dict=True,
             gumbel_noise=gumbel_noise,
             assign_hard=assign_hard,
             assign_temperature=assign_temperature,
@@ -235,6 +248,7 @@ class GroupViTModel(GroupViTPreTrainedModel):
             position_ids,
             output_attentions=attentions,
             output_hidden_states=hidden_states,
+            return_dict=True,
             training=training,
         )
         image_embeds = unit(self.visual_projection(vision.pooler_output, training=training))

@@ -11,10 +11,11 @@ import numpy as np
 from keras import ops
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
-from groupvit_common.model.checks import check_id_range, check_input_ids
+from groupvit_common.model.checks import check_id_range, check_input_ids, given
 from groupvit_common.model.config import LEGACY_EOS_TOKEN_ID, GroupViTTextConfig
+from groupvit_tf.compat.model import Keywords, flags
 from groupvit_tf.layers import Block, EncoderLayer, LayerNorm, Tensor, Tracked
-from groupvit_tf.outputs import BaseModelOutputWithPooling
+from groupvit_tf.outputs import BaseModelOutput, BaseModelOutputWithPooling
 
 
 class Embedding(keras.layers.Embedding):
@@ -34,23 +35,66 @@ class TextEmbeddings(Block):
             config.max_position_embeddings, config.hidden_size, name="position_embedding", dtype=self.dtype_policy
         )
 
-    def call(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+    @property
+    def position_ids(self) -> Tensor:
+        """Returns all positions `[1, most tokens]`."""
+        return ops.arange(self.position_embedding.input_dim)[None]
+
+    def call(
+        self,
+        input_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        tokens = self.token_embedding(given(input_ids, "input_ids")) if inputs_embeds is None else inputs_embeds
         if position_ids is None:
-            position_ids = ops.arange(ops.shape(input_ids)[1])
-        return self.token_embedding(input_ids) + self.position_embedding(position_ids)
+            position_ids = ops.arange(ops.shape(tokens)[1])
+        return tokens + self.position_embedding(position_ids)
 
 
-class TextEncoder(Tracked, Block):
+class TextEncoder(Keywords, Tracked, Block):
     def __init__(self, config: GroupViTTextConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.config = config
         self.gradient_checkpointing = False
         self.layers = [
             EncoderLayer(config, name=f"layers.{index}", dtype=self.dtype_policy)
             for index in range(config.num_hidden_layers)
         ]
 
+    @flags
+    def call(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        causal_attention_mask: Tensor | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        training: bool = False,
+    ) -> BaseModelOutput[Tensor]:
+        """Applies the layers to embeddings `[N, T, D]`; masks as in `Attention`. Returns the fields of `TextTower`'s
+        record."""
+        x = hidden_states
+        states = [x]
+        attentions: list[Tensor] = []
+        for layer in self.layers:
+            if self.gradient_checkpointing and training:
+                outputs = layer.rematerialised(x, attention_mask, causal_attention_mask, output_attentions)
+            else:
+                outputs = layer(
+                    x, attention_mask, causal_attention_mask, output_attentions=output_attentions, training=training
+                )
+            x = outputs[0]
+            states.append(x)
+            attentions += outputs[1:] if output_attentions else ()
+        return BaseModelOutput(
+            last_hidden_state=x,
+            hidden_states=tuple(states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+        )
 
-class TextTower(Block):
+
+class TextTower(Keywords, Block):
     """Token ids -> pooled text."""
 
     def __init__(self, config: GroupViTTextConfig, **kwargs: Any) -> None:
@@ -63,6 +107,7 @@ class TextTower(Block):
             config.hidden_size, config.layer_norm_eps, name="final_layer_norm", dtype=self.dtype_policy
         )
 
+    @flags
     def call(
         self,
         input_ids: Tensor,
@@ -83,24 +128,28 @@ class TextTower(Block):
         input_ids = ops.cast(input_ids, "int32")
         x = self.embeddings(input_ids, position_ids)
         bias = _attention_bias(x, attention_mask)
-        hidden_states, attentions = [x], []
-        for layer in self.encoder.layers:
-            if self.encoder.gradient_checkpointing and training:
-                x, weights = layer.rematerialised(x, bias, output_attentions)
-            else:
-                x, weights = layer(x, bias, output_attentions=output_attentions, training=training)
-            hidden_states.append(x)
-            attentions.append(weights)
-        x = self.final_layer_norm(x)
+        encoded = self.encoder(
+            x,
+            bias,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+            training=training,
+        )
+        x = self.final_layer_norm(encoded.last_hidden_state)
         end = ops.expand_dims(self.end_of_text(input_ids), -1)
         chosen = ops.expand_dims(ops.equal(ops.arange(ops.shape(x)[1], dtype=end.dtype), end), -1)
         return BaseModelOutputWithPooling(
             last_hidden_state=x,
             # One term per text is not zero; a lookup is no faster, and TensorFlow's writes to the terminal.
             pooler_output=ops.sum(ops.where(chosen, x, ops.zeros_like(x)), axis=1),
-            hidden_states=tuple(hidden_states) if output_hidden_states else None,
-            attentions=tuple(attentions) if output_attentions else None,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
         )
+
+    @property
+    def eos_token_id(self) -> int:
+        return self.config.eos_token_id
 
     def end_of_text(self, input_ids: Tensor) -> Tensor:
         """Returns position `[N]` of each text's first end-of-text token (0 where there is none)."""

@@ -13,9 +13,10 @@ from groupvit_common.errors import InputError
 from groupvit_common.model.checks import check_pixel_values, noise_per_stage
 from groupvit_common.model.config import GroupViTVisionConfig
 from groupvit_common.model.resample import resize_matrix
+from groupvit_tf.compat.model import Keywords, flags
 from groupvit_tf.grouping import TokenAssign
 from groupvit_tf.layers import Block, EncoderLayer, LayerNorm, MixerMLP, Tensor, Tracked, mean, wide_dtype
-from groupvit_tf.outputs import BaseModelOutputWithPooling
+from groupvit_tf.outputs import BaseModelOutput, BaseModelOutputWithPooling
 
 
 class PatchEmbeddings(keras.layers.Layer):
@@ -24,6 +25,8 @@ class PatchEmbeddings(keras.layers.Layer):
     def __init__(self, config: GroupViTVisionConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.num_channels = config.num_channels
+        self.image_size, self.patch_size = (config.image_size,) * 2, (config.patch_size,) * 2
+        self.num_patches = (config.image_size // config.patch_size) ** 2
         self.width = config.hidden_size
         # Channels last, the only layout that a CPU computes.
         self.projection = keras.layers.Conv2D(
@@ -39,7 +42,7 @@ class PatchEmbeddings(keras.layers.Layer):
     def build(self, input_shape: Any = None) -> None:
         self.projection.build((None, None, None, self.num_channels))
 
-    def call(self, pixel_values: Tensor) -> Tensor:
+    def call(self, pixel_values: Tensor, interpolate_pos_encoding: bool = True) -> Tensor:
         patches = self.projection(ops.transpose(pixel_values, (0, 2, 3, 1)))
         return ops.reshape(patches, (-1, patches.shape[1] * patches.shape[2], self.width))
 
@@ -64,7 +67,8 @@ class VisionEmbeddings(keras.layers.Layer):
         self.dropout.build(())
         self.layernorm.build()
 
-    def call(self, pixel_values: Tensor, training: bool = False) -> Tensor:
+    def call(self, pixel_values: Tensor, interpolate_pos_encoding: bool = True, training: bool = False) -> Tensor:
+        """`[B, C, H, W]` -> `[B, P, D]`. Positions are interpolated where the size asks for it, whatever the flag."""
         height, width = pixel_values.shape[-2:]
         patches = self.patch_embeddings(pixel_values)
         positions = self.positions(height // self.patch_size, width // self.patch_size)
@@ -111,7 +115,7 @@ class StageOutput(NamedTuple):
     """The segments `[B, S, D]` as they entered the grouping block."""
 
 
-class Stage(Tracked, Block):
+class Stage(Keywords, Tracked, Block):
     """Transformer layers over segments and group tokens together, then (but in the last stage) a grouping block."""
 
     def __init__(self, config: GroupViTVisionConfig, index: int, **kwargs: Any) -> None:
@@ -119,6 +123,7 @@ class Stage(Tracked, Block):
         policy = self.dtype_policy
         self.width = config.hidden_size
         self.num_group_tokens = config.num_group_tokens[index]
+        self.depth, self.num_group_token = config.depths[index], config.num_group_tokens[index]
         previous_groups = config.num_output_groups[index - 1] if index else 0
         self.gradient_checkpointing = False
         self.layers = [EncoderLayer(config, name=f"layers.{i}", dtype=policy) for i in range(config.depths[index])]
@@ -141,36 +146,53 @@ class Stage(Tracked, Block):
             )
         super().build()
 
+    @property
+    def with_group_token(self) -> bool:
+        return self.group_token is not None
+
+    def split_x(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns the segments and the group tokens of `[B, S + N, D]`."""
+        if self.group_token is None:
+            return x, None
+        return x[:, : -self.num_group_token], x[:, -self.num_group_token :]
+
+    def concat_x(self, x: Tensor, group_token: Tensor | None = None) -> Tensor:
+        """Returns segments and group tokens as one sequence."""
+        return x if group_token is None else ops.concatenate([x, group_token], axis=1)
+
     def attend(
         self, segments: Tensor, previous_group_tokens: Tensor | None = None, training: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Applies the layers alone: `[B, S, D]` -> the segments before grouping, and this stage's group tokens."""
-        x, num_segments = segments, segments.shape[1]
+        x = segments
         if self.group_token is not None:
             group_tokens = ops.cast(ops.convert_to_tensor(self.group_token), x.dtype)
             if self.group_projector is not None:
                 group_tokens = group_tokens + self.group_projector(previous_group_tokens)
             else:
                 group_tokens = ops.broadcast_to(group_tokens, (ops.shape(x)[0], self.num_group_tokens, self.width))
-            x = ops.concatenate([segments, group_tokens], axis=1)
+            x = self.concat_x(segments, group_tokens)
         for layer in self.layers:
             if self.gradient_checkpointing and training:
-                x, _ = layer.rematerialised(x)
+                x = layer.rematerialised(x)[0]
             else:
-                x, _ = layer(x, training=training)
-        return (x, None) if self.group_token is None else (x[:, :num_segments], x[:, num_segments:])
+                x = layer(x, training=training)[0]
+        return self.split_x(x)
 
     def call(
         self,
-        segments: Tensor,
-        previous_group_tokens: Tensor | None = None,
+        hidden_states: Tensor,
+        prev_group_token: Tensor | None = None,
+        output_attentions: bool = True,
+        *,
         noise: Tensor | None = None,
         hard: bool = True,
         temperature: float = 1.0,
         training: bool = False,
     ) -> StageOutput:
-        """Applies the stage: `[B, S, D]` segments of the previous stage and its group tokens -> its own."""
-        ungrouped, group_tokens = self.attend(segments, previous_group_tokens, training)
+        """Applies the stage: `[B, S, D]` segments of the previous stage and its group tokens -> its own, the assignment
+        always among them."""
+        ungrouped, group_tokens = self.attend(hidden_states, prev_group_token, training)
         if self.downsample is None:
             return StageOutput(ungrouped, None, None, ungrouped)
         segments, assignment = self.downsample(
@@ -194,15 +216,73 @@ class GroupProjector(Block):
         return self.mixer(self.norm(x))
 
 
-class VisionEncoder(Tracked, Block):
+class VisionEncoder(Keywords, Tracked, Block):
     def __init__(self, config: GroupViTVisionConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.config = config
         self.stages = [
             Stage(config, index, name=f"stages.{index}", dtype=self.dtype_policy) for index in range(len(config.depths))
         ]
 
+    @flags
+    def call(
+        self,
+        hidden_states: Tensor,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        *,
+        gumbel_noise: Sequence[Tensor] | None = None,
+        assign_hard: bool = True,
+        assign_temperature: float = 1.0,
+        training: bool = False,
+    ) -> BaseModelOutput[Tensor]:
+        """Applies the stages to patches `[B, P, D]`; arguments as in `VisionTower`.
 
-class VisionTower(Block):
+        Returns: the fields of its record."""
+        stages = self.run_stages(
+            hidden_states,
+            gumbel_noise=gumbel_noise,
+            assign_hard=assign_hard,
+            assign_temperature=assign_temperature,
+            training=training,
+        )
+        assignments = tuple(stage.assignment for stage in stages if stage.assignment is not None)
+        return BaseModelOutput(
+            last_hidden_state=stages[-1].segments,
+            hidden_states=(hidden_states, *(stage.segments for stage in stages)) if output_hidden_states else None,
+            attentions=assignments if output_attentions else None,
+        )
+
+    def run_stages(
+        self,
+        hidden_states: Tensor,
+        *,
+        gumbel_noise: Sequence[Tensor] | None = None,
+        assign_hard: bool = True,
+        assign_temperature: float = 1.0,
+        training: bool = False,
+    ) -> list[StageOutput]:
+        """Returns the output of each stage; arguments as in `call`."""
+        segments, stages = hidden_states, list(self.stages)
+        noise = noise_per_stage(gumbel_noise, [stage.downsample is not None for stage in stages])
+        group_tokens: Tensor | None = None
+        outputs: list[StageOutput] = []
+        for stage, stage_noise in zip(stages, noise, strict=True):
+            outputs.append(
+                stage(
+                    segments,
+                    group_tokens,
+                    noise=stage_noise,
+                    hard=assign_hard,
+                    temperature=assign_temperature,
+                    training=training,
+                )
+            )
+            segments, group_tokens = outputs[-1].segments, outputs[-1].group_tokens
+        return outputs
+
+
+class VisionTower(Keywords, Block):
     """Pixels -> groups."""
 
     def __init__(self, config: GroupViTVisionConfig, **kwargs: Any) -> None:
@@ -213,6 +293,7 @@ class VisionTower(Block):
         self.encoder = VisionEncoder(config, name="encoder", dtype=self.dtype_policy)
         self.layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps, name="layernorm", dtype=self.dtype_policy)
 
+    @flags
     def call(
         self,
         pixel_values: Tensor,
@@ -234,20 +315,22 @@ class VisionTower(Block):
             `last_hidden_state` `[B, G, D]`, `pooler_output` `[B, D]` their mean; `attentions`: per grouping block the
             soft assignment `[B, G, S]`; `hidden_states`: the patches, then every stage's output.
         """
-        embedded, stages = self.run_stages(
-            pixel_values,
+        encoded = self.encoder(
+            self.embeddings(pixel_values, training=training),
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
             gumbel_noise=gumbel_noise,
             assign_hard=assign_hard,
             assign_temperature=assign_temperature,
             training=training,
         )
-        groups = self.layernorm(stages[-1].segments)
-        assignments = tuple(stage.assignment for stage in stages if stage.assignment is not None)
+        groups = self.layernorm(encoded.last_hidden_state)
         return BaseModelOutputWithPooling(
             last_hidden_state=groups,
             pooler_output=mean(groups, axis=1),
-            hidden_states=(embedded, *(stage.segments for stage in stages)) if output_hidden_states else None,
-            attentions=assignments if output_attentions else None,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
         )
 
     def run_stages(
@@ -260,21 +343,11 @@ class VisionTower(Block):
         training: bool = False,
     ) -> tuple[Tensor, list[StageOutput]]:
         """Returns the patches `[B, P, D]` and the output of each stage, for training; arguments as in `call`."""
-        segments = embedded = self.embeddings(pixel_values, training=training)
-        stages = list(self.encoder.stages)
-        noise = noise_per_stage(gumbel_noise, [stage.downsample is not None for stage in stages])
-        group_tokens: Tensor | None = None
-        outputs: list[StageOutput] = []
-        for stage, stage_noise in zip(stages, noise, strict=True):
-            outputs.append(
-                stage(
-                    segments,
-                    group_tokens,
-                    stage_noise,
-                    hard=assign_hard,
-                    temperature=assign_temperature,
-                    training=training,
-                )
-            )
-            segments, group_tokens = outputs[-1].segments, outputs[-1].group_tokens
-        return embedded, outputs
+        patches = self.embeddings(pixel_values, training=training)
+        return patches, self.encoder.run_stages(
+            patches,
+            gumbel_noise=gumbel_noise,
+            assign_hard=assign_hard,
+            assign_temperature=assign_temperature,
+            training=training,
+        )

@@ -2,9 +2,13 @@
 
 from typing import Any, ClassVar
 
+from torch import nn
+
 from groupvit_common.model.config import GroupViTConfig
 from groupvit_torch.checkpoint import PreTrainedModel
 from groupvit_torch.init import initialise
+from groupvit_torch.text import TextTower
+from groupvit_torch.vision import VisionTower
 
 
 class GroupViTPreTrainedModel(PreTrainedModel):
@@ -13,10 +17,13 @@ class GroupViTPreTrainedModel(PreTrainedModel):
     config_class: ClassVar[type[Any]] = GroupViTConfig
     base_model_prefix: ClassVar[str] = "groupvit"
 
-    def init_weights(self) -> None:
-        """Draws new initial values for every parameter (see `groupvit_torch.init`)."""
-        initialise(self)
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draws new initial values for a tower; `init_weights` calls this for every part of the model."""
+        if isinstance(module, TextTower | VisionTower):
+            initialise(module)
 
     def _flag(self, name: str, value: bool | None) -> bool:
         """Returns a flag of `forward`: as given, else the configuration's."""
-        return bool(getattr(self.config, name) if value is None else value)
+        if value is None:
+            value = getattr(self.config, "use_return_dict" if name == "return_dict" else name)
+        return bool(value)

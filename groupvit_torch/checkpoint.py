@@ -11,17 +11,19 @@ from typing import Any, Self
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from groupvit_common.checkpoints.directory import Weights, compare_tensors
 from groupvit_common.checkpoints.dtypes import float_dtype
 from groupvit_common.checkpoints.safetensors_file import array_info
+from groupvit_common.compat.model import loading_info
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.model.pretrained import Pretrained, check_weights, checked_array, most_stored_dtype
+from groupvit_torch.compat.model import TransformersMethods
 
 
-class PreTrainedModel(Pretrained, nn.Module):
+class PreTrainedModel(Pretrained, TransformersMethods):
     """A model that is made from a configuration, and comes from and goes to a checkpoint directory or the hub.
 
     Subclasses take `config` alone as their constructor's argument, and name their tensors as the files do.
@@ -38,14 +40,15 @@ class PreTrainedModel(Pretrained, nn.Module):
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | Path,
-        *,
+        *model_args: Any,
         config: Any = None,
         dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
         device: torch.device | str | int | None = None,
         device_map: Any = None,
+        output_loading_info: bool = False,
         **overrides: Any,
-    ) -> Self:
+    ) -> Any:
         """Returns the model of a checkpoint, in evaluation mode.
 
         Args:
@@ -56,6 +59,8 @@ class PreTrainedModel(Pretrained, nn.Module):
                 the file holds the most elements. Integer tensors keep theirs. `torch_dtype` is its older name.
             device: where the tensors go; the CPU if None. `device_map` is accepted for a single device, and "auto" for
                 the first GPU if there is one.
+            output_loading_info: also return which tensors of the file were not used, as transformers does.
+            model_args: further arguments of the class's constructor.
             overrides: revision, token, cache_dir, subfolder, local_files_only and force_download, as in
                 `groupvit_common.checkpoints.hub.HubLocation`; or settings of the configuration to replace. Keywords of
                 transformers that change nothing here (`low_cpu_mem_usage`, `attn_implementation`, `trust_remote_code`,
@@ -71,11 +76,14 @@ class PreTrainedModel(Pretrained, nn.Module):
         with opened as (config, weights, directory):
             # No storage and no initial values: every tensor is about to be replaced.
             with torch.device("meta"), _NoInit():
-                model = cls(config)
+                model = cls(config, *model_args)
             names = check_weights(_tensors(model.state_dict()), weights, directory, cls.__name__)
             tensors = _read(weights, names, read_as, wanted_device)
+            info = loading_info(names, weights.tensors)
         model._assign(tensors)
-        return model.eval()
+        if dtype is not None or torch_dtype is not None:
+            config.torch_dtype = _name(model.dtype)
+        return (model.eval(), info) if output_loading_info else model.eval()
 
     @classmethod
     def from_arrays(
@@ -116,14 +124,16 @@ class PreTrainedModel(Pretrained, nn.Module):
     def save_pretrained(
         self,
         save_directory: str | Path,
-        *,
         is_main_process: bool = True,
         state_dict: Mapping[str, Tensor] | None = None,
-        max_shard_size: int | str = "5GB",
-        safe_serialization: bool = True,
+        save_function: Any = None,
         push_to_hub: bool = False,
-        repo_id: str | None = None,
+        max_shard_size: int | str = "5GB",
+        safe_serialization: bool | None = True,
+        variant: None = None,
         token: str | bool | None = None,
+        save_peft_format: bool = True,
+        repo_id: str | None = None,
         **push_options: Any,
     ) -> None:
         """Writes `config.json` and the weights into a directory, which transformers reads too.
@@ -138,13 +148,15 @@ class PreTrainedModel(Pretrained, nn.Module):
             safe_serialization: only True is possible: pickles are not written.
             push_to_hub: also send the files to the repository `repo_id` (the directory's name if None);
                 `push_options` are those of `push_to_hub`.
+            save_function, save_peft_format: have no effect, as in transformers where files are safetensors; variant:
+                only None is possible.
 
         Raises:
             CheckpointError: the directory cannot be written, or the hub not reached.
             InputError: an argument that cannot be used; or tensors that are not those of the configuration (adapters,
                 weight normalisation, another head, ...), are not finite, or have no values.
         """
-        self._check_saving(safe_serialization, push_to_hub, push_options)
+        push_options = self._push_options(safe_serialization, push_to_hub, {**push_options, "variant": variant})
         if not is_main_process:
             return
         if state_dict is None:
@@ -171,8 +183,7 @@ class PreTrainedModel(Pretrained, nn.Module):
             max_shard_size,
             push_to_hub,
             repo_id,
-            token=token,
-            **push_options,
+            **{"token": token, **push_options},
         )
 
     def check_finite(self, done: str = "used") -> None:
@@ -195,10 +206,6 @@ class PreTrainedModel(Pretrained, nn.Module):
     def device(self) -> torch.device:
         """Returns the device of the first parameter."""
         return next((p.device for p in self.parameters()), torch.device("cpu"))
-
-    def num_parameters(self, only_trainable: bool = False) -> int:
-        """Returns the number of elements of the parameters."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
 
     @property
     def is_gradient_checkpointing(self) -> bool:

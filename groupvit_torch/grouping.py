@@ -41,7 +41,7 @@ class CrossAttentionLayer(nn.Module):
         self.norm_post = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, query: Tensor, key: Tensor) -> Tensor:
-        x = query + self.attn(query, key)[0]
+        x = query + self.attn(query, encoder_hidden_states=key)[0]
         x = x + self.mlp(self.norm2(x))
         return self.norm_post(x)
 
@@ -59,28 +59,41 @@ class AssignAttention(nn.Module):
         self.v_proj = nn.Linear(width, width)
         self.proj = nn.Linear(width, width)
 
+    def get_attn(self, attn: Tensor, gumbel: bool = True, hard: bool = True) -> Tensor:
+        """Returns the assignment of logits `[B, G, S]`; gumbel: with noise in training."""
+        noise = gumbel_noise_like(attn) if gumbel and self.training else None
+        return assign(attn, noise=noise, hard=hard)
+
     def forward(
-        self, groups: Tensor, segments: Tensor, noise: Tensor | None, hard: bool, temperature: float
+        self,
+        query: Tensor,
+        key: Tensor,
+        noise: Tensor | None = None,
+        hard: bool = True,
+        temperature: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
-        """Args: groups `[B, G, D]`, segments `[B, S, D]`; the others as in `assign`. Noise None is drawn in training.
+        """Args: query, the groups `[B, G, D]`; key, the segments `[B, S, D]`; the others as in `assign`. Noise None is
+            drawn in training.
 
         Returns: the merged segments `[B, G, D]` and the soft assignment without noise `[B, G, S]`.
         """
-        logits = self.q_proj(groups) @ self.k_proj(segments).transpose(1, 2) * self.scale
+        logits = self.q_proj(query) @ self.k_proj(key).transpose(1, 2) * self.scale
         if noise is None and self.training:
             noise = gumbel_noise_like(logits)
         weights = assign(logits, noise=noise, hard=hard, temperature=temperature)
         # A mean over the claimed segments; assign_eps shrinks small groups and keeps empty ones finite.
         weights = weights / (weights.sum(dim=-1, keepdim=True) + self.assign_eps)
-        return self.proj(weights @ self.v_proj(segments)), logits.softmax(dim=1)
+        return self.proj(weights @ self.v_proj(key)), logits.softmax(dim=1)
 
 
 class TokenAssign(nn.Module):
-    """The whole grouping block: `[B, S, D]` segments and `[B, N, D]` group tokens -> `[B, G, D]` larger segments."""
+    """The whole grouping block: `[B, S, D]` segments, the image tokens, and `[B, N, D]` group tokens ->
+    `[B, G, D]` larger segments."""
 
     def __init__(self, config: GroupViTVisionConfig, num_group_tokens: int, num_output_groups: int) -> None:
         super().__init__()
         width, eps = config.hidden_size, config.layer_norm_eps
+        self.num_output_group = num_output_groups
         tokens_width, channels_width = (int(ratio * width) for ratio in config.assign_mlp_ratio)
         self.norm_tokens = nn.LayerNorm(width, eps=eps)
         self.mlp_inter = MixerMLP(config, num_group_tokens, tokens_width, num_output_groups)
@@ -91,9 +104,13 @@ class TokenAssign(nn.Module):
         self.norm_new_x = nn.LayerNorm(width, eps=eps)
         self.mlp_channels = MLP(config, width, channels_width, width)
 
+    def project_group_token(self, group_tokens: Tensor) -> Tensor:
+        """`[B, N, D]` normed group tokens -> `[B, G, D]`: one for each group that the block leaves."""
+        return self.norm_post_tokens(self.mlp_inter(group_tokens))
+
     def forward(
         self,
-        segments: Tensor,
+        image_tokens: Tensor,
         group_tokens: Tensor,
         noise: Tensor | None = None,
         hard: bool = True,
@@ -101,8 +118,8 @@ class TokenAssign(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Returns the new segments `[B, G, D]` and the soft assignment `[B, G, S]`; `noise`, `hard`, `temperature`:
         `assign`."""
-        segments = self.norm_x(segments)
-        groups = self.norm_post_tokens(self.mlp_inter(self.norm_tokens(group_tokens)))
+        segments = self.norm_x(image_tokens)
+        groups = self.project_group_token(self.norm_tokens(group_tokens))
         groups = self.pre_assign_attn(groups, segments)
         merged, assignment = self.assign(groups, segments, noise, hard, temperature)
         merged = merged + groups

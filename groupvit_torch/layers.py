@@ -43,13 +43,23 @@ class BatchNorm(nn.BatchNorm1d):
         return super().forward(x)
 
 
+def added(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """Returns the sum of two biases, of which either may be absent."""
+    if first is None or second is None:
+        return second if first is None else first
+    return first + second
+
+
 class Attention(nn.Module):
     """Multi-head scaled dot-product attention, of a sequence to itself or to another."""
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__()
         width = config.hidden_size
+        self.embed_dim = width
         self.num_heads = config.num_attention_heads
+        self.head_dim = width // self.num_heads
+        self.scale = self.head_dim**-0.5
         self.dropout = config.attention_dropout
         self.k_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
@@ -57,20 +67,27 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(
-        self, query: Tensor, key: Tensor, attn_bias: Tensor | None = None, output_attentions: bool = False
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        causal_attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        output_attentions: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Args: query `[B, S, D]`, key `[B, S', D]`, attn_bias broadcastable to `[B, heads, S, S']`, added to the
-        logits.
+        """Args: hidden_states, the queries `[B, S, D]`; encoder_hidden_states, the keys `[B, S', D]`, None: the
+        queries; attention_mask, causal_attention_mask broadcastable to `[B, heads, S, S']`, added to the logits.
 
         Returns: output `[B, S, D]` and, if requested, the weights `[B, heads, S, S']` (before dropout's scaling: as
             used).
         """
+        query, key = hidden_states, hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        attn_bias = added(attention_mask, causal_attention_mask)
         q, k, v = self._heads(self.q_proj(query)), self._heads(self.k_proj(key)), self._heads(self.v_proj(key))
         dropout = self.dropout if self.training else 0.0
         weights = None
         if output_attentions:
             # The fused kernel never holds the weights; requesting them costs the plain computation.
-            logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+            logits = (q * self.scale) @ k.transpose(-2, -1)
             weights = (logits if attn_bias is None else logits + attn_bias).softmax(dim=-1)
             context = F.dropout(weights, dropout) @ v
         else:
@@ -93,6 +110,7 @@ class MLP(nn.Module):
         out_features: int | None = None,
     ) -> None:
         super().__init__()
+        self.config = config
         in_features = in_features or config.hidden_size
         hidden_features = hidden_features or config.intermediate_size
         self.activation = ACTIVATIONS[config.hidden_act]
@@ -127,6 +145,7 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__()
+        self.embed_dim = config.hidden_size
         self.drop_path = 0.0
         self.self_attn = Attention(config)
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -134,13 +153,19 @@ class EncoderLayer(nn.Module):
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(
-        self, x: Tensor, attn_bias: Tensor | None = None, output_attentions: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        causal_attention_mask: Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, ...]:
         """`[B, S, D]` -> `[B, S, D]`, and the attention weights if requested (see `Attention`)."""
-        normed = self.layer_norm1(x)
-        attended, weights = self.self_attn(normed, normed, attn_bias, output_attentions)
-        x = x + drop_path(attended, self.drop_path, self.training)
-        return x + drop_path(self.mlp(self.layer_norm2(x)), self.drop_path, self.training), weights
+        attended, weights = self.self_attn(
+            self.layer_norm1(hidden_states), attention_mask, causal_attention_mask, output_attentions=output_attentions
+        )
+        x = hidden_states + drop_path(attended, self.drop_path, self.training)
+        x = x + drop_path(self.mlp(self.layer_norm2(x)), self.drop_path, self.training)
+        return (x,) if weights is None else (x, weights)
 
 
 def projection(width: int, hidden_features: int, out_features: int) -> nn.Sequential:

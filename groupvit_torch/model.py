@@ -25,18 +25,17 @@ class GroupViTTextModel(GroupViTPreTrainedModel):
     """The text tower by itself."""
 
     config_class: ClassVar[type[Any]] = GroupViTTextConfig
-    main_input_name: ClassVar[str] = "input_ids"
     config: GroupViTTextConfig
 
     def __init__(self, config: GroupViTTextConfig) -> None:
         super().__init__(config)
         self.text_model = TextTower(config)
-        self.init_weights()
+        self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.text_model.embeddings.token_embedding
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         self.text_model.embeddings.token_embedding = value
 
     def forward(
@@ -53,8 +52,9 @@ class GroupViTTextModel(GroupViTPreTrainedModel):
             given(input_ids, "input_ids"),
             attention_mask,
             position_ids,
-            self._flag("output_attentions", output_attentions),
-            self._flag("output_hidden_states", output_hidden_states),
+            output_attentions=self._flag("output_attentions", output_attentions),
+            output_hidden_states=self._flag("output_hidden_states", output_hidden_states),
+            return_dict=True,
         )
         return output if self._flag("return_dict", return_dict) else output.to_tuple()
 
@@ -69,7 +69,7 @@ class GroupViTVisionModel(GroupViTPreTrainedModel):
     def __init__(self, config: GroupViTVisionConfig) -> None:
         super().__init__(config)
         self.vision_model = VisionTower(config)
-        self.init_weights()
+        self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.vision_model.embeddings.patch_embeddings
@@ -84,8 +84,9 @@ class GroupViTVisionModel(GroupViTPreTrainedModel):
         """Calls the tower: see `VisionTower.forward`; a tuple of the present fields with `return_dict=False`."""
         output = self.vision_model(
             given(pixel_values, "pixel_values"),
-            self._flag("output_attentions", output_attentions),
-            self._flag("output_hidden_states", output_hidden_states),
+            output_attentions=self._flag("output_attentions", output_attentions),
+            output_hidden_states=self._flag("output_hidden_states", output_hidden_states),
+            return_dict=True,
         )
         return output if self._flag("return_dict", return_dict) else output.to_tuple()
 
@@ -103,12 +104,12 @@ class GroupViTModel(GroupViTPreTrainedModel):
         self.visual_projection = projection(vision.hidden_size, hidden, config.projection_dim)
         self.text_projection = projection(text.hidden_size, hidden, config.projection_dim)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
-        self.init_weights()
+        self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.text_model.embeddings.token_embedding
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         self.text_model.embeddings.token_embedding = value
 
     def get_text_features(
@@ -129,8 +130,9 @@ class GroupViTModel(GroupViTPreTrainedModel):
             given(input_ids, "input_ids"),
             attention_mask,
             position_ids,
-            self._flag("output_attentions", output_attentions),
-            self._flag("output_hidden_states", output_hidden_states),
+            output_attentions=self._flag("output_attentions", output_attentions),
+            output_hidden_states=self._flag("output_hidden_states", output_hidden_states),
+            return_dict=True,
         )
         record.pooler_output = self.text_projection(record.pooler_output)
         return record if return_dict else record.pooler_output
@@ -145,8 +147,9 @@ class GroupViTModel(GroupViTPreTrainedModel):
         """Returns projected images `[B, E]`, not normalised; see `get_text_features` for `return_dict`."""
         record = self.vision_model(
             given(pixel_values, "pixel_values"),
-            self._flag("output_attentions", output_attentions),
-            self._flag("output_hidden_states", output_hidden_states),
+            output_attentions=self._flag("output_attentions", output_attentions),
+            output_hidden_states=self._flag("output_hidden_states", output_hidden_states),
+            return_dict=True,
         )
         record.pooler_output = self.visual_projection(record.pooler_output)
         return record if return_dict else record.pooler_output
@@ -189,13 +192,14 @@ class GroupViTModel(GroupViTPreTrainedModel):
             check_pairs(len(pixel_values), len(input_ids))
         vision = self.vision_model(
             pixel_values,
-            attentions,
-            hidden_states,
+            output_attentions=attentions,
+            output_hidden_states=hidden_states,
+            return_dict=True,
             gumbel_noise=gumbel_noise,
             assign_hard=assign_hard,
             assign_temperature=assign_temperature,
         )
-        text = self.text_model(input_ids, attention_mask, position_ids, attentions, hidden_states)
+        text = self.text_model(input_ids, attention_mask, position_ids, attentions, hidden_states, return_dict=True)
         image_embeds = F.normalize(self.visual_projection(vision.pooler_output), dim=-1)
         text_embeds = F.normalize(self.text_projection(text.pooler_output), dim=-1)
         logit_scale = self.logit_scale.exp()

@@ -5,12 +5,14 @@ Shapes: N texts, T tokens, D width (legend in docs/architecture.md).
 
 import torch
 from torch import Tensor, nn
+from torch.jit._trace import is_tracing
 from torch.utils.checkpoint import checkpoint
 
-from groupvit_common.model.checks import check_id_range, check_input_ids
+from groupvit_common.model.checks import check_id_range, check_input_ids, given
 from groupvit_common.model.config import LEGACY_EOS_TOKEN_ID, GroupViTTextConfig
+from groupvit_torch.compat.model import flags
 from groupvit_torch.layers import EncoderLayer
-from groupvit_torch.outputs import BaseModelOutputWithPooling
+from groupvit_torch.outputs import BaseModelOutput, BaseModelOutputWithPooling
 
 
 class TextEmbeddings(nn.Module):
@@ -19,19 +21,62 @@ class TextEmbeddings(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+    @property
+    def position_ids(self) -> Tensor:
+        """Returns all positions `[1, most tokens]`."""
+        weight = self.position_embedding.weight
+        return torch.arange(len(weight), device=weight.device)[None]
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        tokens = self.token_embedding(given(input_ids, "input_ids")) if inputs_embeds is None else inputs_embeds
         if position_ids is None:
-            positions = self.position_embedding.weight[: input_ids.shape[1]]
+            positions = self.position_embedding.weight[: tokens.shape[1]]
         else:
             positions = self.position_embedding(position_ids)
-        return self.token_embedding(input_ids) + positions
+        return tokens + positions
 
 
 class TextEncoder(nn.Module):
     def __init__(self, config: GroupViTTextConfig) -> None:
         super().__init__()
+        self.config = config
         self.gradient_checkpointing = False
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
+
+    @flags
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | None = None,
+        causal_attention_mask: Tensor | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> BaseModelOutput[Tensor]:
+        """Applies the layers to embeddings `[N, T, D]`; masks as in `Attention`. Returns the fields of `TextTower`'s
+        record."""
+        x = inputs_embeds
+        hidden_states = [x]
+        attentions: list[Tensor] = []
+        for layer in self.layers:
+            if self.gradient_checkpointing and self.training:
+                outputs = checkpoint(
+                    layer, x, attention_mask, causal_attention_mask, output_attentions, use_reentrant=False
+                )
+            else:
+                outputs = layer(x, attention_mask, causal_attention_mask, output_attentions)
+            x = outputs[0]
+            hidden_states.append(x)
+            attentions += outputs[1:] if output_attentions else ()
+        return BaseModelOutput(
+            last_hidden_state=x,
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+        )
 
 
 class TextTower(nn.Module):
@@ -44,6 +89,7 @@ class TextTower(nn.Module):
         self.encoder = TextEncoder(config)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
+    @flags
     def forward(
         self,
         input_ids: Tensor,
@@ -62,21 +108,24 @@ class TextTower(nn.Module):
         check_ids(input_ids, attention_mask, self.config)
         x = self.embeddings(input_ids, position_ids)
         bias = _attention_bias(x, attention_mask)
-        hidden_states, attentions = [x], []
-        for layer in self.encoder.layers:
-            if self.encoder.gradient_checkpointing and self.training:
-                x, weights = checkpoint(layer, x, bias, output_attentions, use_reentrant=False)
-            else:
-                x, weights = layer(x, bias, output_attentions)
-            hidden_states.append(x)
-            attentions.append(weights)
-        x = self.final_layer_norm(x)
+        encoded = self.encoder(
+            x,
+            bias,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        x = self.final_layer_norm(encoded.last_hidden_state)
         return BaseModelOutputWithPooling(
             last_hidden_state=x,
             pooler_output=x[torch.arange(x.shape[0], device=x.device), self.end_of_text(input_ids)],
-            hidden_states=tuple(hidden_states) if output_hidden_states else None,
-            attentions=tuple(attentions) if output_attentions else None,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
         )
+
+    @property
+    def eos_token_id(self) -> int:
+        return self.config.eos_token_id
 
     def end_of_text(self, input_ids: Tensor) -> Tensor:
         """Returns position `[N]` of each text's first end-of-text token (0 where there is none)."""
@@ -87,6 +136,8 @@ class TextTower(nn.Module):
 
 def check_ids(input_ids: Tensor, attention_mask: Tensor | None, config: GroupViTTextConfig) -> None:
     """Raises `InputError` for ids that the tower cannot read. Their range is checked on the CPU only."""
+    if is_tracing():
+        return
     is_integer = not (input_ids.is_floating_point() or input_ids.is_complex() or input_ids.dtype == torch.bool)
     mask_shape = None if attention_mask is None else attention_mask.shape
     check_input_ids(input_ids.shape, str(input_ids.dtype), is_integer, mask_shape, config)

@@ -8,14 +8,16 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.jit._trace import is_tracing
 from torch.utils.checkpoint import checkpoint
 
 from groupvit_common.model.checks import check_pixel_values, noise_per_stage
 from groupvit_common.model.config import GroupViTVisionConfig
 from groupvit_common.model.resample import resize_matrix
+from groupvit_torch.compat.model import flags
 from groupvit_torch.grouping import TokenAssign
 from groupvit_torch.layers import EncoderLayer, MixerMLP
-from groupvit_torch.outputs import BaseModelOutputWithPooling
+from groupvit_torch.outputs import BaseModelOutput, BaseModelOutputWithPooling
 
 
 class PatchEmbeddings(nn.Module):
@@ -23,11 +25,13 @@ class PatchEmbeddings(nn.Module):
 
     def __init__(self, config: GroupViTVisionConfig) -> None:
         super().__init__()
+        self.image_size, self.patch_size = (config.image_size,) * 2, (config.patch_size,) * 2
+        self.num_patches = (config.image_size // config.patch_size) ** 2
         self.projection = nn.Conv2d(
             config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
         )
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    def forward(self, pixel_values: Tensor, interpolate_pos_encoding: bool = True) -> Tensor:
         return self.projection(pixel_values).flatten(2).transpose(1, 2)
 
 
@@ -44,8 +48,11 @@ class VisionEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        check_pixel_values(pixel_values.shape, str(pixel_values.dtype), pixel_values.is_floating_point(), self.config)
+    def forward(self, pixel_values: Tensor, interpolate_pos_encoding: bool = True) -> Tensor:
+        """`[B, C, H, W]` -> `[B, P, D]`. Positions are interpolated where the size asks for it, whatever the flag."""
+        is_float = pixel_values.is_floating_point()
+        if not is_tracing():
+            check_pixel_values(pixel_values.shape, str(pixel_values.dtype), is_float, self.config)
         height, width = pixel_values.shape[-2:]
         # A user's float32 pixels go into a half-precision model without a word; autocast does its own casting.
         patches = self.patch_embeddings(pixel_values.to(self.patch_embeddings.projection.weight.dtype))
@@ -88,6 +95,7 @@ class Stage(nn.Module):
         width = config.hidden_size
         num_group_tokens = config.num_group_tokens[index]
         previous_groups = config.num_output_groups[index - 1] if index else 0
+        self.depth, self.num_group_token = config.depths[index], num_group_tokens
         self.gradient_checkpointing = False
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.depths[index]))
         self.group_token: nn.Parameter | None = None
@@ -102,31 +110,48 @@ class Stage(nn.Module):
                     MixerMLP(config, previous_groups, width // 2, num_group_tokens),
                 )
 
+    @property
+    def with_group_token(self) -> bool:
+        return self.group_token is not None
+
+    def split_x(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns the segments and the group tokens of `[B, S + N, D]`."""
+        if self.group_token is None:
+            return x, None
+        return x[:, : -self.num_group_token], x[:, -self.num_group_token :]
+
+    def concat_x(self, x: Tensor, group_token: Tensor | None = None) -> Tensor:
+        """Returns segments and group tokens as one sequence."""
+        return x if group_token is None else torch.cat([x, group_token], dim=1)
+
     def attend(self, segments: Tensor, previous_group_tokens: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Applies the layers alone: `[B, S, D]` -> the segments before grouping, and this stage's group tokens."""
-        x, num_segments = segments, segments.shape[1]
+        x = segments
         if self.group_token is not None:
             group_tokens = self.group_token.expand(segments.shape[0], -1, -1)
             if self.group_projector is not None:
                 group_tokens = group_tokens + self.group_projector(previous_group_tokens)
-            x = torch.cat([segments, group_tokens], dim=1)
+            x = self.concat_x(segments, group_tokens)
         for layer in self.layers:
             if self.gradient_checkpointing and self.training:
-                x, _ = checkpoint(layer, x, use_reentrant=False)
+                x = checkpoint(layer, x, use_reentrant=False)[0]
             else:
-                x, _ = layer(x)
-        return (x, None) if self.group_token is None else (x[:, :num_segments], x[:, num_segments:])
+                x = layer(x)[0]
+        return self.split_x(x)
 
     def forward(
         self,
-        segments: Tensor,
-        previous_group_tokens: Tensor | None = None,
+        hidden_states: Tensor,
+        prev_group_token: Tensor | None = None,
+        output_attentions: bool = True,
+        *,
         noise: Tensor | None = None,
         hard: bool = True,
         temperature: float = 1.0,
     ) -> StageOutput:
-        """Applies the stage: `[B, S, D]` segments of the previous stage and its group tokens -> its own."""
-        ungrouped, group_tokens = self.attend(segments, previous_group_tokens)
+        """Applies the stage: `[B, S, D]` segments of the previous stage and its group tokens -> its own, the assignment
+        always among them."""
+        ungrouped, group_tokens = self.attend(hidden_states, prev_group_token)
         if self.downsample is None:
             return StageOutput(ungrouped, None, None, ungrouped)
         segments, assignment = self.downsample(ungrouped, group_tokens, noise, hard, temperature)
@@ -136,7 +161,52 @@ class Stage(nn.Module):
 class VisionEncoder(nn.Module):
     def __init__(self, config: GroupViTVisionConfig) -> None:
         super().__init__()
+        self.config = config
         self.stages = nn.ModuleList(Stage(config, index) for index in range(len(config.depths)))
+
+    @flags
+    def forward(
+        self,
+        hidden_states: Tensor,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        *,
+        gumbel_noise: Sequence[Tensor] | None = None,
+        assign_hard: bool = True,
+        assign_temperature: float = 1.0,
+    ) -> BaseModelOutput[Tensor]:
+        """Applies the stages to patches `[B, P, D]`; arguments as in `VisionTower`.
+
+        Returns: the fields of its record."""
+        stages = self.run_stages(
+            hidden_states, gumbel_noise=gumbel_noise, assign_hard=assign_hard, assign_temperature=assign_temperature
+        )
+        assignments = tuple(stage.assignment for stage in stages if stage.assignment is not None)
+        return BaseModelOutput(
+            last_hidden_state=stages[-1].segments,
+            hidden_states=(hidden_states, *(stage.segments for stage in stages)) if output_hidden_states else None,
+            attentions=assignments if output_attentions else None,
+        )
+
+    def run_stages(
+        self,
+        hidden_states: Tensor,
+        *,
+        gumbel_noise: Sequence[Tensor] | None = None,
+        assign_hard: bool = True,
+        assign_temperature: float = 1.0,
+    ) -> list[StageOutput]:
+        """Returns the output of each stage; arguments as in `forward`."""
+        segments, stages = hidden_states, list(self.stages)
+        noise = noise_per_stage(gumbel_noise, [stage.downsample is not None for stage in stages])
+        group_tokens: Tensor | None = None
+        outputs: list[StageOutput] = []
+        for stage, stage_noise in zip(stages, noise, strict=True):
+            outputs.append(
+                stage(segments, group_tokens, noise=stage_noise, hard=assign_hard, temperature=assign_temperature)
+            )
+            segments, group_tokens = outputs[-1].segments, outputs[-1].group_tokens
+        return outputs
 
 
 class VisionTower(nn.Module):
@@ -149,11 +219,12 @@ class VisionTower(nn.Module):
         self.encoder = VisionEncoder(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
+    @flags
     def forward(
         self,
         pixel_values: Tensor,
-        output_attentions: bool = False,
         output_hidden_states: bool = False,
+        output_attentions: bool = False,
         *,
         gumbel_noise: Sequence[Tensor] | None = None,
         assign_hard: bool = True,
@@ -169,16 +240,21 @@ class VisionTower(nn.Module):
             `last_hidden_state` `[B, G, D]`, `pooler_output` `[B, D]` their mean; `attentions`: per grouping block the
             soft assignment `[B, G, S]`; `hidden_states`: the patches, then every stage's output.
         """
-        embedded, stages = self.run_stages(
-            pixel_values, gumbel_noise=gumbel_noise, assign_hard=assign_hard, assign_temperature=assign_temperature
+        encoded = self.encoder(
+            self.embeddings(pixel_values),
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+            gumbel_noise=gumbel_noise,
+            assign_hard=assign_hard,
+            assign_temperature=assign_temperature,
         )
-        groups = self.layernorm(stages[-1].segments)
-        assignments = tuple(stage.assignment for stage in stages if stage.assignment is not None)
+        groups = self.layernorm(encoded.last_hidden_state)
         return BaseModelOutputWithPooling(
             last_hidden_state=groups,
             pooler_output=groups.mean(dim=1),
-            hidden_states=(embedded, *(stage.segments for stage in stages)) if output_hidden_states else None,
-            attentions=assignments if output_attentions else None,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
         )
 
     def run_stages(
@@ -190,12 +266,7 @@ class VisionTower(nn.Module):
         assign_temperature: float = 1.0,
     ) -> tuple[Tensor, list[StageOutput]]:
         """Returns the patches `[B, P, D]` and the output of each stage, for training; arguments as in `forward`."""
-        segments = embedded = self.embeddings(pixel_values)
-        stages = list(self.encoder.stages)
-        noise = noise_per_stage(gumbel_noise, [stage.downsample is not None for stage in stages])
-        group_tokens: Tensor | None = None
-        outputs: list[StageOutput] = []
-        for stage, stage_noise in zip(stages, noise, strict=True):
-            outputs.append(stage(segments, group_tokens, stage_noise, assign_hard, assign_temperature))
-            segments, group_tokens = outputs[-1].segments, outputs[-1].group_tokens
-        return embedded, outputs
+        patches = self.embeddings(pixel_values)
+        return patches, self.encoder.run_stages(
+            patches, gumbel_noise=gumbel_noise, assign_hard=assign_hard, assign_temperature=assign_temperature
+        )

@@ -1,21 +1,25 @@
 """Configurations of a GroupViT, with the names and defaults of transformers.
 
 `config.json` files of every transformers release that knew GroupViT (4.18 to 5.x) are read; keys that mean nothing here
-are kept in `extra` and written back, so that a file survives a round trip.
+are kept and written back, so that a file survives a round trip (`extra` lists them).
 """
 
+import contextlib
 import copy
 import inspect
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, dataclass_transform, get_origin
 
 from groupvit_common.checkpoints.directory import CONFIG_NAME
-from groupvit_common.checkpoints.hub import HubLocation, bundled, resolve
+from groupvit_common.checkpoints.hub import HubLocation, bundled, push, resolve
+from groupvit_common.compat.config import COMPUTED, DEFAULTS, TransformersConfig
+from groupvit_common.compat.model import ONLY, WITHOUT_EFFECT, harmless, with_token
 from groupvit_common.errors import CheckpointError, InputError, short
 from groupvit_common.storage.json_text import json_text, read_json
 from groupvit_common.storage.saving import read_lock, write_file, write_text
@@ -28,26 +32,24 @@ ACTIVATIONS = ("gelu", "quick_gelu", "gelu_new", "relu", "selu", "silu")
 
 
 @dataclass_transform(kw_only_default=True)
-class _Config:
+class _Config(TransformersConfig):
     """Settings as attributes: the class annotations are the fields, their values the defaults."""
 
     model_type: ClassVar[str]
     # A tower's configuration may be read from a full model's file, where it stands under this key.
-    _key_in_full: ClassVar[str | None] = None
+    base_config_key: ClassVar[str] = ""
 
     # Defaults of the model's flags of the same names, as transformers keeps them in every configuration.
     output_attentions: bool = False
     output_hidden_states: bool = False
     return_dict: bool = True
 
-    extra: dict[str, Any]
-
     def __init__(self, /, **settings: Any) -> None:
         for name, default in self._defaults().items():
             value = settings.pop(name, default)
             # Own copies: a default or a caller's list must not be shared, and JSON knows lists only.
             setattr(self, name, list(value) if isinstance(value, tuple | list) else value)
-        self.extra = {key: value for key, value in settings.items() if key not in ("model_type", "extra")}
+        self._keep({key: value for key, value in settings.items() if key not in ("model_type", "extra")})
         self.validate()
 
     @classmethod
@@ -60,15 +62,8 @@ class _Config:
             if hasattr(cls, name) and not _is_class_variable(annotation)
         }
 
-    def __getattr__(self, name: str) -> Any:
-        # Called for names that are neither fields nor methods: keys that came with the file.
-        extra = self.__dict__.get("extra", {})
-        if name in extra:
-            return extra[name]
-        raise AttributeError(f"{type(self).__name__} has no setting {name!r}")
-
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.to_dict() == other.to_dict()
+        return type(self) is type(other) and self._written() == other._written()
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -77,8 +72,8 @@ class _Config:
 
     @property
     def use_return_dict(self) -> bool:
-        """transformers' name for `return_dict`, read by code that calls a model's internals."""
-        return self.return_dict
+        """Whether models return records: `return_dict`, but not for `torchscript`, whose tracing knows tuples only."""
+        return self.return_dict and not self.torchscript
 
     def validate(self) -> None:
         """Raises `InputError` for values that no model can have. Called by the constructor."""
@@ -89,9 +84,9 @@ class _Config:
     # -- in and out --
 
     @classmethod
-    def from_dict(cls, config_dict: Mapping[str, Any], **overrides: Any) -> Self:
+    def from_dict(cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool = False, **overrides: Any) -> Any:
         """Returns the configuration that `config_dict` (a parsed `config.json`) describes; `overrides` replace single
-        settings.
+        settings. With `return_unused_kwargs=True`: that, and those of `overrides` that are no settings.
 
         A tower's class takes its part out of a full model's dictionary.
 
@@ -99,26 +94,43 @@ class _Config:
             InputError: the dictionary belongs to another kind of model, or holds impossible values.
         """
         settings = dict(config_dict)
-        if cls._key_in_full is not None and settings.get("model_type") == GroupViTConfig.model_type:
+        if cls.base_config_key and settings.get("model_type") == GroupViTConfig.model_type:
             full = GroupViTConfig.from_dict(settings)
-            settings = getattr(full, cls._key_in_full).to_dict()
+            settings = getattr(full, cls.base_config_key).to_dict()
         found = settings.get("model_type", cls.model_type)
         if found != cls.model_type:
             raise InputError(
                 f"this configuration is of model type {short(found)}; {cls.__name__} reads {cls.model_type!r}"
-                + (f" or the {cls._key_in_full} of a {GroupViTConfig.model_type!r}" if cls._key_in_full else "")
+                + (f" or the {cls.base_config_key} of a {GroupViTConfig.model_type!r}" if cls.base_config_key else "")
             )
-        return cls(**{**settings, **overrides})
+        unused = {name: overrides.pop(name) for name in [*overrides] if return_unused_kwargs and not cls._knows(name)}
+        config = cls(**{**settings, **overrides})
+        return (config, unused) if return_unused_kwargs else config
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
+    def _knows(cls, name: str) -> bool:
+        """Returns whether a keyword is a setting, or an attribute that every configuration of transformers has."""
+        return name in cls._defaults() or name in DEFAULTS or name in COMPUTED
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Returns the configuration of a checkpoint: a directory, a `config.json`, or a name on the hub.
 
         Args:
             pretrained_model_name_or_path: directory, path of a JSON file, or "org/name".
-            kwargs: `revision`, `token`, `cache_dir`, `subfolder`, `local_files_only`, `force_download` locate it
-                (`HubLocation`); any setting's name overrides that setting; with `return_unused_kwargs=True` the rest is
-                returned instead of refused.
+            cache_dir, force_download, local_files_only, token, revision: these and `subfolder` locate it
+                (`HubLocation`).
+            kwargs: any setting's name overrides that setting; with `return_unused_kwargs=True` the rest is returned
+                instead of refused.
 
         Returns:
             The configuration, or (configuration, unused keywords) with `return_unused_kwargs=True`.
@@ -128,23 +140,47 @@ class _Config:
                 model.
             InputError: an unknown keyword.
         """
-        location = HubLocation.take(kwargs)
+        place = {
+            "cache_dir": cache_dir,
+            "force_download": force_download,
+            "local_files_only": local_files_only,
+            "token": token,
+            "revision": revision,
+        }
+        kwargs = {**place, **with_token(kwargs)} if token is None else {**kwargs, **place}
         return_unused = kwargs.pop("return_unused_kwargs", False)
-        overrides = {key: kwargs.pop(key) for key in cls._defaults() if key in kwargs}
+        location = HubLocation.take(kwargs)
+        kwargs = harmless(kwargs, f"{cls.__name__}.from_pretrained", ONLY, WITHOUT_EFFECT)
+        overrides = {key: kwargs.pop(key) for key in [*kwargs] if cls._knows(key)}
         if kwargs and not return_unused:
             raise InputError(
                 f"{cls.__name__} has no setting {', '.join(map(repr, kwargs))}; settings are "
                 f"{', '.join(cls._defaults())}"
             )
-        name = pretrained_model_name_or_path
-        if isinstance(name, str | os.PathLike) and bundled(name) is None and os.path.isfile(name):  # noqa: PTH113
-            config = cls.from_json_file(name, **overrides)
-        else:
-            with read_lock(
-                resolve(name, patterns=[CONFIG_NAME], required=[CONFIG_NAME], location=location)
-            ) as directory:
-                config = cls.from_json_file(directory / CONFIG_NAME, **overrides)
+        with cls._file(pretrained_model_name_or_path, location) as file:
+            config = cls.from_json_file(file, **overrides)
         return (config, kwargs) if return_unused else config
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _file(name: str | Path, location: HubLocation) -> Iterator[Path]:
+        """Yields the `config.json` of a checkpoint, which stays as it is within the block."""
+        if isinstance(name, str | os.PathLike) and bundled(name) is None and os.path.isfile(name):  # noqa: PTH113
+            yield Path(name)
+            return
+        directory = resolve(name, patterns=[CONFIG_NAME], required=[CONFIG_NAME], location=location)
+        with read_lock(directory) as directory:
+            yield directory / CONFIG_NAME
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns what the `config.json` of a checkpoint holds, and the keywords that do not locate it."""
+        kwargs = with_token(kwargs)
+        location = HubLocation.take(kwargs)
+        with cls._file(pretrained_model_name_or_path, location) as file:
+            return read_json(file), harmless(kwargs, f"{cls.__name__}.get_config_dict", ONLY, WITHOUT_EFFECT)
 
     @classmethod
     def from_json_file(cls, json_file: str | Path, **overrides: Any) -> Self:
@@ -156,17 +192,31 @@ class _Config:
         except InputError as error:
             raise CheckpointError(f"{path}: {error}") from error
 
-    def save_pretrained(self, save_directory: str | Path) -> None:
+    def save_pretrained(
+        self, save_directory: str | Path, push_to_hub: bool = False, repo_id: str | None = None, **push_options: Any
+    ) -> None:
         """Writes `config.json` into `save_directory`, which is made if need be.
+
+        Args:
+            push_to_hub: also send it to the repository `repo_id` (the directory's name if None); `push_options` are
+                those of `push_to_hub`.
 
         Raises:
             CheckpointError: it cannot be written. InputError: `save_directory` is a file.
         """
         self.to_json_file(Path(save_directory) / CONFIG_NAME)
+        if push_to_hub:
+            self.push_to_hub(repo_id or Path(save_directory).resolve().name, **push_options)
 
-    def to_json_file(self, json_file_path: str | Path) -> None:
+    def push_to_hub(self, repo_id: str, **push_options: Any) -> str:
+        """Sends `config.json` to the hub; `push_options`, errors and result as in `checkpoints.hub.push`."""
+        with tempfile.TemporaryDirectory() as directory:
+            self.save_pretrained(directory)
+            return push(directory, repo_id, **{"commit_message": "Upload config", **with_token(push_options)})
+
+    def to_json_file(self, json_file_path: str | Path, use_diff: bool = True) -> None:
         """Writes the JSON text of `to_json_string` to a file. Raises as `save_pretrained`."""
-        write_file(Path(json_file_path), partial(write_text, text=self.to_json_string()))
+        write_file(Path(json_file_path), partial(write_text, text=self.to_json_string(use_diff)))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns every setting, the model type and the kept keys, as new plain JSON values."""
@@ -174,19 +224,21 @@ class _Config:
             name: value.to_dict() if isinstance(value, _Config) else copy.deepcopy(value)
             for name, value in ((name, getattr(self, name)) for name in self._defaults())
         }
-        return {**copy.deepcopy(self.extra), "model_type": self.model_type, **settings}
+        return {**self._plain_extra(), "model_type": self.model_type, **settings}
+
+    def _written(self) -> dict[str, Any]:
+        """Returns what goes into a file: not where the configuration came from."""
+        return {name: value for name, value in self.to_dict().items() if name != "_name_or_path"}
 
     def to_json_string(self, use_diff: bool = True) -> str:
-        """Returns the JSON text of `to_dict`, keys sorted. `use_diff`, of transformers, is ignored: all is written."""
-        return json_text(self.to_dict())
+        """Returns the JSON text of all settings, keys sorted. use_diff: False: with transformers' defaults of settings
+        that GroupViT does not have."""
+        return json_text(self._written() if use_diff else {**DEFAULTS, **self._written()})
 
     def update(self, config_dict: Mapping[str, Any]) -> None:
         """Sets several settings at once and validates the result."""
         for key, value in config_dict.items():
-            if key in self._defaults():
-                setattr(self, key, value)
-            else:
-                self.extra[key] = value
+            setattr(self, key, value)
         self.validate()
 
     # -- checks --
@@ -254,7 +306,7 @@ class GroupViTTextConfig(_TowerConfig):
     """
 
     model_type: ClassVar[str] = "groupvit_text_model"
-    _key_in_full: ClassVar[str | None] = "text_config"
+    base_config_key: ClassVar[str] = "text_config"
 
     vocab_size: int = 49408
     hidden_size: int = 256
@@ -289,7 +341,7 @@ class GroupViTVisionConfig(_TowerConfig):
     """
 
     model_type: ClassVar[str] = "groupvit_vision_model"
-    _key_in_full: ClassVar[str | None] = "vision_config"
+    base_config_key: ClassVar[str] = "vision_config"
 
     hidden_size: int = 384
     intermediate_size: int = 1536
@@ -370,7 +422,10 @@ class GroupViTConfig(_Config):
     """
 
     model_type: ClassVar[str] = "groupvit"
-    is_composition: ClassVar[bool] = True
+    sub_configs: ClassVar[dict[str, type[Any]]] = {
+        "text_config": GroupViTTextConfig,
+        "vision_config": GroupViTVisionConfig,
+    }
 
     text_config: GroupViTTextConfig = None  # type: ignore[assignment]
     vision_config: GroupViTVisionConfig = None  # type: ignore[assignment]
@@ -414,7 +469,7 @@ class GroupViTConfig(_Config):
 
 def checkpoint_config_text(config: _Config, architecture: str, dtype: str, **settings: Any) -> str:
     """Returns the text of a checkpoint's `config.json`, with the class and the dtype for transformers."""
-    content = config.to_dict()
+    content = config._written()
     # transformers 5 writes `dtype` instead of `torch_dtype`, and reads both: two that disagree must not meet.
     content.pop("dtype", None)
     return json_text(content | {"architectures": [architecture], "torch_dtype": dtype} | settings)

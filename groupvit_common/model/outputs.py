@@ -6,7 +6,7 @@ position, as in transformers. Why a plain dictionary underneath: of the designs 
 `keras.Model.predict`, `tf.function`, PyTorch's `DataParallel` and `torch.compile` alike.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
 Array = TypeVar("Array")
@@ -17,8 +17,14 @@ class ModelOutput(dict[str, Any]):
 
     fields: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, values: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **fields: Any) -> None:
-        given = {**dict(values), **fields}
+    def __init__(self, *values: Any, **fields: Any) -> None:
+        """Args: values: a mapping or pairs of fields and values; or values of the first fields in order."""
+        if len(values) == 1 and _are_pairs(values[0]):
+            given = {**dict(values[0]), **fields}
+        elif len(values) > len(self.fields):
+            raise TypeError(f"{type(self).__name__} has {len(self.fields)} fields, got {len(values)} values")
+        else:
+            given = {**dict(zip(self.fields, values, strict=False)), **fields}
         unknown = [name for name in given if name not in self.fields]
         if unknown:
             raise TypeError(
@@ -32,7 +38,11 @@ class ModelOutput(dict[str, Any]):
         raise AttributeError(f"{type(self).__name__} has no field {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self[name] = value
+        # What is no field is a program's own remark: no value, no position, and lost where a framework copies records.
+        if name in type(self).fields:
+            self[name] = value
+        else:
+            super().__setattr__(name, value)
 
     def __setitem__(self, key: str, value: Any) -> None:
         if key not in type(self).fields:
@@ -59,6 +69,17 @@ class ModelOutput(dict[str, Any]):
     def to_tuple(self) -> tuple[Any, ...]:
         """Returns the present fields in order; records within become tuples too."""
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
+
+
+def _are_pairs(value: Any) -> bool:
+    """Returns whether a value stands for fields and their values; a tensor or a tuple of tensors does not."""
+    if isinstance(value, Mapping | zip):
+        return True
+    if not isinstance(value, list | tuple | Iterator) or isinstance(value, str):
+        return False
+    return isinstance(value, Iterator) or all(
+        isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in value
+    )
 
 
 class BaseModelOutput(ModelOutput, Generic[Array]):

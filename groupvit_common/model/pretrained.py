@@ -36,6 +36,16 @@ from groupvit_common.checkpoints.safetensors_file import (
     stored_bytes,
     write_arrays,
 )
+from groupvit_common.compat.config import COMPUTED, DEFAULTS
+from groupvit_common.compat.model import (
+    ONLY,
+    SAVE_ONLY,
+    SAVE_WITHOUT_EFFECT,
+    WITHOUT_EFFECT,
+    TransformersModel,
+    harmless,
+    with_token,
+)
 from groupvit_common.errors import CheckpointError, InputError, some
 from groupvit_common.model.config import checkpoint_config_text
 from groupvit_common.model.parameters import manifest
@@ -44,29 +54,6 @@ from groupvit_common.storage.saving import read_lock, write_files, write_text
 _PACKAGES = ("groupvit_torch.", "groupvit_tf.")
 # A tower's tensors start with one of these; all others of a full model are other parts'.
 _TOWER_PREFIXES = ("text_model.", "vision_model.")
-
-# Keywords of transformers' `from_pretrained` that change nothing here, whatever their value: details of its loader, the
-# attention kernel, which is chosen at run time here, and the file's layout, which the file states itself.
-_WITHOUT_EFFECT = frozenset(
-    {
-        "attn_implementation",
-        "from_pt",
-        "low_cpu_mem_usage",
-        "resume_download",
-        "trust_remote_code",
-        "weights_only",
-        "_fast_init",
-    }
-)
-# Keywords whose listed values change nothing; any other value is refused with the reason.
-_ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
-    "use_safetensors": ((None, True), "only safetensors are read"),
-    "from_tf": ((None, False), "TensorFlow's own files need conversion first"),
-    "from_flax": ((None, False), "Flax's files need conversion first"),
-    "ignore_mismatched_sizes": ((None, False), "a model is loaded whole or not at all"),
-    "output_loading_info": ((None, False), "a checkpoint that does not fit is an error that lists the tensors"),
-    "proxies": ((None,), "set the environment variable HTTPS_PROXY"),
-}
 
 
 def most_stored_dtype(weights: Weights, names: Iterable[str]) -> str:
@@ -130,12 +117,12 @@ def _remedy(missing: list[str], added: list[str]) -> str:
     )
 
 
-class Pretrained:
+class Pretrained(TransformersModel):
     """A model that is made from a configuration, and comes from and goes to a checkpoint directory or the hub."""
 
     config_class: ClassVar[type[Any]]
     base_model_prefix: ClassVar[str] = ""
-    main_input_name: ClassVar[str] = "pixel_values"
+    main_input_name: ClassVar[str] = "input_ids"
 
     config: Any
 
@@ -167,13 +154,9 @@ class Pretrained:
                 transformers'.
             only: further keywords that are accepted with some values only, and why.
         """
-        settings = dict(keywords)
+        settings = with_token(keywords)
         location = hub.HubLocation.take(settings)
-        for name, (accepted, reason) in {**_ONLY, **only}.items():
-            if name in settings and not any(settings[name] is value for value in accepted):
-                raise InputError(f"{cls.__name__}.from_pretrained cannot do {name}={settings[name]!r}: {reason}")
-            settings.pop(name, None)
-        settings = {name: value for name, value in settings.items() if name not in _WITHOUT_EFFECT}
+        settings = harmless(settings, f"{cls.__name__}.from_pretrained", {**ONLY, **only}, WITHOUT_EFFECT)
         needed = (WEIGHTS_NAME,) if config is not None else (CONFIG_NAME, WEIGHTS_NAME)
         if config is not None:
             config = cls.config_class.from_pretrained(config) if isinstance(config, str | Path) else config
@@ -186,6 +169,7 @@ class Pretrained:
             sizes = {name: shape for name, (shape, dtype) in expected.items() if dtype in FLOATS}
             if any(name not in weights.tensors or weights.tensors[name].shape != sizes[name] for name in sizes):
                 check_weights(expected, weights, directory, cls.__name__)
+            config.name_or_path = name_or_path
             yield config, weights, directory
 
     @staticmethod
@@ -199,7 +183,7 @@ class Pretrained:
     @classmethod
     def _configuration(cls, config: Any, overrides: Mapping[str, Any]) -> Any:
         settings = config.to_dict()
-        unknown = [name for name in overrides if name not in settings]
+        unknown = [name for name in overrides if name not in {**settings, **DEFAULTS} and name not in COMPUTED]
         if unknown:
             raise InputError(
                 f"{cls.__name__}.from_pretrained knows no keyword {unknown[0]!r}, and {type(config).__name__} has no "
@@ -213,15 +197,24 @@ class Pretrained:
     def save_pretrained(self, save_directory: str | Path, *, max_shard_size: int | str = "5GB") -> None:
         """Writes `config.json` and the weights into a directory."""
 
-    @staticmethod
-    def _check_saving(safe_serialization: bool, push_to_hub: bool, push_options: Mapping[str, Any]) -> None:
-        """Raises `InputError` for arguments of `save_pretrained` that request what is not supported."""
-        if not safe_serialization:
+    @classmethod
+    def _push_options(
+        cls, safe_serialization: bool | None, push_to_hub: bool, keywords: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Returns the keywords of `save_pretrained` that are for `push_to_hub`, those that request something.
+
+        Raises:
+            InputError: arguments that request what is not supported.
+        """
+        if safe_serialization is False:
             raise InputError(
                 "safe_serialization=False requests a pickle or tf_model.h5; weights are written as safetensors only"
             )
-        if push_options and not push_to_hub:
-            raise InputError(f"{next(iter(push_options))!r} has a meaning with push_to_hub=True only")
+        options = harmless(with_token(keywords), f"{cls.__name__}.save_pretrained", SAVE_ONLY, SAVE_WITHOUT_EFFECT)
+        options = {name: value for name, value in options.items() if value is not None and value is not False}
+        if options and not push_to_hub and options.keys() != {"token"}:
+            raise InputError(f"{next(iter(options))!r} has a meaning with push_to_hub=True only")
+        return options
 
     def _save(
         self,

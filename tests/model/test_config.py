@@ -74,7 +74,7 @@ OLD_FILE = {
 def test_an_early_file_is_read_and_its_unknown_keys_are_kept() -> None:
     config = GroupViTConfig.from_dict(OLD_FILE)
     assert config.text_config.eos_token_id == 2
-    assert config.text_config.extra["id2label"] == {"0": "LABEL_0", "1": "LABEL_1"}
+    assert config.text_config.extra["id2label"] == {0: "LABEL_0", 1: "LABEL_1"}
     assert config.vision_config.output_groups == [64, 8, 8]
     assert config.to_dict()["some_future_key"] == {"nested": [1, 2]}
     again = GroupViTConfig.from_dict(json.loads(config.to_json_string()))

@@ -342,7 +342,7 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_used(backend, process
 
 def test_json_never_says_nan():
     config = smallest_config()
-    config.extra["measured"] = float("nan")
+    config.measured = float("nan")
     with pytest.raises(InputError, match="not finite"):
         config.to_json_string()
 

@@ -413,10 +413,10 @@ def layers(side: Side, draw: Draw) -> Arrays:
     modules, grouping = side.module("layers"), side.module("grouping")
     results: Arrays = {}
 
-    def add(row: str, layer: Any, *inputs: Any, training: bool | None = None, **flags: Any) -> Any:
+    def add(row: str, layer: Any, *inputs: Any, training: bool | None = None, through: Any = None, **flags: Any) -> Any:
         def call(*tensors: Any) -> Any:
             if training is None:
-                return layer(*tensors, **flags)
+                return (through or layer)(*tensors, **flags)
             return side.call_in(training, layer, *tensors, **flags)
 
         results.update(_with_gradients(side, row, call, inputs, layer))
@@ -429,9 +429,13 @@ def layers(side: Side, draw: Draw) -> Arrays:
     x, y = draw.normal(batch, tokens, width), draw.normal(batch, segments, width)
     bias = draw.normal(batch, 1, tokens, segments)
     attention = layer_of(modules.Attention, vision)
-    add("Attention", attention, x, y)
-    add("Attention, bias", attention, x, y, bias)
-    add("Attention, bias and output_attentions", attention, x, y, bias, output_attentions=True)
+
+    def attend(x: Any, y: Any, bias: Any = None, **flags: Any) -> Any:
+        return attention(x, bias, encoder_hidden_states=y, **flags)
+
+    add("Attention", attention, x, y, through=attend)
+    add("Attention, bias", attention, x, y, bias, through=attend)
+    add("Attention, bias and output_attentions", attention, x, y, bias, through=attend, output_attentions=True)
     add("MLP", layer_of(modules.MLP, vision), x)
     add("MixerMLP", layer_of(modules.MixerMLP, vision, tokens, 13, groups), x)
 
