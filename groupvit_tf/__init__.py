@@ -38,9 +38,9 @@ from groupvit_common.preprocessing.image_processor import (
 from groupvit_common.preprocessing.images import load_image
 from groupvit_common.preprocessing.processor import AutoProcessor, CLIPProcessor, GroupViTProcessor
 from groupvit_common.preprocessing.tokenizer import AutoTokenizer, CLIPTokenizer, CLIPTokenizerFast
+from groupvit_tf.auto import AutoModel, AutoModelForZeroShotImageClassification
 from groupvit_tf.base import GroupViTPreTrainedModel
 from groupvit_tf.checkpoint import PreTrainedModel
-from groupvit_tf.compat.auto import AutoModel, AutoModelForZeroShotImageClassification
 from groupvit_tf.compat.seed import set_seed
 from groupvit_tf.model import GroupViTModel, GroupViTTextModel, GroupViTVisionModel
 from groupvit_tf.outputs import BaseModelOutput, BaseModelOutputWithPooling, GroupViTModelOutput

@@ -21,9 +21,9 @@ from groupvit_common.preprocessing.image_processor import (
 from groupvit_common.preprocessing.images import load_image
 from groupvit_common.preprocessing.processor import AutoProcessor, CLIPProcessor, GroupViTProcessor
 from groupvit_common.preprocessing.tokenizer import AutoTokenizer, CLIPTokenizer, CLIPTokenizerFast
+from groupvit_torch.auto import AutoModel, AutoModelForZeroShotImageClassification
 from groupvit_torch.base import GroupViTPreTrainedModel
 from groupvit_torch.checkpoint import PreTrainedModel
-from groupvit_torch.compat.auto import AutoModel, AutoModelForZeroShotImageClassification
 from groupvit_torch.compat.seed import set_seed
 from groupvit_torch.model import GroupViTModel, GroupViTTextModel, GroupViTVisionModel
 from groupvit_torch.outputs import BaseModelOutput, BaseModelOutputWithPooling, GroupViTModelOutput

@@ -1,4 +1,4 @@
-"""What programs written for transformers do with a configuration: attributes of their own, labels, differences.
+"""Habits of programs written for transformers with a configuration: attributes of their own, labels, differences.
 
 The host stores settings as plain attributes, lists its fields in `_defaults()`, and has `to_dict`.
 """

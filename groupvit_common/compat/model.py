@@ -1,4 +1,4 @@
-"""What programs written for transformers do with a model, beyond calling it: keywords of loading and saving, and
+"""Habits of programs written for transformers with a model, beyond calling it: keywords of loading and saving, and
 attributes and methods of its base class that need no framework."""
 
 from collections.abc import Iterator, Mapping

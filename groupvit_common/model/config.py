@@ -72,7 +72,7 @@ class _Config(TransformersConfig):
 
     @property
     def use_return_dict(self) -> bool:
-        """Whether models return records: `return_dict`, but not for `torchscript`, whose tracing knows tuples only."""
+        """True if models return records: `return_dict`, but not for `torchscript`, whose tracing knows tuples only."""
         return self.return_dict and not self.torchscript
 
     def validate(self) -> None:

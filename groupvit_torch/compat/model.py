@@ -1,4 +1,4 @@
-"""What programs written for transformers do with a PyTorch model (see `groupvit_common.compat.model`)."""
+"""Habits of programs written for transformers with a PyTorch model (see `groupvit_common.compat.model`)."""
 
 import functools
 import inspect
