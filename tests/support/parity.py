@@ -413,11 +413,16 @@ def layers(side: Side, draw: Draw) -> Arrays:
     modules, grouping = side.module("layers"), side.module("grouping")
     results: Arrays = {}
 
-    def add(row: str, layer: Any, *inputs: Any, training: bool | None = None, through: Any = None, **flags: Any) -> Any:
+    def add(
+        row: str, layer: Any, *inputs: Any, training: bool | None = None, names: tuple[str, ...] = (), **flags: Any
+    ) -> Any:
+        # names: of the last inputs, which have a place in no order.
         def call(*tensors: Any) -> Any:
+            count = len(tensors) - len(names)
+            options = {**dict(zip(names, tensors[count:], strict=True)), **flags}
             if training is None:
-                return (through or layer)(*tensors, **flags)
-            return side.call_in(training, layer, *tensors, **flags)
+                return layer(*tensors[:count], **options)
+            return side.call_in(training, layer, *tensors[:count], **options)
 
         results.update(_with_gradients(side, row, call, inputs, layer))
 
@@ -429,13 +434,10 @@ def layers(side: Side, draw: Draw) -> Arrays:
     x, y = draw.normal(batch, tokens, width), draw.normal(batch, segments, width)
     bias = draw.normal(batch, 1, tokens, segments)
     attention = layer_of(modules.Attention, vision)
-
-    def attend(x: Any, y: Any, bias: Any = None, **flags: Any) -> Any:
-        return attention(x, bias, encoder_hidden_states=y, **flags)
-
-    add("Attention", attention, x, y, through=attend)
-    add("Attention, bias", attention, x, y, bias, through=attend)
-    add("Attention, bias and output_attentions", attention, x, y, bias, through=attend, output_attentions=True)
+    named = ("encoder_hidden_states", "attention_mask")
+    add("Attention", attention, x, y, names=named[:1])
+    add("Attention, bias", attention, x, y, bias, names=named)
+    add("Attention, bias and output_attentions", attention, x, y, bias, names=named, output_attentions=True)
     add("MLP", layer_of(modules.MLP, vision), x)
     add("MixerMLP", layer_of(modules.MixerMLP, vision, tokens, 13, groups), x)
 
@@ -479,7 +481,7 @@ def layers(side: Side, draw: Draw) -> Arrays:
                 draw.gumbel(batch, vision.num_output_groups[index], count),
             ]
         row = "Stage, last" if index == stages - 1 else "Stage, first" if not index else "Stage, later"
-        add(row, stage, *given, training=True)
+        add(row, stage, *given, training=True, names=("noise",) if vision.num_group_tokens[index] else ())
 
     hidden = draw.config.projection_intermediate_dim
     rows = draw.normal(batch + 3, hidden) * 2 + 1
