@@ -74,7 +74,12 @@ class TokenizerHabits:
         "merges_file": "merges.txt",
         "tokenizer_file": "tokenizer.json",
     }
+    # Settings of other models' tokenizers, as CLIP's has them.
+    add_prefix_space = False
     chat_template = None
+    errors = "replace"
+    init_inputs = ()
+    slow_tokenizer_class: Any = None
     can_save_slow_tokenizer = True
     pad_token_type_id = 0
     verbose = False

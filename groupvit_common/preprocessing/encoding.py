@@ -100,12 +100,11 @@ class BatchEncoding(EncodingHabits):
 
 def _as_array(value: Any, *, ragged: bool) -> np.ndarray[Any, Any]:
     """Returns an array; with `ragged` rows of different lengths become an array of arrays."""
-    if ragged and isinstance(value, list) and value and all(isinstance(row, list | np.ndarray) for row in value):
-        rows = [np.asarray(row) for row in value]
-        if len({row.shape for row in rows}) > 1:
-            array = np.empty(len(rows), dtype=object)
-            array[:] = rows
-            return array
+    rows = value if ragged and isinstance(value, list) else []
+    if rows and all(isinstance(row, list | np.ndarray) for row in rows) and len({len(row) for row in rows}) > 1:
+        array = np.empty(len(rows), dtype=object)
+        array[:] = [np.asarray(row) for row in rows]
+        return array
     return np.asarray(value)
 
 

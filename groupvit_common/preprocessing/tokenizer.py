@@ -61,6 +61,7 @@ from groupvit_common.storage.saving import read_lock, write_texts
 
 # Letters, a digit, a sign, and bytes that only a whole alphabet has.
 _PROBE = "a \u00e9\u4e2d 1!"
+_AS_THEY_ARE = Lengths()
 _OLD_CALL_NAMES = ("truncation_strategy", "pad_to_max_length")
 
 
@@ -474,6 +475,9 @@ class CLIPTokenizer(TokenizerHabits):
         padding_side: str | None,
         **old_names: Any,
     ) -> Lengths:
+        asked = stride or multiple or padding_side or old_names or max_length is not None
+        if padding is False and truncation in (None, False) and not asked:
+            return _AS_THEY_ARE
         if old_names:
             check_keywords("tokenizer's call", old_names, _CALL_NAMES, {})
         return lengths_of_call(
