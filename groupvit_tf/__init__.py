@@ -20,7 +20,7 @@ with tensorflow_start_up():
         # Searches for GPUs now, so that a missing one is not reported in the middle of a user's work.
         tf.config.list_physical_devices()
 
-from groupvit_common.compat.encoding import TensorType
+from groupvit_common.compat.encoding import CharSpan, TensorType, TokenSpan
 from groupvit_common.compat.features import BatchFeature
 from groupvit_common.compat.keywords import ChannelDimension
 from groupvit_common.model.auto import AutoConfig
@@ -37,7 +37,7 @@ from groupvit_common.preprocessing.image_processor import (
 )
 from groupvit_common.preprocessing.images import load_image
 from groupvit_common.preprocessing.processor import AutoProcessor, CLIPProcessor, GroupViTProcessor
-from groupvit_common.preprocessing.tokenizer import AutoTokenizer, CLIPTokenizer, CLIPTokenizerFast
+from groupvit_common.preprocessing.tokenizer import AddedToken, AutoTokenizer, CLIPTokenizer, CLIPTokenizerFast
 from groupvit_tf.auto import AutoModel, AutoModelForZeroShotImageClassification
 from groupvit_tf.base import GroupViTPreTrainedModel
 from groupvit_tf.checkpoint import PreTrainedModel
@@ -59,6 +59,7 @@ TFGroupViTVisionModel = GroupViTVisionModel
 TFPreTrainedModel = PreTrainedModel
 
 __all__ = [
+    "AddedToken",
     "AutoConfig",
     "AutoFeatureExtractor",
     "AutoImageProcessor",
@@ -78,6 +79,7 @@ __all__ = [
     "CLIPTokenizer",
     "CLIPTokenizerFast",
     "ChannelDimension",
+    "CharSpan",
     "GroupViTConfig",
     "GroupViTImageProcessor",
     "GroupViTModel",
@@ -103,6 +105,7 @@ __all__ = [
     "TFGroupViTVisionModel",
     "TFPreTrainedModel",
     "TensorType",
+    "TokenSpan",
     "ZeroShotImageClassificationPipeline",
     "load_image",
     "pipeline",

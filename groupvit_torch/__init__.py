@@ -3,7 +3,7 @@
 Code written for transformers runs after changing `from transformers import ...` to `from groupvit_torch import ...`.
 """
 
-from groupvit_common.compat.encoding import TensorType
+from groupvit_common.compat.encoding import CharSpan, TensorType, TokenSpan
 from groupvit_common.compat.features import BatchFeature
 from groupvit_common.compat.keywords import ChannelDimension
 from groupvit_common.model.auto import AutoConfig
@@ -20,7 +20,7 @@ from groupvit_common.preprocessing.image_processor import (
 )
 from groupvit_common.preprocessing.images import load_image
 from groupvit_common.preprocessing.processor import AutoProcessor, CLIPProcessor, GroupViTProcessor
-from groupvit_common.preprocessing.tokenizer import AutoTokenizer, CLIPTokenizer, CLIPTokenizerFast
+from groupvit_common.preprocessing.tokenizer import AddedToken, AutoTokenizer, CLIPTokenizer, CLIPTokenizerFast
 from groupvit_torch.auto import AutoModel, AutoModelForZeroShotImageClassification
 from groupvit_torch.base import GroupViTPreTrainedModel
 from groupvit_torch.checkpoint import PreTrainedModel
@@ -31,6 +31,7 @@ from groupvit_torch.pipelines import ImageSegmentationPipeline, Pipeline, ZeroSh
 from groupvit_torch.predictor import Segmenter
 
 __all__ = [
+    "AddedToken",
     "AutoConfig",
     "AutoFeatureExtractor",
     "AutoImageProcessor",
@@ -50,6 +51,7 @@ __all__ = [
     "CLIPTokenizer",
     "CLIPTokenizerFast",
     "ChannelDimension",
+    "CharSpan",
     "GroupViTConfig",
     "GroupViTImageProcessor",
     "GroupViTModel",
@@ -65,6 +67,7 @@ __all__ = [
     "PreTrainedModel",
     "Segmenter",
     "TensorType",
+    "TokenSpan",
     "ZeroShotImageClassificationPipeline",
     "load_image",
     "pipeline",

@@ -61,6 +61,8 @@ from groupvit_common.storage.saving import read_lock, write_texts
 
 # Letters, a digit, a sign, and bytes that only a whole alphabet has.
 _PROBE = "a \u00e9\u4e2d 1!"
+__all__ = ["AddedToken", "AutoTokenizer", "CLIPTokenizer", "CLIPTokenizerFast"]
+
 _AS_THEY_ARE = Lengths()
 _OLD_CALL_NAMES = ("truncation_strategy", "pad_to_max_length")
 
@@ -90,8 +92,8 @@ class CLIPTokenizer(TokenizerHabits):
         self,
         vocab_file: str | Path | Mapping[str, int] | None = None,
         merges_file: str | Path | Sequence[Any] | None = None,
-        *,
         tokenizer_file: str | Path | None = None,
+        *,
         tokenizer_object: Tokenizer | None = None,
         added_tokens_decoder: Mapping[int, AddedToken] | None = None,
         extra: Mapping[str, Any] | None = None,

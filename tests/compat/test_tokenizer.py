@@ -259,11 +259,15 @@ def test_keywords_of_save_pretrained(small, tmp_path, monkeypatch):
     assert sent == [("name", {"commit_message": "Upload tokenizer", "private": True})]
 
 
-def test_names_of_transformers_5_for_a_vocabulary(small):
+def test_forms_and_names_of_a_vocabulary(small, tmp_path):
     merges = VOCABULARY[1].read_text(encoding="utf-8").split("\n")[1:-1]
     text = "a red star"
+    small.save_pretrained(tmp_path)
+    assert CLIPTokenizerFast(None, None, str(tmp_path / "tokenizer.json"))(text) == small(text)
     assert CLIPTokenizerFast(vocab=small.encoder, merges=merges)(text) == small(text)
     pairs = [tuple(merge.split(" ")) for merge in merges]
+    small.save_pretrained(tmp_path)
+    assert CLIPTokenizerFast(None, None, str(tmp_path / "tokenizer.json"))(text) == small(text)
     assert CLIPTokenizerFast(vocab=small.encoder, merges=pairs, max_len=9).model_max_length == 9
 
 
