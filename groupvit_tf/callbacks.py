@@ -90,7 +90,7 @@ class GroupingMeasures(keras.callbacks.Callback):
 
 def measure_grouping(model: GroupViTModel, pixel_values: Any) -> tuple[dict[str, float], list[str]]:
     """Measures every grouping block on some images: the measures, and warnings (`watch_grouping`)."""
-    seen = model.vision_model(ops.convert_to_tensor(pixel_values), output_attentions=True).attentions
+    seen = model.vision_model(ops.convert_to_tensor(pixel_values), output_attentions=True, return_dict=True).attentions
     return watch_grouping(np.asarray(ops.cast(assignment, "float32")) for assignment in seen)
 
 

@@ -98,7 +98,7 @@ def _text_features(model: Any) -> Function:
 def _segment(model: Any) -> Function:
     def segment(pixel_values: Tensor, text_features: Tensor) -> dict[str, Tensor]:
         pixel_values, texts = _as(model, pixel_values), _as(model, text_features)
-        vision = model.vision_model(pixel_values, output_attentions=True, training=False)
+        vision = model.vision_model(pixel_values, output_attentions=True, return_dict=True, training=False)
         texts = ops.normalize(texts, axis=-1, epsilon=1e-12)
         logits = model._segmentation_logits(vision, texts, pixel_values, training=False)
         return {"segmentation_logits": _float32(logits)}

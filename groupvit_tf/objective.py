@@ -170,7 +170,7 @@ class Objective(Model):
             `captions` or `prompts` `[N, D]`.
         """
         if kind != "images":
-            return {kind: self.model.text_model(**rows, training=training).pooler_output}
+            return {kind: self.model.text_model(**rows, return_dict=True, training=training).pooler_output}
         tower, objective = self.model.vision_model, self.recipe.objective
         noise = None if objective.gumbel else _no_noise(self.model)
         _, stages = tower.run_stages(rows, gumbel_noise=noise, assign_hard=self.assign_hard, training=training)

@@ -127,7 +127,7 @@ class Segmenter(BaseSegmenter):
     def _encode_eagerly(self, pixels: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Images `[B, 3, H, W]` -> embeddings of groups `[B, G, E]` and images `[B, E]`, grouping map of each block."""
         with self._on_device():
-            vision = self.model.vision_model(pixels, output_attentions=True, training=False)
+            vision = self.model.vision_model(pixels, output_attentions=True, return_dict=True, training=False)
             states = vision.last_hidden_state
             groups = self.model.visual_projection(ops.reshape(states, (-1, states.shape[2])), training=False)
             groups = ops.reshape(groups, (-1, states.shape[1], groups.shape[1]))

@@ -105,7 +105,7 @@ class _TextFeatures(_Endpoint):
 
 class _Segment(_Endpoint):
     def forward(self, pixel_values: Tensor, text_features: Tensor) -> dict[str, Tensor]:
-        vision = self.model.vision_model(pixel_values, output_attentions=True)
+        vision = self.model.vision_model(pixel_values, output_attentions=True, return_dict=True)
         texts = F.normalize(text_features.to(self.model.dtype), dim=-1)
         return {"segmentation_logits": self.model._segmentation_logits(vision, texts, pixel_values).float()}
 

@@ -187,7 +187,7 @@ class Objective(nn.Module):
         """
         with self.precision():
             if kind != "images":
-                return {kind: self.model.text_model(**cast(Tokens, rows)).pooler_output}, ()
+                return {kind: self.model.text_model(**cast(Tokens, rows), return_dict=True).pooler_output}, ()
             tower, objective = self.model.vision_model, self.recipe.objective
             noise = None if objective.gumbel else _no_noise(self.model)
             _, stages = tower.run_stages(cast(Tensor, rows), gumbel_noise=noise, assign_hard=hard)

@@ -80,7 +80,9 @@ class Segmenter(BaseSegmenter):
 
     def _encode_images(self, pixels: Floats) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Images `[B, 3, H, W]` -> embeddings of groups `[B, G, E]` and images `[B, E]`, grouping map of each block."""
-        vision = self.model.vision_model(torch.from_numpy(pixels).to(self.model.device), output_attentions=True)
+        vision = self.model.vision_model(
+            torch.from_numpy(pixels).to(self.model.device), output_attentions=True, return_dict=True
+        )
         groups = self.model.visual_projection(vision.last_hidden_state.flatten(0, 1))
         groups = _wide(groups.unflatten(0, (len(pixels), -1)))
         images = _wide(self.model.visual_projection(vision.pooler_output))
