@@ -25,6 +25,8 @@ from groupvit_tf.vision import check_pixels
 
 # Under which name weights travel to `compute_loss` in the place of targets.
 SAMPLE_WEIGHT = "sample_weight"
+# Keyword of calls within a functional model.
+_WITHOUT_TRAINING = "without_training"
 
 
 class GroupViTPreTrainedModel(PreTrainedModel):
@@ -47,9 +49,23 @@ class GroupViTPreTrainedModel(PreTrainedModel):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # Outside `call`, around which Keras wraps errors into a page of text.
+        without_training = kwargs.pop(_WITHOUT_TRAINING, False)
         inputs = self._named(args, kwargs)
+        if without_training:
+            inputs["training"] = False
         self._check(inputs)
-        return super().__call__(**inputs)
+        output = super().__call__(**inputs)
+        if inputs.get("training") is False:
+            self._remember_without_training(inputs)
+        return output
+
+    def _remember_without_training(self, inputs: Mapping[str, Any]) -> None:
+        """Keeps `training=False` of a call that becomes part of a functional model.
+
+        Keras 3 calls the layers of such a model with the model's own `training`, whatever they were called with.
+        """
+        if any(isinstance(value, keras.KerasTensor) for value in keras.tree.flatten(dict(inputs))):
+            self._inbound_nodes[-1].arguments.kwargs[_WITHOUT_TRAINING] = True
 
     def stateless_call(
         self,

@@ -4,6 +4,7 @@ A backend's base class derives from `Pretrained` and adds what touches tensors.
 """
 
 import contextlib
+import copy
 import hashlib
 import math
 import os
@@ -191,7 +192,7 @@ class Pretrained(TransformersModel):
             )
         if overrides or not isinstance(config, cls.config_class):
             return cls.config_class.from_dict({**settings, **overrides})
-        return config
+        return copy.deepcopy(config)
 
     @abstractmethod
     def save_pretrained(self, save_directory: str | Path, *, max_shard_size: int | str = "5GB") -> None:
