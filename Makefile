@@ -9,7 +9,7 @@ SOURCES := groupvit_common groupvit_torch groupvit_tf conversion benchmarks test
 JAX_TESTS := tests/groupvit_tf/test_jax.py tests/segmentation/test_segmenter.py \
   $(patsubst %,tests/model/test_%.py,parity model parameters outputs checkpoint)
 
-.PHONY: help demo test test-slow test-jax lint format train-demo parity clean
+.PHONY: help demo test test-slow test-jax test-peers lint format train-demo parity clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ test-jax: $(VENV)/jax.stamp ## Run the tests of all backends with Keras on JAX (
 	@KERAS_BACKEND=jax JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=$(CURDIR)/$(VENV)/jax-cache \
 	  JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1 \
 	  $(BIN)/python -m pytest -k "jax or not torch" $(JAX_TESTS)
+
+test-peers: $(VENV)/dev.stamp ## Run programs written for transformers with transformers 4.49, 5.24 and groupvit, and compare.
+	@$(BIN)/python -m tests.support.peers
 
 lint: $(VENV)/dev.stamp ## Check style, types and which way imports point.
 	@$(BIN)/ruff check --quiet $(SOURCES)
