@@ -435,7 +435,12 @@ def test_a_configuration_of_ones_own(lib, directory):
     (directory / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         lib.GroupViTModel.from_pretrained(directory)
-    assert lib.GroupViTModel.from_pretrained(directory, config=config).config is config
+    before = config.to_dict()
+    loaded = lib.GroupViTModel.from_pretrained(directory, config=config).config
+    assert loaded is not config
+    assert loaded.vision_config == config.vision_config
+    assert config.to_dict() == before
+    assert config.name_or_path == ""
     # A tower takes its part of a full configuration.
     assert isinstance(lib.GroupViTTextModel.from_pretrained(directory, config=config).config, lib.GroupViTTextConfig)
 
