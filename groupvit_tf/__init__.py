@@ -20,6 +20,7 @@ with tensorflow_start_up():
         # Searches for GPUs now, so that a missing one is not reported in the middle of a user's work.
         tf.config.list_physical_devices()
 
+from groupvit_common.compat import logging
 from groupvit_common.compat.encoding import CharSpan, TensorType, TokenSpan
 from groupvit_common.compat.features import BatchFeature
 from groupvit_common.compat.keywords import ChannelDimension
@@ -108,6 +109,7 @@ __all__ = [
     "TokenSpan",
     "ZeroShotImageClassificationPipeline",
     "load_image",
+    "logging",
     "pipeline",
     "set_seed",
 ]

@@ -3,6 +3,7 @@
 Code written for transformers runs after changing `from transformers import ...` to `from groupvit_torch import ...`.
 """
 
+from groupvit_common.compat import logging
 from groupvit_common.compat.encoding import CharSpan, TensorType, TokenSpan
 from groupvit_common.compat.features import BatchFeature
 from groupvit_common.compat.keywords import ChannelDimension
@@ -70,6 +71,7 @@ __all__ = [
     "TokenSpan",
     "ZeroShotImageClassificationPipeline",
     "load_image",
+    "logging",
     "pipeline",
     "set_seed",
 ]

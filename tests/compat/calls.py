@@ -73,6 +73,11 @@ type(lib.GroupViTModel._from_config(config)).__name__
 (lambda m: (m.set_input_embeddings(torch.nn.Embedding(7, 24)), m.get_input_embeddings().weight.shape))(lib.GroupViTTextModel.from_pretrained(checkpoint))
 (lambda m: m.load_state_dict(model.state_dict()))(fresh())
 
+# logging
+(lib.logging.set_verbosity_info(), lib.logging.get_verbosity(), lib.logging.set_verbosity_error(), lib.logging.get_verbosity())
+lib.logging.get_logger('a.b').name, lib.logging.WARNING, lib.logging.disable_progress_bar(), lib.logging.enable_progress_bar()
+(lib.logging.set_verbosity(30), lib.logging.set_verbosity_warning(), lib.logging.get_verbosity())
+
 # configurations
 config.model_type, config.is_composition if hasattr(config, 'is_composition') else None, config.is_encoder_decoder
 config.num_labels, config.id2label, config.label2id, config.problem_type
