@@ -6,6 +6,7 @@ What they answered is in tests/reference/compat; `make test-peers` runs both sid
 import ast
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.support import peers
@@ -25,6 +26,18 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_program_answers_as_with_transformers(inputs: Path, name: str) -> None:
     answer = peers.run_program(name, peers.package_of(name), inputs)
     assert not list(peers.differences(answer, peers.recorded(name), peers.relative_tolerance(name)))
+
+
+def test_tensorflow_besides_the_programs(inputs: Path) -> None:
+    import groupvit_tf
+
+    model = groupvit_tf.TFGroupViTModel.from_pretrained(inputs / "groupvit_tf")
+    processor = groupvit_tf.AutoProcessor.from_pretrained(inputs / "groupvit_tf")
+    pixels = np.arange(2 * 40 * 40 * 3).reshape(2, 40, 40, 3).astype(np.uint8)
+    outputs = model(**processor(text=["a", "b"], images=list(pixels), return_tensors="tf"), return_loss=True)
+    # transformers 4.49: (1,), (1,), TFGroupViTModel, 57061.
+    assert outputs.loss.shape == model.groupvit.logit_scale.shape == ()
+    assert (type(model).__name__, model.num_parameters()) == ("GroupViTModel", 56949)
 
 
 def test_programs_name_transformers_alone() -> None:
