@@ -23,7 +23,10 @@ with tensorflow_start_up():
 from groupvit_common.compat import logging
 from groupvit_common.compat.encoding import CharSpan, TensorType, TokenSpan
 from groupvit_common.compat.features import BatchFeature
+from groupvit_common.compat.image_processor import BaseImageProcessor, ImageProcessingMixin
 from groupvit_common.compat.keywords import ChannelDimension
+from groupvit_common.compat.processor import ProcessorMixin
+from groupvit_common.compat.tokenizer import PreTrainedTokenizerBase
 from groupvit_common.model.auto import AutoConfig
 from groupvit_common.model.config import GroupViTConfig, GroupViTTextConfig, GroupViTVisionConfig
 from groupvit_common.preprocessing.encoding import BatchEncoding
@@ -38,7 +41,14 @@ from groupvit_common.preprocessing.image_processor import (
 )
 from groupvit_common.preprocessing.images import load_image
 from groupvit_common.preprocessing.processor import AutoProcessor, CLIPProcessor, GroupViTProcessor
-from groupvit_common.preprocessing.tokenizer import AddedToken, AutoTokenizer, CLIPTokenizer, CLIPTokenizerFast
+from groupvit_common.preprocessing.tokenizer import (
+    AddedToken,
+    AutoTokenizer,
+    CLIPTokenizer,
+    CLIPTokenizerFast,
+    PreTrainedTokenizer,
+    PreTrainedTokenizerFast,
+)
 from groupvit_tf.auto import AutoModel, AutoModelForZeroShotImageClassification
 from groupvit_tf.base import GroupViTPreTrainedModel
 from groupvit_tf.checkpoint import PreTrainedModel
@@ -68,6 +78,7 @@ __all__ = [
     "AutoModelForZeroShotImageClassification",
     "AutoProcessor",
     "AutoTokenizer",
+    "BaseImageProcessor",
     "BaseModelOutput",
     "BaseModelOutputWithPooling",
     "BatchEncoding",
@@ -91,9 +102,14 @@ __all__ = [
     "GroupViTTextModel",
     "GroupViTVisionConfig",
     "GroupViTVisionModel",
+    "ImageProcessingMixin",
     "ImageSegmentationPipeline",
     "Pipeline",
     "PreTrainedModel",
+    "PreTrainedTokenizer",
+    "PreTrainedTokenizerBase",
+    "PreTrainedTokenizerFast",
+    "ProcessorMixin",
     "Segmenter",
     "TFAutoModel",
     "TFAutoModelForZeroShotImageClassification",

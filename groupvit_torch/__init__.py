@@ -6,7 +6,10 @@ Code written for transformers runs after changing `from transformers import ...`
 from groupvit_common.compat import logging
 from groupvit_common.compat.encoding import CharSpan, TensorType, TokenSpan
 from groupvit_common.compat.features import BatchFeature
+from groupvit_common.compat.image_processor import BaseImageProcessor, ImageProcessingMixin
 from groupvit_common.compat.keywords import ChannelDimension
+from groupvit_common.compat.processor import ProcessorMixin
+from groupvit_common.compat.tokenizer import PreTrainedTokenizerBase
 from groupvit_common.model.auto import AutoConfig
 from groupvit_common.model.config import GroupViTConfig, GroupViTTextConfig, GroupViTVisionConfig
 from groupvit_common.preprocessing.encoding import BatchEncoding
@@ -21,7 +24,14 @@ from groupvit_common.preprocessing.image_processor import (
 )
 from groupvit_common.preprocessing.images import load_image
 from groupvit_common.preprocessing.processor import AutoProcessor, CLIPProcessor, GroupViTProcessor
-from groupvit_common.preprocessing.tokenizer import AddedToken, AutoTokenizer, CLIPTokenizer, CLIPTokenizerFast
+from groupvit_common.preprocessing.tokenizer import (
+    AddedToken,
+    AutoTokenizer,
+    CLIPTokenizer,
+    CLIPTokenizerFast,
+    PreTrainedTokenizer,
+    PreTrainedTokenizerFast,
+)
 from groupvit_torch.auto import AutoModel, AutoModelForZeroShotImageClassification
 from groupvit_torch.base import GroupViTPreTrainedModel
 from groupvit_torch.checkpoint import PreTrainedModel
@@ -40,6 +50,7 @@ __all__ = [
     "AutoModelForZeroShotImageClassification",
     "AutoProcessor",
     "AutoTokenizer",
+    "BaseImageProcessor",
     "BaseModelOutput",
     "BaseModelOutputWithPooling",
     "BatchEncoding",
@@ -63,9 +74,14 @@ __all__ = [
     "GroupViTTextModel",
     "GroupViTVisionConfig",
     "GroupViTVisionModel",
+    "ImageProcessingMixin",
     "ImageSegmentationPipeline",
     "Pipeline",
     "PreTrainedModel",
+    "PreTrainedTokenizer",
+    "PreTrainedTokenizerBase",
+    "PreTrainedTokenizerFast",
+    "ProcessorMixin",
     "Segmenter",
     "TensorType",
     "TokenSpan",

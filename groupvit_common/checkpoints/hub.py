@@ -511,6 +511,7 @@ def push(
     revision: str | None = None,
     create_pr: bool = False,
     folders: bool = False,
+    use_auth_token: str | bool | None = None,
 ) -> str:
     """Sends the files of `directory` to a model repository on the hub, in one commit.
 
@@ -525,6 +526,7 @@ def push(
         revision: branch, made if need be; the default branch if None.
         create_pr: open a pull request instead of committing.
         folders: also send the files in the folders of `directory`.
+        use_auth_token: the former name of `token`.
 
     Returns:
         The address of the commit or of the pull request.
@@ -534,6 +536,7 @@ def push(
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
+    token = use_auth_token if token is None else token
     folder = Path(directory)
     # Hidden files are temporary ones or Git's.
     names = [name for name in list_files(folder, folders) if not name.startswith(".") and "/." not in name]

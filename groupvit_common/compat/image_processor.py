@@ -1,5 +1,6 @@
 """Habits of transformers' image processors: single steps on arrays, JSON, attributes of any name, sizes."""
 
+import base64
 import dataclasses
 import json
 import tempfile
@@ -198,6 +199,25 @@ class ImageProcessorHabits:
         return _laid_out((array - numbers[0]) / numbers[1], data_format or layout)
 
 
+BaseImageProcessor = ImageProcessingMixin = ImageProcessorHabits
+
+
+def base64_bytes(source: Any) -> bytes | None:
+    """Returns what base64 text holds, with or without "data:image/...;base64," in front; None for other sources.
+
+    Text without it may as well be a path: it is taken for an image if it begins as one of the usual formats does.
+    """
+    if not isinstance(source, str):
+        return None
+    content = source.split("base64,", 1)[1] if source.startswith("data:image/") and "base64," in source else source
+    if content is source and not source.startswith(_BASE64_BEGINNINGS):
+        return None
+    try:
+        return base64.b64decode("".join(content.split()), validate=True)
+    except ValueError:
+        return None
+
+
 def center_crop(array: _Array, height: int, width: int) -> _Array:
     """Returns the middle `[height, width, C]` of an image, padded with black; odd pixels as in transformers."""
     for axis, wanted in ((0, height), (1, width)):
@@ -262,6 +282,8 @@ def _channels_last(image: Any, layout: Any) -> tuple[_Array, str]:
 
 
 _LAYOUTS = ("channels_first", "channels_last")
+# JPEG, PNG, GIF, WebP, TIFF in both orders of bytes.
+_BASE64_BEGINNINGS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkqA", "TU0AK")
 
 
 def _laid_out(array: _Array, layout: Any) -> _Array:

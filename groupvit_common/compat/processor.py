@@ -7,28 +7,19 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from groupvit_common.checkpoints.hub import HubLocation, resolve
+from groupvit_common.compat.chat import NoChat
 from groupvit_common.compat.image_processor import CALL_KEYWORDS
 from groupvit_common.compat.keywords import check_unknown
 from groupvit_common.errors import InputError, short
 from groupvit_common.storage.json_text import json_text, read_json
 from groupvit_common.storage.saving import write_file, write_text
 
-TEXT_KEYWORDS = frozenset(
-    {
-        "add_special_tokens", "is_split_into_words", "max_length", "pad_to_max_length", "pad_to_multiple_of",
-        "padding", "padding_side", "return_attention_mask", "return_length", "return_offsets_mapping",
-        "return_overflowing_tokens", "return_special_tokens_mask", "return_token_type_ids", "split_special_tokens",
-        "stride", "text_pair", "text_pair_target", "text_target", "truncation", "truncation_strategy", "verbose",
-    }
-)  # fmt: skip
-"""Keywords of a tokenizer's call."""
-
 _NESTED = ("text_kwargs", "images_kwargs", "common_kwargs", "audio_kwargs", "videos_kwargs")
 # Inputs of other models' processors.
 _OTHER_INPUTS = ("audio", "audios", "videos")
 
 
-class ProcessorHabits:
+class ProcessorHabits(NoChat):
     """Methods and attributes that programs written for transformers use of a processor."""
 
     attributes: ClassVar[list[str]] = ["image_processor", "tokenizer"]
@@ -48,16 +39,6 @@ class ProcessorHabits:
     @feature_extractor.setter
     def feature_extractor(self, value: Any) -> None:
         self.image_processor = value
-
-    @property
-    def chat_template(self) -> None:
-        """Returns None: there is no chat. Setting anything else raises `InputError`."""
-        return None
-
-    @chat_template.setter
-    def chat_template(self, value: Any) -> None:
-        if value is not None:
-            raise InputError("a chat_template is not supported: GroupViT has no chat")
 
     @classmethod
     def get_attributes(cls) -> list[str]:
@@ -126,7 +107,7 @@ def is_image(value: Any) -> bool:
 
 
 def divided(
-    keywords: Mapping[str, Any], image_keywords: Collection[str], return_tensors: Any
+    keywords: Mapping[str, Any], text_keywords: Collection[str], image_keywords: Collection[str], return_tensors: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the keywords of a processor's call for its tokenizer and for its image processor.
 
@@ -139,14 +120,14 @@ def divided(
     for name in (*_OTHER_INPUTS, "audio_kwargs", "videos_kwargs"):
         if keywords.get(name):
             raise InputError(f"{name}= was given: GroupViT takes text and images")
-    image_names = {*image_keywords, *CALL_KEYWORDS}
+    text_names, image_names = {*text_keywords}, {*image_keywords, *CALL_KEYWORDS}
     plain = {name: value for name, value in keywords.items() if name not in (*_NESTED, *_OTHER_INPUTS)}
-    check_unknown("processor", sorted(plain.keys() - TEXT_KEYWORDS - image_names), sorted(TEXT_KEYWORDS | image_names))
+    check_unknown("processor", sorted(plain.keys() - text_names - image_names), sorted(text_names | image_names))
     both = {"return_tensors": return_tensors, **_nested(keywords, "common_kwargs")}
     if return_tensors is not None:
         both["return_tensors"] = return_tensors
     parts = []
-    for kind, names in (("text_kwargs", TEXT_KEYWORDS), ("images_kwargs", image_names)):
+    for kind, names in (("text_kwargs", text_names), ("images_kwargs", image_names)):
         own = {name: value for name, value in plain.items() if name in names}
         nested = _nested(keywords, kind)
         if twice := sorted(nested.keys() & own.keys()):
@@ -154,6 +135,9 @@ def divided(
         common = {name: value for name, value in both.items() if name in names or name == "return_tensors"}
         parts.append({**common, **own, **nested})
     return parts[0], parts[1]
+
+
+ProcessorMixin = ProcessorHabits
 
 
 def _nested(keywords: Mapping[str, Any], kind: str) -> dict[str, Any]:

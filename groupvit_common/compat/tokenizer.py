@@ -1,4 +1,4 @@
-"""Habits of transformers' tokenizers: special tokens as attributes, added tokens, encoding of ids, and old names.
+"""Habits of transformers' tokenizers: encoding of ids, padding, training, old names.
 
 `TokenizerHabits` is a base of `preprocessing.tokenizer.CLIPTokenizer`, which has the vocabulary and encodes texts.
 """
@@ -7,16 +7,17 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 
 from groupvit_common.checkpoints.hub import push
-from groupvit_common.errors import InputError, short
-
-SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-ADDITIONAL = "additional_special_tokens"
+from groupvit_common.compat.chat import NoChat
+from groupvit_common.compat.special_tokens import ADDITIONAL, SpecialTokens, renamed_token
+from groupvit_common.errors import InputError
+from groupvit_common.storage.saving import write_texts
 
 # The clean-up of decoded English, in its order: what is removed is the space in front.
 _SPACED_PUNCTUATION = (
@@ -25,50 +26,9 @@ _SPACED_PUNCTUATION = (
 )  # fmt: skip
 
 
-class _Special:
-    """A special token: a string or None, or the list of additional ones; set as a string or an AddedToken."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, tokenizer: Any, owner: type | None = None) -> Any:
-        if tokenizer is None:
-            return self
-        value = tokenizer._special_tokens_map.get(self.name)
-        if self.name == ADDITIONAL:
-            return [str(token) for token in value or ()]
-        return None if value is None else str(value)
-
-    def __set__(self, tokenizer: Any, value: Any) -> None:
-        many = self.name == ADDITIONAL
-        values = [] if value is None else list(value) if many and isinstance(value, list | tuple) else [value]
-        for token in values:
-            if not isinstance(token, str | AddedToken) or not str(token):
-                raise InputError(f"{self.name} must be a non-empty string or an AddedToken, got {short(token)}")
-        tokenizer._special_tokens_map[self.name] = values if many else value
-
-
-class _SpecialId:
-    """The id of a special token; None if the tokenizer has none. A token that the vocabulary lacks has the id of the
-    unknown token."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.token = name.removesuffix("_ids").removesuffix("_id")
-
-    def __get__(self, tokenizer: Any, owner: type | None = None) -> Any:
-        if tokenizer is None:
-            return self
-        token = getattr(tokenizer, self.token)
-        return None if token is None else tokenizer.convert_tokens_to_ids(token)
-
-    def __set__(self, tokenizer: Any, value: Any) -> None:
-        setattr(tokenizer, self.token, None if value is None else tokenizer.convert_ids_to_tokens(value))
-
-
-class TokenizerHabits:
+class TokenizerHabits(SpecialTokens, NoChat):
     """Methods and attributes of transformers' tokenizers beside encoding and decoding texts."""
 
-    SPECIAL_TOKENS_ATTRIBUTES: ClassVar[list[str]] = [*SPECIAL_TOKENS, ADDITIONAL]
     vocab_files_names: ClassVar[dict[str, str]] = {
         "vocab_file": "vocab.json",
         "merges_file": "merges.txt",
@@ -76,7 +36,6 @@ class TokenizerHabits:
     }
     # Settings of other models' tokenizers, as CLIP's has them.
     add_prefix_space = False
-    chat_template = None
     errors = "replace"
     init_inputs = ()
     slow_tokenizer_class: Any = None
@@ -84,136 +43,23 @@ class TokenizerHabits:
     pad_token_type_id = 0
     verbose = False
 
-    bos_token, bos_token_id = _Special(), _SpecialId()
-    eos_token, eos_token_id = _Special(), _SpecialId()
-    unk_token, unk_token_id = _Special(), _SpecialId()
-    sep_token, sep_token_id = _Special(), _SpecialId()
-    pad_token, pad_token_id = _Special(), _SpecialId()
-    cls_token, cls_token_id = _Special(), _SpecialId()
-    mask_token, mask_token_id = _Special(), _SpecialId()
-    additional_special_tokens, additional_special_tokens_ids = _Special(), _SpecialId()
+    # Of a tokenizer that is not told otherwise.
+    model_input_names: list[str] = ["input_ids", "attention_mask"]  # noqa: RUF012
+    padding_side: str = "right"
+    truncation_side: str = "right"
 
     # Of the class that derives from this one.
-    _backend: Tokenizer
-    _special_tokens_map: dict[str, Any]
     batch_encoding: ClassVar[type[Any]]
-    model_input_names: list[str]
     model_max_length: int
     vocab_size: Any
     is_fast: bool
     clean_up_tokenization_spaces: bool
     name_or_path: str
-    padding_side: str
-    truncation_side: str
-    convert_tokens_to_ids: Any
-    convert_ids_to_tokens: Any
     save_pretrained: Any
     file_texts: Any
     init_kwargs: dict[str, Any]
+    extra: dict[str, Any]
     _lengths: Any
-
-    # -- special and added tokens --
-
-    @property
-    def extra_special_tokens(self) -> list[str]:
-        """`additional_special_tokens` as transformers 5 calls them."""
-        return list(self.additional_special_tokens)
-
-    @extra_special_tokens.setter
-    def extra_special_tokens(self, tokens: Sequence[str | AddedToken]) -> None:
-        self.additional_special_tokens = tokens
-
-    @property
-    def special_tokens_map(self) -> dict[str, Any]:
-        return {name: value for name in self.SPECIAL_TOKENS_ATTRIBUTES if (value := getattr(self, name))}
-
-    @property
-    def special_tokens_map_extended(self) -> dict[str, Any]:
-        """`special_tokens_map` with an AddedToken, which has a token's flags, where there is one."""
-        return {name: value for name in self.SPECIAL_TOKENS_ATTRIBUTES if (value := self._special_tokens_map.get(name))}
-
-    @property
-    def all_special_tokens_extended(self) -> list[Any]:
-        unique: dict[str, Any] = {}
-        for value in self.special_tokens_map_extended.values():
-            for token in value if isinstance(value, list) else [value]:
-                unique.setdefault(str(token), token)
-        return list(unique.values())
-
-    @property
-    def all_special_tokens(self) -> list[str]:
-        """The distinct special tokens."""
-        return [str(token) for token in self.all_special_tokens_extended]
-
-    @property
-    def all_special_ids(self) -> list[int]:
-        """Their ids, in the same order."""
-        ids: list[int] = self.convert_tokens_to_ids(self.all_special_tokens)
-        return ids
-
-    def add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
-        """Adds tokens (strings or AddedTokens) that are found in a text before it is cut into words; returns how many
-        are new.
-
-        They get the next ids: a model needs `resize_token_embeddings(len(tokenizer))`.
-        """
-        tokens = list(new_tokens) if isinstance(new_tokens, list | tuple) else [new_tokens] if new_tokens else []
-        for token in tokens:
-            if not isinstance(token, str | AddedToken):
-                raise InputError(f"a token to add must be a string or an AddedToken, got {type(token).__name__}")
-        add = self._backend.add_special_tokens if special_tokens else self._backend.add_tokens
-        self.__dict__.pop("_other_backend", None)
-        return int(add(tokens))
-
-    def add_special_tokens(
-        self,
-        special_tokens_dict: Mapping[str, Any],
-        replace_additional_special_tokens: bool = True,
-        replace_extra_special_tokens: bool | None = None,
-    ) -> int:
-        """Sets special tokens by the names of their attributes and adds them to the vocabulary; returns how many are
-        new.
-
-        `replace_extra_special_tokens` is the name in transformers 5 of `replace_additional_special_tokens`: whether
-        additional ones take the place of those before or join them.
-        """
-        replace = (
-            replace_additional_special_tokens if replace_extra_special_tokens is None else replace_extra_special_tokens
-        )
-        to_add: list[AddedToken] = []
-        for given_name, value in (special_tokens_dict or {}).items():
-            name = ADDITIONAL if given_name == "extra_special_tokens" else given_name
-            if name not in self.SPECIAL_TOKENS_ATTRIBUTES:
-                raise InputError(
-                    f"{name!r} is no special token; these are: {', '.join(self.SPECIAL_TOKENS_ATTRIBUTES)}"
-                )
-            if name == ADDITIONAL and not isinstance(value, list | tuple):
-                raise InputError(f"{name} must be a list of tokens, got {short(value)}")
-            tokens = [_special(name, token) for token in (value if name == ADDITIONAL else [value])]
-            if name != ADDITIONAL:
-                setattr(self, name, tokens[0])
-            elif replace and tokens:
-                setattr(self, name, tokens)
-            else:
-                tokens = [token for token in tokens if token.content not in self.additional_special_tokens]
-                setattr(self, name, [*self._special_tokens_map.get(name, ()), *tokens])
-            to_add += [token for token in tokens if token not in to_add]
-        return self.add_tokens(to_add, special_tokens=True)
-
-    def sanitize_special_tokens(self) -> int:
-        return self.add_tokens(self.all_special_tokens_extended, special_tokens=True)
-
-    @property
-    def added_tokens_decoder(self) -> dict[int, AddedToken]:
-        """Id -> token of those that stand beside the byte-pair vocabulary."""
-        return dict(sorted(self._backend.get_added_tokens_decoder().items()))
-
-    @property
-    def added_tokens_encoder(self) -> dict[str, int]:
-        return {token.content: index for index, token in self.added_tokens_decoder.items()}
-
-    def get_added_vocab(self) -> dict[str, int]:
-        return self.added_tokens_encoder
 
     # -- vocabulary --
 
@@ -249,6 +95,12 @@ class TokenizerHabits:
     @property
     def max_len_sentences_pair(self) -> int:
         return self.model_max_length - self.num_special_tokens_to_add(pair=True)
+
+    def save_vocabulary(self, save_directory: str | Path, filename_prefix: str | None = None) -> tuple[str, ...]:
+        """Writes vocab.json and merges.txt; returns their paths."""
+        prefix = f"{filename_prefix}-" if filename_prefix else ""
+        texts, names = self.file_texts(), [self.vocab_files_names[name] for name in ("vocab_file", "merges_file")]
+        return tuple(map(str, write_texts(Path(save_directory), {prefix + name: texts[name] for name in names})))
 
     # -- ids with special tokens --
 
@@ -434,7 +286,7 @@ class TokenizerHabits:
             fillings = {main: self._padding_id(), "token_type_ids": 0, "special_tokens_mask": 1}
             fillings |= {"attention_mask": 0} if with_mask else {}
             for name in fillings.keys() & columns.keys():
-                columns[name] = [_fill(list(row), width, fillings[name], lengths.side) for row in columns[name]]
+                columns[name] = [pad_row(list(row), width, fillings[name], lengths.side) for row in columns[name]]
         result = {name: column[0] if single else column for name, column in columns.items()}
         return self.batch_encoding(result, tensor_type=return_tensors)
 
@@ -484,7 +336,7 @@ class TokenizerHabits:
             "special_tokens": [*specials, *(new_special_tokens or ())],
         }
         learner.train_from_iterator(text_iterator, BpeTrainer(vocab_size=vocab_size, **options | kwargs), length=length)
-        settings = self.init_kwargs | {
+        settings = {name: value for name, value in self.init_kwargs.items() if name not in self.extra} | {
             name: renamed_token(value, renamed.get(value.content, value.content))
             for name, value in self.special_tokens_map_extended.items()
             if isinstance(value, AddedToken)
@@ -492,7 +344,7 @@ class TokenizerHabits:
         if new_special_tokens:
             settings[ADDITIONAL] = [*self.additional_special_tokens, *new_special_tokens]
         kind: Any = type(self)
-        return kind(tokenizer_object=learner, **settings)
+        return kind(**settings | {"tokenizer_object": learner})
 
     # -- old names of a call --
 
@@ -533,28 +385,11 @@ class TokenizerHabits:
             return push(directory, repo_id, commit_message=commit_message, **options)
 
 
-def renamed_token(token: AddedToken, content: str, special: bool | None = None) -> AddedToken:
-    """Returns an added token with the flags of another."""
-    return AddedToken(
-        content,
-        single_word=token.single_word,
-        lstrip=token.lstrip,
-        rstrip=token.rstrip,
-        normalized=token.normalized,
-        special=token.special if special is None else special,
-    )
+PreTrainedTokenizerBase = TokenizerHabits
 
 
-def _special(name: str, token: Any) -> AddedToken:
-    """Returns a special token to add; a string is found as it is written, in upper or lower case."""
-    if isinstance(token, AddedToken):
-        return token
-    if not isinstance(token, str) or not token:
-        raise InputError(f"{name} must be a non-empty string or an AddedToken, got {short(token)}")
-    return AddedToken(token, special=True, normalized=False)
-
-
-def _fill(row: list[int], width: int, value: int, side: str) -> list[int]:
+def pad_row(row: list[int], width: int, value: int, side: str) -> list[int]:
+    """Returns a row filled up to `width`."""
     filling = [value] * (width - len(row))
     return row + filling if side == "right" else filling + row
 

@@ -149,7 +149,7 @@ def check_keywords(
 
     Values of unknown keywords are not repeated in the message: one may be an access token.
     """
-    if given.get("use_auth_token") is not None:
+    if given.get("use_auth_token") is not None and "use_auth_token" not in valid:
         raise InputError("use_auth_token is transformers' former name of an access token; pass token= instead")
     unknown = [name for name in given if name not in valid and name not in harmless]
     if unknown:

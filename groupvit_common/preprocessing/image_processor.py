@@ -423,9 +423,8 @@ def push_keywords(
 ) -> dict[str, Any] | None:
     """Returns the arguments of a `push_to_hub` method that `save_pretrained` is to call; None: it is not to."""
     if push_to_hub:
-        token = {"token": options["use_auth_token"]} if options.get("use_auth_token") is not None else {}
-        rest = {name: value for name, value in options.items() if value is not None and name != "use_auth_token"}
-        return {"repo_id": directory.resolve().name if repo_id is None else repo_id, **rest, **token}
+        rest = {name: value for name, value in options.items() if value is not None}
+        return {"repo_id": directory.resolve().name if repo_id is None else repo_id, **rest}
     asked = [name for name, value in options.items() if value is not None and value is not False]
     if asked:
         raise InputError(f"{asked[0]!r} has a meaning with push_to_hub=True only")

@@ -21,6 +21,7 @@ from typing import IO, Any, Self
 import numpy as np
 from PIL import ExifTags, IcoImagePlugin, Image, ImageCms, ImageFile, PngImagePlugin
 
+from groupvit_common.compat.image_processor import base64_bytes
 from groupvit_common.errors import InputError
 from groupvit_common.model.checks import is_whole_number
 from groupvit_common.preprocessing.download import download, is_address
@@ -135,7 +136,8 @@ def decode(
 
 def name_of(source: Any, otherwise: str) -> str:
     """Returns what a source is called in errors: its path or address, else `otherwise`."""
-    return str(source) if isinstance(source, str | Path) else otherwise
+    named = isinstance(source, str | Path) and base64_bytes(source) is None
+    return str(source) if named else otherwise
 
 
 def orientation(image: Image.Image) -> int:
@@ -247,6 +249,8 @@ class ImageHeader:
             return io.BytesIO(download(source))
         if isinstance(source, str | Path):
             if not os.path.isfile(source):  # noqa: PTH113 (Path's raises for some names)
+                if (content := base64_bytes(source)) is not None:
+                    return io.BytesIO(content)
                 folder = ": it is a directory" if os.path.isdir(source) else ""  # noqa: PTH112
                 raise InputError(f"there is no image file {source}{folder}")
             try:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
+from groupvit_common.compat.tokenizer import pad_row
 from groupvit_common.errors import InputError, short
 
 # transformers writes 1e30 for "no limit"; anything above this is taken so.
@@ -247,9 +248,3 @@ def fields_of_encodings(
     if overflow:
         fields["overflow_to_sample_mapping"] = samples
     return fields, encodings
-
-
-def pad_row(row: list[int], width: int, value: int, side: str) -> list[int]:
-    """Returns a row filled up to `width`."""
-    filling = [value] * (width - len(row))
-    return row + filling if side == "right" else filling + row

@@ -21,7 +21,7 @@ from groupvit_common.preprocessing.image_processor import (
     push_keywords,
 )
 from groupvit_common.preprocessing.image_settings import DEFAULTS
-from groupvit_common.preprocessing.tokenizer import CLIPTokenizer, CLIPTokenizerFast
+from groupvit_common.preprocessing.tokenizer import CALL_KEYWORDS, CLIPTokenizer, CLIPTokenizerFast
 from groupvit_common.preprocessing.tokenizer_files import (
     MERGES_FILE,
     SETTINGS,
@@ -43,6 +43,7 @@ PROCESSOR_FILES = (*TOKENIZER_FILES, IMAGE_PROCESSOR_FILE, PROCESSOR_FILE)
 
 _IMAGE_SETTINGS = frozenset(DEFAULTS)
 _IMAGE_KEYWORDS = (_keywords(CLIPImageProcessor.preprocess) | _IMAGE_SETTINGS) - {"return_tensors"}
+_TEXT_KEYWORDS = frozenset(CALL_KEYWORDS) - {"text", "return_tensors"}
 _PARTS = ("image_processor", "tokenizer", "feature_extractor")
 _TEXT_SETTINGS = frozenset(SETTINGS)
 
@@ -156,7 +157,7 @@ class CLIPProcessor(PostProcessing, ProcessorHabits):
         text, images = in_order(text, images)
         if text is None and images is None:
             raise InputError("a processor needs text, images or both, got neither")
-        for_text, for_images = divided(kwargs, _IMAGE_KEYWORDS, return_tensors)
+        for_text, for_images = divided(kwargs, _TEXT_KEYWORDS, _IMAGE_KEYWORDS, return_tensors)
         encoding = BatchEncoding() if text is None else self.tokenizer(text, **for_text)
         if images is not None:
             encoding.update(self.image_processor(images, **for_images))

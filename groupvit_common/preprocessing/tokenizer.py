@@ -16,7 +16,8 @@ from typing import Any, ClassVar, Self
 from tokenizers import AddedToken, Tokenizer, processors
 
 from groupvit_common.checkpoints.hub import HUB_KEYWORDS, HubLocation, resolve
-from groupvit_common.compat.tokenizer import ADDITIONAL, SPECIAL_TOKENS, TokenizerHabits, renamed_token
+from groupvit_common.compat.special_tokens import ADDITIONAL, SPECIAL_TOKENS, renamed_token
+from groupvit_common.compat.tokenizer import TokenizerHabits
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.preprocessing.encoding import (
     BatchEncoding,
@@ -113,11 +114,11 @@ class CLIPTokenizer(TokenizerHabits):
         self._special_tokens_map = dict.fromkeys(SPECIAL_TOKENS) | contents
         self._special_tokens_map["unk_token"] = contents["unk_token"] or contents["eos_token"]
         self.model_max_length = int(settings.get("model_max_length") or CLIP_CONTEXT_LENGTH)
-        self.padding_side = settings.get("padding_side", "right")
-        self.truncation_side = settings.get("truncation_side", "right")
+        self.padding_side = settings.get("padding_side", self.padding_side)
+        self.truncation_side = settings.get("truncation_side", self.truncation_side)
         self.clean_up_tokenization_spaces = bool(settings.get("clean_up_tokenization_spaces", False))
         self.split_special_tokens = bool(settings.get("split_special_tokens", False))
-        self.model_input_names = list(settings.get("model_input_names") or ("input_ids", "attention_mask"))
+        self.model_input_names = list(settings.get("model_input_names") or self.model_input_names)
         self.name_or_path = str(name_or_path)
         self.extra = dict(extra or {})
 
@@ -146,15 +147,11 @@ class CLIPTokenizer(TokenizerHabits):
                 add_cleaning(self._backend, fixed=self.fix_text is not None)
             # What does not fit together within a file shows in use only.
             self._backend.encode(_PROBE)
-        flags = self.added_tokens_encoder
-        tokens = self.added_tokens_decoder
-        for name, value in self._special_tokens_map.items():
-            if isinstance(value, str) and value in flags:
-                self._special_tokens_map[name] = tokens[flags[value]]
-            elif isinstance(value, list):
-                self._special_tokens_map[name] = [tokens[flags[token]] if token in flags else token for token in value]
+        self._take_flags()
         self.init_kwargs = self.extra | settings | self.special_tokens_map_extended
-        self.init_kwargs |= {"model_max_length": self.model_max_length, "name_or_path": self.name_or_path}
+        self.init_kwargs |= {name: getattr(self, name) for name in ("model_max_length", "name_or_path", "extra")}
+        # The backend has them: a copy made of these arguments is given its own.
+        self.init_kwargs |= {"tokenizer_object": None, "added_tokens_decoder": None}
 
     # -- files --
 
@@ -169,8 +166,8 @@ class CLIPTokenizer(TokenizerHabits):
         `groupvit_common.checkpoints.hub.HubLocation`.
         Raises `CheckpointError` when a file is missing or cannot be used.
         """
-        settings = known_settings("tokenizer", settings, (*SETTINGS, *HUB_KEYWORDS))
         location = HubLocation.take(settings)
+        settings = known_settings("tokenizer", settings, (*SETTINGS, *HUB_KEYWORDS))
         with read_lock(resolve(pretrained_model_name_or_path, patterns=TOKENIZER_FILES, location=location)) as held:
             return cls.of_directory(held, settings, name=str(pretrained_model_name_or_path))
 
@@ -222,13 +219,6 @@ class CLIPTokenizer(TokenizerHabits):
             self.push_to_hub(options.pop("repo_id", None) or Path(save_directory).name, **options)
         return tuple(map(str, paths))
 
-    def save_vocabulary(self, save_directory: str | Path, filename_prefix: str | None = None) -> tuple[str, ...]:
-        """Writes vocab.json and merges.txt; returns their paths."""
-        prefix = f"{filename_prefix}-" if filename_prefix else ""
-        texts = self.file_texts()
-        paths = write_texts(Path(save_directory), {prefix + name: texts[name] for name in (VOCAB_FILE, MERGES_FILE)})
-        return tuple(map(str, paths))
-
     def file_texts(self) -> dict[str, str]:
         """Returns the texts of the files that `save_pretrained` writes, by name."""
         content = json.loads(self._backend.to_str())
@@ -243,7 +233,7 @@ class CLIPTokenizer(TokenizerHabits):
         }
         if self.split_special_tokens:
             settings["split_special_tokens"] = True
-        if self.model_input_names != ["input_ids", "attention_mask"]:
+        if self.model_input_names != type(self).model_input_names:
             settings["model_input_names"] = self.model_input_names
         # Those that a tokenizer has by default are written even if it has none.
         kept = {name: value for name, value in specials.items() if value or name == "pad_token"}
@@ -481,7 +471,7 @@ class CLIPTokenizer(TokenizerHabits):
         if padding is False and truncation in (None, False) and not asked:
             return _AS_THEY_ARE
         if old_names:
-            check_keywords("tokenizer's call", old_names, _CALL_NAMES, {})
+            check_keywords("tokenizer's call", old_names, CALL_KEYWORDS, {})
         return lengths_of_call(
             padding=padding,
             truncation=truncation,
@@ -582,6 +572,10 @@ class CLIPTokenizerFast(CLIPTokenizer):
         return text
 
 
+# Names that programs import for `isinstance` and annotations.
+PreTrainedTokenizer, PreTrainedTokenizerFast = CLIPTokenizer, CLIPTokenizerFast
+
+
 class AutoTokenizer:
     """`from_pretrained` of transformers' class of this name: a `CLIPTokenizerFast`."""
 
@@ -596,4 +590,6 @@ class AutoTokenizer:
 
 _VOCABULARY_FILES = (VOCAB_FILE, MERGES_FILE, "added_tokens.json")
 _HARMLESS_DECODING = {"use_source_tokenizer": (False,), "spaces_between_special_tokens": None}
-_CALL_NAMES = sorted({*inspect.signature(CLIPTokenizer.__call__).parameters, *_OLD_CALL_NAMES} - {"self", "old_names"})
+CALL_KEYWORDS = sorted(
+    {*inspect.signature(CLIPTokenizer.__call__).parameters, *_OLD_CALL_NAMES} - {"self", "old_names"}
+)

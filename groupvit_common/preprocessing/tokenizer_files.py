@@ -9,7 +9,7 @@ from typing import Any
 from tokenizers import AddedToken
 
 from groupvit_common.compat.keywords import check_unknown
-from groupvit_common.compat.tokenizer import ADDITIONAL, SPECIAL_TOKENS
+from groupvit_common.compat.special_tokens import ADDITIONAL, SPECIAL_TOKENS
 from groupvit_common.errors import CheckpointError, InputError, short
 from groupvit_common.preprocessing.encoding import HARMLESS_TOKENIZER_KEYWORDS, SECRETS, check_keywords
 from groupvit_common.preprocessing.lengths import check_side
@@ -38,10 +38,10 @@ _OTHER_NAMES = {
     "vocab": "vocab_file", "merges": "merges_file", "max_len": "model_max_length", "extra_special_tokens": ADDITIONAL,
 }  # fmt: skip
 # What `save_pretrained` passes to `push_to_hub`, and keywords of transformers' that ask for nothing here.
-PUSH_KEYWORDS = ("repo_id", "commit_message", "token", "private", "revision", "create_pr")
+PUSH_KEYWORDS = ("repo_id", "commit_message", "token", "use_auth_token", "private", "revision", "create_pr")
 HARMLESS_SAVING: Mapping[str, tuple[Any, ...] | None] = {
     "save_jinja_files": None, "save_raw_chat_template": None, "max_shard_size": None, "safe_serialization": None,
-    "use_auth_token": (None,), "organization": (None,), "tags": (None,),
+    "organization": (None,), "tags": (None,),
 }  # fmt: skip
 # Of the machine that wrote a file, or kept elsewhere: never taken from it.
 _NOT_KEPT = ("vocab_file", "merges_file", "tokenizer_file", "tokenizer_object", "name_or_path", *SECRETS)

@@ -134,9 +134,10 @@ class BasePipeline(ABC):
 
         Args:
             images: a path, an address, bytes, a PIL image, an array `[H, W, 3]`: what
-                `groupvit_common.preprocessing.images.load_image` takes. A list, tuple or array `[B, ...]` of these
-                gives a list of results; a generator or data set an iterator, which reads a few images ahead.
-                `image` and `inputs` are other names.
+                `groupvit_common.preprocessing.images.load_image` takes, also base64 text. A list, tuple or array
+                `[B, ...]` of these gives a list of results; a generator or data set an iterator, which reads a few
+                images ahead. `image` and `inputs` are other names. A dictionary, such as a row of a data set, has the
+                image as "image"; given alone or in a list also its own "candidate_labels".
             candidate_labels: a list of labels, or one string with commas.
             keywords: `hypothesis_template`: a sentence with {} where the label goes. `timeout`: seconds that fetching
                 an image may take (None: 60). `batch_size`: images in the model at once (None: 8). `max_pixels`: larger
@@ -154,6 +155,11 @@ class BasePipeline(ABC):
                 f"a pipeline needs images once, as the first argument or as one of {names}, got {len(given)}"
             )
         [images] = given
+        if isinstance(images, Mapping):
+            candidate_labels = images.get("candidate_labels", candidate_labels)
+            images = _image_of(images)
+        elif isinstance(images, list | tuple) and any(_has_labels(each) for each in images):
+            return [self(each, candidate_labels, **keywords) for each in images]
         if candidate_labels is not None:
             keywords["candidate_labels"] = candidate_labels
         self._check(keywords)
@@ -191,9 +197,15 @@ class BasePipeline(ABC):
 
     def _run(self, sources: Iterator[Any], settings: Mapping[str, Any]) -> Iterator[list[Result]]:
         timeout = settings.get("timeout")
-        if timeout is not None:
-            sources = (download(source, timeout) if is_address(source) else source for source in sources)
-        return self._results(sources, self._segmenter(settings), settings)
+
+        def opened(source: Any) -> Any:
+            if isinstance(source, Mapping):
+                if _has_labels(source):
+                    raise InputError("images with candidate_labels of their own are given alone or in a list")
+                source = _image_of(source)
+            return download(source, timeout) if timeout is not None and is_address(source) else source
+
+        return self._results(map(opened, sources), self._segmenter(settings), settings)
 
     def _segmenter(self, settings: Mapping[str, Any]) -> BaseSegmenter:
         """Returns the segmenter with the options of a call; the last few are kept."""
@@ -480,9 +492,19 @@ def _device_name(device: Any) -> str | None:
     return "cpu" if device < 0 else f"cuda:{device}"
 
 
+def _image_of(row: Mapping[str, Any]) -> Any:
+    if row.get("image") is None:
+        raise InputError(f'a dictionary needs the image as "image", got the keys {", ".join(map(str, row)) or "none"}')
+    return row["image"]
+
+
+def _has_labels(item: Any) -> bool:
+    return isinstance(item, Mapping) and "candidate_labels" in item
+
+
 def _items(images: Any) -> Iterator[Any]:
     """Returns an iterator over a generator or a data set. One that has a length may have no other end."""
-    if isinstance(images, Mapping) or (not hasattr(images, "__iter__") and not hasattr(images, "__getitem__")):
+    if not hasattr(images, "__iter__") and not hasattr(images, "__getitem__"):
         raise InputError(
             f"images must be a path, an address, a PIL image, an array, or several of them, got {type(images).__name__}"
         )

@@ -419,7 +419,7 @@ def test_push_to_a_branch_or_as_a_pull_request(server, tmp_path):
     repository = server.add("org/name", FILES)
     before = repository.branches["main"]
     directory = saved(tmp_path / "model", {"config.json": b'{"a": 1}'})
-    hub.push(directory, "org/name", token="hf_write", revision="dev")
+    hub.push(directory, "org/name", use_auth_token="hf_write", revision="dev")
     assert repository.commits[repository.branches["dev"]]["config.json"] == b'{"a": 1}'
     url = hub.push(directory, "org/name", token="hf_write", create_pr=True)
     assert url == f"{server.url}/org/name/discussions/1"

@@ -204,7 +204,7 @@ def test_a_save_may_push(tmp_path, monkeypatch):
     )
     IMAGES.save_pretrained(tmp_path / "mine", push_to_hub=True, use_auth_token="t", private=True)
     message = {"commit_message": "Upload image processor"}
-    assert calls == [("mine", {"private": True, "token": "t"} | message)]
+    assert calls == [("mine", {"private": True, "use_auth_token": "t"} | message)]
 
 
 def test_other_names_and_other_kinds(tmp_path):

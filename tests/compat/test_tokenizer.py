@@ -2,6 +2,7 @@
 
 import collections.abc
 import copy
+import inspect
 import json
 import pickle
 import sys
@@ -14,9 +15,15 @@ from tokenizers import AddedToken, Encoding
 from torch.utils.data import default_collate
 
 from groupvit_common.compat.encoding import CharSpan, PaddingStrategy, TensorType, TokenSpan, TruncationStrategy
+from groupvit_common.compat.tokenizer import PreTrainedTokenizerBase
 from groupvit_common.errors import InputError
 from groupvit_common.preprocessing.encoding import BatchEncoding
-from groupvit_common.preprocessing.tokenizer import AutoTokenizer, CLIPTokenizer, CLIPTokenizerFast
+from groupvit_common.preprocessing.tokenizer import (
+    AutoTokenizer,
+    CLIPTokenizer,
+    CLIPTokenizerFast,
+    PreTrainedTokenizerFast,
+)
 from tests.support import paths
 
 REFERENCE = paths.REFERENCE / "tokenizer"
@@ -280,6 +287,36 @@ def test_training_as_transformers_does_it(small):
     assert (tokenizer.additional_special_tokens, tokenizer.eos_token_id) == (["<new>"], 1)
     renamed = small.train_new_from_iterator(texts, 300, special_tokens_map={"<|endoftext|>": "<end>"})
     assert (renamed.eos_token, renamed.eos_token_id, renamed("a").input_ids[-1]) == ("<end>", 1, 1)
+
+
+def test_arguments_that_make_a_tokenizer_again(small):
+    tokenizer = CLIPTokenizerFast(*VOCABULARY, extra={"kept": 1}, padding_side="left")
+    parameters = list(inspect.signature(CLIPTokenizerFast.__init__).parameters.values())
+    optional = {each.name for each in parameters if each.default is not each.empty}
+    assert optional - {"vocab_file", "merges_file", "tokenizer_file"} <= tokenizer.init_kwargs.keys()
+    learned = tokenizer.train_new_from_iterator(["a red star"], 300)
+    assert (learned.extra, learned.padding_side) == ({"kept": 1}, "left")
+    again = CLIPTokenizerFast(*VOCABULARY, **{name: tokenizer.init_kwargs[name] for name in ("extra", "eos_token")})
+    assert again("a red star") == small("a red star")
+
+
+def test_there_is_no_chat(own):
+    assert own.chat_template is None
+    for ask in (
+        lambda: own.apply_chat_template([{"role": "user", "content": "a star"}], tokenize=False),
+        lambda: own.get_chat_template(),
+        lambda: setattr(own, "chat_template", "{{ messages }}"),
+    ):
+        with pytest.raises(InputError, match="GroupViT has no chat"):
+            ask()
+
+
+def test_names_of_base_classes(small):
+    assert isinstance(small, PreTrainedTokenizerBase)
+    assert isinstance(small, PreTrainedTokenizerFast)
+    assert not isinstance(CLIPTokenizer(*VOCABULARY), PreTrainedTokenizerFast)
+    assert (CLIPTokenizer.padding_side, CLIPTokenizer.truncation_side) == ("right", "right")
+    assert CLIPTokenizer.model_input_names == ["input_ids", "attention_mask"]
 
 
 def test_copies_are_tokenizers_of_their_own(own):

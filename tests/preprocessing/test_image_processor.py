@@ -1,6 +1,7 @@
 """Pixel values against transformers' CLIPImageProcessor (4.49, Pillow; reference/images), and every way in which an
 image, a setting or a file may come."""
 
+import base64
 import io
 import json
 import threading
@@ -240,6 +241,8 @@ def test_every_kind_of_source_gives_the_same(photo, tmp_path):
         str(tmp_path / "photo.png"),
         data,
         bytearray(data),
+        base64.b64encode(data).decode(),
+        "data:image/png;base64," + base64.encodebytes(data).decode(),
         io.BytesIO(data),
         photo,
         Image.open(tmp_path / "photo.png"),

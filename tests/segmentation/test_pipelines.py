@@ -1,5 +1,6 @@
 """Pipelines of transformers' interface."""
 
+import base64
 import importlib
 import io
 import re
@@ -267,7 +268,8 @@ def test_pipelines_that_cannot_be_made(arguments, options, message):
         (("image", []), {}, "no labels"),
         (("image", [3]), {}, "a label must be text"),
         ((3, ["red"]), {}, "several of them, got int"),
-        (({"image": 3}, ["red"]), {}, "several of them, got dict"),
+        (({"image": 3}, ["red"]), {}, "several of them, got int"),
+        (({"photo": 3}, ["red"]), {}, 'needs the image as "image", got the keys photo'),
         (("nowhere.png", ["red"]), {}, "there is no image file nowhere.png"),
         (("image", ["red"]), {"threshold": 2}, "threshold must be a number between 0 and 1"),
         (("image", ["red"]), {"mask_threshold": 0.3}, "mask_threshold=0.3 is not supported"),
@@ -283,6 +285,22 @@ def test_calls_that_cannot_be_answered(drawn, arguments, options, message):
 
     with pytest.raises(InputError, match=message):
         segmenting()(*map(given, arguments), **{name: given(value) for name, value in options.items()})
+
+
+def test_rows_of_a_data_set_and_base64_text(drawn):
+    stored = io.BytesIO()
+    drawn.save(stored, "PNG")
+    text = base64.b64encode(stored.getvalue()).decode()
+    pipe = segmenting()
+    red, blue = (named(pipe(drawn, [label, "grass"])) for label in ("red", "blue"))
+    assert named(pipe(text, ["red", "grass"])) == named(pipe({"image": drawn, "id": 7}, ["red", "grass"])) == red
+    rows = [{"image": drawn, "candidate_labels": [label, "grass"]} for label in ("red", "blue")]
+    assert [named(each) for each in pipe(rows)] == [red, blue]
+    several = pipe([{"image": drawn}, drawn], ["red", "grass"])
+    assert [named(each) for each in several] == [red, red]
+    assert [named(each) for each in pipe(iter([{"image": drawn}]), ["red", "grass"])] == [red]
+    with pytest.raises(InputError, match="are given alone or in a list"):
+        list(pipe(iter(rows), ["red"]))
 
 
 @pytest.mark.parametrize("labels", [[], "", ["red", 3], 3])
