@@ -16,8 +16,9 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from groupvit_common.model.text_length import TOKEN_STEP
 from groupvit_common.training.recipe import Recipe
-from groupvit_common.training.scene_batches import TOKEN_STEP, Batch
+from groupvit_common.training.scene_batches import Batch
 
 if TYPE_CHECKING:
     from groupvit_common.data.captions.stream import CaptionBatch

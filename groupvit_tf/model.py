@@ -19,7 +19,7 @@ from groupvit_tf.label_maps import grouping_map, resize_bilinear, unit
 from groupvit_tf.layers import Projection, Tensor, wide_dtype
 from groupvit_tf.loss import symmetric_cross_entropy
 from groupvit_tf.outputs import BaseModelOutputWithPooling, GroupViTModelOutput
-from groupvit_tf.text import TextTower, check_ids
+from groupvit_tf.text import TextTower, check_ids, without_padding
 from groupvit_tf.vision import VisionTower, check_pixels
 
 
@@ -167,6 +167,11 @@ class GroupViTModel(GroupViTPreTrainedModel):
         with the projected texts as `pooler_output`; the other two flags then add to it.
         """
         check_ids(given(input_ids, "input_ids"), attention_mask, self.config.text_config)
+        if not return_dict:
+            text_config = self.config.text_config
+            input_ids, attention_mask, position_ids = without_padding(
+                text_config, input_ids, attention_mask, position_ids
+            )
         record = self.text_model(
             input_ids,
             attention_mask,

@@ -13,6 +13,7 @@ from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
 from groupvit_common.model.checks import check_id_range, check_input_ids, given
 from groupvit_common.model.config import LEGACY_EOS_TOKEN_ID, GroupViTTextConfig
+from groupvit_common.model.text_length import TOKEN_STEP, needed_length
 from groupvit_tf.compat.model import Keywords, flags
 from groupvit_tf.layers import Block, EncoderLayer, LayerNorm, Tensor, Tracked
 from groupvit_tf.outputs import BaseModelOutput, BaseModelOutputWithPooling
@@ -168,6 +169,34 @@ def check_ids(input_ids: Any, attention_mask: Any, config: GroupViTTextConfig) -
     ids = _values(input_ids)
     if ids is not None and ids.size:
         check_id_range(int(ids.min()), int(ids.max()), config)
+
+
+def without_padding(
+    config: GroupViTTextConfig,
+    input_ids: Any,
+    attention_mask: Any = None,
+    position_ids: Any = None,
+) -> tuple[Any, Any, Any]:
+    """Returns the inputs of a tower without the columns at their end that change no pooled state.
+
+    In graphs, whose lengths must not depend on values, and where fetching them would stall: the inputs as they are.
+    JAX, which compiles for each length, gets multiples of `TOKEN_STEP`.
+    """
+    ids, mask = _values(input_ids), None if attention_mask is None else _values(attention_mask)
+    if ids is None or not ids.size or (attention_mask is not None and mask is None):
+        return input_ids, attention_mask, position_ids
+    length, whole = needed_length(ids, None if mask is None else mask != 0, config.eos_token_id), ids.shape[1]
+    if keras.backend.backend() == "jax":
+        length = min(-(-length // TOKEN_STEP) * TOKEN_STEP, whole)
+    # Positions may come as lists, or in a shape that the tower refuses.
+    positions = whole if position_ids is None else getattr(position_ids, "shape", (0,))[-1]
+    if length == whole or positions != whole:
+        return input_ids, attention_mask, position_ids
+    return (
+        input_ids[:, :length],
+        None if attention_mask is None else attention_mask[:, :length],
+        None if position_ids is None else position_ids[..., :length],
+    )
 
 
 def _values(tensor: Any) -> np.ndarray[Any, Any] | None:

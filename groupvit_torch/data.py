@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from groupvit_common.training.scene_batches import TOKEN_STEP, Batch
+from groupvit_common.model.text_length import TOKEN_STEP
+from groupvit_common.training.scene_batches import Batch
 
 if TYPE_CHECKING:
     from groupvit_common.data.captions.stream import CaptionBatch

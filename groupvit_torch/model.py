@@ -17,7 +17,7 @@ from groupvit_torch.label_maps import grouping_map
 from groupvit_torch.layers import projection
 from groupvit_torch.loss import symmetric_cross_entropy
 from groupvit_torch.outputs import BaseModelOutputWithPooling, GroupViTModelOutput
-from groupvit_torch.text import TextTower
+from groupvit_torch.text import TextTower, without_padding
 from groupvit_torch.vision import VisionTower
 
 
@@ -126,8 +126,14 @@ class GroupViTModel(GroupViTPreTrainedModel):
         That is what transformers 4 returns. With `return_dict=True`: what transformers 5 returns, the tower's record
         with the projected texts as `pooler_output`; the other two flags then add to it.
         """
+        input_ids = given(input_ids, "input_ids")
+        if not return_dict:
+            text_config = self.config.text_config
+            input_ids, attention_mask, position_ids = without_padding(
+                text_config, input_ids, attention_mask, position_ids
+            )
         record = self.text_model(
-            given(input_ids, "input_ids"),
+            input_ids,
             attention_mask,
             position_ids,
             output_attentions=self._flag("output_attentions", output_attentions),

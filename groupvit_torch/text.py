@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from groupvit_common.model.checks import check_id_range, check_input_ids, given
 from groupvit_common.model.config import LEGACY_EOS_TOKEN_ID, GroupViTTextConfig
+from groupvit_common.model.text_length import needed_length
 from groupvit_torch.compat.model import flags
 from groupvit_torch.layers import EncoderLayer
 from groupvit_torch.outputs import BaseModelOutput, BaseModelOutputWithPooling
@@ -143,6 +144,40 @@ def check_ids(input_ids: Tensor, attention_mask: Tensor | None, config: GroupViT
     check_input_ids(input_ids.shape, str(input_ids.dtype), is_integer, mask_shape, config)
     if input_ids.device.type == "cpu" and input_ids.numel() and not torch.compiler.is_compiling():
         check_id_range(int(input_ids.min()), int(input_ids.max()), config)
+
+
+def without_padding(
+    config: GroupViTTextConfig,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Returns the inputs of a tower without the columns at their end that change no pooled state: views of them.
+
+    On a GPU that costs a wait for the ids. Where lengths must not depend on values (graphs, programs, shapes without
+    values), the inputs as they are.
+    """
+    check_ids(input_ids, attention_mask, config)
+    if not _has_values(input_ids) or not (attention_mask is None or _has_values(attention_mask)):
+        return input_ids, attention_mask, position_ids
+    attended = None if attention_mask is None else (attention_mask != 0).cpu().numpy()
+    length, whole = needed_length(input_ids.cpu().numpy(), attended, config.eos_token_id), input_ids.shape[1]
+    # Positions may come in a shape that the tower refuses.
+    positions = whole if position_ids is None else position_ids.shape[-1]
+    if length == whole or positions != whole:
+        return input_ids, attention_mask, position_ids
+    return (
+        input_ids[:, :length],
+        None if attention_mask is None else attention_mask[:, :length],
+        None if position_ids is None else position_ids[..., :length],
+    )
+
+
+def _has_values(x: Tensor) -> bool:
+    """Returns whether numbers may be read from a tensor now."""
+    if torch.compiler.is_compiling() or is_tracing() or type(x) is not Tensor or x.is_meta or not x.numel():
+        return False
+    return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def _attention_bias(x: Tensor, attention_mask: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ from groupvit_common.preprocessing.tokenizer import CLIPTokenizer
 from groupvit_common.segmentation.options import SegmentationOptions
 from groupvit_common.segmentation.scores import Floats
 
-# Prompts encoded at once.
+# Prompts encoded at once, of similar lengths: each costs as much as the longest among them.
 PROMPTS_AT_ONCE = 256
 
 
@@ -67,30 +67,41 @@ class LabelEncoder:
         templates = get_templates(self._options.templates)
         prompts = [label.prompts(templates) for label in labels]
         texts = [text for label_prompts in prompts for word_prompts in label_prompts for text in word_prompts]
-        read = self._read_tokens(labels, prompts, texts)
-        parts = [
-            self._embed_texts(
-                self._tokenizer(
-                    texts[start : start + PROMPTS_AT_ONCE],
-                    padding=True, truncation=True, max_length=self._context, return_tensors="np",
-                )
-            )
-            for start in range(0, len(texts), PROMPTS_AT_ONCE)
-        ]  # fmt: skip
+        cut_rows = self._tokenizer(texts, truncation=True, max_length=self._context)["input_ids"]
+        read = self._read_tokens(labels, prompts, texts, cut_rows)
+        embeddings = self._embed_by_length(texts, [len(ids) for ids in cut_rows])
         counts = [len(word_prompts) for label_prompts in prompts for word_prompts in label_prompts]
-        word_embeds = iter(np.split(np.concatenate(parts), np.cumsum(counts)[:-1]))
+        word_embeds = iter(np.split(embeddings, np.cumsum(counts)[:-1]))
         for label, label_prompts, tokens in zip(labels, prompts, read, strict=True):
             embeds = [next(word_embeds) for _ in label_prompts]
             embedding = label_embedding(embeds, self._options.synonyms, self._options.normalize_prompts)
             self._known[label] = _Known(embedding, tokens)
 
+    def _embed_by_length(self, texts: Sequence[str], lengths: Sequence[int]) -> Floats:
+        """Returns the embeddings `[N, E]` of texts, in their order."""
+        order = np.argsort(lengths, kind="stable")
+        parts = [
+            self._embed_texts(
+                self._tokenizer(
+                    [texts[row] for row in rows],
+                    padding=True, truncation=True, max_length=self._context, return_tensors="np",
+                )
+            )
+            for rows in np.split(order, range(PROMPTS_AT_ONCE, len(texts), PROMPTS_AT_ONCE))
+        ]  # fmt: skip
+        return np.concatenate(parts)[np.argsort(order)]
+
     def _read_tokens(
-        self, labels: Sequence[Label], prompts: Sequence[Sequence[Sequence[str]]], texts: Sequence[str]
+        self,
+        labels: Sequence[Label],
+        prompts: Sequence[Sequence[Sequence[str]]],
+        texts: Sequence[str],
+        cut_texts: Sequence[Sequence[int]],
     ) -> list[tuple[tuple[int, ...], ...]]:
         """For each label the tokens that the model reads of each word. Warns of words that are cut."""
         tokenizer, context = self._tokenizer, self._context
         rows = iter(tokenizer(texts)["input_ids"])
-        cut_rows = iter(tokenizer(texts, truncation=True, max_length=context)["input_ids"])
+        cut_rows = iter(cut_texts)
         tokens = []
         for label, label_prompts in zip(labels, prompts, strict=True):
             words = (*label.words, *label.definitions)

@@ -14,9 +14,6 @@ from groupvit_common.data.scenes import BACKGROUNDS, LEVELS, Scene
 from groupvit_common.preprocessing.processor import GroupViTProcessor
 from groupvit_common.training.recipe import Recipe
 
-# Texts are cut to their longest, in steps of so many tokens: few shapes for a compiler, little padding.
-TOKEN_STEP = 16
-
 A = TypeVar("A")
 """An array, or a backend's tensor."""
 

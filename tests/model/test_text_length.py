@@ -1,0 +1,228 @@
+"""Text features are computed on the columns that they depend on, and are those of all columns."""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+from groupvit_common.errors import InputError
+from groupvit_common.model.config import LEGACY_EOS_TOKEN_ID
+from groupvit_common.model.text_length import needed_length
+from tests.support.backends import Backend
+from tests.support.models import smallest_config
+
+END, T = 29, 12
+# float64 rounding: sums over other numbers of columns.
+FLOAT64 = 1e-12
+
+Arrays = dict[str, np.ndarray]
+
+
+@cache
+def made(backend: type[Backend], eos: int = END) -> Any:
+    config = smallest_config()
+    config.text_config.eos_token_id = eos
+    return backend().build(config, dtype="float64")
+
+
+def texts(*lengths: int, end: int = END) -> np.ndarray:
+    """Texts of so many tokens, their end included, padded with the end token."""
+    ids = np.random.default_rng(3).integers(3, 27, (len(lengths), T))
+    for row, length in enumerate(lengths):
+        ids[row, length - 1 :] = end
+    return ids
+
+
+def mask(*spans: tuple[int, int]) -> np.ndarray:
+    """1 from the first to the second column of each text, the second excluded."""
+    return np.array([[int(first <= column < last) for column in range(T)] for first, last in spans])
+
+
+def holes(*columns: int) -> np.ndarray:
+    full = mask((0, 4), (0, 6))
+    full[:, columns] = 0
+    return full
+
+
+LEGACY = texts(4, 6, end=LEGACY_EOS_TOKEN_ID)
+LEGACY[:, 5] = 28
+
+# Name -> inputs, and how many columns are needed.
+FORMS: dict[str, tuple[Arrays, int]] = {
+    "no-mask": ({"input_ids": texts(4, 6)}, 6),
+    "integers": ({"input_ids": texts(4, 6), "attention_mask": mask((0, 4), (0, 6))}, 6),
+    "booleans": ({"input_ids": texts(4, 6), "attention_mask": mask((0, 4), (0, 6)) == 1}, 6),
+    "floats": ({"input_ids": texts(4, 6), "attention_mask": mask((0, 4), (0, 6)) * 0.5}, 6),
+    "all-ones": ({"input_ids": texts(4, 6), "attention_mask": mask((0, T), (0, T))}, 6),
+    "holes": ({"input_ids": texts(4, 6), "attention_mask": holes(0, 2)}, 6),
+    "hidden-ends": ({"input_ids": texts(4, 6), "attention_mask": mask((0, 3), (0, 5))}, 6),
+    "tight": ({"input_ids": texts(4, T), "attention_mask": mask((0, 4), (0, T))}, T),
+    "one-token": ({"input_ids": texts(1, 1)[:, :1]}, 1),
+    "only-ends": ({"input_ids": texts(1, 1), "attention_mask": mask((0, 1), (0, 1))}, 1),
+    "no-end": ({"input_ids": texts(T + 1, T + 1), "attention_mask": mask((0, 4), (0, 6))}, 1),
+    "left-padding": ({"input_ids": texts(T, T), "attention_mask": mask((5, T), (2, T))}, T),
+    # Pooled at padding, which may attend to nothing before it: then what comes later is not without influence.
+    "left-padding-with-ends": ({"input_ids": texts(1, 1), "attention_mask": mask((2, 8), (3, 9))}, 9),
+    "nothing-attended": ({"input_ids": texts(4, 6), "attention_mask": mask((0, 0), (0, 6))}, 6),
+    "nothing-before-the-end": ({"input_ids": texts(4, 3), "attention_mask": mask((4, 7), (0, 3))}, 7),
+    "positions": (
+        {
+            "input_ids": texts(4, 6),
+            "attention_mask": mask((0, 4), (0, 6)),
+            "position_ids": np.stack([np.arange(T)[::-1], np.arange(T) // 2]),
+        },
+        6,
+    ),
+    "positions-of-all": ({"input_ids": texts(4, 6), "position_ids": np.arange(T)[None, ::-1].copy()}, 6),
+    "legacy": ({"input_ids": LEGACY, "attention_mask": mask((0, 6), (0, 6))}, 6),
+    "legacy-no-mask": ({"input_ids": LEGACY}, 6),
+}
+
+
+@pytest.fixture
+def lengths(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of columns that the layers of a tower see, call by call."""
+    module = f"groupvit_{backend.name}.text"
+    bias = __import__(module, fromlist=["_attention_bias"])._attention_bias
+    seen: list[int] = []
+
+    def spy(x: Any, attention_mask: Any) -> Any:
+        seen.append(int(x.shape[1]))
+        return bias(x, attention_mask)
+
+    monkeypatch.setattr(f"{module}._attention_bias", spy)
+    return seen
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_features_are_those_of_all_columns(backend: Backend, lengths: list[int], form: str) -> None:
+    inputs, needed = FORMS[form]
+    model = made(type(backend), LEGACY_EOS_TOKEN_ID if "legacy" in form else END)
+    features = backend.features(model, "text", **inputs)
+    whole = backend.features(model, "text", **inputs, return_dict=True)
+    np.testing.assert_allclose(features, whole["pooler_output"], atol=FLOAT64, rtol=0)
+    all_columns = inputs["input_ids"].shape[1]
+    assert whole["last_hidden_state"].shape[1] == all_columns
+    # JAX compiles for each length: it gets steps of 16.
+    assert lengths == [all_columns if on_jax(backend) else needed, all_columns]
+
+
+def on_jax(backend: Backend) -> bool:
+    if backend.name != "tf":
+        return False
+    import keras
+
+    return bool(keras.backend.backend() == "jax")
+
+
+@pytest.mark.parametrize("form", ["integers", "left-padding-with-ends", "positions", "legacy"])
+def test_gradients_are_those_of_all_columns(backend: Backend, lengths: list[int], form: str) -> None:
+    inputs, needed = FORMS[form]
+    model = made(type(backend), LEGACY_EOS_TOKEN_ID if form == "legacy" else END)
+    if on_jax(backend):
+        pytest.skip("gradients are computed in programs of fixed shapes")
+    trimmed, whole = (gradients(backend, model, inputs, return_dict) for return_dict in (None, True))
+    assert lengths == [needed, T]
+    assert trimmed.keys() == whole.keys()
+    assert any(np.abs(gradient).max() > 0.01 for gradient in trimmed.values())
+    for name, gradient in trimmed.items():
+        np.testing.assert_allclose(gradient, whole[name], atol=FLOAT64, rtol=0, err_msg=name)
+
+
+def gradients(backend: Backend, model: Any, inputs: Arrays, return_dict: bool | None) -> Arrays:
+    """Of a weighted sum of the features, by the names of the parameters that have one."""
+    weights = np.random.default_rng(5).standard_normal((2, 6))
+
+    def total(tensors: dict[str, Any], weights: Any) -> Any:
+        found = model.get_text_features(**tensors, return_dict=return_dict)
+        return ((found.pooler_output if return_dict else found) * weights).sum()
+
+    if backend.name == "torch":
+        import torch
+
+        model.zero_grad()
+        total({name: torch.from_numpy(value) for name, value in inputs.items()}, torch.from_numpy(weights)).backward()
+        return {n: p.grad.numpy().copy() for n, p in model.named_parameters() if p.grad is not None}
+    import tensorflow as tf
+
+    with tf.GradientTape() as tape:
+        found = model.get_text_features(**inputs, return_dict=return_dict)
+        loss = tf.reduce_sum((found.pooler_output if return_dict else found) * weights)
+    every = zip(model.trainable_variables, tape.gradient(loss, model.trainable_variables), strict=True)
+    return {v.path: tf.convert_to_tensor(g).numpy() for v, g in every if g is not None}
+
+
+def test_what_is_cut_is_checked_all_the_same(backend: Backend) -> None:
+    model = made(type(backend))
+    ids = texts(4, 6)
+    ids[0, -1] = 30
+    for wrong, message in [(ids, "between 0 and 29, got 30"), (np.full((2, 13), END), "1 to 12 tokens, got 13")]:
+        with pytest.raises(InputError, match=message):
+            backend.features(model, "text", input_ids=wrong)
+    with pytest.raises(InputError, match="attention_mask must have the shape"):
+        backend.features(model, "text", input_ids=texts(4, 6), attention_mask=mask((0, 6), (0, 6))[:, :9])
+
+
+def test_records_of_the_full_model_have_all_columns(backend: Backend, lengths: list[int]) -> None:
+    """Their states are those of transformers, padding included."""
+    pixels = np.zeros((2, 3, 16, 16))
+    out = backend.call(made(type(backend)), input_ids=texts(4, 6), pixel_values=pixels, output_attentions=True)
+    assert lengths == [T]
+    assert out.text_model_output.last_hidden_state.shape == (2, T, 8)
+    assert out.text_model_output.attentions[0].shape == (2, 2, T, T)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
+def test_lengths_do_not_depend_on_values_where_they_must_not() -> None:
+    import torch
+
+    from groupvit_torch.text import without_padding
+    from tests.support.backends import Torch
+
+    model = made(Torch)
+    short, long = (torch.from_numpy(texts(4, length)) for length in (3, 9))
+
+    class Features(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: torch.Tensor) -> Any:
+            return self.model.get_text_features(input_ids)
+
+    features = Features()
+    with torch.no_grad():
+        traced = torch.jit.trace(features, (short,))
+        torch.testing.assert_close(traced(long), features(long), atol=FLOAT64, rtol=0)
+        compiled = torch.compile(features, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(short), features(short), atol=FLOAT64, rtol=0)
+    shapes = short.to("meta")
+    assert without_padding(model.config.text_config, shapes)[0] is shapes
+
+
+def test_a_graph_of_tensorflow_is_traced_once_for_all_lengths(lengths: list[int], backend: Backend) -> None:
+    if backend.name != "tf" or on_jax(backend):
+        pytest.skip("graphs of TensorFlow")
+    import tensorflow as tf
+
+    model = made(type(backend))
+    graph = tf.function(model.get_text_features)
+    for length in (3, 9):
+        ids = tf.constant(texts(4, length))
+        np.testing.assert_allclose(graph(ids), backend.features(model, "text", input_ids=ids), atol=FLOAT64, rtol=0)
+    assert lengths[0] == T
+    assert graph.experimental_get_tracing_count() == 1
+
+
+def test_needed_length_of_every_text() -> None:
+    """Against the definition, text by text, on all masks of four columns and all places of the end."""
+    bits = (np.arange(16)[:, None] >> np.arange(4)) & 1 == 1
+    for place in range(5):
+        ids = np.full((1, 4), 5)
+        ids[0, place:] = END
+        pooled = place % 4 if place < 4 else 0
+        for attended in bits:
+            later = [column for column in range(4) if attended[column]]
+            wanted = pooled if attended[: pooled + 1].any() else max([pooled, *later])
+            assert needed_length(ids, attended[None], END) == wanted + 1
