@@ -187,14 +187,15 @@ class GroupViTPreTrainedModel(PreTrainedModel):
         validation = given.get("validation_data")
         if validation is not None:
             parts = validation if isinstance(validation, list | tuple) else (validation,)
-            given["validation_data"] = self._data(*parts)
+            validation_x, validation_y = self._data(*parts)
+            given["validation_data"] = self._without_padding(validation_x), validation_y
         if isinstance(x, dict) and self._compares_pairs():
             check_batch_norm(min(_rows(x), given.get("batch_size") or _rows(x)))
         elif not isinstance(x, dict | keras.utils.PyDataset):
             # Keras warns of a request to shuffle such data.
             given.setdefault("shuffle", False)
         before = self._steps.numbers()
-        history = super().fit(**{**given, "x": x})
+        history = super().fit(**{**given, "x": self._without_padding(x)})
         alone, together = (now - then for now, then in zip(self._steps.numbers(), before, strict=True))
         if alone and not together:
             check_batch_norm(1)
@@ -214,7 +215,7 @@ class GroupViTPreTrainedModel(PreTrainedModel):
         if cached:
             return super().evaluate(**given, _use_cached_eval_dataset=True)
         x, given["y"] = self._data(given.get("x"), given.get("y"), given.pop("sample_weight", None))
-        return super().evaluate(**{**given, "x": x})
+        return super().evaluate(**{**given, "x": self._without_padding(x)})
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Does as `keras.Model.predict`; `x` as in `fit`."""
@@ -255,6 +256,10 @@ class GroupViTPreTrainedModel(PreTrainedModel):
     def _compares_pairs(self) -> bool:
         """Returns whether the model is trained with its contrastive loss."""
         return False
+
+    def _without_padding(self, x: Any) -> Any:
+        """Returns the data of `fit` and `evaluate` without what changes neither loss nor metrics."""
+        return x
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True

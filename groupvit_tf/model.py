@@ -12,6 +12,7 @@ from keras import ops
 from groupvit_common.errors import InputError
 from groupvit_common.model.checks import check_grouping, check_pairs, check_sample_weight, given
 from groupvit_common.model.config import GroupViTConfig, GroupViTTextConfig, GroupViTVisionConfig
+from groupvit_common.model.text_length import TOKEN_STEP
 from groupvit_tf.base import SAMPLE_WEIGHT, GroupViTPreTrainedModel
 from groupvit_tf.compat.model import replace_layer
 from groupvit_tf.distributed import gather, num_replicas
@@ -367,6 +368,15 @@ class GroupViTModel(GroupViTPreTrainedModel):
 
     def _compares_pairs(self) -> bool:
         return self.loss is None and self._returns_records()
+
+    def _without_padding(self, x: Any) -> Any:
+        # A subclass may use the padding, or states of it.
+        if not isinstance(x, dict) or type(self) is not GroupViTModel or not self._compares_pairs():
+            return x
+        names = ("input_ids", "attention_mask", "position_ids")
+        ids, mask, positions = (x.get(name) for name in names)
+        shorter = without_padding(self.config.text_config, ids, mask, positions, step=TOKEN_STEP)
+        return x | {name: tensor for name, tensor in zip(names, shorter, strict=True) if tensor is not None}
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
         """Adds the fraction of images whose own text is the most similar, and the reverse. Keras calls this."""

@@ -176,18 +176,21 @@ def without_padding(
     input_ids: Any,
     attention_mask: Any = None,
     position_ids: Any = None,
+    step: int = 1,
 ) -> tuple[Any, Any, Any]:
     """Returns the inputs of a tower without the columns at their end that change no pooled state.
 
     In graphs, whose lengths must not depend on values, and where fetching them would stall: the inputs as they are.
-    JAX, which compiles for each length, gets multiples of `TOKEN_STEP`.
+
+    Args:
+        step: lengths are multiples of it: few shapes for a compiler. JAX, which compiles for each, has `TOKEN_STEP`.
     """
     ids, mask = _values(input_ids), None if attention_mask is None else _values(attention_mask)
     if ids is None or not ids.size or (attention_mask is not None and mask is None):
         return input_ids, attention_mask, position_ids
     length, whole = needed_length(ids, None if mask is None else mask != 0, config.eos_token_id), ids.shape[1]
-    if keras.backend.backend() == "jax":
-        length = min(-(-length // TOKEN_STEP) * TOKEN_STEP, whole)
+    step = TOKEN_STEP if keras.backend.backend() == "jax" else step
+    length = min(-(-length // step) * step, whole)
     # Positions may come as lists, or in a shape that the tower refuses.
     positions = whole if position_ids is None else getattr(position_ids, "shape", (0,))[-1]
     if length == whole or positions != whole:

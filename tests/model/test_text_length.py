@@ -226,3 +226,25 @@ def test_needed_length_of_every_text() -> None:
             later = [column for column in range(4) if attended[column]]
             wanted = pooled if attended[: pooled + 1].any() else max([pooled, *later])
             assert needed_length(ids, attended[None], END) == wanted + 1
+
+
+def test_keras_fits_and_evaluates_without_padding(
+    lengths: list[int], backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if backend.name != "tf" or on_jax(backend):
+        pytest.skip("fit is Keras's, and its work on JAX is out of sight")
+    monkeypatch.setattr("groupvit_tf.model.TOKEN_STEP", 4)
+    model = made(type(backend))
+    state = [variable.numpy() for variable in model.variables]
+    pixels = np.random.default_rng(6).standard_normal((2, 3, 16, 16))
+    inputs = {"input_ids": texts(4, 6), "attention_mask": mask((0, 4), (0, 6)), "pixel_values": pixels}
+    model.compile(run_eagerly=True)
+    loss = model.evaluate(inputs, verbose=0)[0]
+    # Keras means losses in float32.
+    assert loss == pytest.approx(float(backend.call(model, **inputs, return_loss=True).loss), abs=1e-6)
+    model.fit(inputs, verbose=0, validation_data=inputs)
+    model.predict(inputs, verbose=0)
+    # Six columns in steps of four; a caller sees the states of `predict`.
+    assert lengths == [8, T, 8, 8, T]
+    for variable, value in zip(model.variables, state, strict=True):
+        variable.assign(value)
