@@ -205,17 +205,19 @@ BaseImageProcessor = ImageProcessingMixin = ImageProcessorHabits
 def base64_bytes(source: Any) -> bytes | None:
     """Returns what base64 text holds, with or without "data:image/...;base64," in front; None for other sources.
 
-    Text without it may as well be a path: it is taken for an image if it begins as one of the usual formats does.
+    Text without it may as well be a path: it is taken for an image if it begins as one of the usual formats does. Text
+    with it is never a path: damaged, it holds nothing.
     """
     if not isinstance(source, str):
         return None
-    content = source.split("base64,", 1)[1] if source.startswith("data:image/") and "base64," in source else source
-    if content is source and not source.startswith(_BASE64_BEGINNINGS):
+    marked = source.startswith("data:image/")
+    if not marked and not source.startswith(_BASE64_BEGINNINGS):
         return None
+    content = source.partition("base64,")[2] if marked else source
     try:
         return base64.b64decode("".join(content.split()), validate=True)
     except ValueError:
-        return None
+        return b"" if marked else None
 
 
 def center_crop(array: _Array, height: int, width: int) -> _Array:

@@ -306,8 +306,11 @@ class CLIPTokenizer(TokenizerHabits):
         """Returns every token -> its id."""
         return self._backend.get_vocab(with_added_tokens=True)
 
-    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
-        """Returns token -> id, or a list of them; a token that the vocabulary lacks has the id of the unknown token."""
+    def convert_tokens_to_ids(self, tokens: str | Sequence[str] | None) -> Any:
+        """Returns token -> id, or a list of them; a token that the vocabulary lacks has the id of the unknown token.
+        Of None (a special token that is not set) it is None."""
+        if tokens is None:
+            return None
         if isinstance(tokens, str):
             index = self._backend.token_to_id(tokens)
             if index is None:

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from groupvit_common.checkpoints.hub import HUB_KEYWORDS
+from groupvit_common.compat.keywords import nearest
 from groupvit_common.errors import InputError
 from groupvit_common.model.checks import is_number
 from groupvit_common.preprocessing.download import download, is_address
@@ -25,7 +26,7 @@ from groupvit_common.preprocessing.image_processor import GroupViTImageProcessor
 from groupvit_common.preprocessing.images import MAX_PIXELS
 from groupvit_common.preprocessing.processor import GroupViTProcessor
 from groupvit_common.preprocessing.prompts import Label, parse_labels
-from groupvit_common.preprocessing.tokenizer import CLIPTokenizer
+from groupvit_common.preprocessing.tokenizer import AutoTokenizer
 from groupvit_common.segmentation.label_encoder import PROMPTS_AT_ONCE
 from groupvit_common.segmentation.options import DEFAULT_MODEL, OPTIONS, SegmentationOptions
 from groupvit_common.segmentation.predictor import BaseSegmenter, check_fit
@@ -230,11 +231,13 @@ class BasePipeline(ABC):
         known = (*_SETTINGS, *self.own_settings)
         for name in settings:
             if name not in known:
-                raise InputError(f"{name!r} is not a keyword of {self.task}; these are: {', '.join(known)}")
+                alike = nearest(name, known)
+                meant = f" (did you mean {alike!r}?)" if alike else ""
+                raise InputError(f"{name!r} is not a keyword of {self.task}{meant}; these are: {', '.join(known)}")
         timeout, template = settings.get("timeout"), settings.get("hypothesis_template")
         if timeout is not None and not (is_number(timeout) and timeout > 0):
             raise InputError(f"timeout must be a number of seconds above 0, got {timeout!r}")
-        if template is not None and not isinstance(template, str):
+        if template is not None and not _is_template(template):
             raise InputError(f"hypothesis_template must be a sentence with {{}} where the label goes, got {template!r}")
 
 
@@ -404,7 +407,8 @@ def pipeline_of(tasks: Mapping[str, type[BasePipeline]]) -> Callable[..., Any]:
             dtype: of the weights; `torch_dtype` is its older name.
             model_kwargs: further keywords of the model's `from_pretrained`.
             pipeline_class: another class in the place of the task's.
-            use_fast, trust_remote_code: change nothing. `use_auth_token` is the former name of `token`.
+            use_fast: False asks for a `CLIPTokenizer` instead of a `CLIPTokenizerFast`.
+            trust_remote_code: changes nothing. `use_auth_token` is the former name of `token`.
             settings: defaults of the pipeline's keywords.
 
         Raises:
@@ -426,8 +430,10 @@ def pipeline_of(tasks: Mapping[str, type[BasePipeline]]) -> Callable[..., Any]:
         device = device if device_map == "auto" or device_map is None else device_map
         model = DEFAULT_MODEL if model is None else model
         keywords = {"revision": revision, "token": token, **(model_kwargs or {})}
-        where = {name: keywords[name] for name in HUB_KEYWORDS if name in keywords}
+        where = {name: keywords[name] for name in HUB_KEYWORDS if name in keywords} | {"use_fast": use_fast}
         name = model if isinstance(model, str | Path) else None
+        if name is None:
+            model = chosen._placed(model, None)
         image_processor = feature_extractor if image_processor is None else image_processor
         parts = _parts(name, model, config, tokenizer, image_processor, processor, where)
         if name is not None:
@@ -463,9 +469,9 @@ def _parts(
     if isinstance(processor, str | Path):
         processor = GroupViTProcessor.from_pretrained(processor, **where)
     if isinstance(tokenizer, tuple):  # a name and keywords
-        tokenizer = CLIPTokenizer.from_pretrained(tokenizer[0], **{**where, **tokenizer[1]})
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer[0], **{**where, **tokenizer[1]})
     if isinstance(tokenizer, str | Path):
-        tokenizer = CLIPTokenizer.from_pretrained(tokenizer, **where)
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer, **where)
     if isinstance(image_processor, str | Path):
         image_processor = GroupViTImageProcessor.from_pretrained(image_processor, **where)
     if processor is None and (tokenizer is None or image_processor is None):
@@ -490,6 +496,14 @@ def _device_name(device: Any) -> str | None:
     if isinstance(device, bool) or not isinstance(device, int):
         return str(device)
     return "cpu" if device < 0 else f"cuda:{device}"
+
+
+def _is_template(template: Any) -> bool:
+    """Returns whether a label can be put into a sentence, which need not have a place for it."""
+    try:
+        return isinstance(template, str) and isinstance(template.format("label"), str)
+    except (IndexError, KeyError, ValueError, AttributeError):
+        return False
 
 
 def _image_of(row: Mapping[str, Any]) -> Any:

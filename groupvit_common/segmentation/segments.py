@@ -34,6 +34,14 @@ class Segment:
     group: int | None = None
 
 
+def check_result(result: object) -> None:
+    """Raises `InputError` for anything but the result of a `Segmenter`."""
+    if not isinstance(result, Segmentation):
+        raise InputError(
+            f"this takes what a Segmenter returns for an image, a Segmentation, got {type(result).__name__}"
+        )
+
+
 def segments(result: Segmentation, *, by: By = "label", background: bool = False) -> Iterator[Segment]:
     """Yields the segments of a result that have pixels, in the order of `result.labels` or of the groups.
 
@@ -44,8 +52,9 @@ def segments(result: Segmentation, *, by: By = "label", background: bool = False
         background: also the segments of the background.
 
     Raises:
-        InputError: another `by`.
+        InputError: another `by`, or no result of a `Segmenter`.
     """
+    check_result(result)
     if by not in get_args(By):
         raise InputError(f"by must be one of {', '.join(get_args(By))}, got {by!r}")
     index_map = result.label_map if by == "label" else result.group_map

@@ -300,6 +300,10 @@ def test_arguments_that_make_a_tokenizer_again(small):
     assert again("a red star") == small("a red star")
 
 
+def test_an_unset_special_token_has_no_id(own):
+    assert own.mask_token is own.convert_tokens_to_ids(own.mask_token) is None
+
+
 def test_there_is_no_chat(own):
     assert own.chat_template is None
     for ask in (

@@ -356,6 +356,18 @@ def test_label_studio_reads_it(result):
 
 
 @pytest.mark.parametrize(
+    "convert",
+    [
+        to_coco_annotations, to_fiftyone, to_fiftyone_detections, to_label_studio,
+        lambda other: to_coco([other], form="polygons"), lambda other: to_coco_results(other, image_id=1),
+    ],
+)  # fmt: skip
+def test_results_of_a_pipeline_are_refused(convert):
+    with pytest.raises(InputError, match="takes what a Segmenter returns for an image, a Segmentation, got dict"):
+        convert({"score": 0.5, "label": "cat", "mask": None})
+
+
+@pytest.mark.parametrize(
     ("convert", "package"),
     [
         (to_coco, "pycocotools"),

@@ -228,6 +228,10 @@ def test_a_pipeline_by_name_and_its_copy(drawn, tmp_path):
         model_kwargs={"low_cpu_mem_usage": True},
     )  # fmt: skip
     assert (pipe.tokenizer, pipe.task) == (tokenizer, "image-segmentation")
+    at_hand = {"model": pipe.model, "image_processor": "demo"}
+    assert type(pipeline("image-segmentation", tokenizer="demo", **at_hand).tokenizer) is CLIPTokenizerFast
+    assert not pipeline("image-segmentation", tokenizer="demo", use_fast=False, **at_hand).tokenizer.is_fast
+    assert not pipeline("image-segmentation", model=pipe.model, processor="demo", use_fast=False).tokenizer.is_fast
     pipe.save_pretrained(tmp_path)
     again = pipeline("image-segmentation", tmp_path, feature_extractor=GroupViTImageProcessor.from_pretrained("demo"))
     assert named(again(drawn, "red, grass")) == named(pipe(drawn, "red, grass"))
@@ -243,13 +247,13 @@ def test_a_pipeline_by_name_and_its_copy(drawn, tmp_path):
         ),
         ((), {}, "needs a task; there are"),
         (("image-segmentation",), {"framework": "tf"}, "the pipelines of this package are 'pt'"),
-        (("image-segmentation", 3), {}, "needs a tokenizer and an image_processor"),
         (("image-segmentation", 3), {"processor": "demo"}, "a groupvit_torch.GroupViTModel, got builtins.int"),
         (("image-segmentation", "demo"), {"device": "abacus"}, "'abacus' cannot be used here"),
         (("image-segmentation", "demo"), {"device": 0, "device_map": "cpu"}, "device or device_map, not both"),
         (("image-segmentation", "demo"), {"subtask": "depth"}, "subtask must be one of semantic, instance, panoptic"),
         (("image-segmentation", "demo"), {"top_k": 0}, "top_k must be a whole number"),
-        (("image-segmentation", "demo"), {"lables": "red"}, "'lables' is not a keyword of image-segmentation"),
+        (("image-segmentation", "demo"), {"lables": "red"}, "'lables' is not a keyword of image-segmentation; these"),
+        (("image-segmentation", "demo"), {"treshold": 0.5}, r"\(did you mean 'threshold'\?\)"),
     ],
 )
 def test_pipelines_that_cannot_be_made(arguments, options, message):
@@ -275,6 +279,7 @@ def test_pipelines_that_cannot_be_made(arguments, options, message):
         (("image", ["red"]), {"mask_threshold": 0.3}, "mask_threshold=0.3 is not supported"),
         (("image", ["red"]), {"timeout": 0}, "timeout must be a number of seconds above 0"),
         (("image", ["red"]), {"hypothesis_template": 3}, "hypothesis_template must be a sentence"),
+        (("image", ["red"]), {"hypothesis_template": "{} {}"}, "hypothesis_template must be a sentence"),
         (("image", ["red"]), {"hypothesis_template": "{}", "templates": "one"}, "not both"),
         (("image", ["red"]), {"batch_size": 0}, "batch_size must be a whole number of at least 1"),
     ],

@@ -10,7 +10,7 @@ import numpy as np
 
 from groupvit_common.errors import InputError
 from groupvit_common.segmentation.result import Segmentation
-from groupvit_common.segmentation.segments import Mask
+from groupvit_common.segmentation.segments import Mask, check_result
 
 Box = tuple[int, int, int, int]
 
@@ -26,6 +26,7 @@ def library(name: str, install: str) -> Any:
 
 def class_names(result: Segmentation) -> tuple[str, ...]:
     """Returns the labels without the background."""
+    check_result(result)
     return result.labels[1:] if result.has_background else result.labels
 
 

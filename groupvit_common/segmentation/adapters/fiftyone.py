@@ -8,7 +8,7 @@ import numpy as np
 
 from groupvit_common.segmentation.adapters.common import box_of, library
 from groupvit_common.segmentation.result import Segmentation
-from groupvit_common.segmentation.segments import By, segments
+from groupvit_common.segmentation.segments import By, check_result, segments
 
 
 def to_fiftyone(result: Segmentation) -> tuple[Any, dict[int, str]]:
@@ -21,6 +21,7 @@ def to_fiftyone(result: Segmentation) -> tuple[Any, dict[int, str]]:
     Raises:
         InputError: FiftyOne is not installed.
     """
+    check_result(result)
     offset = 0 if result.has_background else 1
     # Of 8 bits are the indices of up to 255 labels: one more fits.
     mask = np.add(result.label_map, offset, dtype=result.label_map.dtype)
@@ -38,6 +39,7 @@ def to_fiftyone_detections(result: Segmentation, *, by: By = "label") -> Any:
     Raises:
         InputError: FiftyOne is not installed.
     """
+    check_result(result)
     fiftyone = library("fiftyone", "fiftyone")
     full_width, full_height = result.image.size
     detections = []

@@ -14,7 +14,7 @@ import numpy as np
 
 from groupvit_common.errors import InputError
 from groupvit_common.segmentation.result import Segmentation
-from groupvit_common.segmentation.segments import By, Mask, segments
+from groupvit_common.segmentation.segments import By, Mask, check_result, segments
 
 _VALUE_BITS = 8
 _COUNTER_BITS = (3, 4, 8, 16)
@@ -34,6 +34,7 @@ def to_label_studio(
     Raises:
         InputError: an image of more than a billion pixels, which the format cannot hold.
     """
+    check_result(result)
     width, height = result.image.size
     return [
         {
