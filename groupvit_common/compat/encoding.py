@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Self, cast
 
 from tokenizers import Encoding
 
+from groupvit_common.compat.features import NamedInputs
 from groupvit_common.errors import InputError
 
 
@@ -47,7 +48,7 @@ class TokenSpan(NamedTuple):
     end: int
 
 
-class EncodingHabits(dict[str, Any]):
+class EncodingHabits(NamedInputs):
     """A dictionary of model inputs that still knows how they came from the text.
 
     `encoding[0]` is the `tokenizers.Encoding` of the first text. Methods that take `batch_or_..._index` are called with
@@ -87,17 +88,6 @@ class EncodingHabits(dict[str, Any]):
         if isinstance(item, slice):
             return {name: value[item] for name, value in self.items()}
         raise KeyError(f"{item!r}: expected a name; these are inputs without encodings of texts")
-
-    @property
-    def data(self) -> Self:
-        """The named inputs, themselves a dictionary."""
-        return self
-
-    @data.setter
-    def data(self, values: Mapping[str, Any]) -> None:
-        values = dict(values)
-        self.clear()
-        self.update(values)
 
     def copy(self) -> Self:
         copied = type(self)(self)

@@ -10,7 +10,46 @@ from groupvit_common.compat.keywords import plain
 from groupvit_common.errors import InputError
 
 
-class BatchFeature(dict[str, Any]):
+class NamedInputs(dict[str, Any]):
+    """A dictionary of a model's inputs, as transformers' `BatchFeature` and `BatchEncoding` are."""
+
+    @property
+    def data(self) -> Self:
+        """Returns the dictionary that this is; assigning replaces its content."""
+        return self
+
+    @data.setter
+    def data(self, values: Mapping[str, Any]) -> None:
+        values = dict(values)
+        self.clear()
+        self.update(values)
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Moves the PyTorch tensors, in place, as `Tensor.to` does: a device, a dtype or both. Other values stay.
+
+        A dtype is given to floating-point tensors only.
+        """
+        first = args[0] if args else None
+        device = kwargs.get("device", None if type(first).__name__ == "dtype" else first)
+        if device is not None and not (isinstance(device, str | int) or type(device).__name__ == "device"):
+            raise InputError(f"to() takes a device or a dtype, got {type(device).__name__}")
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, list | tuple):
+                return type(value)(moved(item) for item in value)
+            if not (hasattr(value, "to") and hasattr(value, "is_floating_point")):
+                return value
+            if value.is_floating_point():
+                return value.to(*args, **kwargs)
+            if device is None:
+                return value
+            return value.to(device=device, non_blocking=kwargs.get("non_blocking", False))
+
+        self.update({name: moved(value) for name, value in self.items()})
+        return self
+
+
+class BatchFeature(NamedInputs):
     """Named model inputs: a dictionary (so `model(**features)` works) whose keys are attributes too.
 
     Args:
@@ -27,17 +66,6 @@ class BatchFeature(dict[str, Any]):
     ) -> None:
         super().__init__(data or {})
         self.convert_to_tensors(tensor_type, skip_tensor_conversion)
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """Returns the dictionary that this is; assigning replaces its content."""
-        return self
-
-    @data.setter
-    def data(self, values: Mapping[str, Any]) -> None:
-        values = dict(values)
-        self.clear()
-        self.update(values)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -72,30 +100,6 @@ class BatchFeature(dict[str, Any]):
                         f"{name} cannot become one tensor: its items differ in shape or kind ({error}); "
                         "give them one size, or leave return_tensors out"
                     ) from error
-        return self
-
-    def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Moves the PyTorch tensors, in place, as `Tensor.to` does: a device, a dtype or both. Other values stay.
-
-        A dtype is given to floating-point tensors only.
-        """
-        first = args[0] if args else None
-        device = kwargs.get("device", None if type(first).__name__ == "dtype" else first)
-        if device is not None and not (isinstance(device, str | int) or type(device).__name__ == "device"):
-            raise InputError(f"to() takes a device or a dtype, got {type(device).__name__}")
-
-        def moved(value: Any) -> Any:
-            if isinstance(value, list | tuple):
-                return type(value)(moved(item) for item in value)
-            if not (hasattr(value, "to") and hasattr(value, "is_floating_point")):
-                return value
-            if value.is_floating_point():
-                return value.to(*args, **kwargs)
-            if device is None:
-                return value
-            return value.to(device=device, non_blocking=kwargs.get("non_blocking", False))
-
-        self.update({name: moved(value) for name, value in self.items()})
         return self
 
 

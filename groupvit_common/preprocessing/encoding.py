@@ -79,24 +79,6 @@ class BatchEncoding(EncodingHabits):
                 ) from error
         return self
 
-    def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Moves the PyTorch tensors, in place, as `Tensor.to` does: a device, a dtype or both. Other values stay as
-        they are.
-
-        A dtype is given to floating-point tensors only: token ids and masks remain integers.
-        """
-        with_dtype = [*args, *kwargs.values()]
-        for name, value in self.items():
-            if not (hasattr(value, "to") and hasattr(value, "is_floating_point")):
-                continue
-            if value.is_floating_point():
-                self[name] = value.to(*args, **kwargs)
-                continue
-            devices = [item for item in with_dtype if isinstance(item, str | int) or type(item).__name__ == "device"]
-            if devices:
-                self[name] = value.to(devices[0])
-        return self
-
 
 def _as_array(value: Any, *, ragged: bool) -> np.ndarray[Any, Any]:
     """Returns an array; with `ragged` rows of different lengths become an array of arrays."""
