@@ -154,9 +154,7 @@ class TextTower(Keywords, Block):
 
     def end_of_text(self, input_ids: Tensor) -> Tensor:
         """Returns position `[N]` of each text's first end-of-text token (0 where there is none)."""
-        eos = self.config.eos_token_id
-        score = input_ids if eos == LEGACY_EOS_TOKEN_ID else ops.cast(ops.equal(input_ids, eos), "int32")
-        return ops.argmax(score, axis=-1)
+        return _end_of_text(self.config, input_ids)
 
 
 def check_ids(input_ids: Any, attention_mask: Any, config: GroupViTTextConfig) -> None:
@@ -180,26 +178,63 @@ def without_padding(
 ) -> tuple[Any, Any, Any]:
     """Returns the inputs of a tower without the columns at their end that change no pooled state.
 
-    In graphs, whose lengths must not depend on values, and where fetching them would stall: the inputs as they are.
+    In programs of JAX, whose shapes are fixed, and where fetching values would stall: the inputs as they are. In
+    graphs of TensorFlow the length is a tensor.
 
     Args:
         step: lengths are multiples of it: few shapes for a compiler. JAX, which compiles for each, has `TOKEN_STEP`.
     """
-    ids, mask = _values(input_ids), None if attention_mask is None else _values(attention_mask)
-    if ids is None or not ids.size or (attention_mask is not None and mask is None):
-        return input_ids, attention_mask, position_ids
-    length, whole = needed_length(ids, None if mask is None else mask != 0, config.eos_token_id), ids.shape[1]
-    step = TOKEN_STEP if keras.backend.backend() == "jax" else step
-    length = min(-(-length // step) * step, whole)
+    whole = input_ids.shape[1]
     # Positions may come as lists, or in a shape that the tower refuses.
     positions = whole if position_ids is None else getattr(position_ids, "shape", (0,))[-1]
-    if length == whole or positions != whole:
+    length = None
+    if positions == whole and 0 not in input_ids.shape:
+        length = _shorter_length(config, input_ids, attention_mask, step)
+    if length is None:
         return input_ids, attention_mask, position_ids
     return (
         input_ids[:, :length],
         None if attention_mask is None else attention_mask[:, :length],
         None if position_ids is None else position_ids[..., :length],
     )
+
+
+def _shorter_length(config: GroupViTTextConfig, input_ids: Any, attention_mask: Any, step: int) -> Any:
+    """Returns the number of columns that are needed, in a graph as a tensor; None: all, or it is not known."""
+    ids, mask = _values(input_ids), None if attention_mask is None else _values(attention_mask)
+    if ids is None or (attention_mask is not None and mask is None):
+        return _needed_length(config, input_ids, attention_mask) if _in_graph() else None
+    step = TOKEN_STEP if keras.backend.backend() == "jax" else step
+    length = -(-needed_length(ids, None if mask is None else mask != 0, config.eos_token_id) // step) * step
+    return length if length < ids.shape[1] else None
+
+
+def _needed_length(config: GroupViTTextConfig, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """`needed_length` in a graph."""
+    end = ops.cast(_end_of_text(config, input_ids), "int32")
+    if attention_mask is not None:
+        attended = ops.not_equal(attention_mask, 0)
+        positions = ops.arange(ops.shape(input_ids)[1], dtype="int32")
+        sees = ops.any(ops.logical_and(attended, positions <= end[:, None]), axis=1)
+        last = ops.max(ops.where(attended, positions, 0), axis=1)
+        end = ops.where(sees, end, ops.maximum(end, last))
+    return ops.max(end) + 1
+
+
+def _in_graph() -> bool:
+    """Returns whether a graph of TensorFlow is being traced."""
+    if keras.backend.backend() != "tensorflow" or in_symbolic_scope():
+        return False
+    import tensorflow as tf
+
+    return not tf.executing_eagerly()
+
+
+def _end_of_text(config: GroupViTTextConfig, input_ids: Tensor) -> Tensor:
+    """Returns position `[N]` of each text's first end-of-text token (0 where there is none)."""
+    eos = config.eos_token_id
+    score = input_ids if eos == LEGACY_EOS_TOKEN_ID else ops.cast(ops.equal(input_ids, eos), "int32")
+    return ops.argmax(score, axis=-1)
 
 
 def _values(tensor: Any) -> np.ndarray[Any, Any] | None:
