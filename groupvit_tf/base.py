@@ -45,7 +45,7 @@ class GroupViTPreTrainedModel(PreTrainedModel):
 
     def init_weights(self) -> None:
         """Draws new initial values for every parameter (see `groupvit_tf.init`)."""
-        initialise(self)
+        initialise(self, self.config.initializer_factor)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # Outside `call`, around which Keras wraps errors into a page of text.

@@ -29,16 +29,17 @@ def without_initial_values() -> Iterator[None]:
         _drawing = before
 
 
-def initialise(model: keras.layers.Layer) -> None:
+def initialise(model: keras.layers.Layer, factor: float = 1.0) -> None:
     """Draws every parameter of a model anew, in place; repeatable after `keras.utils.set_random_seed`.
 
     - Vision tower: truncated normal of `initializer_range` (0.02) for dense weights, positions and group tokens; zero
       biases;
-      PyTorch's default for the patch convolution.
+      PyTorch's default for the patch convolution, times `initializer_factor`.
     - Text tower (CLIP, Radford et al. 2021, section 2.4 and released code): normals of width^-0.5, output layers
       further
       divided by sqrt(2 layers); token embeddings 0.02, positions 0.01. All times `initializer_factor`.
-    - Norms start as the identity; projections start with PyTorch's default for dense layers.
+    - Norms start as the identity; projections start with PyTorch's default for dense layers, times `factor`, the full
+      configuration's `initializer_factor`.
     """
     if not _drawing:
         return
@@ -49,7 +50,7 @@ def initialise(model: keras.layers.Layer) -> None:
             _text(layer)
         elif isinstance(layer, Projection):
             for dense in (layer.hidden, layer.output_layer):
-                _uniform(dense, dense.in_features)
+                _uniform(dense, dense.in_features, factor)
 
 
 def _vision(tower: VisionTower) -> None:
@@ -61,7 +62,8 @@ def _vision(tower: VisionTower) -> None:
         elif isinstance(layer, LayerNorm):
             _identity(layer)
         elif isinstance(layer, PatchEmbeddings):
-            _uniform(layer.projection, layer.num_channels * math.prod(layer.projection.kernel_size))
+            fan_in = layer.num_channels * math.prod(layer.projection.kernel_size)
+            _uniform(layer.projection, fan_in, tower.config.initializer_factor)
         elif isinstance(layer, Stage) and layer.group_token is not None:
             _truncated_normal(layer.group_token, std)
     _truncated_normal(tower.embeddings.position_embeddings, std)
@@ -108,9 +110,10 @@ def _truncated_normal(variable: Any, std: float) -> None:
     variable.assign(ops.cast(value, variable.dtype))
 
 
-def _uniform(layer: Any, fan_in: int) -> None:
-    """Draws PyTorch's default for dense and convolution layers: uniform within 1 / sqrt(fan_in), weights and biases."""
-    bound = fan_in**-0.5
+def _uniform(layer: Any, fan_in: int, factor: float) -> None:
+    """Draws PyTorch's default for dense and convolution layers: uniform within 1 / sqrt(fan_in), weights and biases;
+    times a factor."""
+    bound = factor * fan_in**-0.5
     for variable in (layer.kernel, layer.bias):
         _draw(variable, keras.initializers.RandomUniform(-bound, bound))
 

@@ -7,6 +7,7 @@ from torch import nn
 from groupvit_common.model.config import GroupViTConfig
 from groupvit_torch.checkpoint import PreTrainedModel
 from groupvit_torch.init import initialise
+from groupvit_torch.layers import Projection
 from groupvit_torch.text import TextTower
 from groupvit_torch.vision import VisionTower
 
@@ -18,9 +19,9 @@ class GroupViTPreTrainedModel(PreTrainedModel):
     base_model_prefix: ClassVar[str] = "groupvit"
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Draws new initial values for a tower; `init_weights` calls this for every part of the model."""
-        if isinstance(module, TextTower | VisionTower):
-            initialise(module)
+        """Draws new initial values for a tower or projection; `init_weights` calls this for every part of the model."""
+        if isinstance(module, TextTower | VisionTower | Projection):
+            initialise(module, self.config.initializer_factor)
 
     def _flag(self, name: str, value: bool | None) -> bool:
         """Returns a flag of `forward`: as given, else the configuration's."""

@@ -19,7 +19,7 @@ from groupvit_common.checkpoints.dtypes import float_dtype
 from groupvit_common.checkpoints.safetensors_file import array_info
 from groupvit_common.compat.model import loading_info
 from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.model.pretrained import Pretrained, check_weights, checked_array, most_stored_dtype
+from groupvit_common.model.pretrained import Pretrained, check_shapes, check_weights, checked_array, most_stored_dtype
 from groupvit_torch.compat.model import TransformersMethods
 
 
@@ -39,9 +39,10 @@ class PreTrainedModel(Pretrained, TransformersMethods):
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: str | Path,
+        pretrained_model_name_or_path: str | Path | None,
         *model_args: Any,
         config: Any = None,
+        state_dict: Mapping[str, Tensor] | None = None,
         dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
         device: torch.device | str | int | None = None,
@@ -55,6 +56,7 @@ class PreTrainedModel(Pretrained, TransformersMethods):
             pretrained_model_name_or_path: a directory, or "org/name" on the hub. A tower's model also loads from a full
                 model's checkpoint.
             config: a configuration, or the directory or name of one, instead of the checkpoint's.
+            state_dict: tensors to take instead of the checkpoint's, which then only gives the configuration, if any.
             dtype: of the floating-point tensors, a torch.dtype or its name; float32 if None; "auto": the one in which
                 the file holds the most elements. Integer tensors keep theirs. `torch_dtype` is its older name.
             device: where the tensors go; the CPU if None. `device_map` is accepted for a single device, and "auto" for
@@ -72,14 +74,20 @@ class PreTrainedModel(Pretrained, TransformersMethods):
         """
         read_as = _dtype(dtype if dtype is not None else torch_dtype)
         wanted_device = _device(device, device_map)
-        opened = cls._opened(pretrained_model_name_or_path, config, overrides, {})
-        with opened as (config, weights, directory):
-            # No storage and no initial values: every tensor is about to be replaced.
-            with torch.device("meta"), _NoInit():
-                model = cls(config, *model_args)
-            names = check_weights(_tensors(model.state_dict()), weights, directory, cls.__name__)
-            tensors = _read(weights, names, read_as, wanted_device)
-            info = loading_info(names, weights.tensors)
+        if state_dict is not None:
+            config = cls._given_config(pretrained_model_name_or_path if config is None else config, overrides)
+            model = cls._empty(config, *model_args)
+            shapes = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
+            names = check_shapes(_tensors(model.state_dict()), shapes, "state_dict", cls.__name__)
+            tensors = {name: _placed(state_dict[name], read_as, wanted_device) for name in names}
+            info = loading_info(names, state_dict)
+        else:
+            opened = cls._opened(pretrained_model_name_or_path, config, overrides, {})
+            with opened as (config, weights, directory):
+                model = cls._empty(config, *model_args)
+                names = check_weights(_tensors(model.state_dict()), weights, directory, cls.__name__)
+                tensors = _read(weights, names, read_as, wanted_device)
+                info = loading_info(names, weights.tensors)
         model._assign(tensors)
         if dtype is not None or torch_dtype is not None:
             config.torch_dtype = _name(model.dtype)
@@ -100,14 +108,19 @@ class PreTrainedModel(Pretrained, TransformersMethods):
             InputError: an array is missing, or of another shape.
         """
         read_as = _dtype(torch.float32 if dtype is None else dtype)
-        with torch.device("meta"), _NoInit():
-            model = cls(config)
+        model = cls._empty(config)
         tensors: dict[str, Tensor] = {}
         for name, tensor in model.state_dict().items():
             value = _tensor(checked_array(arrays, name, tuple(tensor.shape), cls.__name__))
             tensors[name] = value.to(read_as if tensor.is_floating_point() else tensor.dtype)
         model._assign(tensors)
         return model.eval()
+
+    @classmethod
+    def _empty(cls, config: Any, *model_args: Any) -> Self:
+        """Returns a model without storage and initial values: every tensor is about to be replaced."""
+        with torch.device("meta"), _NoInit():
+            return cls(config, *model_args)
 
     def _assign(self, tensors: dict[str, Tensor]) -> None:
         """Replaces the tensors of a model on the meta device. A step counter that the file lacks starts at 0."""
@@ -237,13 +250,16 @@ def _read(weights: Weights, names: list[str], dtype: torch.dtype | None, device:
                 for name in stored_names:
                     if name in wanted:
                         tensor = file.get_tensor(name)
-                        # A copy: the file may be replaced or removed while the model lives.
-                        tensors[name] = tensor.to(
-                            device=device, dtype=dtype if tensor.is_floating_point() else tensor.dtype, copy=True
-                        )
+                        tensors[name] = _placed(tensor, dtype, device)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
     return tensors
+
+
+def _placed(tensor: Tensor, dtype: torch.dtype | None, device: torch.device) -> Tensor:
+    """Returns a copy, since the file may be replaced or removed while the model lives; dtype None: the tensor's own."""
+    wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to(device=device, dtype=wanted, copy=True)
 
 
 def _tensor(array: np.ndarray) -> Tensor:

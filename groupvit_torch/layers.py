@@ -168,11 +168,13 @@ class EncoderLayer(nn.Module):
         return (x,) if weights is None else (x, weights)
 
 
-def projection(width: int, hidden_features: int, out_features: int) -> nn.Sequential:
+class Projection(nn.Sequential):
     """The MLP into the shared embedding (paper, section 3.2; batch norm as in the authors' code)."""
-    return nn.Sequential(
-        nn.Linear(width, hidden_features),
-        BatchNorm(hidden_features),
-        nn.ReLU(),
-        nn.Linear(hidden_features, out_features),
-    )
+
+    def __init__(self, width: int, hidden_features: int, out_features: int) -> None:
+        super().__init__(
+            nn.Linear(width, hidden_features),
+            BatchNorm(hidden_features),
+            nn.ReLU(),
+            nn.Linear(hidden_features, out_features),
+        )

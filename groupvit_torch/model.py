@@ -14,7 +14,7 @@ from groupvit_common.model.checks import check_grouping, check_pairs, given
 from groupvit_common.model.config import GroupViTConfig, GroupViTTextConfig, GroupViTVisionConfig
 from groupvit_torch.base import GroupViTPreTrainedModel
 from groupvit_torch.label_maps import grouping_map
-from groupvit_torch.layers import projection
+from groupvit_torch.layers import Projection
 from groupvit_torch.loss import symmetric_cross_entropy
 from groupvit_torch.outputs import BaseModelOutputWithPooling, GroupViTModelOutput
 from groupvit_torch.text import TextTower, without_padding
@@ -101,8 +101,8 @@ class GroupViTModel(GroupViTPreTrainedModel):
         text, vision, hidden = config.text_config, config.vision_config, config.projection_intermediate_dim
         self.text_model = TextTower(text)
         self.vision_model = VisionTower(vision)
-        self.visual_projection = projection(vision.hidden_size, hidden, config.projection_dim)
-        self.text_projection = projection(text.hidden_size, hidden, config.projection_dim)
+        self.visual_projection = Projection(vision.hidden_size, hidden, config.projection_dim)
+        self.text_projection = Projection(text.hidden_size, hidden, config.projection_dim)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         self.post_init()
 

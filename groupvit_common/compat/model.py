@@ -29,18 +29,18 @@ WITHOUT_EFFECT = frozenset(
 )
 # Keywords of `from_pretrained` whose listed values change nothing; any other value is refused with the reason.
 ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
-    "adapter_kwargs": ((None,), "adapters are loaded by peft, around the model"),
+    "adapter_kwargs": ((None, {}), "adapters are loaded by peft, around the model"),
     "code_revision": ((None, "main"), "no code is loaded with a checkpoint"),
     "from_flax": ((None, False), "Flax's files need conversion first"),
     "from_tf": ((None, False), "TensorFlow's own files need conversion first"),
     "generation_config": ((None,), "the models generate nothing"),
     "gguf_file": ((None,), "only safetensors are read"),
     "ignore_mismatched_sizes": ((None, False), "a model is loaded whole or not at all"),
-    "key_mapping": ((None,), "rename the tensors with groupvit convert"),
+    "key_mapping": ((None, {}), "rename the tensors with groupvit convert"),
     "load_in_4bit": ((None, False), "quantize the model after loading it"),
     "load_in_8bit": ((None, False), "quantize the model after loading it"),
     "mirror": ((None,), "set the environment variable HF_ENDPOINT"),
-    "proxies": ((None,), "set the environment variable HTTPS_PROXY"),
+    "proxies": ((None, {}), "set the environment variable HTTPS_PROXY"),
     "quantization_config": ((None,), "quantize the model after loading it"),
     "state_dict": ((None,), "load the checkpoint, then call load_state_dict"),
     "tp_plan": ((None,), "a model is loaded onto one device"),
@@ -59,7 +59,6 @@ REFUSED = {
     "create_model_card": "write the card by hand, or see docs/checkpoints.md",
     "dequantize": "the model is not quantized",
     "generate": "GroupViT generates no text",
-    "get_bias": "the model has no head",
     "get_position_embeddings": "they are text_model.embeddings.position_embedding and "
     "vision_model.embeddings.position_embeddings",
     "load_adapter": "adapters are loaded by peft, around the model",
@@ -150,6 +149,14 @@ class TransformersModel:
     generation_config: ClassVar[None] = None
     model_tags: ClassVar[list[str] | None] = None
     base_model_prefix: ClassVar[str] = ""
+    # What transformers' GroupViT says of kernels and caches. Ours runs PyTorch's kernel without a request.
+    _is_stateful: ClassVar[bool] = False
+    _supports_cache_class: ClassVar[bool] = False
+    _supports_flash_attn_2: ClassVar[bool] = False
+    _supports_flex_attn: ClassVar[bool] = False
+    _supports_quantized_cache: ClassVar[bool] = False
+    _supports_sdpa: ClassVar[bool] = False
+    _supports_static_cache: ClassVar[bool] = False
 
     config: Any
 

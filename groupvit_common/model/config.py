@@ -81,6 +81,10 @@ class _Config(TransformersConfig):
             if not isinstance(getattr(self, name), bool):
                 raise self._error(name, "true or false")
 
+    def check_model(self) -> None:
+        """Raises `InputError` for values that each may stand in a configuration and of which no model can be made:
+        programs written for transformers set one after the other. Called by the constructors of models."""
+
     # -- in and out --
 
     @classmethod
@@ -286,16 +290,20 @@ class _TowerConfig(_Config):
 
     def validate(self) -> None:
         super().validate()
-        self._check_integers("hidden_size", "intermediate_size", "num_attention_heads")
+        self._check_integers("intermediate_size", "num_attention_heads")
+        self._check_integers("hidden_size", least=0)
         self._check_numbers("dropout", "attention_dropout", below=1.0)
         self._check_numbers("layer_norm_eps", "initializer_range", "initializer_factor")
+        if self.hidden_act not in ACTIVATIONS:
+            raise self._error("hidden_act", f"one of {', '.join(ACTIVATIONS)}")
+
+    def check_model(self) -> None:
+        self._check_integers("hidden_size", "num_attention_heads")
         if self.hidden_size % self.num_attention_heads:
             raise InputError(
                 f"{type(self).__name__}: hidden_size must be a multiple of num_attention_heads, "
                 f"got {self.hidden_size} and {self.num_attention_heads}"
             )
-        if self.hidden_act not in ACTIVATIONS:
-            raise self._error("hidden_act", f"one of {', '.join(ACTIVATIONS)}")
 
 
 class GroupViTTextConfig(_TowerConfig):
@@ -465,6 +473,10 @@ class GroupViTConfig(_Config):
         self._check_numbers("logit_scale_init_value", least=-math.inf)
         if not isinstance(self.output_segmentation, bool):
             raise self._error("output_segmentation", "true or false")
+
+    def check_model(self) -> None:
+        for tower in (self.text_config, self.vision_config):
+            tower.check_model()
 
 
 def checkpoint_config_text(config: _Config, architecture: str, dtype: str, **settings: Any) -> str:

@@ -22,7 +22,12 @@ class Parameter(NamedTuple):
 
 
 def manifest(config: GroupViTConfig | GroupViTTextConfig | GroupViTVisionConfig) -> dict[str, Parameter]:
-    """Returns every tensor of the model that `config` describes, by name, in the order of the data's flow."""
+    """Returns every tensor of the model that `config` describes, by name, in the order of the data's flow.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    config.check_model()
     if isinstance(config, GroupViTTextConfig):
         parameters = _text(config)
     elif isinstance(config, GroupViTVisionConfig):

@@ -74,19 +74,29 @@ def check_weights(
     Raises:
         CheckpointError: the file's tensors are not the model's.
     """
-    prefix = next((prefix for prefix in _TOWER_PREFIXES if all(name.startswith(prefix) for name in expected)), "")
-    names = compare_tensors(
-        {name: shape for name, (shape, _) in expected.items()},
-        {name: info.shape for name, info in weights.tensors.items()},
-        source=source,
-        model=f"{model} of the configuration",
-        prefix=prefix,
-    )
+    names = check_shapes(expected, {name: info.shape for name, info in weights.tensors.items()}, source, model)
     for name in names:
         stored, dtype = weights.tensors[name].dtype, expected[name][1]
         if stored not in STORED_DTYPES or (STORED_DTYPES[stored] in FLOATS) != (dtype in FLOATS):
             raise CheckpointError(f"{source} does not fit: it holds {name} as {stored}, expected {dtype}")
     return names
+
+
+def check_shapes(
+    expected: Mapping[str, tuple[tuple[int, ...], str]],
+    found: Mapping[str, tuple[int, ...]],
+    source: object,
+    model: str,
+) -> list[str]:
+    """Does as `check_weights` without a look at dtypes; `found`: name -> shape."""
+    prefix = next((prefix for prefix in _TOWER_PREFIXES if all(name.startswith(prefix) for name in expected)), "")
+    return compare_tensors(
+        {name: shape for name, (shape, _) in expected.items()},
+        found,
+        source=source,
+        model=f"{model} of the configuration",
+        prefix=prefix,
+    )
 
 
 def checked_array(arrays: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...], model: str) -> np.ndarray:
@@ -135,12 +145,13 @@ class Pretrained(TransformersModel):
                 f"{cls.__name__} takes a {cls.config_class.__name__}, got {type(config).__name__}; "
                 "use from_pretrained for a name or a directory"
             )
+        config.check_model()
 
     @classmethod
     @contextlib.contextmanager
     def _opened(
         cls,
-        name_or_path: str | Path,
+        name_or_path: Any,
         config: Any,
         keywords: Mapping[str, Any],
         only: Mapping[str, tuple[tuple[Any, ...], str]],
@@ -165,6 +176,10 @@ class Pretrained(TransformersModel):
         with read_lock(hub.resolve(name_or_path, patterns=needed, required=needed, location=location)) as directory:
             if config is None:
                 config = cls._configuration(cls.config_class.from_json_file(directory / CONFIG_NAME), settings)
+                try:
+                    config.check_model()
+                except InputError as error:
+                    raise CheckpointError(f"{directory / CONFIG_NAME}: {error}") from error
             weights = find_weights(directory)
             expected = cls._described(config)
             sizes = {name: shape for name, (shape, dtype) in expected.items() if dtype in FLOATS}
@@ -172,6 +187,19 @@ class Pretrained(TransformersModel):
                 check_weights(expected, weights, directory, cls.__name__)
             config.name_or_path = name_or_path
             yield config, weights, directory
+
+    @classmethod
+    def _given_config(cls, config: Any, keywords: Mapping[str, Any]) -> Any:
+        """Returns the configuration of a model whose weights do not come from a checkpoint.
+
+        Args:
+            config: a configuration, or the directory or name of one.
+            keywords: as of `_opened`.
+        """
+        if isinstance(config, str | Path):
+            return cls.config_class.from_pretrained(config, **keywords)
+        cls._check_config(config)
+        return cls._configuration(config, harmless(keywords, f"{cls.__name__}.from_pretrained", ONLY, WITHOUT_EFFECT))
 
     @staticmethod
     def _described(config: Any) -> dict[str, tuple[tuple[int, ...], str]]:

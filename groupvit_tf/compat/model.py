@@ -105,6 +105,14 @@ class TransformersMethods:
         """Returns the outputs as they are."""
         return output
 
+    def build_in_name_scope(self) -> None:
+        """Does nothing: a model is built when it is made."""
+
+    def get_lm_head(self) -> None:
+        """Returns None: the model has no head."""
+
+    get_bias = get_output_layer_with_bias = get_prefix_bias_name = get_lm_head
+
     def _input_names(self) -> list[str]:
         return list(inspect.signature(self.call).parameters)  # type: ignore[attr-defined]
 

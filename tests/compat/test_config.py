@@ -9,6 +9,7 @@ import torch
 
 from groupvit_common import GroupViTConfig, GroupViTTextConfig, GroupViTVisionConfig
 from groupvit_common.errors import InputError
+from groupvit_common.model.parameters import manifest
 from groupvit_common.model.pretrained import Pretrained
 from tests.support.paths import ROOT
 
@@ -124,3 +125,16 @@ def test_keywords_of_saving():
     for keywords, reason in ({"variant": "fp16"}, "one name"), ({"commit_message": "x"}, "push_to_hub=True only"):
         with pytest.raises(InputError, match=reason):
             Pretrained._push_options(True, False, keywords)
+
+
+@pytest.mark.parametrize("kind", [GroupViTTextConfig, GroupViTVisionConfig])
+def test_sizes_need_fit_each_other_in_a_model_only(kind, tmp_path):
+    for name in ("hidden_size", "num_attention_heads", "num_hidden_layers"):
+        for value in (2, 37):
+            assert getattr(kind(**{name: value}), name) == value
+    config = kind(hidden_size=37)
+    config.save_pretrained(tmp_path)
+    assert kind.from_pretrained(tmp_path) == config
+    for bad in (config, kind(hidden_size=0)):
+        with pytest.raises(InputError, match=r"hidden_size must be (a multiple of num_att|an integer of at least 1)"):
+            manifest(bad)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from groupvit_common.errors import InputError
+from groupvit_common.errors import CheckpointError, InputError
 from tests.support.models import random_checkpoint, smallest_config, smallest_inputs
 
 INPUTS = smallest_inputs()
@@ -354,3 +354,32 @@ def test_a_keras_model_of_a_configuration():
         model = groupvit_tf.TFGroupViTTextModel.from_config(source)
         assert model.config == config
         model.build()
+
+
+def test_the_factor_of_initial_values_scales_all_of_them(lib):
+    settings = smallest_config().to_dict()
+    for part in (settings, settings["text_config"], settings["vision_config"]):
+        part.update(initializer_factor=1e-10, initializer_range=1e-10)
+    model = lib.GroupViTModel(lib.GroupViTConfig.from_dict(settings))
+    weights = model.weights if is_tf(lib) else [*model.parameters()]
+    values = [np.abs(np.asarray(weight if is_tf(lib) else weight.detach())) for weight in weights]
+    # Nothing but zeros, the ones of norms and the temperature, and state of the generators.
+    floats = [value for value in values if value.dtype.kind == "f" and value.size > 1]
+    assert all(value.max() < 1e-8 or (value == 1).all() for value in floats)
+
+
+def test_a_state_dict_in_the_place_of_a_checkpoint(checkpoint, tmp_path):
+    lib = importlib.import_module("groupvit_torch")
+    state = lib.GroupViTModel(smallest_config()).state_dict()
+    for model in (
+        lib.GroupViTModel.from_pretrained(None, config=smallest_config(), state_dict=state),
+        lib.GroupViTModel.from_pretrained(checkpoint, state_dict=state),
+    ):
+        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+        assert model.logit_scale.data_ptr() != state["logit_scale"].data_ptr()
+    tower = lib.GroupViTTextModel.from_pretrained(None, config=smallest_config().text_config, state_dict=state)
+    assert torch.equal(tower.text_model.final_layer_norm.weight, state["text_model.final_layer_norm.weight"])
+    with pytest.raises(CheckpointError, match="state_dict does not fit"):
+        lib.GroupViTModel.from_pretrained(checkpoint, state_dict={**state, "x": state["logit_scale"]})
+    with pytest.raises(InputError, match="takes a GroupViTConfig, got NoneType"):
+        lib.GroupViTModel.from_pretrained(None, state_dict=state)

@@ -88,13 +88,13 @@ EXCEPTIONS: dict[str, dict[str, dict[str, set[str]]]] = {
     },
     "PyTorch's layers and optimizer are used as they are; Keras's differ from them and are written anew": {
         "torch": {
-            "layers.py": {"drop_path", "projection"},
+            "layers.py": {"drop_path"},
             "optimizer.py": {"set_learning_rate"},
         },
         "tf": {
             "layers.py": {
                 "wide_dtype", "mean", "softmax", "Tracked", "Dense", "LayerNorm", "batch_statistics", "Block",
-                "FixedSeed", "DropPath", "Projection",
+                "FixedSeed", "DropPath",
             },
             "optimizer.py": {"AdamW", "LossScale", "Schedule", "sum_replicas", "adamw_of", "has_overflowed"},
             "text.py": {"Embedding"},

@@ -105,7 +105,7 @@ class TorchSide(Torch):
     # What the packages name differently, or take from their framework.
 
     def projection(self, *sizes: int) -> Any:
-        return self.make(self.module("layers").projection, *sizes)
+        return self.make(self.module("layers").Projection, *sizes)
 
     def batch_norm(self, width: int) -> Any:
         return self.make(self.torch.nn.BatchNorm1d, width)
