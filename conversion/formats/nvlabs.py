@@ -152,6 +152,7 @@ def read_config(shapes: Shapes, pickled: Any, source: object) -> GroupViTConfig:
     _refuse_other_models(image, source)
     try:
         config, heads_known = _from_shapes(shapes, image, source)
+        config.check_model()
     except KeyError as error:
         raise CheckpointError(
             f"{source} is no GroupViT of the authors' code: it has no tensor {error.args[0]}"
