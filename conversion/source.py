@@ -323,6 +323,8 @@ def parse_config(settings: Mapping[str, Any], file: Path) -> GroupViTConfig:
         CheckpointError: no model can have it.
     """
     try:
-        return GroupViTConfig.from_dict(settings)
+        config: GroupViTConfig = GroupViTConfig.from_dict(settings)
+        config.check_model()
     except (InputError, TypeError) as error:
         raise CheckpointError(f"{file} has a configuration that cannot be: {escaped(str(error), 300)}") from error
+    return config
