@@ -16,7 +16,7 @@ from groupvit_torch.vision import Stage, VisionTower
 
 @torch.no_grad()
 def initialise(model: nn.Module, factor: float = 1.0) -> None:
-    """Draws every parameter of a model anew, in place.
+    """Draws the parameters of a model anew, in place.
 
     - Vision tower: truncated normal of `initializer_range` (0.02) for dense weights, positions and group tokens; zero
       biases;
@@ -24,15 +24,16 @@ def initialise(model: nn.Module, factor: float = 1.0) -> None:
     - Text tower (CLIP, Radford et al. 2021, section 2.4 and released code): normals of width^-0.5, output layers
       further
       divided by sqrt(2 layers); token embeddings 0.02, positions 0.01. All times `initializer_factor`.
-    - Norms start as the identity; projections start with PyTorch's default for dense layers, times `factor`, the full
-      configuration's `initializer_factor`.
+    - Norms start as the identity; projections keep PyTorch's default for dense layers; they are drawn anew for a
+      `factor`, the full configuration's `initializer_factor`, that is not 1.
     """
     for module in model.modules():
         if isinstance(module, VisionTower):
             _vision(module)
         elif isinstance(module, TextTower):
             _text(module)
-        elif isinstance(module, Projection):
+        elif isinstance(module, Projection) and factor != 1.0:
+            # Otherwise their constructors have drawn what is wanted: a seed gives the model that it always gave.
             for dense in (module[0], module[3]):
                 _default(dense, factor)
 
