@@ -17,7 +17,7 @@ from groupvit_torch.label_maps import grouping_map
 from groupvit_torch.layers import Projection
 from groupvit_torch.loss import symmetric_cross_entropy
 from groupvit_torch.outputs import BaseModelOutputWithPooling, GroupViTModelOutput
-from groupvit_torch.text import TextTower, without_padding
+from groupvit_torch.text import TextTower, with_padding, without_padding
 from groupvit_torch.vision import VisionTower
 
 
@@ -185,27 +185,34 @@ class GroupViTModel(GroupViTPreTrainedModel):
             output_segmentation: also `segmentation_logits` `[B, N, H, W]`, which implies `output_attentions`.
             return_dict: False: a tuple of the present fields.
 
+        Unless attentions or hidden states are requested, padding at the end of all texts is not computed: there, the
+        text tower's states (and attentions, of `output_segmentation`) are zeros.
+
         Raises:
             InputError: a missing or malformed input, or unequal numbers of images and texts with `return_loss`.
         """
         segment = self._flag("output_segmentation", output_segmentation)
         if segment:
             check_grouping(self.config.vision_config)
-        attentions = self._flag("output_attentions", output_attentions) or segment
+        attentions = self._flag("output_attentions", output_attentions)
         hidden_states = self._flag("output_hidden_states", output_hidden_states)
         input_ids, pixel_values = given(input_ids, "input_ids"), given(pixel_values, "pixel_values")
         if return_loss:
             check_pairs(len(pixel_values), len(input_ids))
+        texts = (input_ids, attention_mask, position_ids)
+        if not (attentions or hidden_states):
+            # Before a GPU is busy with the images: the ids are waited for.
+            texts = without_padding(self.config.text_config, *texts)
         vision = self.vision_model(
             pixel_values,
-            output_attentions=attentions,
+            output_attentions=attentions or segment,
             output_hidden_states=hidden_states,
             return_dict=True,
             gumbel_noise=gumbel_noise,
             assign_hard=assign_hard,
             assign_temperature=assign_temperature,
         )
-        text = self.text_model(input_ids, attention_mask, position_ids, attentions, hidden_states, return_dict=True)
+        text = self.text_model(*texts, attentions or segment, hidden_states, return_dict=True)
         image_embeds = F.normalize(self.visual_projection(vision.pooler_output), dim=-1)
         text_embeds = F.normalize(self.text_projection(text.pooler_output), dim=-1)
         logit_scale = self.logit_scale.exp()
@@ -217,7 +224,7 @@ class GroupViTModel(GroupViTPreTrainedModel):
             segmentation_logits=self._segmentation_logits(vision, text_embeds, pixel_values) if segment else None,
             text_embeds=text_embeds,
             image_embeds=image_embeds,
-            text_model_output=text,
+            text_model_output=with_padding(text, input_ids.shape[1] - texts[0].shape[1]),
             vision_model_output=vision,
         )
         return output if self._flag("return_dict", return_dict) else output.to_tuple()

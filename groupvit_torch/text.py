@@ -6,6 +6,7 @@ Shapes: N texts, T tokens, D width (legend in docs/architecture.md).
 import torch
 from torch import Tensor, nn
 from torch.jit._trace import is_tracing
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from groupvit_common.model.checks import check_id_range, check_input_ids, given
@@ -61,7 +62,7 @@ class TextEncoder(nn.Module):
         """Applies the layers to embeddings `[N, T, D]`; masks as in `Attention`. Returns the fields of `TextTower`'s
         record."""
         x = inputs_embeds
-        hidden_states = [x]
+        hidden_states = [x] if output_hidden_states else []
         attentions: list[Tensor] = []
         for layer in self.layers:
             if self.gradient_checkpointing and self.training:
@@ -71,7 +72,7 @@ class TextEncoder(nn.Module):
             else:
                 outputs = layer(x, attention_mask, causal_attention_mask, output_attentions)
             x = outputs[0]
-            hidden_states.append(x)
+            hidden_states += [x] if output_hidden_states else ()
             attentions += outputs[1:] if output_attentions else ()
         return BaseModelOutput(
             last_hidden_state=x,
@@ -171,6 +172,16 @@ def without_padding(
         None if attention_mask is None else attention_mask[:, :length],
         None if position_ids is None else position_ids[..., :length],
     )
+
+
+def with_padding(output: BaseModelOutputWithPooling[Tensor], cut: int) -> BaseModelOutputWithPooling[Tensor]:
+    """Returns a tower's record with zeros at the columns that `without_padding` left out, `cut` in number."""
+    if not cut:
+        return output
+    states, attentions = F.pad(output.last_hidden_state, (0, 0, 0, cut)), output.attentions
+    if attentions is not None:
+        attentions = tuple(F.pad(weights, (0, cut, 0, cut)) for weights in attentions)
+    return BaseModelOutputWithPooling({**output, "last_hidden_state": states, "attentions": attentions})
 
 
 def _has_values(x: Tensor) -> bool:

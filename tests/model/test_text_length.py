@@ -1,4 +1,4 @@
-"""Text features are computed on the columns that they depend on, and are those of all columns."""
+"""Texts are computed on the columns that pooled states depend on, and these are those of all columns."""
 
 from functools import cache
 from typing import Any
@@ -164,13 +164,70 @@ def test_what_is_cut_is_checked_all_the_same(backend: Backend) -> None:
         backend.features(model, "text", input_ids=texts(4, 6), attention_mask=mask((0, 6), (0, 6))[:, :9])
 
 
-def test_records_of_the_full_model_have_all_columns(backend: Backend, lengths: list[int | None]) -> None:
+PIXELS = np.random.default_rng(6).standard_normal((2, 3, 16, 16))
+
+
+def test_records_have_all_columns_as_computed_where_they_are_requested(
+    backend: Backend, lengths: list[int | None]
+) -> None:
     """Their states are those of transformers, padding included."""
-    pixels = np.zeros((2, 3, 16, 16))
-    out = backend.call(made(type(backend)), input_ids=texts(4, 6), pixel_values=pixels, output_attentions=True)
-    assert lengths == [T]
-    assert out.text_model_output.last_hidden_state.shape == (2, T, 8)
-    assert out.text_model_output.attentions[0].shape == (2, 2, T, T)
+    model = made(type(backend))
+    for flag in ("output_attentions", "output_hidden_states"):
+        out = backend.call(model, input_ids=texts(4, 6), pixel_values=PIXELS, **{flag: True}).text_model_output
+        assert out.last_hidden_state.shape == (2, T, 8)
+        assert np.abs(out.last_hidden_state).min(axis=-1).all()
+    assert lengths == [T, T]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_full_model_compares_as_with_all_columns(backend: Backend, lengths: list[int | None], form: str) -> None:
+    if backend.name == "tf":
+        pytest.skip("Keras computes all columns")
+    inputs, needed = FORMS[form]
+    model = made(type(backend), LEGACY_EOS_TOKEN_ID if "legacy" in form else END)
+    inputs = {**inputs, "pixel_values": PIXELS}
+    cut = backend.call(model, **inputs, return_loss=True, output_segmentation=True)
+    whole = backend.call(
+        model, **inputs, return_loss=True, output_segmentation=True, output_attentions=True, output_hidden_states=True
+    )
+    all_columns = inputs["input_ids"].shape[1]
+    assert lengths == [needed, all_columns]
+    for name in ("loss", "logits_per_text", "logits_per_image", "text_embeds", "image_embeds", "segmentation_logits"):
+        np.testing.assert_allclose(cut[name], whole[name], atol=FLOAT64, rtol=0, err_msg=name)
+    one, other = cut.text_model_output, whole.text_model_output
+    assert list(one) == ["last_hidden_state", "pooler_output", "attentions"]
+    np.testing.assert_allclose(one.pooler_output, other.pooler_output, atol=FLOAT64, rtol=0)
+    # Of every text's columns, those that its pooled state depends on; the other texts' may be zeros.
+    known = np.arange(all_columns) < needed
+    np.testing.assert_allclose(
+        one.last_hidden_state, np.where(known[:, None], other.last_hidden_state, 0), atol=FLOAT64, rtol=0
+    )
+    for some, every in zip(one.attentions, other.attentions, strict=True):
+        assert some.shape == every.shape
+        # A text that attends to nothing spreads over all columns, also those that were cut.
+        sees = (every[..., needed:].sum(axis=-1) < FLOAT64)[..., None] & known[:, None] & known
+        np.testing.assert_allclose(np.where(sees, some, 0), np.where(sees, every, 0), atol=FLOAT64, rtol=0)
+        assert not some[..., needed:].any()
+        assert not some[:, :, needed:].any()
+
+
+@pytest.mark.parametrize("form", ["integers", "left-padding-with-ends", "positions", "legacy"])
+def test_gradients_of_the_loss_are_those_of_all_columns(
+    backend: Backend, lengths: list[int | None], form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if backend.name == "tf":
+        pytest.skip("Keras computes all columns")
+    inputs, needed = FORMS[form]
+    model = made(type(backend), LEGACY_EOS_TOKEN_ID if form == "legacy" else END)
+    given = {**inputs, "pixel_values": PIXELS}
+    loss, gradients = backend.loss_and_gradients(model, **given)
+    monkeypatch.setattr("groupvit_torch.model.without_padding", lambda config, *texts: texts)
+    whole_loss, whole = backend.loss_and_gradients(model, **given)
+    assert lengths == [needed, T]
+    assert abs(loss - whole_loss) < FLOAT64
+    assert gradients.keys() == whole.keys()
+    for name, gradient in gradients.items():
+        np.testing.assert_allclose(gradient, whole[name], atol=FLOAT64, rtol=0, err_msg=name)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
@@ -253,8 +310,7 @@ def test_keras_fits_and_evaluates_without_padding(
     monkeypatch.setattr("groupvit_tf.model.TOKEN_STEP", 4)
     model = made(type(backend))
     state = [variable.numpy() for variable in model.variables]
-    pixels = np.random.default_rng(6).standard_normal((2, 3, 16, 16))
-    inputs = {"input_ids": texts(4, 6), "attention_mask": mask((0, 4), (0, 6)), "pixel_values": pixels}
+    inputs = {"input_ids": texts(4, 6), "attention_mask": mask((0, 4), (0, 6)), "pixel_values": PIXELS}
     model.compile(run_eagerly=True)
     loss = model.evaluate(inputs, verbose=0)[0]
     # Keras means losses in float32.
