@@ -46,9 +46,15 @@ import sys; print([m for m in {heavy} if m in sys.modules])"""
     assert run(code).splitlines()[-1] == "[]"
 
 
-def test_the_torch_package_imports_no_other_framework() -> None:
-    loaded = run("import groupvit_torch, sys; print([m for m in ('tensorflow', 'keras', 'jax') if m in sys.modules])")
-    assert loaded.strip() == "[]"
+def test_the_torch_package_imports_what_is_asked_of_it() -> None:
+    """The processor without PyTorch, the model without the segmenter, nothing with another framework."""
+    loaded = run("""
+import sys
+from groupvit_torch import GroupViTProcessor, logging
+print([m for m in ('torch', 'tensorflow', 'keras', 'jax') if m in sys.modules])
+from groupvit_torch import GroupViTModel
+print([m for m in ('groupvit_torch.predictor', 'torch._dynamo', 'tensorflow', 'keras', 'jax') if m in sys.modules])""")
+    assert loaded.split() == ["[]", "[]"]
 
 
 def test_an_import_that_fails_says_why_all_the_same() -> None:
