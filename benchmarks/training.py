@@ -22,7 +22,6 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from typing import Any, cast
 from unittest import mock
@@ -42,7 +41,7 @@ from groupvit_common.segmentation.scores import MAX_LOGIT_SCALE
 from groupvit_common.training.initial_model import model_config
 from groupvit_common.training.recipe import Recipe, get_recipe
 from groupvit_common.training.settings import changed
-from groupvit_torch import objective
+from groupvit_torch.attention import forced
 from groupvit_torch.data import Inputs
 from groupvit_torch.loss import contrastive_loss, multi_label_contrastive_loss
 from groupvit_torch.model import GroupViTModel
@@ -244,7 +243,7 @@ def count(case: Case) -> dict[str, float]:
     # On a CPU the model checks the ids, which fake ones do not have.
     with (
         FakeTensorMode(),
-        mock.patch.object(objective, "_plain_attention", return_value=nullcontext()),
+        forced("fused"),
         mock.patch("groupvit_torch.text.check_ids"),
     ):
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from groupvit_common.model.checks import check_batch_norm
 from groupvit_common.model.config import GroupViTTextConfig, GroupViTVisionConfig
+from groupvit_torch.attention import attention, attention_weights
 
 TowerConfig = GroupViTTextConfig | GroupViTVisionConfig
 
@@ -73,9 +74,12 @@ class Attention(nn.Module):
         causal_attention_mask: Tensor | None = None,
         encoder_hidden_states: Tensor | None = None,
         output_attentions: bool = False,
+        *,
+        is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Args: hidden_states, the queries `[B, S, D]`; encoder_hidden_states, the keys `[B, S', D]`, None: the
-        queries; attention_mask, causal_attention_mask broadcastable to `[B, heads, S, S']`, added to the logits.
+        queries; attention_mask, causal_attention_mask broadcastable to `[B, heads, S, S']`, added to the logits;
+        is_causal: tokens attend to none that come later.
 
         Returns: output `[B, S, D]` and, if requested, the weights `[B, heads, S, S']` (before dropout's scaling: as
             used).
@@ -87,11 +91,10 @@ class Attention(nn.Module):
         weights = None
         if output_attentions:
             # The fused kernel never holds the weights; requesting them costs the plain computation.
-            logits = (q * self.scale) @ k.transpose(-2, -1)
-            weights = (logits if attn_bias is None else logits + attn_bias).softmax(dim=-1)
+            weights = attention_weights(q, k, attn_bias, is_causal=is_causal)
             context = F.dropout(weights, dropout) @ v
         else:
-            context = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_bias, dropout_p=dropout)
+            context = attention(q, k, v, attn_bias, is_causal=is_causal, dropout=dropout)
         return self.out_proj(context.transpose(1, 2).flatten(2)), weights
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -158,10 +161,16 @@ class EncoderLayer(nn.Module):
         attention_mask: Tensor | None = None,
         causal_attention_mask: Tensor | None = None,
         output_attentions: bool = False,
+        *,
+        is_causal: bool = False,
     ) -> tuple[Tensor, ...]:
         """`[B, S, D]` -> `[B, S, D]`, and the attention weights if requested (see `Attention`)."""
         attended, weights = self.self_attn(
-            self.layer_norm1(hidden_states), attention_mask, causal_attention_mask, output_attentions=output_attentions
+            self.layer_norm1(hidden_states),
+            attention_mask,
+            causal_attention_mask,
+            output_attentions=output_attentions,
+            is_causal=is_causal,
         )
         x = hidden_states + drop_path(attended, self.drop_path, self.training)
         x = x + drop_path(self.mlp(self.layer_norm2(x)), self.drop_path, self.training)

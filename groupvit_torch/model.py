@@ -130,7 +130,7 @@ class GroupViTModel(GroupViTPreTrainedModel):
         if not return_dict:
             text_config = self.config.text_config
             input_ids, attention_mask, position_ids = without_padding(
-                text_config, input_ids, attention_mask, position_ids
+                text_config, input_ids, attention_mask, position_ids, only_pooled=True
             )
         record = self.text_model(
             input_ids,

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from groupvit_common.model.config import GroupViTConfig
 from groupvit_common.preprocessing.processor import GroupViTProcessor
@@ -39,6 +38,7 @@ from groupvit_torch.loss import (
     prompt_claim_loss,
 )
 from groupvit_torch.model import GroupViTModel
+from groupvit_torch.text import without_padding
 
 Features = dict[str, Tensor]
 
@@ -187,7 +187,7 @@ class Objective(nn.Module):
         """
         with self.precision():
             if kind != "images":
-                return {kind: self.model.text_model(**cast(Tokens, rows), return_dict=True).pooler_output}, ()
+                return {kind: self._encode_texts(cast(Tokens, rows))}, ()
             tower, objective = self.model.vision_model, self.recipe.objective
             noise = None if objective.gumbel else _no_noise(self.model)
             _, stages = tower.run_stages(cast(Tensor, rows), gumbel_noise=noise, assign_hard=hard)
@@ -200,6 +200,14 @@ class Objective(nn.Module):
             if objective.ungrouped_weight:
                 features["patches"] = tower.layernorm(stages[0].ungrouped)
             return features, assignments
+
+    def _encode_texts(self, tokens: Tokens) -> Tensor:
+        tower = self.model.text_model
+        texts: tuple[Tensor, Tensor | None] = (tokens["input_ids"], tokens["attention_mask"])
+        # A GPU would wait for the ids, and a compiler make a program for each length.
+        if texts[0].device.type == "cpu" and not self.recipe.run.compile:
+            texts = without_padding(tower.config, *texts, only_pooled=True)[:2]
+        return cast(Tensor, tower(*texts, return_dict=True).pooler_output)
 
     def embed(self, features: Features, inputs: Inputs) -> Features:
         """Returns the embeddings of a whole batch from the features of all its rows."""
@@ -231,9 +239,7 @@ class Objective(nn.Module):
         if precision == "float32":
             yield
             return
-        # What gradient checkpointing computes again, in the backward pass, is outside of this.
-        plain = device == "cpu" and not self.recipe.run.gradient_checkpointing
-        with _plain_attention(plain), torch.autocast(device, getattr(torch, precision)):
+        with torch.autocast(device, getattr(torch, precision)):
             yield
 
     @torch.no_grad()
@@ -248,22 +254,6 @@ def _no_noise(model: GroupViTModel) -> list[Tensor]:
     """Returns zeros for each grouping block: None would draw the paper's noise."""
     blocks = sum(count > 0 for count in model.config.vision_config.num_group_tokens)
     return [torch.zeros(1, 1, 1, device=model.device)] * blocks
-
-
-@contextmanager
-def _plain_attention(on: bool) -> Iterator[None]:
-    """Plain attention in half precision on a CPU: for 288 tokens, half the time of the fused kernel in both passes."""
-    if not on:
-        yield
-        return
-    switch = torch.backends.cuda
-    before = switch.fp16_bf16_reduction_math_sdp_allowed()
-    switch.allow_fp16_bf16_reduction_math_sdp(True)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        switch.allow_fp16_bf16_reduction_math_sdp(before)
 
 
 # Embeddings

@@ -3,6 +3,8 @@
 Shapes: N texts, T tokens, D width (legend in docs/architecture.md).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.jit._trace import is_tracing
@@ -11,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from groupvit_common.model.checks import check_id_range, check_input_ids, given
 from groupvit_common.model.config import LEGACY_EOS_TOKEN_ID, GroupViTTextConfig
-from groupvit_common.model.text_length import needed_length
+from groupvit_common.model.text_length import needed_length, sees_whole_texts
+from groupvit_torch.attention import causal_bias
 from groupvit_torch.compat.model import flags
 from groupvit_torch.layers import EncoderLayer
 from groupvit_torch.outputs import BaseModelOutput, BaseModelOutputWithPooling
@@ -58,19 +61,20 @@ class TextEncoder(nn.Module):
         causal_attention_mask: Tensor | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
+        *,
+        is_causal: bool = False,
     ) -> BaseModelOutput[Tensor]:
-        """Applies the layers to embeddings `[N, T, D]`; masks as in `Attention`. Returns the fields of `TextTower`'s
-        record."""
+        """Applies the layers to embeddings `[N, T, D]`; masks and `is_causal` as in `Attention`. Returns the
+        fields of `TextTower`'s record."""
         x = inputs_embeds
         hidden_states = [x] if output_hidden_states else []
         attentions: list[Tensor] = []
+        settings: dict[str, Any] = {"output_attentions": output_attentions, "is_causal": is_causal}
         for layer in self.layers:
             if self.gradient_checkpointing and self.training:
-                outputs = checkpoint(
-                    layer, x, attention_mask, causal_attention_mask, output_attentions, use_reentrant=False
-                )
+                outputs = checkpoint(layer, x, attention_mask, causal_attention_mask, use_reentrant=False, **settings)
             else:
-                outputs = layer(x, attention_mask, causal_attention_mask, output_attentions)
+                outputs = layer(x, attention_mask, causal_attention_mask, **settings)
             x = outputs[0]
             hidden_states += [x] if output_hidden_states else ()
             attentions += outputs[1:] if output_attentions else ()
@@ -109,10 +113,10 @@ class TextTower(nn.Module):
         """
         check_ids(input_ids, attention_mask, self.config)
         x = self.embeddings(input_ids, position_ids)
-        bias = _attention_bias(x, attention_mask)
         encoded = self.encoder(
             x,
-            bias,
+            _attention_bias(x, attention_mask),
+            is_causal=attention_mask is None,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
@@ -152,21 +156,33 @@ def without_padding(
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
+    *,
+    only_pooled: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Returns the inputs of a tower without the columns at their end that change no pooled state: views of them.
+    """Returns the inputs of a tower without the columns at their end that change no pooled state, views of them; and
+    without a mask that masks nothing, since causal attention alone is faster.
 
     On a GPU that costs a wait for the ids. Where lengths must not depend on values (graphs, programs, shapes without
     values), the inputs as they are.
+
+    Args:
+        only_pooled: no other state is used: what a mask hides after the end of its text then counts as nothing, too.
     """
     check_ids(input_ids, attention_mask, config)
-    if not _has_values(input_ids) or not (attention_mask is None or _has_values(attention_mask)):
-        return input_ids, attention_mask, position_ids
-    attended = None if attention_mask is None else (attention_mask != 0).cpu().numpy()
-    length, whole = needed_length(input_ids.cpu().numpy(), attended, config.eos_token_id), input_ids.shape[1]
+    whole = input_ids.shape[1]
     # Positions may come in a shape that the tower refuses.
-    positions = whole if position_ids is None else position_ids.shape[-1]
-    if length == whole or positions != whole:
+    if not _has_values(input_ids) or (position_ids is not None and position_ids.shape[-1] != whole):
         return input_ids, attention_mask, position_ids
+    ids, attended = input_ids.cpu().numpy(), None
+    if attention_mask is not None:
+        if not _has_values(attention_mask):
+            return input_ids, attention_mask, position_ids
+        attended = (attention_mask != 0).cpu().numpy()
+    length = needed_length(ids, attended, config.eos_token_id)
+    if attended is not None and (
+        attended[:, :length].all() or (only_pooled and sees_whole_texts(ids, attended, config.eos_token_id))
+    ):
+        attention_mask = None
     return (
         input_ids[:, :length],
         None if attention_mask is None else attention_mask[:, :length],
@@ -191,12 +207,12 @@ def _has_values(x: Tensor) -> bool:
     return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
-def _attention_bias(x: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Returns the logits' bias `[1 or N, 1, T, T]`: the dtype's lowest number where attention is masked."""
-    length, lowest = x.shape[1], torch.finfo(x.dtype).min
-    bias = torch.full((length, length), lowest, dtype=x.dtype, device=x.device).triu(1)[None, None]
+def _attention_bias(x: Tensor, attention_mask: Tensor | None) -> Tensor | None:
+    """Returns the logits' bias `[N, 1, T, T]`: the dtype's lowest number where attention is masked. None without a
+    mask: kernels know what causal is."""
     if attention_mask is None:
-        return bias
+        return None
     hidden = (attention_mask == 0)[:, None, None, :]
     # The two lowest numbers may add up to -inf; no row is -inf throughout, because a token's bias to itself is finite.
-    return bias + torch.zeros_like(bias).masked_fill(hidden, lowest)
+    bias = causal_bias(x, x)[None, None]
+    return bias + torch.zeros_like(bias).masked_fill(hidden, torch.finfo(x.dtype).min)

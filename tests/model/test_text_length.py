@@ -8,7 +8,7 @@ import pytest
 
 from groupvit_common.errors import InputError
 from groupvit_common.model.config import LEGACY_EOS_TOKEN_ID
-from groupvit_common.model.text_length import needed_length
+from groupvit_common.model.text_length import needed_length, sees_whole_texts
 from tests.support.backends import Backend
 from tests.support.models import smallest_config
 
@@ -300,6 +300,23 @@ def test_needed_length_of_every_text() -> None:
             later = [column for column in range(4) if attended[column]]
             wanted = pooled if attended[: pooled + 1].any() else max([pooled, *later])
             assert needed_length(ids, attended[None], END) == wanted + 1
+            assert sees_whole_texts(ids, attended[None], END) == attended[: pooled + 1].all()
+
+
+@pytest.mark.parametrize(
+    ("form", "for_records", "for_features"),
+    [("all-ones", None, None), ("integers", "kept", None), ("hidden-ends", "kept", "kept"), ("no-mask", None, None)],
+)
+def test_a_mask_that_masks_nothing_is_left_out(form: str, for_records: str | None, for_features: str | None) -> None:
+    import torch
+
+    from groupvit_torch.text import without_padding
+
+    inputs = {name: torch.from_numpy(array) for name, array in FORMS[form][0].items()}
+    config = smallest_config().text_config
+    for only_pooled, wanted in ((False, for_records), (True, for_features)):
+        found = without_padding(config, **inputs, only_pooled=only_pooled)[1]
+        assert (found is None) == (wanted is None)
 
 
 def test_keras_fits_and_evaluates_without_padding(

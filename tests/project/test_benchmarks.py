@@ -6,7 +6,6 @@ import json
 import math
 import sys
 from argparse import Namespace
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks import ablation, training
 from groupvit_common.errors import InputError
 from groupvit_common.training.recipe import Recipe, get_recipe
-from groupvit_torch import objective
+from groupvit_torch.attention import forced
 from groupvit_torch.predictor import Segmenter
 from groupvit_torch.train import cached_backward
 
@@ -101,13 +100,13 @@ def test_memory_on_shapes_is_what_the_allocator_is_asked_for(changes, monkeypatc
     """PyTorch's profiler takes down every allocation of a real step. With few words: fake gradients are not added in
     place, so that those of captions and prompts, as large as the table of words, are there once more."""
     monkeypatch.setattr(training, "VOCABULARY", 600)
-    monkeypatch.setattr(objective, "_plain_attention", lambda on: nullcontext())  # which is for CPUs
     case = case_of(changes=(*SMALL, "width=64", "text_width=32", "depths=[2, 1]"), **changes)
     recipe = training.recipe_of(case)
     torch.manual_seed(0)
     module = training.new_module(recipe).train()
     inputs = training.made_batch(recipe, case.batch, case.tokens)
-    with torch.profiler.profile(profile_memory=True) as profile, OperationEnds():
+    # Plain attention is for CPUs.
+    with forced("fused"), torch.profiler.profile(profile_memory=True) as profile, OperationEnds():
         if case.chunk:
             cached_backward(module, inputs, case.chunk, hard=True)
         else:
