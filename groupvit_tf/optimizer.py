@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from typing import Any
 
 import keras
@@ -94,20 +95,53 @@ class AdamW(keras.optimizers.AdamW):
 
     def update_step(self, gradient: Tensor, variable: Any, learning_rate: Tensor) -> None:
         dtype = keras.backend.standardize_dtype(variable.dtype)
-        taken, zero, rate, first_correction, second_correction = self._scalars(dtype)
-        gradient = ops.cast(gradient, dtype)
-
-        def change(value: Tensor) -> Tensor:
-            return ops.where(taken, value, zero)
-
         index = self._get_variable_index(variable)
         first, second = self._momentums[index], self._velocities[index]
-        self.assign_add(first, change((gradient - first) * (1 - self.beta_1)))
-        self.assign_add(second, change((ops.square(gradient) - second) * (1 - self.beta_2)))
-        update = first / first_correction / (ops.sqrt(second / second_correction) + self.epsilon)
-        if self.weight_decay and self._use_weight_decay(variable):
-            update = update + variable * self.weight_decay
-        self.assign_sub(variable, change(rate * update))
+        decay = float(self.weight_decay or 0.0) if self._use_weight_decay(variable) else 0.0
+        constants = (float(self.beta_1), float(self.beta_2), float(self.epsilon), decay)
+        values = (ops.cast(gradient, dtype), *map(ops.convert_to_tensor, (first, second, variable)))
+        changes = _changes_of(dtype, constants)(*values, *self._scalars(dtype))
+        for target, change in zip((first, second, variable), changes, strict=True):
+            if keras.backend.backend() == "tensorflow":
+                change.set_shape(target.shape)
+            self.assign_add(target, change)
+
+
+def _changes(
+    gradient: Tensor,
+    first: Tensor,
+    second: Tensor,
+    value: Tensor,
+    taken: Tensor,
+    zero: Tensor,
+    rate: Tensor,
+    first_correction: Tensor,
+    second_correction: Tensor,
+    *,
+    constants: tuple[float, float, float, float],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a step adds to the moments and the value of a variable. constants: the betas, epsilon, the weight decay."""
+    beta_1, beta_2, epsilon, decay = constants
+    to_first, to_second = (gradient - first) * (1 - beta_1), (ops.square(gradient) - second) * (1 - beta_2)
+    to_first, to_second = ops.where(taken, to_first, zero), ops.where(taken, to_second, zero)
+    update = (first + to_first) / first_correction / (ops.sqrt((second + to_second) / second_correction) + epsilon)
+    if decay:
+        update = update + value * decay
+    return to_first, to_second, ops.where(taken, -(rate * update), zero)
+
+
+@lru_cache(maxsize=32)
+def _changes_of(dtype: str, constants: tuple[float, float, float, float]) -> Callable[..., Any]:
+    """`_changes`, which TensorFlow traces once instead of once for each variable: half of the time before a first
+    step."""
+    changes = partial(_changes, constants=constants)
+    if keras.backend.backend() != "tensorflow":
+        return changes
+    import tensorflow as tf
+
+    arrays = [tf.TensorSpec(None, dtype)] * 4
+    scalars = [tf.TensorSpec((), "bool"), *[tf.TensorSpec((), dtype)] * 4]
+    return tf.function(changes, input_signature=[*arrays, *scalars], autograph=False)
 
 
 @keras.saving.register_keras_serializable(package="groupvit")
