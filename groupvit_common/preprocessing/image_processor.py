@@ -41,6 +41,7 @@ from groupvit_common.preprocessing.images import (
     as_array,
     decode,
     is_array,
+    level_image,
     name_of,
     rgb_array,
     to_levels,
@@ -322,7 +323,9 @@ class CLIPImageProcessor(PostProcessing, ImageProcessorHabits):
                 "(do_center_crop=True, "
                 "or size={'height': ..., 'width': ...}), pass one at a time, or leave return_tensors out"
             )
-        return BatchFeature({"pixel_values": to_tensors(np.stack(pixels), return_tensors)})
+        return BatchFeature(
+            {"pixel_values": to_tensors(pixels[0][None] if len(pixels) == 1 else np.stack(pixels), return_tensors)}
+        )
 
     def _pixels(self, image: Any, index: int, layout: str | None) -> _Array:
         """Returns `[3, H, W]` of one image; `index` names it in errors."""
@@ -337,7 +340,7 @@ class CLIPImageProcessor(PostProcessing, ImageProcessorHabits):
                 )
             if self.do_resize:
                 levels, scale = to_levels(array)
-                array = np.asarray(self._resize(Image.fromarray(levels), f"image {index}"))
+                array = np.asarray(self._resize(level_image(levels), f"image {index}"))
                 array = array if scale == 1 else array.astype(np.float32) / np.float32(scale)
         else:
             name = name_of(image, f"image {index}")

@@ -101,7 +101,7 @@ def load_image(image: Any, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         InputError: with the file's name, for what is missing, truncated, too large or no image in one of `FORMATS`.
     """
     if is_array(image):
-        return Image.fromarray(to_levels(rgb_array(image, None, "the image", convert=True))[0])
+        return level_image(to_levels(rgb_array(image, None, "the image", convert=True))[0])
     name = name_of(image, "the image")
     return to_rgb(decode(image, name, max_pixels=max_pixels, shrink=True), name)
 
@@ -576,7 +576,15 @@ def _infer_layout(shape: tuple[int, ...], name: str) -> str:
 def to_levels(array: _Array) -> tuple[_Array, int]:
     """Returns checked values as uint8 levels, and what they were multiplied by: 255 where all lie in 0-1, else 1."""
     if array.dtype == np.uint8:
-        return np.ascontiguousarray(array), 1
+        return array, 1
     scale = 255 if array.max() <= 1 else 1
     # Rounded, where transformers cuts off: uint8 / 255 comes back as it was.
-    return np.ascontiguousarray(np.rint(array * np.float32(scale)).astype(np.uint8)), scale
+    return np.rint(array * np.float32(scale)).astype(np.uint8), scale
+
+
+def level_image(levels: _Array) -> Image.Image:
+    """Returns levels `[H, W, 3]`, uint8, as an image."""
+    planes = levels.transpose(2, 0, 1)
+    if planes.flags.c_contiguous:  # an array or tensor with channels first: NumPy takes ten times as long to turn it
+        return Image.merge("RGB", [Image.fromarray(plane) for plane in planes])
+    return Image.fromarray(np.ascontiguousarray(levels))
