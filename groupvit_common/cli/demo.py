@@ -16,6 +16,7 @@ from groupvit_common.cli.runtime import (
     BackendMissingError,
     backend_module,
     backend_title,
+    check_writable,
     installed_backends,
     make_writable,
 )
@@ -62,7 +63,7 @@ def _run(options: argparse.Namespace) -> int:
     recipe = get_recipe("scenes-demo-fine")
     if options.seed == recipe.run.seed:
         raise InputError(f"the model was trained on images of seed {options.seed}; choose another --seed")
-    make_writable(out)
+    check_writable(out)
 
     from groupvit_common.checkpoints.hub import DEMO_MODEL
 
@@ -72,6 +73,7 @@ def _run(options: argparse.Namespace) -> int:
     loaded: list[BaseSegmenter] = [
         backend_module(backend, "predictor").Segmenter.from_pretrained("demo") for backend in backends
     ]
+    make_writable(out)
     millions = loaded[0].model.num_parameters() / 1e6
     by = " and ".join(map(backend_title, backends))
     terminal.print_lines(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import importlib.util
 import os
@@ -143,6 +144,17 @@ def output_names(paths: Sequence[Path], out: Path) -> dict[Path, str]:
         taken.add(name_key(name))
         names[path] = name
     return names
+
+
+def check_writable(folder: Path) -> None:
+    """Raises `InputError` for a folder that cannot be made or written into, without making it."""
+    there = folder.absolute()
+    while not os.path.lexists(there):
+        there = there.parent
+    if not there.is_dir():
+        raise InputError(f"cannot write into the folder {folder}: {there} is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write into the folder {folder}: {os.strerror(errno.EACCES)}")
 
 
 def make_writable(folder: Path) -> None:

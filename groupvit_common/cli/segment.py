@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 
 from groupvit_common.cli.arguments import add_images, add_segmentation
 from groupvit_common.cli.parser import EXIT_CODES, Parser
-from groupvit_common.cli.runtime import DEFAULT_OUT, ImageRun, load_segmenter, make_writable, output_names, read_request
+from groupvit_common.cli.runtime import (
+    DEFAULT_OUT,
+    ImageRun,
+    check_writable,
+    load_segmenter,
+    make_writable,
+    output_names,
+    read_request,
+)
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.segmentation.figures import FIGURES, show, thumbnail, write_images
 
@@ -58,16 +66,18 @@ def _run(options: argparse.Namespace) -> int:
     out = Path(options.out or DEFAULT_OUT) if options.out or not options.json else None
     run = ImageRun(options, only_prints=out is None and coco is None)
     if out is not None:
-        make_writable(out)
+        check_writable(out)
         if options.sheet and any(path.resolve() == (out / _SHEET).resolve() for path in run.paths):
             raise InputError(f"{out / _SHEET} is among the images, and --sheet would replace it: choose another --out")
     elif shown or options.sheet:
         raise InputError("--show and --sheet write images: with --json they need --out DIR, the folder for them")
     if not run.paths:
         return run.code()
-    names = {} if out is None else output_names(run.paths, out)
-
     segmenter = load_segmenter(options, labels=labels, background_labels=background_labels)
+    # Only now: a model that cannot be loaded leaves no empty folder.
+    for folder in filter(None, (out, coco and coco.file.parent)):
+        make_writable(folder)
+    names = {} if out is None else output_names(run.paths, out)
     figures = _Figures(segmenter, shown, out if options.sheet else None)
     with run:
         for path, result in run.segmented(segmenter):
@@ -95,8 +105,8 @@ class _Coco:
 
         if file.suffix.lower() != ".json" or file.is_dir():
             raise InputError(f"--coco writes a JSON file, got {file}: give a name that ends in .json")
-        self._file, self._data_set = file, CocoDataset()
-        make_writable(file.parent)
+        self.file, self._data_set = file, CocoDataset()
+        check_writable(file.parent)
 
     def add(self, result: Segmentation) -> None:
         self._data_set.add(result)
@@ -106,7 +116,7 @@ class _Coco:
         from groupvit_common.storage.saving import write_texts
 
         try:
-            write_texts(self._file.parent, {self._file.name: unicode_json(self._data_set.to_dict()) + "\n"})
+            write_texts(self.file.parent, {self.file.name: unicode_json(self._data_set.to_dict()) + "\n"})
         except CheckpointError as error:
             raise InputError(str(error)) from error
 

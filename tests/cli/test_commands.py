@@ -426,10 +426,17 @@ def test_no_such_model(run, here, monkeypatch):
         code, out, err = run("segment", "a.png", "--labels", "cat", model=model)
         assert (code, out, len(err)) == (3, [], 1)
         assert err[0].startswith("groupvit: error: ")
+    assert not (here / "groupvit_out").exists()
 
 
 def test_a_folder_that_cannot_be_written(run, here, monkeypatch):
     make_image(here / "a.png")
+    for flags in (("--out", "a.png/out"), ("--json", "--coco", "a.png/all.json")):
+        code, _, err = run(
+            "segment", "a.png", "--labels", "cat", *flags, model="./missing"
+        )  # before the model is loaded
+        assert (code, len(err)) == (2, 1)
+        assert "a.png is not a folder" in err[0]
 
     def refuse(dir):
         raise PermissionError(13, "Permission denied")
