@@ -109,8 +109,11 @@ def ops(request):
     return request.param
 
 
-@pytest.fixture(params=[NumPy, Torch], ids=["numpy", "torch"])
-def pixel_ops(request):
+@pytest.fixture(params=[NumPy, Torch, "tensors"], ids=["numpy", "torch", "tensors"])
+def pixel_ops(request, monkeypatch):
+    if request.param == "tensors":  # as on an accelerator
+        monkeypatch.setattr(torch_segmentation, "_suits_numpy", lambda *_: False)
+        return Torch
     return request.param
 
 
