@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from groupvit_common.model.config import GroupViTVisionConfig
 from groupvit_torch.layers import MLP, Attention, MixerMLP
+from groupvit_torch.linear import linear
 
 
 def gumbel_noise_like(logits: Tensor) -> Tensor:
@@ -77,13 +78,13 @@ class AssignAttention(nn.Module):
 
         Returns: the merged segments `[B, G, D]` and the soft assignment without noise `[B, G, S]`.
         """
-        logits = self.q_proj(query) @ self.k_proj(key).transpose(1, 2) * self.scale
+        logits = linear(self.q_proj, query) @ linear(self.k_proj, key).transpose(1, 2) * self.scale
         if noise is None and self.training:
             noise = gumbel_noise_like(logits)
         weights = assign(logits, noise=noise, hard=hard, temperature=temperature)
         # A mean over the claimed segments; assign_eps shrinks small groups and keeps empty ones finite.
         weights = weights / (weights.sum(dim=-1, keepdim=True) + self.assign_eps)
-        return self.proj(weights @ self.v_proj(key)), logits.softmax(dim=1)
+        return linear(self.proj, weights @ linear(self.v_proj, key)), logits.softmax(dim=1)
 
 
 class TokenAssign(nn.Module):

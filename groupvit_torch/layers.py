@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from groupvit_common.model.checks import check_batch_norm
 from groupvit_common.model.config import GroupViTTextConfig, GroupViTVisionConfig
 from groupvit_torch.attention import attention, attention_weights
+from groupvit_torch.linear import linear, mlp
 
 TowerConfig = GroupViTTextConfig | GroupViTVisionConfig
 
@@ -86,7 +87,8 @@ class Attention(nn.Module):
         """
         query, key = hidden_states, hidden_states if encoder_hidden_states is None else encoder_hidden_states
         attn_bias = added(attention_mask, causal_attention_mask)
-        q, k, v = self._heads(self.q_proj(query)), self._heads(self.k_proj(key)), self._heads(self.v_proj(key))
+        projections = ((self.q_proj, query), (self.k_proj, key), (self.v_proj, key))
+        q, k, v = (self._heads(linear(projection, x)) for projection, x in projections)
         dropout = self.dropout if self.training else 0.0
         weights = None
         if output_attentions:
@@ -95,7 +97,7 @@ class Attention(nn.Module):
             context = F.dropout(weights, dropout) @ v
         else:
             context = attention(q, k, v, attn_bias, is_causal=is_causal, dropout=dropout)
-        return self.out_proj(context.transpose(1, 2).flatten(2)), weights
+        return linear(self.out_proj, context.transpose(1, 2).flatten(2)), weights
 
     def _heads(self, x: Tensor) -> Tensor:
         """`[B, S, D]` -> `[B, heads, S, D / heads]`."""
@@ -121,7 +123,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden_features, out_features or config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.activation(self.fc1(x)))
+        return mlp(self.fc1, self.activation, self.fc2, x)
 
 
 class MixerMLP(MLP):
