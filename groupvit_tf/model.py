@@ -20,7 +20,7 @@ from groupvit_tf.label_maps import grouping_map, resize_bilinear, unit
 from groupvit_tf.layers import Projection, Tensor, wide_dtype
 from groupvit_tf.loss import symmetric_cross_entropy
 from groupvit_tf.outputs import BaseModelOutputWithPooling, GroupViTModelOutput
-from groupvit_tf.text import TextTower, check_ids, without_padding
+from groupvit_tf.text import TextTower, check_ids, with_padding, without_padding
 from groupvit_tf.vision import VisionTower, check_pixels
 
 
@@ -230,17 +230,23 @@ class GroupViTModel(GroupViTPreTrainedModel):
             output_segmentation: also `segmentation_logits` `[B, N, H, W]`, which implies `output_attentions`.
             return_dict: False: a tuple of the present fields.
 
+        Unless attentions or hidden states are requested, padding at the end of all texts is not computed: there, the
+        text tower's states (and attentions, of `output_segmentation`) are zeros.
+
         Raises:
             InputError: a missing or malformed input, or unequal numbers of images and texts with `return_loss`.
         """
         segment = self._flag("output_segmentation", output_segmentation)
         if segment:
             check_grouping(self.config.vision_config)
-        attentions = self._flag("output_attentions", output_attentions) or segment
+        attentions = self._flag("output_attentions", output_attentions)
         hidden_states = self._flag("output_hidden_states", output_hidden_states)
+        texts = (input_ids, attention_mask, position_ids)
+        if not (attentions or hidden_states):
+            texts = without_padding(self.config.text_config, *texts)
         vision = self.vision_model(
             pixel_values,
-            output_attentions=attentions,
+            output_attentions=attentions or segment,
             output_hidden_states=hidden_states,
             return_dict=True,
             gumbel_noise=gumbel_noise,
@@ -249,10 +255,8 @@ class GroupViTModel(GroupViTPreTrainedModel):
             training=training,
         )
         text = self.text_model(
-            input_ids,
-            attention_mask,
-            position_ids,
-            output_attentions=attentions,
+            *texts,
+            output_attentions=attentions or segment,
             output_hidden_states=hidden_states,
             return_dict=True,
             training=training,
@@ -271,7 +275,7 @@ class GroupViTModel(GroupViTPreTrainedModel):
             ),
             text_embeds=text_embeds,
             image_embeds=image_embeds,
-            text_model_output=text,
+            text_model_output=with_padding(text, texts[0], input_ids),
             vision_model_output=vision,
         )
         return output if self._flag("return_dict", return_dict) else output.to_tuple()

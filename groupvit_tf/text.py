@@ -76,7 +76,7 @@ class TextEncoder(Keywords, Tracked, Block):
         """Applies the layers to embeddings `[N, T, D]`; masks as in `Attention`. Returns the fields of `TextTower`'s
         record."""
         x = hidden_states
-        states = [x]
+        states = [x] if output_hidden_states else []
         attentions: list[Tensor] = []
         for layer in self.layers:
             if self.gradient_checkpointing and training:
@@ -86,7 +86,7 @@ class TextEncoder(Keywords, Tracked, Block):
                     x, attention_mask, causal_attention_mask, output_attentions=output_attentions, training=training
                 )
             x = outputs[0]
-            states.append(x)
+            states += [x] if output_hidden_states else ()
             attentions += outputs[1:] if output_attentions else ()
         return BaseModelOutput(
             last_hidden_state=x,
@@ -199,6 +199,31 @@ def without_padding(
     )
 
 
+def with_padding(
+    output: BaseModelOutputWithPooling[Tensor], columns: Any, whole: Any
+) -> BaseModelOutputWithPooling[Tensor]:
+    """Returns a tower's record with zeros at the columns that `without_padding` left out.
+
+    Args:
+        columns: the ids of the record, `[N, T']`; whole: those before they were cut, `[N, T]`.
+    """
+    if columns is whole:
+        return output
+    total = ops.shape(whole)[1]
+
+    def padded(x: Tensor, axis: int) -> Tensor:
+        # As many zeros as there are columns at all: XLA needs a fixed number, and the rest is cut off again.
+        shape = [*ops.shape(x)]
+        shape[axis] = total if x.shape[axis] is None else total - x.shape[axis]
+        longer = ops.concatenate([x, ops.zeros(shape, x.dtype)], axis=axis)
+        return longer if x.shape[axis] is not None else longer[(slice(None),) * axis + (slice(total),)]
+
+    states, attentions = padded(output.last_hidden_state, 1), output.attentions
+    if attentions is not None:
+        attentions = tuple(padded(padded(weights, 2), 3) for weights in attentions)
+    return BaseModelOutputWithPooling({**output, "last_hidden_state": states, "attentions": attentions})
+
+
 def _shorter_length(config: GroupViTTextConfig, input_ids: Any, attention_mask: Any, step: int) -> Any:
     """Returns the number of columns that are needed, in a graph as a tensor; None: all, or it is not known."""
     ids, mask = _values(input_ids), None if attention_mask is None else _values(attention_mask)
@@ -218,7 +243,8 @@ def _needed_length(config: GroupViTTextConfig, input_ids: Tensor, attention_mask
         sees = ops.any(ops.logical_and(attended, positions <= end[:, None]), axis=1)
         last = ops.max(ops.where(attended, positions, 0), axis=1)
         end = ops.where(sees, end, ops.maximum(end, last))
-    return ops.max(end) + 1
+    # A replica may have no texts at all.
+    return ops.maximum(ops.max(end), 0) + 1
 
 
 def _in_graph() -> bool:

@@ -181,8 +181,6 @@ def test_records_have_all_columns_as_computed_where_they_are_requested(
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_full_model_compares_as_with_all_columns(backend: Backend, lengths: list[int | None], form: str) -> None:
-    if backend.name == "tf":
-        pytest.skip("Keras computes all columns")
     inputs, needed = FORMS[form]
     model = made(type(backend), LEGACY_EOS_TOKEN_ID if "legacy" in form else END)
     inputs = {**inputs, "pixel_values": PIXELS}
@@ -215,13 +213,13 @@ def test_the_full_model_compares_as_with_all_columns(backend: Backend, lengths: 
 def test_gradients_of_the_loss_are_those_of_all_columns(
     backend: Backend, lengths: list[int | None], form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if backend.name == "tf":
-        pytest.skip("Keras computes all columns")
+    if on_jax(backend):
+        pytest.skip("gradients are computed in programs of fixed shapes")
     inputs, needed = FORMS[form]
     model = made(type(backend), LEGACY_EOS_TOKEN_ID if form == "legacy" else END)
     given = {**inputs, "pixel_values": PIXELS}
     loss, gradients = backend.loss_and_gradients(model, **given)
-    monkeypatch.setattr("groupvit_torch.model.without_padding", lambda config, *texts: texts)
+    monkeypatch.setattr(f"groupvit_{backend.name}.model.without_padding", lambda config, *texts: texts)
     whole_loss, whole = backend.loss_and_gradients(model, **given)
     assert lengths == [needed, T]
     assert abs(loss - whole_loss) < FLOAT64
@@ -271,6 +269,35 @@ def test_a_graph_of_tensorflow_is_traced_once_for_all_lengths(lengths: list[int 
     # The graph's length is open.
     assert lengths == [None, 4, 9]
     assert graph.experimental_get_tracing_count() == 1
+
+
+@pytest.mark.parametrize("xla", [False, True])
+def test_graphs_of_the_full_model_have_the_gradients_of_all_columns(
+    lengths: list[int | None], backend: Backend, xla: bool
+) -> None:
+    if backend.name != "tf" or on_jax(backend):
+        pytest.skip("graphs of TensorFlow")
+    import tensorflow as tf
+
+    model = made(type(backend))
+
+    def step(input_ids: Any, attention_mask: Any, all_columns: bool = False) -> Any:
+        with tf.GradientTape() as tape:
+            out = model(input_ids, PIXELS, attention_mask, return_loss=True, output_hidden_states=all_columns)
+        return out, [tf.convert_to_tensor(g) for g in tape.gradient(out.loss, model.trainable_variables)]
+
+    graph = tf.function(step, jit_compile=xla)
+    for form in ("integers", "left-padding", "left-padding-with-ends"):
+        inputs, needed = FORMS[form]
+        out, gradients = graph(**inputs)
+        whole, whole_gradients = step(**inputs, all_columns=True)
+        states, all_states = (record.text_model_output.last_hidden_state.numpy() for record in (out, whole))
+        known = (np.arange(T) < needed)[:, None]
+        np.testing.assert_allclose(states, np.where(known, all_states, 0), atol=FLOAT64, rtol=0, err_msg=form)
+        np.testing.assert_allclose(out.logits_per_text, whole.logits_per_text, atol=FLOAT64, rtol=0, err_msg=form)
+        for gradient, wanted in zip(gradients, whole_gradients, strict=True):
+            np.testing.assert_allclose(gradient, wanted, atol=FLOAT64, rtol=0, err_msg=form)
+    assert lengths.count(None) == graph.experimental_get_tracing_count()
 
 
 @pytest.mark.parametrize("xla", [False, True])
@@ -333,8 +360,11 @@ def test_keras_fits_and_evaluates_without_padding(
     # Keras means losses in float32.
     assert loss == pytest.approx(float(backend.call(model, **inputs, return_loss=True).loss), abs=1e-6)
     model.fit(inputs, verbose=0, validation_data=inputs)
-    model.predict(inputs, verbose=0)
-    # Six columns in steps of four; a caller sees the states of `predict`.
-    assert lengths == [8, T, 8, 8, T]
+    states = model.predict(inputs, verbose=0).text_model_output.last_hidden_state
+    assert states.shape == (2, T, 8)
+    assert not states[:, 6:].any()
+    # The data is cut in steps of four, and each batch to what it needs.
+    assert model._without_padding(inputs)["input_ids"].shape == (2, 8)
+    assert lengths == [6] * 5
     for variable, value in zip(model.variables, state, strict=True):
         variable.assign(value)

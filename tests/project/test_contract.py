@@ -132,7 +132,6 @@ EXCEPTIONS: dict[str, dict[str, dict[str, set[str]]]] = {
         },
         "tf": {"train.py": {"Trainer", "new_trainer"}, "chunks.py": {"chunk_sizes"}},
     },
-    "Keras's full model computes padding": {"torch": {"text.py": {"with_padding"}}},
     "Keras also runs on JAX, which has no cached features": {"tf": {"chunks.py": {"check_chunks"}}},
     "PyTorch labels pixels with tensors on its device; Keras leaves them to NumPy": {
         "torch": {
