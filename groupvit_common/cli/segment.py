@@ -75,8 +75,9 @@ def _run(options: argparse.Namespace) -> int:
         return run.code()
     segmenter = load_segmenter(options, labels=labels, background_labels=background_labels)
     # Only now: a model that cannot be loaded leaves no empty folder.
-    for folder in filter(None, (out, coco and coco.file.parent)):
-        make_writable(folder)
+    for folder in (out, None if coco is None else coco.file.parent):
+        if folder is not None:
+            make_writable(folder)
     names = {} if out is None else output_names(run.paths, out)
     figures = _Figures(segmenter, shown, out if options.sheet else None)
     with run:
