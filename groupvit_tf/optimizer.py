@@ -120,7 +120,7 @@ def _changes(
     *,
     constants: tuple[float, float, float, float],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The changes of a step to the moments and the value of a variable. constants: the betas, epsilon, the weight decay."""
+    """A step's changes of the moments and value of a variable. constants: the betas, epsilon, the weight decay."""
     beta_1, beta_2, epsilon, decay = constants
     to_first, to_second = (gradient - first) * (1 - beta_1), (ops.square(gradient) - second) * (1 - beta_2)
     to_first, to_second = ops.where(taken, to_first, zero), ops.where(taken, to_second, zero)
