@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from groupvit_common.segmentation.predictor import BaseSegmenter
-    from groupvit_common.segmentation.result import Segmentation
+    from groupvit_common.segmentation.result import Details, Segmentation
 
 _DESCRIPTION = """\
 Colours the pixels of each image by the label that fits them best. Writes, into the folder --out, for each image NAME:
@@ -35,6 +38,8 @@ images of equal names get numbers (NAME-2).
 """
 # All images of a command on one page, each with its legend.
 _SHEET, _SHEET_SIDE = "contact_sheet.png", 320
+# Results that wait to be written at most.
+_UNWRITTEN = 4
 
 
 def add_arguments(parser: Parser) -> None:
@@ -80,18 +85,37 @@ def _run(options: argparse.Namespace) -> int:
             make_writable(folder)
     names = {} if out is None else output_names(run.paths, out)
     figures = _Figures(segmenter, shown, out if options.sheet else None)
-    with run:
+
+    def write(path: Path, result: Segmentation, details: Details | None) -> dict[str, Path]:
+        if out is None:
+            return {}
+        files = result.save_as(out, names[path], groups=options.group_map)
+        return files | figures.save(result, out, names[path], details)
+
+    def finish(path: Path, result: Segmentation, written: Callable[[], dict[str, Path]]) -> None:
+        with run.attempt(path):
+            files, record, where = written(), result.to_dict(), ""
+            if coco is not None:
+                coco.add(result)
+            if files:
+                record["files"] = {kind: str(file) for kind, file in files.items()}
+                where = f" -> {files['overlay']}"
+            run.done(record, f"{path}: {_shares(result)}{where}")
+
+    # Files of an image are drawn and written beside the model, which has the next ones meanwhile.
+    waiting: deque[tuple[Path, Segmentation, Callable[[], dict[str, Path]]]] = deque()
+    with run, ThreadPoolExecutor(1) as writer:
         for path, result in run.segmented(segmenter):
             with run.attempt(path):
-                record, where = result.to_dict(), ""
-                if coco is not None:
-                    coco.add(result)
-                if out is not None:
-                    files = result.save_as(out, names[path], groups=options.group_map)
-                    files |= figures.save(result, out, names[path])
-                    record["files"] = {kind: str(file) for kind, file in files.items()}
-                    where = f" -> {files['overlay']}"
-                run.done(record, f"{path}: {_shares(result)}{where}")
+                details = figures.details(result)
+                if out is None or len(run.paths) == 1:
+                    finish(path, result, partial(write, path, result, details))
+                else:
+                    waiting.append((path, result, writer.submit(write, path, result, details).result))
+            while len(waiting) > _UNWRITTEN:
+                finish(*waiting.popleft())
+        while waiting:
+            finish(*waiting.popleft())
     figures.save_sheet()
     if coco is not None:
         coco.save()
@@ -138,12 +162,15 @@ class _Figures:
         self._segmenter, self._modes, self._sheet = segmenter, modes, sheet
         self._small: list[tuple[str, Image.Image]] = []
 
-    def save(self, result: Segmentation, out: Path, name: str) -> dict[str, Path]:
+    def details(self, result: Segmentation) -> Details | None:
+        """Returns what the figures show besides a result; None if they need no more."""
+        needs_details = any(FIGURES[mode].needs_details for mode in self._modes)
+        return self._segmenter.details(result.image) if needs_details else None
+
+    def save(self, result: Segmentation, out: Path, name: str, details: Details | None) -> dict[str, Path]:
         """Writes those of one result; returns the paths by mode."""
         if self._sheet is not None:
             self._small.append((name, thumbnail(result, _SHEET_SIDE)))
-        needs_details = any(FIGURES[mode].needs_details for mode in self._modes)
-        details = self._segmenter.details(result.image) if needs_details else None
         images = {f"{name}_{mode}.png": show(result, mode, details) for mode in self._modes}
         if images:
             write_images(out, images)

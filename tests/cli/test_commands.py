@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from groupvit_common.preprocessing.image_files import expand, images_in
 from groupvit_common.preprocessing.image_processor import GroupViTImageProcessor
 from groupvit_common.preprocessing.processor import GroupViTProcessor
 from groupvit_common.preprocessing.tokenizer import CLIPTokenizer
+from groupvit_common.segmentation.result import Segmentation
 from groupvit_common.storage.names import name_key
 from groupvit_common.training.recipe import get_recipe
 from groupvit_common.training.run import Interrupted, TrainResult
@@ -427,6 +429,31 @@ def test_no_such_model(run, here, monkeypatch):
         assert (code, out, len(err)) == (3, [], 1)
         assert err[0].startswith("groupvit: error: ")
     assert not (here / "groupvit_out").exists()
+
+
+def test_images_written_beside_the_model_are_those_of_one_and_a_fault_spares_the_others(run, here, monkeypatch):
+    paths = [make_image(here / f"{name}.png", seed) for seed, name in enumerate("abcdefg")]
+    threads = threading.active_count()
+    # Batches multiply their matrices in another order.
+    assert run("segment", *paths, "--labels", "cat, dog", "--out", "all", "--batch-size", 1)[0] == 0
+    for path in paths:
+        assert run("segment", path, "--labels", "cat, dog", "--out", "each")[0] == 0
+    for each in sorted((here / "each").iterdir()):
+        assert (here / "all" / each.name).read_bytes() == each.read_bytes()
+
+    save_as = Segmentation.save_as
+
+    def full_disk(result, folder, name, **others):
+        if name == "c":
+            raise InputError("no space left")
+        return save_as(result, folder, name, **others)
+
+    monkeypatch.setattr(Segmentation, "save_as", full_disk)
+    code, out, err = run("segment", *paths, "--labels", "cat, dog", "--out", "some")
+    assert code == 1
+    assert [line.partition(":")[0] for line in out] == [str(path) for path in paths if path.stem != "c"]
+    assert "no space left" in "".join(err)
+    assert threading.active_count() == threads
 
 
 def test_a_folder_that_cannot_be_written(run, here, monkeypatch):
