@@ -9,7 +9,7 @@ SOURCES := groupvit_common groupvit_torch groupvit_tf conversion benchmarks test
 JAX_TESTS := tests/groupvit_tf/test_jax.py tests/segmentation/test_segmenter.py \
   $(patsubst %,tests/model/test_%.py,parity model parameters outputs checkpoint)
 
-.PHONY: help demo test test-slow test-jax test-peers lint format train-demo parity clean
+.PHONY: help demo test test-slow test-jax test-peers bench bench-peers bench-gpu lint format train-demo parity clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,15 @@ test-jax: $(VENV)/jax.stamp ## Run the tests of all backends with Keras on JAX (
 
 test-peers: $(VENV)/dev.stamp ## Run programs written for transformers with transformers 4.49, 5.24 and groupvit, and compare.
 	@$(BIN)/python -m tests.support.peers
+
+bench-peers: $(VENV)/dev.stamp ## Make the environments of the programs that `make bench` compares with.
+	@$(BIN)/python -c "from tests.support.peers import environment; [environment(peer) for peer in ('4', '5', 'exports')]"
+
+bench: bench-peers ## Measure speed beside transformers, OpenVINO and onnxruntime; writes docs/benchmarks.md (some 20 minutes).
+	@$(BIN)/python -m benchmarks.speed --write
+
+bench-gpu: bench-peers ## Measure a GPU, if there is one, beside transformers (some 10 minutes).
+	@$(BIN)/python -m benchmarks.gpu
 
 lint: $(VENV)/dev.stamp ## Check style, types and which way imports point.
 	@$(BIN)/ruff check --quiet $(SOURCES)

@@ -41,11 +41,17 @@ PACKAGES = {
         *("tf_keras==2.21.0", "tensorflow_probability==0.25.0"),
     ],
     "5": ["transformers==5.24.0", "peft==0.21.2"],
+    # Other programs that run an exported model, for the benchmarks.
+    "exports": [
+        *("transformers==5.24.0", "openvino==2026.4.1", "onnxruntime==1.32.0"),
+        *("onnx==1.23.2", "onnxscript==0.7.2", "onnx_ir==1.1.0"),
+    ],
 }
 # What those need besides and .venv may not have; whatever version.
 NEEDED = {
     "4": ["accelerate", "psutil", "regex", "cloudpickle", "decorator", "dm-tree"],
     "5": ["accelerate", "psutil", "regex", "typer"],
+    "exports": ["psutil", "regex", "typer", "flatbuffers", "ml_dtypes"],
 }
 # Programs that need a package which imports transformers itself: ours runs them in the environment of transformers 5.
 WITH_TRANSFORMERS = ("peft_lora",)
