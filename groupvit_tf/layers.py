@@ -34,6 +34,11 @@ def mean(x: Tensor, axis: int | None = None) -> Tensor:
     return ops.mean(x, axis=axis)
 
 
+def _length(x: Tensor) -> Any:
+    """Returns the size of axis 1: a number, or a tensor where only a running graph knows it."""
+    return ops.shape(x)[1] if x.shape[1] is None else x.shape[1]
+
+
 def _narrowed(dtype: Any) -> bool:
     """Returns whether Keras computes means and norms of this dtype in a narrower one."""
     return keras.backend.backend() == "jax" and wide_dtype(dtype) == "float64"
@@ -100,6 +105,13 @@ class Dense(keras.layers.Dense):
 
     def build(self, input_shape: Any = None) -> None:
         super().build((None, self.in_features))
+
+    def call(self, x: Tensor, training: bool | None = None) -> Tensor:
+        # As one matrix: TensorFlow multiplies more axes by ten operations where a length is not known.
+        if len(x.shape) != 3:
+            return super().call(x, training=training)
+        rows = super().call(ops.reshape(x, (-1, self.in_features)), training=training)
+        return ops.reshape(rows, (-1, _length(x), self.units))
 
 
 class LayerNorm(keras.layers.LayerNormalization):
@@ -245,12 +257,12 @@ class Attention(Block):
         if training and self.dropout:
             used = keras.random.dropout(weights, self.dropout, seed=dropout_seed or self.seed_generator)
         context = ops.transpose(ops.matmul(used, v), (0, 2, 1, 3))
-        context = ops.reshape(context, (-1, ops.shape(query)[1], self.num_heads * self.head_dim))
+        context = ops.reshape(context, (-1, _length(query), self.num_heads * self.head_dim))
         return self.out_proj(context), weights if output_attentions else None
 
     def _heads(self, x: Tensor) -> Tensor:
         """`[B, S, D]` -> `[B, heads, S, D / heads]`."""
-        x = ops.reshape(x, (-1, ops.shape(x)[1], self.num_heads, self.head_dim))
+        x = ops.reshape(x, (-1, _length(x), self.num_heads, self.head_dim))
         return ops.transpose(x, (0, 2, 1, 3))
 
 

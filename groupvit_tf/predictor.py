@@ -22,12 +22,15 @@ from groupvit_tf.vision import check_pixels
 
 __all__ = ["DEFAULT_MODEL", "DEMO_MODEL", "Segmenter"]
 
+# Images that one program takes: their dtype and, on JAX, height and width.
+Kind = tuple[int | str, ...]
 # Pixels -> the result of `Segmenter._encode_eagerly`.
 Encode = Callable[[Floats], tuple[Tensor, Tensor, list[Tensor]]]
 
-# Tracing the model takes as long as ten calls without: it is done for a size of images that keeps coming.
-_CALLS_BEFORE_TRACING = 4
-# A traced model takes megabytes.
+# Tracing the model takes as long as some ten calls without: a photo or two are answered sooner without.
+_CALLS_BEFORE_TRACING = 2
+# JAX makes a program for each size, which takes megabytes: for a size that keeps coming.
+_CALLS_BEFORE_TRACING_BY_JAX = 4
 _MOST_TRACED = 16
 
 
@@ -56,8 +59,8 @@ class Segmenter(BaseSegmenter):
 
     def _ready(self, model: GroupViTModel) -> GroupViTModel:
         model.check_finite()
-        self._calls: Counter[tuple[int, int]] = Counter()
-        self._traced: dict[tuple[int, int], Encode] = {}
+        self._calls: Counter[Kind] = Counter()
+        self._traced: dict[Kind, Encode] = {}
         self._tracing = threading.Lock()
         value = model.logit_scale.value
         # In JAX a distributed variable is on several devices.
@@ -89,27 +92,28 @@ class Segmenter(BaseSegmenter):
             return _numpy(groups), [_numpy(maps) for maps in block_maps]
 
     def _encode_images(self, pixels: Floats) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """`_encode_eagerly`, in a traced function where images of this size came before."""
+        """`_encode_eagerly`, in a traced function once enough images came: TensorFlow has one for all sizes."""
         check_pixels(pixels, self.model.config.vision_config)
-        size = pixels.shape[2:]
-        self._calls[size] += 1
-        if self._calls[size] <= _CALLS_BEFORE_TRACING:
+        by_jax = keras.backend.backend() == "jax"
+        kind = (*(pixels.shape[2:] if by_jax else ()), str(pixels.dtype))
+        self._calls[kind] += 1
+        if self._calls[kind] <= (_CALLS_BEFORE_TRACING_BY_JAX if by_jax else _CALLS_BEFORE_TRACING):
             return self._encode_eagerly(ops.convert_to_tensor(pixels))
         # One thread traces at a time; what it made stays whole for others, whatever is put out meanwhile.
         with self._tracing:
-            encode = self._traced.get(size)
+            encode = self._traced.get(kind)
             if encode is None:
                 if len(self._traced) == _MOST_TRACED:
                     del self._traced[next(iter(self._traced))]
-                encode = self._traced_by_jax() if keras.backend.backend() == "jax" else self._traced_by_tf(pixels)
-                self._traced[size] = encode
+                encode = self._traced_by_jax() if by_jax else self._traced_by_tf(pixels)
+                self._traced[kind] = encode
         return encode(pixels)
 
     def _traced_by_tf(self, pixels: Floats) -> Encode:
         import tensorflow as tf
 
-        any_number = tf.TensorSpec((None, *pixels.shape[1:]), pixels.dtype)
-        return tf.function(self._encode_eagerly, input_signature=[any_number], autograph=False)
+        any_size = tf.TensorSpec((None, pixels.shape[1], None, None), pixels.dtype)
+        return tf.function(self._encode_eagerly, input_signature=[any_size], autograph=False)
 
     def _traced_by_jax(self) -> Encode:
         import jax
@@ -133,7 +137,8 @@ class Segmenter(BaseSegmenter):
             groups = ops.reshape(groups, (-1, states.shape[1], groups.shape[1]))
             images = self.model.visual_projection(vision.pooler_output, training=False)
             patch = self.model.config.vision_config.patch_size
-            grid = (pixels.shape[2] // patch, pixels.shape[3] // patch)
+            height, width = ops.shape(pixels)[2:]
+            grid = (height // patch, width // patch)
             assignments = [_wide(a) for a in vision.attentions or ()]
             block_maps = [grouping_map(assignments[: i + 1], grid) for i in range(len(assignments))]
             return _wide(groups), _wide(images), block_maps

@@ -44,7 +44,8 @@ class PatchEmbeddings(keras.layers.Layer):
 
     def call(self, pixel_values: Tensor, interpolate_pos_encoding: bool = True) -> Tensor:
         patches = self.projection(ops.transpose(pixel_values, (0, 2, 3, 1)))
-        return ops.reshape(patches, (-1, patches.shape[1] * patches.shape[2], self.width))
+        _, rows, columns, _ = ops.shape(patches)
+        return ops.reshape(patches, (-1, rows * columns, self.width))
 
 
 class VisionEmbeddings(keras.layers.Layer):
@@ -69,25 +70,33 @@ class VisionEmbeddings(keras.layers.Layer):
 
     def call(self, pixel_values: Tensor, interpolate_pos_encoding: bool = True, training: bool = False) -> Tensor:
         """`[B, C, H, W]` -> `[B, P, D]`. Positions are interpolated where the size asks for it, whatever the flag."""
-        height, width = pixel_values.shape[-2:]
+        height, width = ops.shape(pixel_values)[-2:]
         patches = self.patch_embeddings(pixel_values)
         positions = self.positions(height // self.patch_size, width // self.patch_size)
         return self.dropout(self.layernorm(patches) + ops.cast(positions, patches.dtype), training=training)
 
-    def positions(self, rows: int, columns: int) -> Tensor:
+    def positions(self, rows: int | Tensor, columns: int | Tensor) -> Tensor:
         """Returns position embeddings `[1, rows * columns, D]`, bicubic (see `groupvit_common.model.resample`) if the
-        grid is not the trained one."""
+        grid is not the trained one. A graph of TensorFlow may know its sides only when it runs: they are tensors."""
         stored = ops.convert_to_tensor(self.position_embeddings)
-        if (rows, columns) == (self.grid, self.grid):
+        if isinstance(rows, int) and (rows, columns) == (self.grid, self.grid):
             return stored
         # Interpolated in float32 at least: half-precision weights would lose what little two positions differ by.
         dtype = wide_dtype(stored.dtype)
-        rows_matrix, columns_matrix = (
-            ops.convert_to_tensor(resize_matrix(self.grid, n, "bicubic"), dtype=dtype) for n in (rows, columns)
-        )
+        rows_matrix, columns_matrix = (ops.cast(_cubic_matrix(self.grid, n), dtype) for n in (rows, columns))
         grid = ops.reshape(ops.cast(stored, dtype), (self.grid, self.grid, -1))
         resized = ops.einsum("ri,cj,ijd->rcd", rows_matrix, columns_matrix, grid)
         return ops.cast(ops.reshape(resized, (1, rows * columns, -1)), stored.dtype)
+
+
+def _cubic_matrix(n_in: int, n_out: int | Tensor) -> Tensor:
+    """Returns `resize_matrix(n_in, n_out, "bicubic")`; NumPy computes it too where a running graph knows `n_out`."""
+    if isinstance(n_out, int):
+        return resize_matrix(n_in, n_out, "bicubic")
+    import tensorflow as tf
+
+    matrix = tf.numpy_function(lambda n: resize_matrix(n_in, int(n), "bicubic"), [n_out], tf.float64, stateful=False)
+    return tf.ensure_shape(matrix, (None, n_in))
 
 
 def check_pixels(pixel_values: Any, config: GroupViTVisionConfig) -> None:

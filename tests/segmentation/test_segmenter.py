@@ -453,13 +453,20 @@ def test_assignment_is_what_the_checkpoint_says_else_hard(Segmenter, model, proc
     assert Segmenter.from_pretrained(tmp_path, device="cpu", assignment="hard").assignment == "hard"
 
 
-def test_a_size_that_keeps_coming_is_traced_and_gives_the_same(checkpoint):
+def test_images_of_all_sizes_are_traced_once_and_give_the_same(checkpoint):
     keras_segmenter = importlib.import_module("groupvit_tf.predictor").Segmenter
-    segmenter = keras_segmenter.from_pretrained(checkpoint, labels=LABELS, device="cpu", batch_size=1)
-    results = segmenter([picture()] * 6)
-    assert list(segmenter._traced) == [(32, 48)]
-    for result in results[1:]:
-        same(result, results[0])
+    segmenter = keras_segmenter.from_pretrained(checkpoint, labels=LABELS, device="cpu")
+    images = [picture(), picture().transpose(Image.Transpose.ROTATE_90), picture().crop((0, 0, 40, 40))]
+    eagerly = []
+    for image in images:
+        segmenter._calls.clear()
+        eagerly.append(segmenter(image))
+    assert not segmenter._traced
+    segmenter([images[0]] * 3 * segmenter.batch_size)
+    (traced,) = segmenter._traced.values()
+    for image, expected in zip(images, eagerly, strict=True):
+        same(segmenter(image), expected)
+    assert traced.experimental_get_tracing_count() == 1
 
 
 @pytest.mark.parametrize(("dtype", "share"), [("float32", 0.9999), ("float64", 1.0)])
