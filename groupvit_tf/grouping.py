@@ -39,6 +39,11 @@ def assign(logits: Tensor, *, noise: Tensor | None = None, hard: bool = True, te
     return one_hot - ops.stop_gradient(soft) + soft
 
 
+def _wide(x: Tensor) -> Tensor:
+    """Returns half precision as float32."""
+    return ops.cast(x, wide_dtype(x.dtype))
+
+
 class CrossAttentionLayer(Block):
     """Cross attention of the group tokens to the segments, before the assignment."""
 
@@ -89,14 +94,17 @@ class AssignAttention(Block):
 
         Returns: the merged segments `[B, G, D]` and the soft assignment without noise `[B, G, S]`.
         """
-        keys = ops.transpose(self.k_proj(key), (0, 2, 1))
-        logits = ops.matmul(self.q_proj(query), keys) * self.scale
+        # Half precision ends here: two groups are often nearly as likely, and a tie moves the whole patch.
+        keys = ops.transpose(_wide(self.k_proj(key)), (0, 2, 1))
+        logits = ops.matmul(_wide(self.q_proj(query)), keys) * self.scale
         if noise is None and training:
             noise = gumbel_noise_like(logits, self.seed_generator)
         weights = assign(logits, noise=noise, hard=hard, temperature=temperature)
         # A mean over the claimed segments; assign_eps shrinks small groups and keeps empty ones finite.
         weights = weights / (ops.sum(weights, axis=-1, keepdims=True) + self.assign_eps)
-        return self.proj(ops.matmul(weights, self.v_proj(key))), softmax(logits, axis=1)
+        values = self.v_proj(key)
+        merged = ops.matmul(ops.cast(weights, values.dtype), values)
+        return self.proj(merged), ops.cast(softmax(logits, axis=1), values.dtype)
 
 
 class TokenAssign(Block):

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from keras import ops
 
 from groupvit_common.errors import InputError
+from groupvit_common.model.optimization import Optimized
 from groupvit_common.segmentation.options import DEFAULT_MODEL
 from groupvit_common.segmentation.predictor import DEMO_MODEL, BaseSegmenter
 from groupvit_common.segmentation.scores import Floats
@@ -56,6 +57,13 @@ class Segmenter(BaseSegmenter):
     def _load(cls, directory: Path, dtype: Any, device: Any) -> GroupViTModel:
         with keras.device(device):
             return GroupViTModel.from_pretrained(directory, dtype="float32" if dtype is None else dtype)
+
+    @classmethod
+    def _optimized(cls, model: GroupViTModel, request: Mapping[str, Any]) -> Optimized:
+        # Imported here: most runs do without.
+        from groupvit_tf.optimize import optimize
+
+        return optimize(model, **request)
 
     def _ready(self, model: GroupViTModel) -> GroupViTModel:
         model.check_finite()

@@ -31,6 +31,11 @@ def assign(logits: Tensor, *, noise: Tensor | None = None, hard: bool = True, te
     return one_hot - soft.detach() + soft
 
 
+def _wide(x: Tensor) -> Tensor:
+    """Returns half precision as float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class CrossAttentionLayer(nn.Module):
     """Cross attention of the group tokens to the segments, before the assignment."""
 
@@ -78,13 +83,16 @@ class AssignAttention(nn.Module):
 
         Returns: the merged segments `[B, G, D]` and the soft assignment without noise `[B, G, S]`.
         """
-        logits = linear(self.q_proj, query) @ linear(self.k_proj, key).transpose(1, 2) * self.scale
+        # Half precision ends here: two groups are often nearly as likely, and a tie moves the whole patch.
+        queries, keys = _wide(linear(self.q_proj, query)), _wide(linear(self.k_proj, key))
+        logits = queries @ keys.transpose(1, 2) * self.scale
         if noise is None and self.training:
             noise = gumbel_noise_like(logits)
         weights = assign(logits, noise=noise, hard=hard, temperature=temperature)
         # A mean over the claimed segments; assign_eps shrinks small groups and keeps empty ones finite.
         weights = weights / (weights.sum(dim=-1, keepdim=True) + self.assign_eps)
-        return linear(self.proj, weights @ linear(self.v_proj, key)), logits.softmax(dim=1)
+        values = linear(self.v_proj, key)
+        return linear(self.proj, weights.to(values.dtype) @ values), logits.softmax(dim=1).to(values.dtype)
 
 
 class TokenAssign(nn.Module):

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from groupvit_common.model.optimization import Optimized
 from groupvit_common.segmentation.label_maps import PixelLabels, View
 from groupvit_common.segmentation.options import DEFAULT_MODEL, SegmentationOptions
 from groupvit_common.segmentation.predictor import DEMO_MODEL, BaseSegmenter
@@ -32,6 +33,13 @@ class Segmenter(BaseSegmenter):
     @classmethod
     def _load(cls, directory: Path, dtype: Any, device: Any) -> GroupViTModel:
         return GroupViTModel.from_pretrained(directory, dtype=dtype, device=device)
+
+    @classmethod
+    def _optimized(cls, model: GroupViTModel, request: Mapping[str, Any]) -> Optimized:
+        # Imported here: most runs do without.
+        from groupvit_torch.optimize import optimize
+
+        return optimize(model, **request)
 
     def _ready(self, model: GroupViTModel) -> GroupViTModel:
         model.check_finite()

@@ -171,7 +171,15 @@ def add_model(parser: Any) -> None:
     )  # fmt: skip
     add_backend(parser)
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights (default: float32)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16", "int8"),
+        help="of the weights (default: float32); int8 is for CPUs, and checked against float32",
+    )  # fmt: skip
+    parser.add_argument(
+        "--fast", action="store_true",
+        help="choose the dtype by what computes, such as bfloat16 where the CPU has instructions for it; results "
+        "differ a little",
+    )  # fmt: skip
 
 
 def add_backend(parser: Any) -> None:

@@ -19,6 +19,7 @@ from groupvit_common.cli.runtime import (
     backend_title,
     choose_backend,
     make_writable,
+    note_optimization,
     read_background_labels,
 )
 from groupvit_common.cli.terminal import OK, SOME_FAILED
@@ -167,12 +168,15 @@ def _run(options: argparse.Namespace) -> int:
             processor=options.processor,
             device=getattr(place, "device", options.device),
             dtype=options.dtype,
+            fast=options.fast,
             **bound,
         )
+        if here.rank == 0:
+            note_optimization(base)
         about = {
             "model": options.model,
             "backend": backend,
-            "dtype": options.dtype or "float32",
+            "dtype": _dtype_of(base, options.dtype),
             **_weights_of(base.directory),
         }
         code = OK
@@ -199,6 +203,13 @@ def _result_folders(out: str | None, kinds: Sequence[str]) -> list[Path | None]:
         return [None if out is None else Path(out)] * len(kinds)
     names = [kind.replace(":", "-") for kind in kinds]
     return [Path(out) / (name if names.count(name) == 1 else f"{name}-{i + 1}") for i, name in enumerate(names)]
+
+
+def _dtype_of(segmenter: BaseSegmenter, wanted: str | None) -> str:
+    """Returns the dtype that a model computes in, "int8" for a quantized one."""
+    if segmenter.optimization is None:
+        return wanted or "float32"
+    return segmenter.optimization.quantize or segmenter.optimization.dtype
 
 
 def _weights_of(directory: Path | None) -> dict[str, str]:

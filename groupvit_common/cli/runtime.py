@@ -88,11 +88,18 @@ def backend_module(backend: str | None, name: str) -> Any:
 
 def load_segmenter(options: argparse.Namespace, **others: Any) -> BaseSegmenter:
     """Returns the segmenter of a command's flags. `others`: keywords of `from_pretrained`, which replace flags."""
-    keywords = {name: getattr(options, name) for name in ("model", "backend", "processor", "device", "dtype")}
+    keywords = {name: getattr(options, name) for name in ("model", "backend", "processor", "device", "dtype", "fast")}
     keywords |= given(options, (*OPTIONS, "batch_size", "max_pixels")) | others
     segmenter_class = backend_module(keywords.pop("backend"), "predictor").Segmenter
     segmenter: BaseSegmenter = segmenter_class.from_pretrained(keywords.pop("model"), **keywords)
+    note_optimization(segmenter)
     return segmenter
+
+
+def note_optimization(segmenter: BaseSegmenter) -> None:
+    """Prints what --fast or --dtype int8 has chosen."""
+    if segmenter.optimization is not None:
+        terminal.note(f"computing in {segmenter.optimization}")
 
 
 # -- labels and folders ------------------------------------------------------------------------------------------------

@@ -254,6 +254,11 @@ def warn(message: object) -> None:
     _print_message("warning", " ".join(str(message).split()))
 
 
+def note(message: object) -> None:
+    """Prints a remark as one line."""
+    _print_message("note", str(message))
+
+
 def is_lost() -> bool:
     """Returns whether stdout takes nothing more."""
     return _lost is not None

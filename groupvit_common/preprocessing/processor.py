@@ -13,6 +13,7 @@ from groupvit_common.compat.keywords import check_unknown, drop_harmless
 from groupvit_common.compat.post_process import PostProcessing
 from groupvit_common.compat.processor import ProcessorHabits, divided, in_order
 from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.model.config import LEGACY_EOS_TOKEN_ID
 from groupvit_common.preprocessing.encoding import HARMLESS_TOKENIZER_KEYWORDS, BatchEncoding
 from groupvit_common.preprocessing.image_processor import (
     IMAGE_PROCESSOR_FILE,
@@ -212,3 +213,19 @@ class AutoProcessor(AutoClass):
     def register(cls, config_class: Any, processor_class: type[Any], exist_ok: bool = False) -> None:
         """Has a class of yours made for files that name it. `config_class` is not needed to know them."""
         cls._register(processor_class.__name__, processor_class, exist_ok)
+
+
+def check_fit(processor: GroupViTProcessor, config: Any) -> None:
+    """Raises `InputError` for a tokenizer whose tokens the model does not know, or whose end token it does not
+    expect."""
+    tokenizer, text = processor.tokenizer, config.text_config
+    if len(tokenizer) > text.vocab_size:
+        raise InputError(
+            f"the tokenizer has {len(tokenizer)} tokens and the model's vocabulary {text.vocab_size}: they belong to "
+            "different models"
+        )
+    if text.eos_token_id not in (LEGACY_EOS_TOKEN_ID, tokenizer.eos_token_id):
+        raise InputError(
+            f"the tokenizer ends texts with token {tokenizer.eos_token_id}, and the model expects {text.eos_token_id}: "
+            "they belong to different models"
+        )

@@ -21,15 +21,16 @@ from groupvit_common.checkpoints.hub import HUB_KEYWORDS
 from groupvit_common.compat.keywords import nearest
 from groupvit_common.errors import InputError
 from groupvit_common.model.checks import is_number
+from groupvit_common.model.optimization import optimization_request
 from groupvit_common.preprocessing.download import download, is_address
 from groupvit_common.preprocessing.image_processor import GroupViTImageProcessor
 from groupvit_common.preprocessing.images import MAX_PIXELS
-from groupvit_common.preprocessing.processor import GroupViTProcessor
+from groupvit_common.preprocessing.processor import GroupViTProcessor, check_fit
 from groupvit_common.preprocessing.prompts import Label, parse_labels
 from groupvit_common.preprocessing.tokenizer import AutoTokenizer
 from groupvit_common.segmentation.label_encoder import PROMPTS_AT_ONCE
 from groupvit_common.segmentation.options import DEFAULT_MODEL, OPTIONS, SegmentationOptions
-from groupvit_common.segmentation.predictor import BaseSegmenter, check_fit
+from groupvit_common.segmentation.predictor import BaseSegmenter
 from groupvit_common.segmentation.result import BACKGROUND
 from groupvit_common.segmentation.scores import Floats
 from groupvit_common.segmentation.segments import By, segments
@@ -394,6 +395,7 @@ def pipeline_of(tasks: Mapping[str, type[BasePipeline]]) -> Callable[..., Any]:
         trust_remote_code: bool | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
         pipeline_class: Any = None,
+        fast: bool = False,
         **settings: Any,
     ) -> Any:
         """Returns the pipeline of a task, as transformers' `pipeline` does.
@@ -407,6 +409,8 @@ def pipeline_of(tasks: Mapping[str, type[BasePipeline]]) -> Callable[..., Any]:
             dtype: of the weights; `torch_dtype` is its older name.
             model_kwargs: further keywords of the model's `from_pretrained`.
             pipeline_class: another class in the place of the task's.
+            fast: let `optimize` choose the dtype of a model that is given by name, unless `dtype` names it; `dtype`
+                may be "int8" as well.
             use_fast: False asks for a `CLIPTokenizer` instead of a `CLIPTokenizerFast`.
             trust_remote_code: changes nothing. `use_auth_token` is the former name of `token`.
             settings: defaults of the pipeline's keywords.
@@ -433,12 +437,18 @@ def pipeline_of(tasks: Mapping[str, type[BasePipeline]]) -> Callable[..., Any]:
         where = {name: keywords[name] for name in HUB_KEYWORDS if name in keywords} | {"use_fast": use_fast}
         name = model if isinstance(model, str | Path) else None
         if name is None:
+            if fast:
+                raise InputError("fast=True is for a model that is given by name: call optimize on a model at hand")
             model = chosen._placed(model, None)
         image_processor = feature_extractor if image_processor is None else image_processor
         parts = _parts(name, model, config, tokenizer, image_processor, processor, where)
         if name is not None:
             dtype = dtype if dtype is not None else torch_dtype
+            request = optimization_request(dtype, fast=fast)
+            dtype = dtype if request is None else None
             model = chosen.load_model(name, _device_name(device), config=config, dtype=dtype, **keywords)
+            if request is not None:
+                model = chosen.segmenter_class._optimized(model, request).model
             device = dtype = torch_dtype = None
         return chosen(
             model=model,

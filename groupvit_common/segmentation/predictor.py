@@ -17,10 +17,10 @@ from groupvit_common.checkpoints.directory import CONFIG_NAME, WEIGHTS_NAME
 from groupvit_common.checkpoints.hub import DEMO_MODEL as DEMO_MODEL
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.model.checks import check_pixel_values, is_whole_number
-from groupvit_common.model.config import LEGACY_EOS_TOKEN_ID
+from groupvit_common.model.optimization import OptimizationReport, Optimized, optimization_request
 from groupvit_common.preprocessing.image_files import images_in
 from groupvit_common.preprocessing.images import MAX_PIXELS, as_array, load_image
-from groupvit_common.preprocessing.processor import PROCESSOR_FILES, GroupViTProcessor, missing_parts
+from groupvit_common.preprocessing.processor import PROCESSOR_FILES, GroupViTProcessor, check_fit, missing_parts
 from groupvit_common.preprocessing.prompts import Label, parse_labels
 from groupvit_common.segmentation.label_encoder import LabelEncoder
 from groupvit_common.segmentation.label_maps import (
@@ -85,22 +85,6 @@ class _Seen:
     view: View
 
 
-def check_fit(processor: GroupViTProcessor, config: Any) -> None:
-    """Raises `InputError` for a tokenizer whose tokens the model does not know, or whose end token it does not
-    expect."""
-    tokenizer, text = processor.tokenizer, config.text_config
-    if len(tokenizer) > text.vocab_size:
-        raise InputError(
-            f"the tokenizer has {len(tokenizer)} tokens and the model's vocabulary {text.vocab_size}: they belong to "
-            "different models"
-        )
-    if text.eos_token_id not in (LEGACY_EOS_TOKEN_ID, tokenizer.eos_token_id):
-        raise InputError(
-            f"the tokenizer ends texts with token {tokenizer.eos_token_id}, and the model expects {text.eos_token_id}: "
-            "they belong to different models"
-        )
-
-
 class BaseSegmenter(ABC):
     """Segments images by text labels.
 
@@ -121,7 +105,8 @@ class BaseSegmenter(ABC):
         options: how pixels get labels, the fields of `groupvit_common.segmentation.options.SegmentationOptions`. They
             are attributes as well.
 
-    `directory` is the checkpoint of `from_pretrained`, None for a model that came otherwise. One segmenter may serve
+    `directory` is the checkpoint of `from_pretrained`, None for a model that came otherwise; `optimization` the report
+    of its `fast` or `dtype="int8"`, None without. One segmenter may serve
     several threads, which may set labels: each call, and each iterator, uses the labels that were set when it began.
 
     Raises:
@@ -146,6 +131,7 @@ class BaseSegmenter(ABC):
         self.model = self._ready(model)
         self.processor = processor
         self.directory: Path | None = None
+        self.optimization: OptimizationReport | None = None
         self.batch_size = batch_size
         self.max_pixels = int(max_pixels)
         self.options = chosen
@@ -182,6 +168,7 @@ class BaseSegmenter(ABC):
         processor: GroupViTProcessor | str | Path | None = None,
         device: Any = None,
         dtype: Any = None,
+        fast: bool = False,
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
@@ -195,7 +182,9 @@ class BaseSegmenter(ABC):
             processor: of another checkpoint (named as `model` is), or one at hand, for a checkpoint without tokenizer
                 and image processor; None: its own.
             device: "cpu", "cuda", "cuda:1" or another of the framework's own; None: the best there is.
-            dtype: of the weights, such as "bfloat16"; float32 if None.
+            dtype: of the weights, such as "bfloat16"; float32 if None. "int8" quantizes them, for CPUs.
+            fast: let `optimize` of the backend choose the dtype by what computes, unless it is named; results then
+                differ a little. What was chosen is the segmenter's `optimization`.
             revision, token, cache_dir, local_files_only: see `groupvit_common.checkpoints.hub.HubLocation`.
             options: the constructor's keywords.
 
@@ -222,10 +211,14 @@ class BaseSegmenter(ABC):
             processor = GroupViTProcessor.from_pretrained(directory)
         elif isinstance(processor, str | Path):
             processor = GroupViTProcessor.from_pretrained(processor, **where)
-        loaded = cls._load(directory, dtype, chosen)
+        request = optimization_request(dtype, fast=fast)
+        loaded = cls._load(directory, dtype if request is None else None, chosen)
         check_fit(processor, loaded.config)
+        report = None
+        if request is not None:
+            loaded, report = cls._optimized(loaded, request)
         segmenter = cls(loaded, processor, **options)
-        segmenter.directory = directory
+        segmenter.directory, segmenter.optimization = directory, report
         return segmenter
 
     def set_labels(
@@ -371,6 +364,11 @@ class BaseSegmenter(ABC):
     @abstractmethod
     def _load(cls, directory: Path, dtype: Any, device: Any) -> Any:
         """The model of a checkpoint directory, on a device that `_device` gave."""
+
+    @classmethod
+    @abstractmethod
+    def _optimized(cls, model: Any, request: Mapping[str, Any]) -> Optimized:
+        """The result of the backend's `optimize` with these keywords."""
 
     def _ready(self, model: Any) -> Any:
         """The model in evaluation mode, where models have such a mode."""

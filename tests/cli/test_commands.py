@@ -119,6 +119,18 @@ def test_segment_options_reach_the_segmenter(run, here):
     assert record["labels"][0]["probability"] > 0  # that of "wall"
 
 
+@pytest.mark.parametrize(
+    ("flags", "chosen"), [(["--dtype", "int8"], "int8"), (["--fast", "--dtype", "bfloat16"], "bfloat16")]
+)
+def test_what_computes_fast_is_said_once(run, here, flags, chosen):
+    make_image(here / "a.png")
+    code, out, err = run("classify", "a.png", "--labels", "red, green", *flags)
+    assert code == 0
+    assert len(out) == 1
+    notes = [line for line in err if line.startswith("groupvit: note: ")]
+    assert [line.split()[4] for line in notes] == [chosen]
+
+
 def test_options_for_better_masks_reach_the_segmenter(run, here, checkpoint, monkeypatch):
     make_image(here / "a.png")
     (here / "sentences.txt").write_text("a {}.\nthe {}.\n")

@@ -141,6 +141,7 @@ EXCEPTIONS: dict[str, dict[str, dict[str, set[str]]]] = {
         },
         "tf": {"label_maps.py": {"unit", "resize_bilinear"}},
     },
+    "Keras quantizes layers itself": {"torch": {"optimize.py": {"Int8Linear"}}},
     "formats of one framework": {
         "torch": {"export.py": {"export_programs"}},
         "tf": {"export.py": {"export_saved_model"}},
