@@ -439,7 +439,11 @@ def _tensors(variables: Mapping[str, keras.Variable]) -> dict[str, tuple[tuple[i
 def not_finite(variable: keras.Variable) -> bool:
     """Returns whether a variable holds NaN or infinite values."""
     array = np.asarray(variable)
-    return "float" in array.dtype.name and not bool(np.isfinite(array).all())
+    if "float" not in array.dtype.name:
+        return False
+    # A finite sum has finite terms only, and costs less than a look at each; finite terms may have an infinite sum.
+    with np.errstate(all="ignore"):
+        return not bool(np.isfinite(array.sum())) and not bool(np.isfinite(array).all())
 
 
 def _load(variables: Mapping[str, keras.Variable], weights: Weights, names: list[str]) -> None:

@@ -314,6 +314,21 @@ def test_a_class_of_the_users_own_keeps_its_tensors(tmp_path):
     assert torch.equal(WithHead.from_pretrained(tmp_path).head.weight, model.head.weight)
 
 
+@pytest.mark.parametrize("package", ["groupvit_torch", "groupvit_tf"])
+def test_not_finite_is_what_a_sum_may_hide(package: str) -> None:
+    """Infinities of both signs, and finite values whose sum is infinite."""
+    not_finite = importlib.import_module(f"{package}.checkpoint").not_finite
+    tensor = importlib.import_module("torch").tensor if package == "groupvit_torch" else np.asarray
+    for values, expected in (
+        ([1.0, np.nan], True),
+        ([np.inf, -np.inf], True),
+        ([-np.inf, 1.0], True),
+        ([3e38, 3e38], False),
+        ([3e38, -3e38], False),
+    ):
+        assert not_finite(tensor(np.asarray(values, np.float32))) is expected, values
+
+
 def test_weights_that_are_not_finite_are_neither_saved_nor_used(backend, processor, tmp_path):
     package = importlib.import_module(f"groupvit_{backend.name}")
     model = models(backend)[0]
