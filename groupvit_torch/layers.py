@@ -3,7 +3,8 @@
 Shapes: B batch, S tokens, D width (legend in docs/architecture.md). Module names are those of transformers' state dict.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from groupvit_common.model.checks import check_batch_norm
 from groupvit_common.model.config import GroupViTTextConfig, GroupViTVisionConfig
 from groupvit_torch.attention import attention, attention_weights
 from groupvit_torch.linear import linear, mlp
+from groupvit_torch.recompute import recomputed
 
 TowerConfig = GroupViTTextConfig | GroupViTVisionConfig
 
@@ -123,7 +125,12 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden_features, out_features or config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return mlp(self.fc1, self.activation, self.fc2, x)
+        if not torch.is_grad_enabled():
+            return mlp(self.fc1, self.activation, self.fc2, x)
+        hidden = linear(self.fc1, x)
+        activated = self.activation(hidden)
+        with recomputed(activated, lambda: self.activation(hidden)):
+            return linear(self.fc2, activated)
 
 
 class MixerMLP(MLP):
@@ -140,6 +147,17 @@ def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
         return x
     kept = torch.empty((len(x), 1, 1), dtype=x.dtype, device=x.device).bernoulli_(1.0 - rate)
     return x * kept / (1.0 - rate)
+
+
+@contextmanager
+def normed(norm: nn.Module, x: Tensor) -> Iterator[Tensor]:
+    """Gives `norm(x)`; what is computed of it within does not keep it for the backward pass."""
+    y = norm(x)
+    if type(norm) is nn.LayerNorm and not norm._forward_hooks and not norm._forward_pre_hooks:
+        with recomputed(y, lambda: norm.forward(x)):
+            yield y
+    else:
+        yield y
 
 
 class EncoderLayer(nn.Module):
@@ -167,15 +185,18 @@ class EncoderLayer(nn.Module):
         is_causal: bool = False,
     ) -> tuple[Tensor, ...]:
         """`[B, S, D]` -> `[B, S, D]`, and the attention weights if requested (see `Attention`)."""
-        attended, weights = self.self_attn(
-            self.layer_norm1(hidden_states),
-            attention_mask,
-            causal_attention_mask,
-            output_attentions=output_attentions,
-            is_causal=is_causal,
-        )
+        with normed(self.layer_norm1, hidden_states) as queries:
+            attended, weights = self.self_attn(
+                queries,
+                attention_mask,
+                causal_attention_mask,
+                output_attentions=output_attentions,
+                is_causal=is_causal,
+            )
         x = hidden_states + drop_path(attended, self.drop_path, self.training)
-        x = x + drop_path(self.mlp(self.layer_norm2(x)), self.drop_path, self.training)
+        with normed(self.layer_norm2, x) as y:
+            mixed = self.mlp(y)
+        x = x + drop_path(mixed, self.drop_path, self.training)
         return (x,) if weights is None else (x, weights)
 
 

@@ -67,6 +67,8 @@ def linear(module: nn.Module, x: Tensor) -> Tensor:
     """Returns `module(x)`; module: a linear layer, or whatever took its place."""
     if torch.compiler.is_compiling() or _is_settled(x.dtype):
         return module(x)
+    if module.training:
+        _packed.pop(module, None)
     return _product(module, x, "none") if _is_plain_inference(x, module) else module(x)
 
 
@@ -121,7 +123,6 @@ def _is_plain(module: Any, dtype: torch.dtype) -> bool:
     if type(module) is not nn.Linear or module._forward_hooks or module._forward_pre_hooks:
         return False
     if module.training:
-        _packed.pop(module, None)
         return False
     if "forward" in module.__dict__ or "weight" not in module._parameters or "bias" not in module._parameters:
         return False
