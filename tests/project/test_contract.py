@@ -97,7 +97,7 @@ EXCEPTIONS: dict[str, dict[str, dict[str, set[str]]]] = {
     },
     "PyTorch's layers and optimizer are used as they are; Keras's differ from them and are written anew": {
         "torch": {
-            "layers.py": {"drop_path"},
+            "layers.py": {"drop_path", "normed"},
             "optimizer.py": {"set_learning_rate"},
         },
         "tf": {
