@@ -9,7 +9,7 @@ SOURCES := groupvit_common groupvit_torch groupvit_tf conversion benchmarks test
 JAX_TESTS := tests/groupvit_tf/test_jax.py tests/segmentation/test_segmenter.py \
   $(patsubst %,tests/model/test_%.py,parity model parameters outputs checkpoint)
 
-.PHONY: help demo test test-slow test-jax test-peers bench bench-peers bench-gpu lint format train-demo parity clean
+.PHONY: help demo test test-slow test-jax test-peers bench bench-peers bench-gpu bench-growth lint format train-demo parity clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,9 @@ bench: bench-peers ## Measure speed beside transformers, OpenVINO and onnxruntim
 
 bench-gpu: bench-peers ## Measure a GPU, if there is one, beside transformers (some 10 minutes).
 	@$(BIN)/python -m benchmarks.gpu
+
+bench-growth: $(VENV)/dev.stamp ## Measure the cost of more images, more labels and larger images.
+	@$(BIN)/python -m benchmarks.growth
 
 lint: $(VENV)/dev.stamp ## Check style, types and which way imports point.
 	@$(BIN)/ruff check --quiet $(SOURCES)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import gpu, speed
+from benchmarks import gpu, growth, speed
 from benchmarks.flops import image_flops, text_flops
 from benchmarks.workloads import WORKLOADS, texts_of
 from groupvit_common.model.config import GroupViTConfig
@@ -127,3 +127,21 @@ def test_inference_on_a_device_is_measured():
     )
     assert found["images/s"] > 0
     assert found["utilisation"] == pytest.approx(found["images/s"] * image_flops(smallest_config()) / 1e12)
+
+
+def test_growth_counts_every_image_and_the_operations_of_a_larger_one():
+    class Counter:
+        def iter(self, images: Any) -> Any:
+            return iter(images)
+
+    assert [row[0] for row in growth.of_images(Counter(), [3, 5])] == ["3", "5"]
+    config = smallest_config()
+    side = config.vision_config.image_size
+    assert growth.flops_at(config, side) == image_flops(config)
+    assert growth.flops_at(config, 2 * side) > image_flops(config)
+
+
+def test_the_peaks_of_this_machine_are_measured():
+    peaks = speed.gemm_peaks(torch.get_num_threads())
+    assert peaks["float32 MKL"] > 0
+    assert not torch.backends.mkldnn.is_available() or peaks["float32 oneDNN"] > 0
