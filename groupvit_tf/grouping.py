@@ -31,7 +31,7 @@ def assign(logits: Tensor, *, noise: Tensor | None = None, hard: bool = True, te
             3).
         temperature: divides the noisy logits.
     """
-    noisy = logits if noise is None else logits + noise
+    noisy = logits if noise is None else logits + ops.cast(noise, logits.dtype)
     soft = softmax(noisy / temperature if temperature != 1.0 else noisy, axis=1)
     if not hard:
         return soft

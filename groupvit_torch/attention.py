@@ -32,6 +32,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.jit._trace import is_tracing
 from torch.nn import functional as F
 
 Kernel = Literal["fused", "plain"]
@@ -80,8 +81,9 @@ def causal_bias(q: Tensor, k: Tensor) -> Tensor:
 
 def kernel(q: Tensor, k: Tensor, v: Tensor) -> Kernel:
     """Returns which kernel computes `attention` of these."""
-    if torch.compiler.is_compiling():
-        # Compilers have kernels of their own for what is written as the fused one.
+    if torch.compiler.is_compiling() or is_tracing():
+        # Compilers have kernels of their own for what is written as the fused one; a trace is the same with gradients
+        # and without.
         return "fused"
     if _forced:
         return _forced[-1]

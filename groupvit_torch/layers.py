@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.jit._trace import is_tracing
 from torch.nn import functional as F
 
 from groupvit_common.model.checks import check_batch_norm
@@ -125,7 +126,8 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden_features, out_features or config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
+        # A trace is the same with gradients and without.
+        if is_tracing() or not torch.is_grad_enabled():
             return mlp(self.fc1, self.activation, self.fc2, x)
         hidden = linear(self.fc1, x)
         activated = self.activation(hidden)
