@@ -20,6 +20,7 @@ from groupvit_tf.label_maps import grouping_map, resize_bilinear, unit
 from groupvit_tf.layers import Projection, Tensor, wide_dtype
 from groupvit_tf.loss import symmetric_cross_entropy
 from groupvit_tf.outputs import BaseModelOutputWithPooling, GroupViTModelOutput
+from groupvit_tf.programs import call_tower
 from groupvit_tf.text import TextTower, check_ids, with_padding, without_padding
 from groupvit_tf.vision import VisionTower, check_pixels
 
@@ -57,7 +58,8 @@ class GroupViTTextModel(GroupViTPreTrainedModel):
         training: bool | None = None,
     ) -> BaseModelOutputWithPooling[Tensor] | tuple[Any, ...]:
         """Calls the tower: see `TextTower.call`; a tuple of the present fields with `return_dict=False`."""
-        output = self.text_model(
+        output = call_tower(
+            self.text_model,
             input_ids,
             attention_mask,
             position_ids,
@@ -98,7 +100,8 @@ class GroupViTVisionModel(GroupViTPreTrainedModel):
         training: bool | None = None,
     ) -> BaseModelOutputWithPooling[Tensor] | tuple[Any, ...]:
         """Calls the tower: see `VisionTower.call`; a tuple of the present fields with `return_dict=False`."""
-        output = self.vision_model(
+        output = call_tower(
+            self.vision_model,
             pixel_values,
             output_attentions=self._flag("output_attentions", output_attentions),
             output_hidden_states=self._flag("output_hidden_states", output_hidden_states),
@@ -173,7 +176,8 @@ class GroupViTModel(GroupViTPreTrainedModel):
             input_ids, attention_mask, position_ids = without_padding(
                 text_config, input_ids, attention_mask, position_ids
             )
-        record = self.text_model(
+        record = call_tower(
+            self.text_model,
             input_ids,
             attention_mask,
             position_ids,
@@ -195,7 +199,8 @@ class GroupViTModel(GroupViTPreTrainedModel):
     ) -> Tensor | BaseModelOutputWithPooling[Tensor]:
         """Returns projected images `[B, E]`, not normalised; see `get_text_features` for `return_dict`."""
         check_pixels(given(pixel_values, "pixel_values"), self.config.vision_config)
-        record = self.vision_model(
+        record = call_tower(
+            self.vision_model,
             pixel_values,
             output_attentions=self._flag("output_attentions", output_attentions),
             output_hidden_states=self._flag("output_hidden_states", output_hidden_states),
@@ -244,7 +249,8 @@ class GroupViTModel(GroupViTPreTrainedModel):
         texts = (input_ids, attention_mask, position_ids)
         if not (attentions or hidden_states):
             texts = without_padding(self.config.text_config, *texts)
-        vision = self.vision_model(
+        vision = call_tower(
+            self.vision_model,
             pixel_values,
             output_attentions=attentions or segment,
             output_hidden_states=hidden_states,
@@ -254,7 +260,8 @@ class GroupViTModel(GroupViTPreTrainedModel):
             assign_temperature=assign_temperature,
             training=training,
         )
-        text = self.text_model(
+        text = call_tower(
+            self.text_model,
             *texts,
             output_attentions=attentions or segment,
             output_hidden_states=hidden_states,
