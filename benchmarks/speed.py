@@ -29,7 +29,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.flops import image_flops, text_flops
-from benchmarks.workloads import WORKLOADS, Workload
+from benchmarks.workloads import END as END_OF_TEXT
+from benchmarks.workloads import START, WORKLOADS, Workload
 from groupvit_common.cli import terminal
 from groupvit_common.cli.parser import Parser
 from groupvit_common.model.config import GroupViTConfig
@@ -97,10 +98,12 @@ def ratios(ours: Sequence[float], other: Sequence[float]) -> list[float]:
 
 
 def disagreement(answer: np.ndarray, wanted: np.ndarray) -> float:
-    """Returns the largest difference relative to the largest number; infinity for another shape or what is not
-    finite."""
+    """Returns the largest difference relative to the largest number, or the share of unequal pixels of label maps;
+    infinity for another shape or what is not finite."""
     if answer.shape != wanted.shape or not np.isfinite(answer).all():
         return math.inf
+    if answer.dtype.kind in "iu":
+        return float((answer != wanted).mean())
     return float(np.abs(answer.astype(np.float64) - wanted).max() / max(float(np.abs(wanted).max()), 1e-30))
 
 
@@ -236,7 +239,7 @@ def make_folder(folder: Path) -> GroupViTConfig:
     from groupvit_torch import GroupViTModel
 
     torch.manual_seed(0)
-    config = GroupViTConfig()
+    config = GroupViTConfig(text_config={"bos_token_id": START, "eos_token_id": END_OF_TEXT})
     GroupViTModel(config).save_pretrained(str(folder))
     tokenizer = GroupViTProcessor.from_pretrained(ROOT / "groupvit_common" / "demo_model").tokenizer
     GroupViTProcessor(GroupViTImageProcessor(), tokenizer).save_pretrained(folder)

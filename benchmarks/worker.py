@@ -191,7 +191,7 @@ def photos_call(peer: str, folder: Path) -> tuple[Call, Call]:
     def run() -> Any:
         return [found.label_map for found in segmenter(photos)]
 
-    return run, lambda: np.stack(run()).astype(np.float32)
+    return run, lambda: np.stack(run())
 
 
 def peak_memory() -> float:

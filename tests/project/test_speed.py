@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import gpu, growth, speed
 from benchmarks.flops import image_flops, text_flops
-from benchmarks.workloads import WORKLOADS, texts_of
+from benchmarks.workloads import END, WORKLOADS, texts_of
 from groupvit_common.model.config import GroupViTConfig
 from groupvit_torch import GroupViTModel
 from tests.support.models import smallest_config
@@ -65,6 +65,7 @@ def test_disagreement_is_relative_to_the_largest_number():
     assert speed.disagreement(np.asarray([1.0, -3.0]), wanted) == 0.25
     assert speed.disagreement(np.asarray([1.0]), wanted) == math.inf
     assert speed.disagreement(np.asarray([1.0, math.nan]), wanted) == math.inf
+    assert speed.disagreement(np.asarray([1, 2, 9, 4]), np.asarray([1, 2, 3, 4])) == 0.25
 
 
 def result_of(found: dict[str, Any]) -> dict[str, Any]:
@@ -110,7 +111,7 @@ def test_texts_of_a_workload_are_as_long_as_it_says():
         if workload.texts:
             ids, mask = texts_of(workload.kind.removeprefix("graph_").removeprefix("eager_"), workload.texts)
             assert mask.sum(1).tolist() == [workload.tokens] * workload.texts
-            assert (ids[:, workload.tokens - 1] == 49407).all()
+            assert (ids[:, workload.tokens - 1] == END).all()
 
 
 def test_without_a_gpu_one_sentence_says_so(monkeypatch, capsys):
