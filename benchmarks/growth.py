@@ -21,7 +21,7 @@ from groupvit_common.model.config import GroupViTConfig
 from groupvit_torch import GroupViTModel, Segmenter
 
 
-def of_images(segmenter: Any, counts: list[int]) -> Iterator[list[str]]:
+def image_rows(segmenter: Any, counts: list[int]) -> Iterator[list[str]]:
     """Yields images/s and the highest memory of the process so far; images are made as they are asked for."""
     image = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
     for count in counts:
@@ -31,7 +31,7 @@ def of_images(segmenter: Any, counts: list[int]) -> Iterator[list[str]]:
         yield [str(done), f"{done / (time.perf_counter() - begun):.1f}", f"{memory:.0f}"]
 
 
-def of_labels(counts: list[int]) -> Iterator[list[str]]:
+def label_rows(counts: list[int]) -> Iterator[list[str]]:
     """Yields ms of the texts, once, and of an image with them."""
     image = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
     for count in counts:
@@ -42,7 +42,7 @@ def of_labels(counts: list[int]) -> Iterator[list[str]]:
         yield [str(count), f"{1e3 * first:.0f}", f"{1e3 * fastest(lambda s=segmenter: s(image)):.1f}"]
 
 
-def of_sides(sides: list[int]) -> Iterator[list[str]]:
+def side_rows(sides: list[int]) -> Iterator[list[str]]:
     """Yields ms, GFLOP and their quotient for an image of a side, by the full-size model with random weights."""
     import torch
 
@@ -83,9 +83,9 @@ def main() -> None:
     options = parser.parse_args()
     segmenter = Segmenter.from_pretrained("demo", labels=["red", "blue", "a tree"], shorter_side=64)
     tables = (
-        ("| images | images/s | MiB, highest |", of_images(segmenter, options.images)),
-        ("| labels | ms, texts and first image | ms, an image |", of_labels(options.labels)),
-        ("| side | ms | GFLOP | GFLOP/s |", of_sides(options.sides)),
+        ("| images | images/s | MiB, highest |", image_rows(segmenter, options.images)),
+        ("| labels | ms, texts and first image | ms, an image |", label_rows(options.labels)),
+        ("| side | ms | GFLOP | GFLOP/s |", side_rows(options.sides)),
     )
     for head, rows in tables:
         print(f"\n{head}\n{'|---' * (head.count('|') - 1)}|", flush=True)

@@ -135,7 +135,7 @@ def test_growth_counts_every_image_and_the_operations_of_a_larger_one():
         def iter(self, images: Any) -> Any:
             return iter(images)
 
-    assert [row[0] for row in growth.of_images(Counter(), [3, 5])] == ["3", "5"]
+    assert [row[0] for row in growth.image_rows(Counter(), [3, 5])] == ["3", "5"]
     config = smallest_config()
     side = config.vision_config.image_size
     assert growth.flops_at(config, side) == image_flops(config)
