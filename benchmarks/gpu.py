@@ -4,7 +4,8 @@
     python -m benchmarks.gpu --batch 1024 --seconds 300
 
 Each case is a process of its own; what does not fit in the time left is said. Training is `benchmarks.training`'s step.
-Utilisation is the operations of the configuration against the GPU's peak in bfloat16, as PyTorch's own loop has it.
+Utilisation is the operations of the configuration against the GPU's peak in the case's dtype; in float32, PyTorch uses
+no TF32 unless it is told to.
 """
 
 from __future__ import annotations
@@ -80,8 +81,9 @@ def main() -> int:
     parser.add_argument("--batch", type=int, nargs="+", default=[256, 1024], help="batch sizes (default: 256 1024)")
     parser.add_argument("--seconds", type=float, default=540.0, help="for everything (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=10, help="calls that are timed (default: %(default)s)")
+    parser.add_argument("--peak", type=float, default=989.0, metavar="TFLOPS", help="in bfloat16, an H100's by default")
     parser.add_argument(
-        "--peak", type=float, default=989.0, help="TFLOP/s of the GPU (default: %(default)s, an H100's)"
+        "--peak-float32", type=float, default=67.0, metavar="TFLOPS", help="without TF32, an H100's by default"
     )
     parser.add_argument(
         "--transformers", metavar="PYTHON", help="with transformers (default: that of make bench-peers)"
@@ -102,24 +104,18 @@ def main() -> int:
     def left() -> float:
         return options.seconds - (time.monotonic() - begun)
 
-    print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, peak {options.peak:g} TFLOP/s", flush=True)
+    peaks = {"bfloat16": options.peak, "float32": options.peak_float32}
+    print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, peaks in TFLOP/s: {peaks}", flush=True)
     for batch in options.batch:
         for precision, compiled in WAYS:
             for library, python in (("groupvit_torch", sys.executable), ("transformers", theirs)):
                 case = {"library": library, "batch": batch, "precision": precision, "compiled": compiled}
-                case |= {"rounds": options.rounds, "peak": options.peak}
+                case |= {"rounds": options.rounds, "peak": peaks[precision]}
                 found = in_a_process([python, "-m", "benchmarks.gpu", "--case", json.dumps(case)], left())
                 print(f"inference {library} {batch} {precision}{' compiled' * compiled}: {found}", flush=True)
             command = [theirs, "-m", "benchmarks.training", "--transformers", "--batch", str(batch), "--precision"]
-            command += [
-                precision,
-                "--compile",
-                "yes" if compiled else "no",
-                "--steps",
-                "5",
-                "--peak",
-                str(options.peak),
-            ]
+            command += [precision, "--compile", "yes" if compiled else "no", "--steps", "5"]
+            command += ["--peak", str(peaks[precision])]
             try:
                 done = subprocess.run(
                     command, capture_output=True, text=True, cwd=ROOT, timeout=max(left(), 1.0), check=False

@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import processes
 from benchmarks.flops import image_flops, text_flops
 from benchmarks.workloads import END as END_OF_TEXT
 from benchmarks.workloads import START, WORKLOADS, Workload
@@ -40,24 +42,13 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 ENVIRONMENTS = {"transformers 5": "5", "transformers 4": "4", "transformers tf": "4", "openvino": "exports",
                 "onnxruntime": "exports"}  # fmt: skip
 BEGIN, END = "<!-- speed {} -->", "<!-- end of speed {} -->"
-IMPORTS = {
-    "import of the model class": {
-        "groupvit": "from groupvit_torch import GroupViTModel",
-        "transformers 5": "from transformers import GroupViTModel",
-        "torch alone": "import torch",
-    },
-    "import of the processor": {
-        "groupvit": "from groupvit_torch import GroupViTProcessor",
-        "transformers 5": "from transformers import CLIPProcessor",
-    },
-}
 
 
 class Peer:
-    """A process that keeps its model, and answers one line to each of ours."""
+    """A process that keeps its model, and answers one line to each of ours, within `limit` seconds."""
 
-    def __init__(self, name: str, python: str, folder: Path, threads: int) -> None:
-        self.name = name
+    def __init__(self, name: str, python: str, folder: Path, threads: int, limit: float = 600.0) -> None:
+        self.name, self.limit = name, limit
         settings = {key: str(threads) for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")}
         settings |= {"TF_NUM_INTEROP_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "HF_HUB_OFFLINE": "1"}
         settings |= {"TF_USE_LEGACY_KERAS": "1"} if name == "transformers tf" else {}
@@ -68,17 +59,25 @@ class Peer:
         )  # fmt: skip
 
     def ask(self, action: str, name: str = "-") -> Any:
-        """Returns the answer; RuntimeError if the peer failed or is gone."""
+        """Returns the answer; RuntimeError if the peer failed, is gone, or took too long and was ended."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
+        timer = threading.Timer(self.limit, self.process.kill)
+        timer.start()
+        begun = time.monotonic()
         try:
             self.process.stdin.write(f"{action} {name}\n")
             self.process.stdin.flush()
             line = self.process.stdout.readline()
         except BrokenPipeError:
             line = ""
+        finally:
+            timer.cancel()
         if not line:
-            raise RuntimeError(f"the process ended (exit status {self.process.wait()})")
+            status = self.process.wait()
+            if time.monotonic() - begun >= self.limit:
+                raise RuntimeError(f"no answer within {self.limit:g} s")
+            raise RuntimeError(f"the process ended (exit status {status})")
         reply = json.loads(line)
         if "failed" in reply:
             raise RuntimeError(reply["failed"])
@@ -144,13 +143,18 @@ def measure(name: str, peers: Mapping[str, Peer], seconds: float, most: int) -> 
                 rows[peer] = {"failed": str(error)}
                 able.remove(peer)
         rounds += 1
-    first = rows[workload.peers[0]]
-    for peer in able:
-        row = rows[peer]
-        row["ms"] = 1e3 * statistics.median(row["wall"])
-        if "wall" in first:
-            row["ratio"], row["ratio_cpu"] = ratios(first["wall"], row["wall"]), ratios(first["cpu"], row["cpu"])
+    add_ratios(rows)
     return found
+
+
+def add_ratios(rows: Mapping[str, dict[str, Any]]) -> None:
+    """Adds what follows from the times of each program; the first is ours."""
+    first = next(iter(rows.values()))
+    for row in rows.values():
+        if "wall" in row:
+            row["ms"] = 1e3 * statistics.median(row["wall"])
+            if "wall" in first:
+                row["ratio"], row["ratio_cpu"] = ratios(first["wall"], row["wall"]), ratios(first["cpu"], row["cpu"])
 
 
 def gemm_peaks(threads: int) -> dict[str, float]:
@@ -190,43 +194,6 @@ def cpu() -> dict[str, Any]:
     best = next((f for f in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if f in flags), platform.machine())
     model = read.get("model name", platform.processor())
     return {"model": model, "flags": flags, "kind": f"{model}, family {read.get('cpu family', '?')}, {best}"}
-
-
-def run_once(python: str, code: str) -> list[float]:
-    """Returns wall and CPU seconds of a fresh process that runs a line."""
-    before, begun = os.times(), time.perf_counter()
-    settings = {"OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    command = [python, "-W", "ignore", "-c", code]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **settings}, check=False
-    )
-    wall, after = time.perf_counter() - begun, os.times()
-    if done.returncode:
-        raise RuntimeError((done.stderr.strip().splitlines() or ["failed"])[-1])
-    return [wall, after.children_user + after.children_system - before.children_user - before.children_system]
-
-
-def measure_processes(title: str, programs: Mapping[str, tuple[str, str]], rounds: int) -> dict[str, Any]:
-    """Measures whole processes in turn: name -> Python and code. The first is ours."""
-    rows: dict[str, Any] = {name: {"wall": [], "cpu": []} for name in programs}
-    for turn in range(rounds + 1):
-        for name, (python, code) in programs.items():
-            if "failed" in rows[name]:
-                continue
-            try:
-                wall, used = run_once(python, code)
-                if turn:
-                    rows[name]["wall"].append(wall)
-                    rows[name]["cpu"].append(used)
-            except RuntimeError as error:
-                rows[name] = {"failed": str(error)}
-    first = next(iter(rows.values()))
-    for row in rows.values():
-        if "wall" in row:
-            row["ms"] = 1e3 * statistics.median(row["wall"])
-            if "wall" in first:
-                row["ratio"], row["ratio_cpu"] = ratios(first["wall"], row["wall"]), ratios(first["cpu"], row["cpu"])
-    return {"title": title, "peers": rows}
 
 
 def make_folder(folder: Path) -> GroupViTConfig:
@@ -337,9 +304,13 @@ def main() -> None:
         run(options, Path(place))
 
 
-def run(options: Any, folder: Path) -> None:
+def python_of(program: str) -> str:
     from tests.support.peers import environment
 
+    return str(environment(ENVIRONMENTS[program])) if program in ENVIRONMENTS else sys.executable
+
+
+def run(options: Any, folder: Path) -> None:
     machine = cpu()
     config = make_folder(folder)
     commit = subprocess.run(
@@ -357,8 +328,7 @@ def run(options: Any, folder: Path) -> None:
     peers: dict[str, Peer] = {}
 
     def start(name: str) -> Peer:
-        python = str(environment(ENVIRONMENTS[name])) if name in ENVIRONMENTS else sys.executable
-        return Peer(name, python, folder, options.threads)
+        return Peer(name, python_of(name), folder, options.threads)
 
     def save() -> None:
         path.write_text(json.dumps(result, indent=1), encoding="utf-8")
@@ -372,7 +342,7 @@ def run(options: Any, folder: Path) -> None:
                 result["left_out"][workload.title] = "this CPU has no bfloat16 instructions"
                 continue
             for peer in workload.peers:
-                if peer not in peers:
+                if peer not in peers or peers[peer].process.poll() is not None:
                     peers[peer] = start(peer)
                     try:
                         result["versions"][peer] = peers[peer].ask("versions")
@@ -399,23 +369,13 @@ def run(options: Any, folder: Path) -> None:
         for peer in peers.values():
             peer.close()
     if not options.only or "processes" in options.only:
-        for title, programs in IMPORTS.items():
-            with_python = {
-                name: (str(environment("5")) if name.startswith("transformers") else sys.executable, code)
-                for name, code in programs.items()
-            }
-            result["workloads"][title] = measure_processes(title, with_python, 2 if options.quick else 5)
+        for title, programs, rounds in processes.cases(
+            folder, folder / "photos" / "0.jpg", rounds=2 if options.quick else 5
+        ):
+            pythons = {name: python_of(name) for name in programs}
+            result["workloads"][title] = {"title": title, "peers": processes.times(programs, pythons, rounds)}
+            add_ratios(result["workloads"][title]["peers"])
             save()
-        photo, out = folder / "photos" / "0.jpg", folder / "out"
-        call = "['segment', {!r}, '--model', {!r}, '--labels', 'sky, grass', '--out', {!r}, '--backend', {!r}]"
-        code = f"import sys; from groupvit_common.cli import main; sys.exit(main({call}))"
-        title = "groupvit segment, one photo, start to files written"
-        segment = {
-            f"groupvit {backend}": (sys.executable, code.format(str(photo), str(folder), str(out), backend))
-            for backend in ("torch", "tf")
-        }
-        result["workloads"][title] = measure_processes(title, segment, 1 if options.quick else 3)
-        save()
     lines = lines_of(result)
     print("\n".join(lines))
     plot(result, path.with_suffix(".png"))

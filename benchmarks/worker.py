@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.workloads import WORKLOADS, Workload, pixels, texts_of
+from benchmarks.workloads import LABELS, WORKLOADS, Workload, photos, pixels, texts_of
 
 Call = Callable[[], Any]
 
@@ -25,6 +25,10 @@ def make_call(peer: str, workload: Workload, folder: Path, kept: dict[str, Any])
         return pixels_call(peer)
     if workload.kind == "photos":
         return photos_call(peer, folder)
+    if workload.kind == "load":
+        return load_call(peer, folder)
+    if workload.kind == "kept" and peer == "groupvit":
+        return segmenter_call(workload, folder)
     if peer in ("openvino", "onnxruntime"):
         return exported_call(peer, workload, folder, kept)
     return (tensorflow_call if peer.endswith("tf") else torch_call)(peer, workload, folder, kept)
@@ -51,8 +55,9 @@ def torch_call(peer: str, workload: Workload, folder: Path, kept: dict[str, Any]
     given: dict[str, Any] = {}
     if workload.images:
         given["pixel_values"] = torch.from_numpy(pixels(workload.images)).to(model.dtype)
-    if workload.texts:
-        ids, mask = texts_of(workload.kind, workload.texts)
+    count = LABELS if workload.kind == "kept" else workload.texts
+    if count:
+        ids, mask = texts_of(workload.kind, count)
         given |= {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
 
     def features(found: Any) -> Any:
@@ -64,6 +69,8 @@ def torch_call(peer: str, workload: Workload, folder: Path, kept: dict[str, Any]
                 return features(model.get_image_features(**given))
             if workload.kind == "segmentation":
                 return model(**given, output_segmentation=True).segmentation_logits
+            if workload.kind == "kept":
+                return model(**given, output_segmentation=True).segmentation_logits.argmax(1)
             return features(model.get_text_features(**given))
 
     def step() -> Any:
@@ -86,7 +93,7 @@ def torch_call(peer: str, workload: Workload, folder: Path, kept: dict[str, Any]
 
     if workload.backward:
         return timed_step, answer_step
-    return forward, lambda: forward().float().numpy()
+    return forward, lambda: (found.float() if (found := forward()).is_floating_point() else found).numpy()
 
 
 def tensorflow_call(peer: str, workload: Workload, folder: Path, kept: dict[str, Any]) -> tuple[Call, Call]:
@@ -149,7 +156,8 @@ def exported_call(peer: str, workload: Workload, folder: Path, kept: dict[str, A
 
         with torch.no_grad():
             converted = openvino.convert_model(model, example_input=example)
-        hints = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        precision = "bf16" if workload.dtype == "bfloat16" else "f32"
+        hints = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
         compiled = openvino.Core().compile_model(converted, "CPU", hints)
         return (lambda: compiled(images)), (lambda: np.asarray(compiled(images)[0]))
     import onnxruntime
@@ -176,6 +184,35 @@ def pixels_call(peer: str) -> tuple[Call, Call]:
 
     def run() -> Any:
         return np.asarray(processor(images=image, return_tensors="np")["pixel_values"])
+
+    return run, run
+
+
+def load_call(peer: str, folder: Path) -> tuple[Call, Call]:
+    """The answer is the number of weights."""
+    if peer.endswith("tf"):
+        if peer == "groupvit tf":
+            from groupvit_tf import GroupViTModel as Model
+        else:
+            from transformers import TFGroupViTModel as Model
+        return (lambda: Model.from_pretrained(str(folder))), (
+            lambda: np.asarray([float(Model.from_pretrained(str(folder)).count_params())])
+        )
+    made: Any = __import__("groupvit_torch" if peer == "groupvit" else "transformers").GroupViTModel
+    return (lambda: made.from_pretrained(str(folder))), (
+        lambda: np.asarray([float(sum(p.numel() for p in made.from_pretrained(str(folder)).parameters()))])
+    )
+
+
+def segmenter_call(workload: Workload, folder: Path) -> tuple[Call, Call]:
+    from groupvit_torch import Segmenter
+
+    labels = [f"thing {index}" for index in range(LABELS)]
+    segmenter = Segmenter.from_pretrained(str(folder), labels=labels, shorter_side=224)
+    images = photos(workload.images)
+
+    def run() -> Any:
+        return np.stack([found.label_map for found in segmenter(images)])
 
     return run, run
 

@@ -42,8 +42,9 @@ def _all() -> dict[str, Workload]:
         image: dict[str, Any] = {"kind": "image", "images": count, "slow": count == 32}
         found[f"image{count}"] = Workload(title=f"image features, batch {count}", peers=(*TORCH, *EXPORTED), **image)
         found[f"image{count}_bf16"] = Workload(
-            title=f"image features, bfloat16, batch {count}", peers=TORCH, dtype="bfloat16", tolerance=0.1, **image
-        )
+            title=f"image features, bfloat16, batch {count}", peers=(*TORCH, "openvino"), dtype="bfloat16",
+            tolerance=0.1, **image,
+        )  # fmt: skip
         found[f"image{count}_fast"] = Workload(
             title=f"image features, optimize(model) against float32, batch {count}",
             peers=("groupvit fast", "transformers 5"), tolerance=0.1, **image,
@@ -60,6 +61,11 @@ def _all() -> dict[str, Workload]:
         found[f"segmentation{count}"] = Workload(
             title=f"segmentation logits, batch {count}, {LABELS} padded labels", kind="segmentation", peers=TORCH,
             images=count, texts=LABELS, tokens=SHORT, slow=count == 8, memory=count == 8,
+        )  # fmt: skip
+        # Label maps of two meanings: `Segmenter`'s, photo and all, and the largest of transformers' logits.
+        found[f"segmentation{count}_kept"] = Workload(
+            title=f"label maps, batch {count}: Segmenter, which keeps the texts, against logits with {LABELS} padded "
+            "labels", kind="kept", peers=TORCH, images=count, texts=0, tolerance=1.0, slow=count == 8,
         )  # fmt: skip
     for count in (16, 64):
         for dtype in ("float32", "bfloat16"):
@@ -83,6 +89,8 @@ def _all() -> dict[str, Workload]:
     found["pixels"] = Workload(
         title="640x480 image to pixel values", kind="pixels", peers=("groupvit", "transformers 4")
     )
+    found["load"] = Workload(title="loading the full-size model", kind="load", peers=TORCH)
+    found["tf_load"] = Workload(title="TensorFlow: loading the full-size model", kind="load", peers=TENSORFLOW)
     found["photos"] = Workload(title="eight photos through Segmenter", kind="photos", peers=("groupvit", "groupvit tf"))
     return found
 
@@ -92,6 +100,10 @@ WORKLOADS = _all()
 
 def pixels(count: int) -> np.ndarray:
     return np.random.default_rng(count).standard_normal((count, 3, 224, 224), np.float32)
+
+
+def photos(count: int) -> list[np.ndarray]:
+    return list(np.random.default_rng(count).integers(0, 256, (count, 224, 224, 3), dtype=np.uint8))
 
 
 def texts(count: int, length: int, padded: int = LONGEST) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import gpu, growth, speed
+from benchmarks import gpu, growth, processes, speed
 from benchmarks.flops import image_flops, text_flops
 from benchmarks.workloads import END, WORKLOADS, texts_of
 from groupvit_common.model.config import GroupViTConfig
@@ -95,6 +96,35 @@ def test_a_row_says_what_differs_and_what_failed(tmp_path):
     assert any("openvino (numbers differ: 1.0e+00)" in line for line in table)
     assert any("onnxruntime | failed: out of memory" in line for line in table)
     assert table[-1] == "- Not measured: b: no bfloat16"
+
+
+def test_a_peer_that_hangs_is_ended(monkeypatch, tmp_path):
+    monkeypatch.setattr(speed, "ROOT", tmp_path)
+    worker = tmp_path / "benchmarks" / "worker.py"
+    worker.parent.mkdir()
+    worker.write_text(
+        "import sys, time\nfor line in sys.stdin:\n    time.sleep(60 if 'hang' in line else 0)\n"
+        "    print('{\"found\": 7}', flush=True)\n"
+    )
+    peer = speed.Peer("groupvit", sys.executable, tmp_path, threads=1, limit=5.0)
+    try:
+        assert peer.ask("time") == 7
+        peer.limit = 0.1
+        with pytest.raises(RuntimeError, match=r"no answer within 0\.1 s"):
+            peer.ask("hang")
+        with pytest.raises(RuntimeError, match="the process ended"):
+            peer.ask("time")
+    finally:
+        peer.close()
+
+
+def test_whole_processes_are_timed_or_say_why_not():
+    programs = {"groupvit": "pass", "other": "raise ValueError('no such file')"}
+    rows = processes.times(programs, dict.fromkeys(programs, sys.executable), rounds=2)
+    assert [len(rows["groupvit"][kind]) for kind in ("wall", "cpu")] == [2, 2]
+    assert rows["other"] == {"failed": "ValueError: no such file"}
+    with pytest.raises(RuntimeError, match=r"not done within 0\.1 s"):
+        processes.run_once(sys.executable, "import time; time.sleep(60)", limit=0.1)
 
 
 def test_a_table_replaces_its_own_kind_and_stands_beside_others():
