@@ -13,6 +13,7 @@ from keras import ops
 
 from groupvit_tf.layers import Dense, EncoderLayer, LayerNorm, Projection
 from groupvit_tf.text import TextTower
+from groupvit_tf.variables import ONES, ZEROS, SharedConstant, quick_variables
 from groupvit_tf.vision import PatchEmbeddings, Stage, VisionTower
 
 _drawing = True
@@ -43,14 +44,15 @@ def initialise(model: keras.layers.Layer, factor: float = 1.0) -> None:
     """
     if not _drawing:
         return
-    for layer in model._flatten_layers():
-        if isinstance(layer, VisionTower):
-            _vision(layer)
-        elif isinstance(layer, TextTower):
-            _text(layer)
-        elif isinstance(layer, Projection):
-            for dense in (layer.hidden, layer.output_layer):
-                _uniform(dense, dense.in_features, factor)
+    with quick_variables():
+        for layer in model._flatten_layers():
+            if isinstance(layer, VisionTower):
+                _vision(layer)
+            elif isinstance(layer, TextTower):
+                _text(layer)
+            elif isinstance(layer, Projection):
+                for dense in (layer.hidden, layer.output_layer):
+                    _uniform(dense, dense.in_features, factor)
 
 
 def _vision(tower: VisionTower) -> None:
@@ -58,7 +60,7 @@ def _vision(tower: VisionTower) -> None:
     for layer in tower._flatten_layers():
         if isinstance(layer, Dense):
             _truncated_normal(layer.kernel, std)
-            _fill(layer.bias, 0.0)
+            _fill(layer.bias, ZEROS)
         elif isinstance(layer, LayerNorm):
             _identity(layer)
         elif isinstance(layer, PatchEmbeddings):
@@ -79,7 +81,7 @@ def _text(tower: TextTower) -> None:
         if isinstance(layer, LayerNorm):
             _identity(layer)
         elif isinstance(layer, Dense):
-            _fill(layer.bias, 0.0)
+            _fill(layer.bias, ZEROS)
         elif isinstance(layer, EncoderLayer):
             attention, mlp = layer.self_attn, layer.mlp
             for dense in (attention.q_proj, attention.k_proj, attention.v_proj):
@@ -94,8 +96,8 @@ def _draw(variable: Any, initializer: keras.initializers.Initializer) -> None:
     variable.assign(ops.cast(initializer(variable.shape, dtype="float32"), variable.dtype))
 
 
-def _fill(variable: Any, value: float) -> None:
-    variable.assign(ops.full(variable.shape, value, dtype=variable.dtype))
+def _fill(variable: Any, constant: SharedConstant) -> None:
+    variable.assign(constant(variable.shape, dtype=variable.dtype))
 
 
 def _normal(variable: Any, std: float) -> None:
@@ -119,5 +121,5 @@ def _uniform(layer: Any, fan_in: int, factor: float) -> None:
 
 
 def _identity(norm: LayerNorm) -> None:
-    _fill(norm.gamma, 1.0)
-    _fill(norm.beta, 0.0)
+    _fill(norm.gamma, ONES)
+    _fill(norm.beta, ZEROS)

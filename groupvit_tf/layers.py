@@ -17,6 +17,7 @@ from keras import ops
 from groupvit_common.model.checks import check_batch_norm
 from groupvit_common.model.config import GroupViTTextConfig, GroupViTVisionConfig
 from groupvit_tf.distributed import Seeds, num_replicas, replica_sum
+from groupvit_tf.variables import ONES, ZEROS, SharedConstant
 
 TowerConfig = GroupViTTextConfig | GroupViTVisionConfig
 Tensor = Any
@@ -100,7 +101,7 @@ class Dense(keras.layers.Dense):
 
     def __init__(self, in_features: int, out_features: int, **kwargs: Any) -> None:
         # Zeros: `groupvit_tf.init` draws the values, once the model is whole.
-        super().__init__(out_features, kernel_initializer="zeros", **kwargs)
+        super().__init__(out_features, kernel_initializer=ZEROS, bias_initializer=ZEROS, **kwargs)
         self.in_features = in_features
 
     def build(self, input_shape: Any = None) -> None:
@@ -118,7 +119,7 @@ class LayerNorm(keras.layers.LayerNormalization):
     """Layer norm over the last axis, of a width that is known."""
 
     def __init__(self, width: int, eps: float, **kwargs: Any) -> None:
-        super().__init__(epsilon=eps, **kwargs)
+        super().__init__(epsilon=eps, gamma_initializer=ONES, beta_initializer=ZEROS, **kwargs)
         self.width = width
 
     def build(self, input_shape: Any = None) -> None:
@@ -150,10 +151,10 @@ class BatchNorm(keras.layers.Layer):
 
     def build(self, input_shape: Any = None) -> None:
         shape = (self.width,)
-        self.gamma = self.add_weight(shape=shape, initializer="ones", name="gamma", autocast=False)
-        self.beta = self.add_weight(shape=shape, initializer="zeros", name="beta", autocast=False)
+        self.gamma = self.add_weight(shape=shape, initializer=ONES, name="gamma", autocast=False)
+        self.beta = self.add_weight(shape=shape, initializer=ZEROS, name="beta", autocast=False)
 
-        def statistic(name: str, initial: str, **kind: Any) -> Any:
+        def statistic(name: str, initial: SharedConstant, **kind: Any) -> Any:
             # Every replica computes the same value, so any of them may be kept.
             return self.add_weight(
                 initializer=initial,
@@ -164,9 +165,9 @@ class BatchNorm(keras.layers.Layer):
                 **kind,
             )
 
-        self.moving_mean = statistic("moving_mean", "zeros", shape=shape)
-        self.moving_variance = statistic("moving_variance", "ones", shape=shape)
-        self.num_batches_tracked = statistic("num_batches_tracked", "zeros", shape=(), dtype="int32")
+        self.moving_mean = statistic("moving_mean", ZEROS, shape=shape)
+        self.moving_variance = statistic("moving_variance", ONES, shape=shape)
+        self.num_batches_tracked = statistic("num_batches_tracked", ZEROS, shape=(), dtype="int32")
 
     def call(self, x: Tensor, training: bool = False, together: bool = True, keep: bool = True) -> Tensor:
         """Args:

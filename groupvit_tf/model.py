@@ -22,6 +22,7 @@ from groupvit_tf.loss import symmetric_cross_entropy
 from groupvit_tf.outputs import BaseModelOutputWithPooling, GroupViTModelOutput
 from groupvit_tf.programs import call_tower
 from groupvit_tf.text import TextTower, check_ids, with_padding, without_padding
+from groupvit_tf.variables import quick_variables
 from groupvit_tf.vision import VisionTower, check_pixels
 
 
@@ -39,7 +40,8 @@ class GroupViTTextModel(GroupViTPreTrainedModel):
 
     def build(self, input_shape: Any = None) -> None:
         if not self.built:
-            self.text_model.build((None, None))
+            with quick_variables():
+                self.text_model.build((None, None))
 
     def get_input_embeddings(self) -> keras.layers.Embedding:
         return self.text_model.embeddings.token_embedding
@@ -86,7 +88,8 @@ class GroupViTVisionModel(GroupViTPreTrainedModel):
 
     def build(self, input_shape: Any = None) -> None:
         if not self.built:
-            self.vision_model.build((None, None, None, None))
+            with quick_variables():
+                self.vision_model.build((None, None, None, None))
 
     def get_input_embeddings(self) -> keras.layers.Layer:
         return self.vision_model.embeddings.patch_embeddings
@@ -143,8 +146,9 @@ class GroupViTModel(GroupViTPreTrainedModel):
     def build(self, input_shape: Any = None) -> None:
         if self.built:
             return
-        for layer in (self.text_model, self.vision_model, self.visual_projection, self.text_projection):
-            layer.build((None,))  # no layer uses it, but `summary` needs one
+        with quick_variables():
+            for layer in (self.text_model, self.vision_model, self.visual_projection, self.text_projection):
+                layer.build((None,))  # no layer uses it, but `summary` needs one
         self.logit_scale = self.add_weight(
             shape=(), initializer=keras.initializers.Constant(self.config.logit_scale_init_value), name="logit_scale"
         )

@@ -22,6 +22,7 @@ from groupvit_tf.distributed import replica_sum
 from groupvit_tf.layers import Tensor, wide_dtype
 from groupvit_tf.model import GroupViTModel
 from groupvit_tf.objective import Objective, Trained, model_of, variables_of
+from groupvit_tf.variables import quick_variables
 
 
 @keras.saving.register_keras_serializable(package="groupvit")
@@ -47,9 +48,10 @@ class AdamW(keras.optimizers.AdamW):
     def build(self, variables: Any) -> None:
         if self.built:
             return
-        super().build(variables)
-        self.taken = self.add_variable((), dtype="int", aggregation="only_first_replica", name="taken")
-        self.gradient_norm = self.add_variable((), aggregation="only_first_replica", name="gradient_norm")
+        with quick_variables():
+            super().build(variables)
+            self.taken = self.add_variable((), dtype="int", aggregation="only_first_replica", name="taken")
+            self.gradient_norm = self.add_variable((), aggregation="only_first_replica", name="gradient_norm")
 
     def scale_loss(self, loss: Tensor) -> Tensor:
         return super().scale_loss(_or_nan(loss))
@@ -246,10 +248,8 @@ class EMA(keras.callbacks.Callback):
         named = variables_of(model)
         self.variables = {name: v for name, v in named.items() if keras.backend.is_float_dtype(v.dtype)}
         self.counters = {name: v for name, v in named.items() if name not in self.variables}
-        self.averages = {
-            name: keras.Variable(np.asarray(v).astype(wide_dtype(v.dtype)), trainable=False, dtype=wide_dtype(v.dtype))
-            for name, v in self.variables.items()
-        }
+        with quick_variables():
+            self.averages = {name: _average_of(variable) for name, variable in self.variables.items()}
         self._move = self._moved
         if keras.backend.backend() == "tensorflow":
             import tensorflow as tf
@@ -276,6 +276,11 @@ class EMA(keras.callbacks.Callback):
     def new_model(self) -> GroupViTModel:
         """Returns a float32 model with the averaged weights."""
         return GroupViTModel.from_arrays(self.source.config, self.arrays(), dtype="float32")
+
+
+def _average_of(variable: Any) -> Any:
+    dtype = wide_dtype(variable.dtype)
+    return keras.Variable(np.asarray(variable).astype(dtype), trainable=False, dtype=dtype)
 
 
 def to_arrays(variables: Mapping[str, Any], like: Mapping[str, Any] | None = None) -> Arrays:

@@ -17,13 +17,14 @@ from groupvit_common.model.text_length import TOKEN_STEP, needed_length
 from groupvit_tf.compat.model import Keywords, flags
 from groupvit_tf.layers import Block, EncoderLayer, LayerNorm, Tensor, Tracked
 from groupvit_tf.outputs import BaseModelOutput, BaseModelOutputWithPooling
+from groupvit_tf.variables import ZEROS
 
 
 class Embedding(keras.layers.Embedding):
     """An embedding that starts with zeros: `groupvit_tf.init` draws the values, once the model is whole."""
 
     def __init__(self, input_dim: int, output_dim: int, **kwargs: Any) -> None:
-        super().__init__(input_dim, output_dim, embeddings_initializer="zeros", **kwargs)
+        super().__init__(input_dim, output_dim, embeddings_initializer=ZEROS, **kwargs)
 
 
 class TextEmbeddings(Block):

@@ -17,6 +17,7 @@ from groupvit_tf.compat.model import Keywords, flags
 from groupvit_tf.grouping import TokenAssign
 from groupvit_tf.layers import Block, EncoderLayer, LayerNorm, MixerMLP, Tensor, Tracked, mean, wide_dtype
 from groupvit_tf.outputs import BaseModelOutput, BaseModelOutputWithPooling
+from groupvit_tf.variables import ZEROS
 
 
 class PatchEmbeddings(keras.layers.Layer):
@@ -34,7 +35,8 @@ class PatchEmbeddings(keras.layers.Layer):
             config.patch_size,
             strides=config.patch_size,
             data_format="channels_last",
-            kernel_initializer="zeros",
+            kernel_initializer=ZEROS,
+            bias_initializer=ZEROS,
             name="projection",
             dtype=self.dtype_policy,
         )
@@ -62,7 +64,7 @@ class VisionEmbeddings(keras.layers.Layer):
 
     def build(self, input_shape: Any = None) -> None:
         self.position_embeddings = self.add_weight(
-            shape=(1, self.grid**2, self.config.hidden_size), initializer="zeros", name="position_embeddings"
+            shape=(1, self.grid**2, self.config.hidden_size), initializer=ZEROS, name="position_embeddings"
         )
         self.patch_embeddings.build()
         self.dropout.build(())
@@ -151,7 +153,7 @@ class Stage(Keywords, Tracked, Block):
     def build(self, input_shape: Any = None) -> None:
         if self.num_group_tokens:
             self.group_token = self.add_weight(
-                shape=(1, self.num_group_tokens, self.width), initializer="zeros", name="group_token"
+                shape=(1, self.num_group_tokens, self.width), initializer=ZEROS, name="group_token"
             )
         super().build()
 

@@ -74,7 +74,7 @@ with tensorflow_start_up():
 
 
 # `fit` owns Keras's loop: what the PyTorch loop does itself are callbacks there. And a module's name in transformers.
-KERAS_ALONE = {"callbacks.py", "modeling_tf_groupvit.py", "programs.py"}
+KERAS_ALONE = {"callbacks.py", "modeling_tf_groupvit.py", "programs.py", "variables.py"}
 # Keras leaves the choice of kernels to its backend. And TensorFlow multiplies by oneDNN already,
 # and its gradients say what they keep.
 TORCH_ALONE = {"attention.py", "linear.py", "recompute.py"}
