@@ -73,6 +73,10 @@ class Segmenter(BaseSegmenter):
     def _stack(self, parts: Sequence[Tensor]) -> Tensor:
         return torch.stack([*parts])
 
+    def _may_label_in_threads(self) -> bool:
+        # Threads share the queue of an accelerator, which on some ("mps") they must not.
+        return bool(self.model.device.type == "cpu")
+
     def _pixel_labels(
         self,
         views: Sequence[View],

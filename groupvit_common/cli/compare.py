@@ -12,6 +12,7 @@ from groupvit_common.cli.runtime import (
     DEFAULT_OUT,
     ImageRun,
     backend_title,
+    check_writable,
     choose_backend,
     load_segmenter,
     make_writable,
@@ -47,16 +48,18 @@ def _run(options: argparse.Namespace) -> int:
     labels, background_labels = read_request(options)
     run = ImageRun(options)
     out = Path(options.out)
-    make_writable(out)
+    check_writable(out)
     if not run.paths:
         return run.code()
-    names = output_names(run.paths, out)
     first = choose_backend(options.backend)
     chosen = ((options.model, first), (options.other or options.model, options.other_backend or first))
     segmenters = [
         load_segmenter(options, model=model, backend=backend, labels=labels, background_labels=background_labels)
         for model, backend in chosen
     ]
+    # Only now: a model that cannot be loaded leaves no empty folder.
+    make_writable(out)
+    names = output_names(run.paths, out)
     titles = tuple(f"{Path(model).name or model}, {backend_title(backend)}" for model, backend in chosen)
 
     from groupvit_common.preprocessing.images import load_image

@@ -11,7 +11,6 @@ import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +22,6 @@ from groupvit_common.segmentation.figures import FIGURES
 from groupvit_common.segmentation.options import OPTIONS, SegmentationOptions
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from groupvit_common.preprocessing.prompts import Label
     from groupvit_common.segmentation.predictor import BaseSegmenter
     from groupvit_common.segmentation.result import Segmentation
@@ -231,29 +228,24 @@ class ImageRun:
 
     def segmented(self, segmenter: BaseSegmenter) -> Iterator[tuple[Path, Segmentation]]:
         """Yields the results of all images that can be segmented; those of one size go through the model together."""
-        from groupvit_common.preprocessing.images import load_image
+        opened = deque[Path]()
 
-        pending, opened = self.pending(), deque[Path]()
-
-        def images() -> Iterator[Image.Image]:
+        def sources() -> Iterator[Path]:
             for path in pending:
-                image = None
-                with self.attempt(path):
-                    image = load_image(path, max_pixels=segmenter.max_pixels)
-                if image is not None:
-                    opened.append(path)
-                    yield image
+                opened.append(path)
+                yield path
 
+        pending = self.pending()
         while True:
             try:
-                for result in segmenter.iter(images()):
+                for result in segmenter.iter(sources(), on_error=lambda _, error: self.fail(opened.popleft(), error)):
                     path = opened.popleft()
-                    yield path, replace(result, source=str(path))
+                    yield path, result
                 return
             except Exception as error:
                 if not opened or not (isinstance(error, InputError) or terminal.is_out_of_memory(error)):
                     raise
-            # One by one, those of the failed batch: only one of them may be at fault.
+            # One by one, those of the failed batch and behind it: only one of them may be at fault.
             while opened:
                 path, alone = opened.popleft(), None
                 with self.attempt(path):

@@ -8,7 +8,7 @@ from pathlib import Path
 from groupvit_common.cli import terminal
 from groupvit_common.cli.arguments import add_backend, whole
 from groupvit_common.cli.parser import EXIT_CODES, Parser
-from groupvit_common.cli.runtime import backend_module, make_writable
+from groupvit_common.cli.runtime import backend_module, check_writable
 from groupvit_common.cli.terminal import OK, SIGNALLED
 from groupvit_common.errors import InputError
 
@@ -51,7 +51,7 @@ def _run(options: argparse.Namespace) -> int:
         return OK
     if not options.out:
         raise InputError("train needs --out DIR, the folder for the checkpoint")
-    make_writable(Path(options.out))
+    check_writable(Path(options.out))
 
     train = backend_module(options.backend, "train").train
     from groupvit_common.training.run import Interrupted

@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from groupvit_common.checkpoints import hub
 from groupvit_common.checkpoints.directory import CONFIG_NAME, WEIGHTS_NAME
@@ -33,28 +33,10 @@ from groupvit_common.segmentation.label_maps import (
     view_scores,
 )
 from groupvit_common.segmentation.options import DEFAULT_MODEL, OPTIONS, SegmentationOptions
+from groupvit_common.segmentation.preparation import Preparation, Prepared, load
 from groupvit_common.segmentation.result import BACKGROUND, Details, Segmentation, segmentation
 from groupvit_common.segmentation.scores import Floats
-from groupvit_common.segmentation.windows import Windows
-
-# Pixels of images read ahead at most (a 12-megapixel photo takes 36 MB).
-_PIXELS_AHEAD = 64_000_000
-# An image longer than this many times its shorter side is made smaller rather than long: attention over patches grows
-# with the square of their number.
-_LONGEST = 4
-# The same where the model sees windows: the authors' bound, 2048 pixels for a shorter side of 448.
-_LONGEST_IN_WINDOWS = 2048 / 448
-
-
-@dataclass(frozen=True, eq=False)
-class _Opened:
-    """An opened image: upright RGB, its file if there is one, its height and width once resized, and those of its
-    windows."""
-
-    image: Image.Image
-    source: str | None
-    size: tuple[int, int]
-    part: tuple[int, int]
+from groupvit_common.segmentation.stream import LabelPixels, OnError, Steps, segmented
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,14 +133,9 @@ class BaseSegmenter(ABC):
         text = self.model.config.text_config
         context = int(min(text.max_position_embeddings, self.processor.tokenizer.model_max_length))
         self._encode = LabelEncoder(self.processor.tokenizer, context, self._embed_texts, options)
-        assert options.shorter_side is not None
-        patch = self.model.config.vision_config.patch_size
-        sides = [max(1, round(options.shorter_side * scale)) for scale in options.scales]
-        self._image_processors = [
-            self.processor.image_processor.for_segmentation(side, patch, longer_side=_LONGEST * max(side, patch))
-            for side in sides
-        ]
-        self.image_processor = self._image_processors[0]
+        patch_size = self.model.config.vision_config.patch_size
+        self._preparation = Preparation.of(options, self.processor.image_processor, patch_size)
+        self.image_processor = self._preparation.image_processors[0]
 
     @classmethod
     def from_pretrained(
@@ -261,16 +238,30 @@ class BaseSegmenter(ABC):
         """
         if isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4:
             return list(self.iter(images))
-        return next(self.iter([images]))
+        labels = self._labelled()
+        (label,) = self._segment([self._open(images)], labels)
+        return label()
 
-    def iter(self, images: str | Path | Iterable[Any]) -> Iterator[Segmentation]:
+    def iter(self, images: str | Path | Iterable[Any], *, on_error: OnError | None = None) -> Iterator[Segmentation]:
         """Segments the images of a folder or of an iterable, in order.
 
-        Images are opened as they are needed, a few ahead, so that those of one size go through the model together.
+        Images are opened as they are needed, up to four times `batch_size` ahead but no more than fit into 256 MB, so
+        that those of one size go through the model together. Files are read, and pixels labelled, beside the model.
+
+        Args:
+            images: a folder, or images of any kind.
+            on_error: is called in order with an input that cannot be read, and the error, and the others follow. None:
+                the error is raised, after the results of earlier images.
         """
         labels = self._labelled()
-        sources = images_in(images) if isinstance(images, str | Path) else images
-        return self._iter(sources, labels)
+        steps = Steps(
+            lambda source: load(source, self.max_pixels),
+            lambda loaded: self._preparation.prepared(loaded, self.max_pixels),
+            lambda prepared: self._segment(prepared, labels),
+            self.batch_size,
+            self._may_label_in_threads(),
+        )
+        return segmented(images_in(images) if isinstance(images, str | Path) else images, steps, on_error)
 
     def classify(self, images: Any) -> Any:
         """Probability of each label for the whole image, `{label: probability}`; a list of these for several images.
@@ -299,11 +290,9 @@ class BaseSegmenter(ABC):
     def threshold_maps(self, image: Any, thresholds: Iterable[float | None]) -> Iterator[Indices]:
         """The label map of one image with each of these in the place of `background`. The model sees the image once."""
         labels, options, opened = self._labelled(), self.options, self._open(image)
-        views = self._view_pixels(opened)
-        seen = self._see(views, labels)
-        size = (opened.image.height, opened.image.width)
+        seen, size = self._see(opened.views, labels), opened.loaded.size
         return (
-            self._label(seen, views[0], size, replace(options, background=threshold)).label_map
+            self._label(seen, opened.views[0], size, replace(options, background=threshold)).label_map
             for threshold in thresholds
         )
 
@@ -312,8 +301,9 @@ class BaseSegmenter(ABC):
 
         InputError as `__call__`. The model sees the image once more for it.
         """
-        labels, opened = self._labelled(), self._open(image)
-        pixels, windows = self._pixels(opened, opened.size), self._windows(opened.size)
+        labels, preparation, loaded = self._labelled(), self._preparation, load(image, self.max_pixels)
+        size = preparation.size(*loaded.size)
+        pixels, windows = preparation.pixels(loaded, size, self.max_pixels), preparation.windows(size)
         parts = [pixels[:, rows, columns] for rows, columns in windows]
         seen = [
             self._blocks(np.stack(parts[start : start + self.batch_size]))
@@ -321,19 +311,18 @@ class BaseSegmenter(ABC):
         ]
         groups = np.concatenate([embeds for embeds, _ in seen])
         block_maps = [np.concatenate(maps) for maps in zip(*(maps for _, maps in seen), strict=True)]
-        size = (opened.image.height, opened.image.width)
         return Details(
-            tuple(group_windows(maps, windows, size) for maps in block_maps),
+            tuple(group_windows(maps, windows, loaded.size) for maps in block_maps),
             tuple(labels.names),
-            label_similarity(groups, block_maps[-1], labels.embeds, windows, opened.size),
+            label_similarity(groups, block_maps[-1], labels.embeds, windows, size),
         )
 
     # One level down: images as arrays that are ready for the model.
 
     def prepare(self, image: Any) -> npt.NDArray[np.float32]:
         """Pixels `[3, H, W]` of one image at the size at which the model sees it, normalised."""
-        opened = self._open(image)
-        return self._pixels(opened, opened.size)
+        preparation, loaded = self._preparation, load(image, self.max_pixels)
+        return preparation.pixels(loaded, preparation.size(*loaded.size), self.max_pixels)
 
     def pixel_labels(self, pixels: Floats, size: tuple[int, int]) -> PixelLabels:
         """The maps at `size` = (H, W), the original's, of one prepared image `[3, h, w]`, of one view as it is.
@@ -394,6 +383,10 @@ class BaseSegmenter(ABC):
 
     # These are right for a backend whose affinities and grouping maps are arrays.
 
+    def _may_label_in_threads(self) -> bool:
+        """Returns whether `_pixel_labels` may run in a thread beside the model."""
+        return True
+
     def _stack(self, parts: Sequence[Any]) -> Any:
         """Affinities or grouping maps of several windows in one."""
         return np.stack(parts)
@@ -430,43 +423,8 @@ class BaseSegmenter(ABC):
             raise InputError('there are no labels: call set_labels("cat, couch, remote control") first')
         return labels
 
-    def _iter(self, sources: Iterable[Any], labels: _LabelSet) -> Iterator[Segmentation]:
-        waiting: dict[int, _Opened] = {}
-        done: dict[int, Segmentation] = {}
-        given = 0
-
-        def run(size: tuple[int, int]) -> None:
-            numbers = [i for i, opened in waiting.items() if opened.part == size]
-            done.update(zip(numbers, self._segment([waiting.pop(i) for i in numbers], labels), strict=True))
-
-        def ready() -> Iterator[Segmentation]:
-            nonlocal given
-            while given in done:
-                yield done.pop(given)
-                given += 1
-
-        for index, source in enumerate(sources):
-            opened = self._open(source)
-            waiting[index] = opened
-            if sum(other.part == opened.part for other in waiting.values()) == self.batch_size:
-                run(opened.part)
-            yield from ready()
-            # Too much read ahead: the oldest waits no longer for company.
-            while waiting and (
-                len(waiting) + len(done) >= 2 * self.batch_size
-                or sum(other.image.width * other.image.height for other in waiting.values()) > _PIXELS_AHEAD
-            ):
-                run(next(iter(waiting.values())).part)
-                yield from ready()
-        while waiting:
-            run(next(iter(waiting.values())).part)
-            yield from ready()
-
-    def _open(self, source: Any) -> _Opened:
-        image = load_image(source, max_pixels=self.max_pixels)
-        name = str(source) if isinstance(source, str | Path) else getattr(source, "filename", None) or None
-        size = self._size(image.height, image.width)
-        return _Opened(image, name, size, self._windows(size).size)
+    def _open(self, source: Any) -> Prepared:
+        return self._preparation.prepared(load(source, self.max_pixels), self.max_pixels)
 
     def _classifier_pixels(self, source: Any) -> npt.NDArray[np.float32]:
         """Pixels `[1, 3, H, W]` of one image, prepared as the checkpoint's processor says."""
@@ -474,46 +432,9 @@ class BaseSegmenter(ABC):
         encoding = self.processor.image_processor(image, return_tensors="np", max_pixels=self.max_pixels)
         return np.asarray(encoding["pixel_values"])
 
-    def _size(self, height: int, width: int, scale: int = 0) -> tuple[int, int]:
-        """Height and width at which the model sees an image of this height and width, at the scale of that number."""
-        if self.options.window is None:
-            return self._image_processors[scale].resized_size(height, width)
-        # Windows fit any side that is as long as they are. A shorter one is seen whole and must hold whole patches.
-        patch, window = self.model.config.vision_config.patch_size, self.options.window
-        assert self.options.shorter_side is not None
-        short, long = min(height, width), max(height, width)
-        shorter_side = self.options.shorter_side * self.options.scales[scale]
-        factor = min(shorter_side / short, _LONGEST_IN_WINDOWS * shorter_side / long)
-        nearest = (int(side * factor + 0.5) for side in (height, width))
-        rows, columns = (side if side >= window else max(1, round(side / patch)) * patch for side in nearest)
-        return rows, columns
-
-    def _view_pixels(self, opened: _Opened) -> list[npt.NDArray[np.float32]]:
-        """The views of an image: at each scale, and with `flip` mirrored at each scale."""
-        height, width = opened.image.height, opened.image.width
-        views = [self._pixels(opened, self._size(height, width, scale)) for scale in range(len(self.options.scales))]
-        return [*views, *(np.flip(pixels, 2) for pixels in views)] if self.options.flip else views
-
-    def _pixels(self, opened: _Opened, size: tuple[int, int]) -> npt.NDArray[np.float32]:
-        height, width = size
-        pixels = self.image_processor(
-            opened.image,
-            size={"height": height, "width": width},
-            size_divisor=1,
-            max_pixels=self.max_pixels,
-            return_tensors="np",
-        )["pixel_values"]
-        return np.asarray(pixels[0])
-
-    def _windows(self, size: tuple[int, int]) -> Windows:
-        """The windows of a prepared image of this size: one, the image, without the option."""
-        if self.options.window is None or self.options.stride is None:
-            return Windows.whole(size)
-        return Windows.over(size, self.options.window, self.options.stride)
-
     def _see(self, images: Sequence[Floats], labels: _LabelSet) -> list[_Seen]:
         """Prepared images `[3, h, w]` through the model, windows of one size together."""
-        image_windows = [self._windows((pixels.shape[1], pixels.shape[2])) for pixels in images]
+        image_windows = [self._preparation.windows((pixels.shape[1], pixels.shape[2])) for pixels in images]
         parts = [
             pixels[:, rows, columns]
             for pixels, windows in zip(images, image_windows, strict=True)
@@ -539,7 +460,7 @@ class BaseSegmenter(ABC):
         """The same for one that a user prepared."""
         if pixels.ndim != 3:
             raise InputError(f"a prepared image must have shape [channels, height, width], got {list(pixels.shape)}")
-        sides = self._windows((pixels.shape[1], pixels.shape[2])).size
+        sides = self._preparation.windows((pixels.shape[1], pixels.shape[2])).size
         is_floating_point = np.issubdtype(pixels.dtype, np.floating)
         shape = (1, len(pixels), *sides)
         check_pixel_values(shape, str(pixels.dtype), is_floating_point, self.model.config.vision_config)
@@ -555,27 +476,32 @@ class BaseSegmenter(ABC):
         views = [replace(each.view, mirrored=number >= len(options.scales)) for number, each in enumerate(seen)]
         return self._pixel_labels(views, pixels, size, options, is_background)
 
-    def _segment(self, images: Sequence[_Opened], labels: _LabelSet) -> list[Segmentation]:
-        """Images of one `part` through the model together."""
-        image_views = [self._view_pixels(opened) for opened in images]
-        every = self._see([pixels for views in image_views for pixels in views], labels)
-        results, count = [], len(image_views[0])
-        for number, (opened, views) in enumerate(zip(images, image_views, strict=True)):
-            seen = every[number * count : (number + 1) * count]
-            size = (opened.image.height, opened.image.width)
-            results.append(
-                segmentation(
-                    opened.image,
-                    self._label(seen, views[0], size, self.options),
-                    labels.names,
-                    np.mean([each.probabilities for each in seen], axis=0).tolist(),
-                    is_background=labels.is_background,
-                    threshold=self.options.background,
-                    source=opened.source,
-                    affinity=as_array(seen[0].view.affinity),
-                )
-            )
-        return results
+    def _segment(self, images: Sequence[Prepared], labels: _LabelSet) -> list[LabelPixels]:
+        """Images of one `part` through the model together: for each, what labels its pixels."""
+        # The options may have changed since an image was opened.
+        images = [
+            each if each.preparation is self._preparation else self._preparation.prepared(each.loaded, self.max_pixels)
+            for each in images
+        ]
+        every, count = self._see([pixels for each in images for pixels in each.views], labels), len(images[0].views)
+        return [
+            partial(self._result, each, every[number * count : (number + 1) * count], self.options)
+            for number, each in enumerate(images)
+        ]
+
+    def _result(self, prepared: Prepared, seen: Sequence[_Seen], options: SegmentationOptions) -> Segmentation:
+        """The result of an image from all its views."""
+        loaded, labels = prepared.loaded, seen[0].labels
+        return segmentation(
+            loaded.image,
+            self._label(seen, prepared.views[0], loaded.size, options),
+            labels.names,
+            np.mean([each.probabilities for each in seen], axis=0).tolist(),
+            is_background=labels.is_background,
+            threshold=options.background,
+            source=loaded.source,
+            affinity=as_array(seen[0].view.affinity),
+        )
 
 
 def _attribute(name: str) -> property:

@@ -255,7 +255,7 @@ def test_one_image_that_the_model_cannot_take_ends_no_others(run, here, monkeypa
 
     def segment_if_it_can(self, images, labels):
         together.append(len(images))
-        if any(image.image.width == 41 for image in images):
+        if any(image.loaded.image.width == 41 for image in images):
             raise error
         return segment(self, images, labels)
 
@@ -440,6 +440,8 @@ def test_no_such_model(run, here, monkeypatch):
         code, out, err = run("segment", "a.png", "--labels", "cat", model=model)
         assert (code, out, len(err)) == (3, [], 1)
         assert err[0].startswith("groupvit: error: ")
+    assert run("compare", "a.png", "--labels", "cat", "--other", "demo", model="./missing")[0] == 3
+    assert run("train", "finetune", "--out", "groupvit_out", "--set", "init_from=./missing", model=None)[0] == 3
     assert not (here / "groupvit_out").exists()
 
 

@@ -1,11 +1,11 @@
 """The user's door: `Segmenter` of both backends, with a small random model and with the bundled one."""
 
 import importlib
-import itertools
 import json
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import huggingface_hub
 import numpy as np
@@ -208,7 +208,7 @@ def test_pictures_of_one_size_share_a_batch_and_few_are_read_ahead(reference, pr
         nonlocal opened
         for i in range(40):
             opened += 1
-            assert opened - given <= 2 * 4
+            assert opened - given <= 4 * 4
             yield picture(i, (60, 40) if i % 3 else (40, 60))
 
     monkeypatch.setattr(segmenter, "_segment", counted)
@@ -219,21 +219,19 @@ def test_pictures_of_one_size_share_a_batch_and_few_are_read_ahead(reference, pr
     assert len(batches) < 20
 
 
-def test_large_pictures_do_not_wait_for_company(reference, processor, monkeypatch):
-    monkeypatch.setattr("groupvit_common.segmentation.predictor._PIXELS_AHEAD", 5000)
-    segmenter = TorchSegmenter(reference, processor, labels=LABELS, batch_size=8)
-    opened = 0
-
-    def endless():
-        nonlocal opened
-        for opened in itertools.count(1):
-            yield picture(opened)
-
-    # 2,400 pixels each: two wait, the third lets them go.
-    given = segmenter.iter(endless())
-    for count in range(1, 10):
-        next(given)
-        assert opened - count < 3
+def test_options_that_change_hold_for_images_that_were_read_before(reference, processor):
+    pictures = [picture(i) for i in range(6)]
+    segmenter = TorchSegmenter(reference, processor, labels=LABELS, batch_size=1)
+    expected = [segmenter(pictures[0])]
+    segmenter.options = replace(segmenter.options, scales=(0.5, 1.0), background=0.3)
+    expected += segmenter(pictures[1:])
+    segmenter.options = replace(segmenter.options, scales=(1.0,), background=None)
+    results = segmenter.iter(pictures)
+    given = [next(results)]
+    segmenter.options = replace(segmenter.options, scales=(0.5, 1.0), background=0.3)
+    # Two may have gone through the model already.
+    for result, wanted in list(zip([*given, *results], expected, strict=True))[3:]:
+        same(result, wanted)
 
 
 # What they do alike.

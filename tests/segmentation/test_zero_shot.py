@@ -373,7 +373,7 @@ def test_a_window_larger_than_the_picture_sees_it_whole(backend, windowed, proce
     [((500, 375), (85, 64)), ((375, 500), (64, 85)), ((3000, 300), (293, 32)), ((9000, 9), (293, 8))],
 )  # fmt: skip
 def test_size_at_which_windows_see_a_picture(windowed, size, seen):
-    assert windowed._size(size[1], size[0]) == seen[::-1]
+    assert windowed._preparation.size(size[1], size[0]) == seen[::-1]
 
 
 def test_what_windows_cannot_do(backend, windowed, processor):
