@@ -258,12 +258,17 @@ class PreTrainedModel(Pretrained, TransformersMethods, Tracked, Model):
         super().save_own_variables(store)
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the arguments of `from_config`: the configuration, the dtype policy, and which layers are frozen."""
+        """Returns the arguments of `from_config`: the configuration, the dtype policy, which layers are frozen, and
+        which quantized."""
+        from groupvit_tf.quantization import quantized_layers
+
+        quantized = quantized_layers(self._layers_by_path())
         return {
             "config": self.config.to_dict(),
             "name": self.name,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
             "trainable": self._trainable_flags(),
+            **({"quantization": quantized} if quantized else {}),
         }
 
     @classmethod
@@ -280,6 +285,7 @@ class PreTrainedModel(Pretrained, TransformersMethods, Tracked, Model):
         options = {**config, **keras_options}
         settings, trainable = options.pop("config", None), options.pop("trainable", True)
         trainable = trainable if isinstance(trainable, Mapping) else {"": trainable}
+        quantization = options.pop("quantization", {})
         name, policy = options.get("name"), options.get("dtype")
         if isinstance(policy, Mapping):  # as Keras serialises it
             policy = policy.get("config")
@@ -289,6 +295,7 @@ class PreTrainedModel(Pretrained, TransformersMethods, Tracked, Model):
             ("config", settings, Mapping),
             ("dtype", policy, str | None),
             ("name", name, str | None),
+            ("quantization", quantization, Mapping),
         ):
             wrong += [] if isinstance(value, kind) else [key]
         wrong += [] if all(isinstance(flag, bool) for flag in trainable.values()) else ["trainable"]
@@ -303,6 +310,10 @@ class PreTrainedModel(Pretrained, TransformersMethods, Tracked, Model):
         for path in trainable:
             if path in layers:
                 layers[path].trainable = trainable[path]
+        if quantization:
+            from groupvit_tf.quantization import quantize_as
+
+            quantize_as(layers, quantization)
         return model
 
     def export(
@@ -326,12 +337,26 @@ class PreTrainedModel(Pretrained, TransformersMethods, Tracked, Model):
 
         export_saved_model(self, filepath, **options)
 
-    def quantize(self, *args: Any, **kwargs: Any) -> None:
-        """Raises `InputError`: Keras would skip every layer, and warn of each."""
-        raise InputError(
-            f"Keras cannot quantize a {type(self).__name__}, whose layers have no quantized form: load it with "
-            "dtype='bfloat16' for half the memory"
-        )
+    def quantize(self, mode: Any = None, config: Any = None, filters: Any = None, **options: Any) -> None:
+        """Quantizes dense layers and embeddings in place, as `keras.Model.quantize` does, but for the layers that
+        assign patches to groups.
+
+        The model is then for inference: `save` and `save_weights` keep it, `save_pretrained` does not.
+
+        Args:
+            mode: "int8" or "int4"; that of `config` if None.
+            config: a `keras.quantizers.QuantizationConfig`. Without an `activation_quantizer` weights alone are
+                rounded.
+            filters: which layers, as Keras documents them.
+
+        Raises:
+            InputError: another mode, a model in float16, or a layer that is quantized already.
+        """
+        from groupvit_tf.quantization import chosen_layers, few_collections  # imports the layers of all models
+
+        is_chosen = chosen_layers(self, mode, filters)
+        with few_collections():
+            super().quantize(mode, config=config, filters=is_chosen, **options)
 
     def _layers_by_path(self) -> dict[str, keras.layers.Layer]:
         """Returns the model itself under "", its built layers under their paths, parents before their children."""

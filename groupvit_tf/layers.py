@@ -108,11 +108,20 @@ class Dense(keras.layers.Dense):
         super().build((None, self.in_features))
 
     def call(self, x: Tensor, training: bool | None = None) -> Tensor:
-        # As one matrix: TensorFlow multiplies more axes by ten operations where a length is not known.
+        return self._as_matrix(super().call, x)
+
+    def quantized_call(self, x: Tensor, training: bool | None = None) -> Tensor:
+        return self._as_matrix(super().quantized_call, x)
+
+    def _as_matrix(self, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        # TensorFlow multiplies more axes than two by ten operations where a length is not known.
         if len(x.shape) != 3:
-            return super().call(x, training=training)
-        rows = super().call(ops.reshape(x, (-1, self.in_features)), training=training)
-        return ops.reshape(rows, (-1, _length(x), self.units))
+            return call(x)
+        return ops.reshape(call(ops.reshape(x, (-1, self.in_features))), (-1, _length(x), self.units))
+
+    def quantize(self, mode: Any = None, type_check: bool = True, config: Any = None) -> None:
+        """Does as `keras.layers.Dense.quantize`, which leaves subclasses alone: they might compute something else."""
+        super().quantize(mode, type_check=False, config=config)
 
 
 class LayerNorm(keras.layers.LayerNormalization):

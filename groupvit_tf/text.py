@@ -26,6 +26,11 @@ class Embedding(keras.layers.Embedding):
     def __init__(self, input_dim: int, output_dim: int, **kwargs: Any) -> None:
         super().__init__(input_dim, output_dim, embeddings_initializer=ZEROS, **kwargs)
 
+    def quantize(self, mode: Any = None, type_check: bool = True, config: Any = None) -> None:
+        """Does as `keras.layers.Embedding.quantize`, which leaves subclasses alone: they might compute something
+        else."""
+        super().quantize(mode, type_check=False, config=config)
+
 
 class TextEmbeddings(Block):
     def __init__(self, config: GroupViTTextConfig, **kwargs: Any) -> None:

@@ -73,8 +73,9 @@ with tensorflow_start_up():
     assert "no such library" in result.stderr
 
 
-# `fit` owns Keras's loop: what the PyTorch loop does itself are callbacks there. And a module's name in transformers.
-KERAS_ALONE = {"callbacks.py", "modeling_tf_groupvit.py", "programs.py", "variables.py"}
+# `fit` owns Keras's loop: what the PyTorch loop does itself are callbacks there. And a module's name in transformers,
+# and Keras's `quantize`.
+KERAS_ALONE = {"callbacks.py", "modeling_tf_groupvit.py", "programs.py", "quantization.py", "variables.py"}
 # Keras leaves the choice of kernels to its backend. And TensorFlow multiplies by oneDNN already,
 # and its gradients say what they keep.
 TORCH_ALONE = {"attention.py", "linear.py", "recompute.py"}
