@@ -30,6 +30,7 @@ from groupvit_tf.distributed import ProcessInfo, process_of
 from groupvit_tf.model import GroupViTModel
 from groupvit_tf.objective import Objective, Trained, model_of
 from groupvit_tf.optimizer import EMA, LossScale, has_overflowed
+from groupvit_tf.predictor import Segmenter
 from groupvit_tf.train_state import TrainState
 
 Due = int | Callable[[int], bool]
@@ -138,11 +139,25 @@ class Evaluation(keras.callbacks.Callback):
         self.measure, self.processor, self.every, self.average, self.log = measure, processor, every, average, log
         self.measured: dict[str, float] = {}
         self.step = -1
+        self._state: TrainState | None = None
+
+    def set_model(self, model: Any) -> None:
+        super().set_model(model)
+        if self._state is None or self._state.objective is not model:
+            self._state = TrainState(model, self.average)
+
+    def segmenter(self) -> Segmenter:
+        """Returns a segmenter of the weights that are measured, until the next call gives its model newer ones."""
+        assert self._state is not None
+        return self._state.segmenter(self.processor)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self._state = None  # and with it the memory of the model that was measured
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         step = _steps(self.model)
         if _is_due(self.every, step):
-            self.measured = dict(self.measure(TrainState(self.model, self.average).segmenter(self.processor)))
+            self.measured = dict(self.measure(self.segmenter()))
             self.step = step
             self.log(f"step {step}: {', '.join(f'{name} {value:.4g}' for name, value in self.measured.items())}")
             if logs is not None:

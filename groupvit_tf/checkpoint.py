@@ -148,10 +148,14 @@ class PreTrainedModel(Pretrained, TransformersMethods, Tracked, Model):
         """
         with without_initial_values():
             model = cls(config, dtype=dtype)
-        for name, variable in canonical_variables(model).items():
-            array = checked_array(arrays, name, _shape(variable), cls.__name__)
-            variable.assign(cast(from_canonical(kind(variable), array), variable.dtype))
+        model._set_arrays(arrays)
         return model
+
+    def _set_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Gives a model the values that `from_arrays` takes."""
+        for name, variable in canonical_variables(self).items():
+            array = checked_array(arrays, name, _shape(variable), type(self).__name__)
+            variable.assign(cast(from_canonical(kind(variable), array), variable.dtype))
 
     # -- saving --
 

@@ -232,6 +232,10 @@ def has_overflowed(optimizer: Any, loss: float) -> bool:
     return isinstance(optimizer, LossScale) and math.isfinite(loss) and np.asarray(optimizer.dynamic_scale).item() > 1.0
 
 
+# Tracing all variables takes as long as some hundred updates without.
+_UPDATES_BEFORE_TRACING = 20
+
+
 class EMA(keras.callbacks.Callback):
     """An exponential moving average of a model's weights and batch-norm statistics over the steps of `fit`.
 
@@ -250,11 +254,8 @@ class EMA(keras.callbacks.Callback):
         self.counters = {name: v for name, v in named.items() if name not in self.variables}
         with quick_variables():
             self.averages = {name: _average_of(variable) for name, variable in self.variables.items()}
+        self._updates = 0
         self._move = self._moved
-        if keras.backend.backend() == "tensorflow":
-            import tensorflow as tf
-
-            self._move = tf.function(self._moved, autograph=False)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if not (logs or {}).get("skipped"):
@@ -262,12 +263,18 @@ class EMA(keras.callbacks.Callback):
 
     def update(self, step: int) -> None:
         """Moves the average towards the weights after a step."""
+        self._updates += 1
+        if self._updates == _UPDATES_BEFORE_TRACING and keras.backend.backend() == "tensorflow":
+            import tensorflow as tf
+
+            self._move = tf.function(self._moved, autograph=False)
         self._move(np.float64(1.0 - self.decay_at(step)))
 
     def _moved(self, fraction: Any) -> None:
+        fractions = {dtype: ops.cast(fraction, dtype) for dtype in {each.dtype for each in self.averages.values()}}
         for name, average in self.averages.items():
-            value = ops.cast(self.variables[name], average.dtype)
-            average.assign(average + (value - average) * ops.cast(fraction, average.dtype))
+            old, value = ops.convert_to_tensor(average), ops.cast(self.variables[name], average.dtype)
+            average.assign(old + (value - old) * fractions[average.dtype])
 
     def arrays(self) -> Arrays:
         """Returns everything by canonical name, as files have it."""

@@ -135,10 +135,6 @@ def _fit(run: Run, process: ProcessInfo) -> TrainResult:
             own = ranks[run.rank] if len(ranks) == run.world else {}
             state.restore(run.resumed, run.resumed_from, own)
         trainer.assign_hard = assigns_hard(recipe, run.step)
-    elif run.rank == 0:
-        run.measure_untrained(state.segmenter(run.processor), trainer.model.num_parameters())
-    feed = Feed(run.stream())
-    progress = RunProgress(run, feed)
 
     def measure(segmenter: Any) -> Mapping[str, float]:
         run.measure_and_save(state.save_pretrained, segmenter, process)
@@ -149,6 +145,11 @@ def _fit(run: Run, process: ProcessInfo) -> TrainResult:
         return run.evaluates_now() and run.measures_here
 
     evaluation = Evaluation(measure, run.processor, every=measures_now, average=ema, log=lambda line: None)
+    if run.resumed is None and run.rank == 0:
+        evaluation.set_model(trainer)
+        run.measure_untrained(evaluation.segmenter(), trainer.model.num_parameters())
+    feed = Feed(run.stream())
+    progress = RunProgress(run, feed)
     own_callbacks = [HardAssignment(recipe), evaluation, RunCheckpoint(run, feed, progress, ema)]
     callbacks = [progress, *([] if ema is None else [ema]), *own_callbacks]
     try:

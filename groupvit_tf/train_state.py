@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ class TrainState:
 
     def __init__(self, objective: Trained, ema: EMA | None = None) -> None:
         self.objective, self.ema = objective, ema
+        self._segmenter: Segmenter | None = None
 
     def best(self) -> Arrays:
         """Returns the weights that are measured and saved: the EMA if there is one."""
@@ -37,9 +39,16 @@ class TrainState:
         model_of(self.objective).save_pretrained(directory, state_dict=self.best())
 
     def segmenter(self, processor: GroupViTProcessor) -> Segmenter:
-        """Returns a segmenter of the best weights."""
-        model = GroupViTModel.from_arrays(model_of(self.objective).config, self.best(), dtype="float32")
-        return Segmenter(model, processor, batch_size=50)
+        """Returns a segmenter of the best weights, until the next call gives its model newer ones."""
+        found = self._segmenter
+        if found is None or found.processor is not processor:
+            model = GroupViTModel.from_arrays(model_of(self.objective).config, self.best(), dtype="float32")
+            self._segmenter = found = Segmenter(model, processor, batch_size=50)
+        else:
+            found.model._set_arrays(self.best())
+            found.model.check_finite()
+        # A copy has the graphs that were traced, and labels and options of its own.
+        return copy.copy(found)
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         """Returns a checkpoint's arrays and values beside the model: moments, loss scale, weights if there is an

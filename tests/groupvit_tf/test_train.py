@@ -32,6 +32,7 @@ from groupvit_common.training.schedule import learning_rate_at  # noqa: E402
 from groupvit_common.training.settings import changed, to_toml  # noqa: E402
 from groupvit_common.training.start import LOCK_NAME, make_processor  # noqa: E402
 from groupvit_tf import data as D  # noqa: E402
+from groupvit_tf import optimizer  # noqa: E402
 from groupvit_tf import train as K  # noqa: E402
 from groupvit_tf.checkpoint import canonical_variables, kind, to_canonical  # noqa: E402
 from groupvit_tf.layers import DropPath  # noqa: E402
@@ -67,8 +68,12 @@ def trainer_of(recipe: Recipe, dtype: str = "float64", config: Any = None) -> K.
     return trainer
 
 
+def to_array(variable: Any) -> np.ndarray:
+    return to_canonical(kind(variable), np.asarray(variable))
+
+
 def state(trainer: K.Trainer) -> Arrays:
-    return {name: to_canonical(kind(v), np.asarray(v)).copy() for name, v in trainer.named_variables().items()}
+    return {name: to_array(variable).copy() for name, variable in trainer.named_variables().items()}
 
 
 def optimizer_state(trainer: K.Trainer) -> list[np.ndarray]:
@@ -356,6 +361,21 @@ def test_a_run_ends_at_its_last_bad_step_with_the_batch_saved(eagerly, tmp_path)
     assert "prompts.input_ids" in batch
 
 
+def test_a_graph_moves_the_average_as_eager_steps_do(trainer, monkeypatch):
+    # So that a run which resumes in the middle has the bits of one that did not.
+    averages = []
+    for last_eager in (9, 1):
+        monkeypatch.setattr(optimizer, "_UPDATES_BEFORE_TRACING", last_eager + 1)
+        average = K.EMA(trainer.model, lambda step: [0.9, 0.7][step])
+        for variable in average.averages.values():
+            variable.assign(variable + np.float32(0.1))
+        for step in range(2):
+            average.update(step)
+        averages.append(average.arrays())
+    for name, value in averages[0].items():
+        np.testing.assert_array_equal(averages[1][name], value, err_msg=name)
+
+
 # Runs
 
 
@@ -554,9 +574,15 @@ def test_a_script_of_ones_own_goes_on_from_its_checkpoint(eagerly, tmp_path):
         for variable in model.variables if other else ():
             variable.assign(np.asarray(variable) + 1)  # weights and seeds that a script which resumes must not keep
         average = K.EMA(model, lambda step: 0.5)
-        evaluation = K.Evaluation(
-            lambda segmenter: {"quality": next(measures)}, processor, every=1, average=average, log=quiet
-        )
+        models: list[GroupViTModel] = []
+
+        def measure(segmenter: Any) -> dict[str, float]:
+            models.append(segmenter.model)
+            for name, value in average.arrays().items():
+                np.testing.assert_array_equal(to_array(canonical_variables(segmenter.model)[name]), value)
+            return {"quality": next(measures)}
+
+        evaluation = K.Evaluation(measure, processor, every=1, average=average, log=quiet)
         grouping = K.GroupingMeasures(inputs["pixel_values"], every=2, log=quiet)
         checkpoint = K.Checkpoint(
             directory, every=1, keep=1, average=average, evaluation=evaluation, processor=processor, log=quiet
@@ -566,6 +592,8 @@ def test_a_script_of_ones_own_goes_on_from_its_checkpoint(eagerly, tmp_path):
         watch = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.update(logs))
         callbacks = [average, evaluation, grouping, watch, K.StopOnBadSteps(), checkpoint]
         model.fit(tf.data.Dataset.from_tensors(inputs), epochs=epochs, verbose=0, callbacks=callbacks)
+        assert len(models) == epochs
+        assert len(set(map(id, models))) == 1  # made once, given the weights of each step
         return average.arrays(), seen, done
 
     measures = iter([1.0, 9.0, 2.0])
