@@ -14,10 +14,17 @@ settings.register_profile("same", derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
+# What is made until all tests are known stays until the end: the garbage collector would find nothing.
+gc.disable()
+
+
 def pytest_collection_finish() -> None:
-    """Spares the garbage collector what two frameworks and all tests have made: it stays until the end."""
+    """Spares the garbage collector what two frameworks and all tests have made, and lets it look for what tests leave
+    once in many objects: a graph is made of tens of thousands that all stay."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
+    gc.enable()
 
 
 @pytest.fixture(params=sorted(BACKENDS))

@@ -1,6 +1,7 @@
 """Every array that transformers answered for the reference cases is answered alike."""
 
-from functools import lru_cache
+from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,6 +37,12 @@ def assert_close(name: str, actual: np.ndarray, wanted: np.ndarray, tolerance: f
     assert difference <= tolerance * np.abs(wanted).max(), f"{name}: off by {difference:.2e}"
 
 
+@cache
+def loaded(backend: type[Backend], case: str, dtype: str = "float32") -> Any:
+    """The model of a case, for tests that leave its values as they are."""
+    return backend().load(REFERENCE / "transformers" / case, dtype)
+
+
 def flat(output: GroupViTModelOutput) -> dict[str, np.ndarray]:
     """The arrays of a full output under the reference's names."""
     arrays = {name: output[name] for name in output if not name.endswith("_model_output")}
@@ -50,7 +57,7 @@ def flat(output: GroupViTModelOutput) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_outputs_equal_the_reference(backend: Backend, case: str, dtype: str) -> None:
-    model = backend.load(REFERENCE / "transformers" / case, dtype)
+    model = loaded(type(backend), case, dtype)
     given, reference = inputs(case), expected(case)
     output = backend.call(model, **given, output_attentions=True, output_hidden_states=True, output_segmentation=True)
     actual = flat(output)
@@ -75,7 +82,7 @@ def test_outputs_equal_the_reference(backend: Backend, case: str, dtype: str) ->
 def test_loss_and_gradients_equal_the_reference(backend: Backend, case: str) -> None:
     reference = expected(case)
     pairs = min(len(reference["input_ids"]), len(reference["pixel_values"]))
-    model = backend.load(REFERENCE / "transformers" / case)
+    model = loaded(type(backend), case)
     loss, gradients = backend.loss_and_gradients(model, **{name: array[:pairs] for name, array in inputs(case).items()})
     assert loss == pytest.approx(reference["loss"].item(), rel=FLOAT32)
     wanted = {name.removeprefix("grad."): array for name, array in reference.items() if name.startswith("grad.")}

@@ -141,13 +141,13 @@ def test_normalised_pixels_serve_as_well_as_colours(ops):
 
 @pytest.mark.parametrize("labels", [21, 120])
 def test_memory_of_a_photo(labels):
-    """500 x 500: the kernel is 46 MiB in float32, once more while it is made; the result is as large as the scores, and
+    """300 x 300: the kernel is 16 MiB in float32, once more while it is made; the result is as large as the scores, and
     those of some labels are there twice more."""
     rng = np.random.default_rng(0)
-    scores, picture = rng.random((labels, 500, 500), dtype=np.float32), rng.random((3, 500, 500), dtype=np.float32)
+    scores, picture = rng.random((labels, 300, 300), dtype=np.float32), rng.random((3, 300, 300), dtype=np.float32)
     tracemalloc.start()
     refinement.refine(scores, picture, 1)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    kernel = 8 * len(refinement.DILATIONS) * 500 * 500 * 4
-    assert peak < scores.nbytes + 2 * kernel + 3 * min(labels, refinement.LABELS_AT_ONCE) * 500 * 500 * 4
+    kernel = 8 * len(refinement.DILATIONS) * 300 * 300 * 4
+    assert peak < scores.nbytes + 2 * kernel + 3 * min(labels, refinement.LABELS_AT_ONCE) * 300 * 300 * 4
