@@ -17,8 +17,11 @@ help: ## Show this list.
 demo: $(VENV)/torch.stamp ## Segment two fresh pictures with the bundled model; needs no network after the set-up.
 	@$(BIN)/groupvit demo --out demo_output
 
-test: lint ## Lint, type check, and run every test but the slow ones.
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
+# Beside each other: the type checker takes most of a minute the first time, on one core.
+test: $(VENV)/dev.stamp ## Lint, type check, and run every test but the slow ones.
+	@$(MAKE) --no-print-directory lint & \
+	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile; tests=$$?; \
+	  wait $$! || { echo "make lint found faults: see above"; exit 1; }; exit $$tests
 
 test-slow: $(VENV)/dev.stamp ## Run the tests that take minutes.
 	@$(BIN)/python -m pytest -m slow
