@@ -15,7 +15,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from groupvit_common.segmentation import label_maps
-from groupvit_common.segmentation.label_maps import Indices, PixelLabels, View, index_dtype, label_values
+from groupvit_common.segmentation.label_maps import (
+    Indices,
+    PixelLabels,
+    View,
+    channel_count,
+    groups_are_fewer,
+    index_dtype,
+    label_values,
+)
 from groupvit_common.segmentation.options import DILATIONS, SegmentationOptions
 from groupvit_common.segmentation.refinement import (
     LABELS_AT_ONCE,
@@ -99,9 +107,9 @@ def pixel_labels(
     """
     first, side = views[0], (pixels.shape[1], pixels.shape[2])
     several = len(views) > 1 or options.needs_scores
-    if first.windows is None and not several and _suits_numpy(first, options):
-        arrays = replace(first, affinity=first.affinity.numpy(), grouping=first.grouping.numpy())
-        return label_maps.pixel_labels([arrays], pixels, size, options, is_background)
+    if _suits_numpy(first, options):
+        arrays = [replace(view, affinity=view.affinity.numpy(), grouping=view.grouping.numpy()) for view in views]
+        return label_maps.pixel_labels(arrays, pixels, size, options, is_background)
     hidden = torch.tensor(is_background, device=first.affinity.device)
     values = torch.from_numpy(label_values(is_background, options.background)[0]).to(hidden.device)
     if first.windows is None and not several:
@@ -117,6 +125,11 @@ def pixel_labels(
     if options.background is not None:
         channel_values, shown = F.pad(channel_values, (1, 0)), F.pad(shown, (1, 0))
     some = [replace(view, affinity=view.affinity[..., used]) for view in views]
+    table: Tensor | None = None
+    if groups_are_fewer(some, options):
+        # Scores of labels are sums of what the groups have of them: only groups are resized and refined.
+        table = torch.cat([_group_scores(a, options).T for view in some for a in view.affinity])
+        some = [replace(view, affinity=None) for view in some]
     if several:
         scores = mean_scores(some, side, options)
         if options.refine:
@@ -127,7 +140,11 @@ def pixel_labels(
         parts = view_scores(some[0], size, options)
     label_map: Indices = np.empty(size, dtype=index_dtype(len(hidden) + 1))
     for rows, strip in parts:
-        chosen = _chosen(strip, channel_values, None if foreground is None else (shown, foreground[1]))
+        among = None if foreground is None else (shown, foreground[1])
+        if table is None:
+            chosen = _chosen(strip, channel_values, among)
+        else:
+            chosen = _chosen_of_groups(strip, table, channel_values, among)
         label_map[rows] = chosen.cpu().numpy()
 
     group_values = torch.cat([_group_values(a, values, options.background, foreground) for a in first.affinity])
@@ -136,8 +153,9 @@ def pixel_labels(
 
 
 def _suits_numpy(view: View, options: SegmentationOptions) -> bool:
-    """Returns whether NumPy makes the maps of a whole image: row by row, it takes half of PyTorch's time on a CPU."""
-    return options.assignment == "hard" and view.affinity.device.type == "cpu"
+    """Returns whether NumPy makes the maps: on a CPU it takes at most PyTorch's time, for whole images half of it, but
+    more to refine scores."""
+    return view.affinity.device.type == "cpu" and not options.refine
 
 
 def _whole_labels(
@@ -170,55 +188,69 @@ def view_scores(view: View, size: tuple[int, int], options: SegmentationOptions)
     0..1.
 
     With a threshold C is L + 1 and the background comes first. A whole image is assigned at `size`: its largest scores
-    make the label map.
+    make the label map. C is N * G for a view without an affinity.
     """
-    affinity, windows = view.affinity, view.windows or Windows.whole(size)
-    channels = affinity.shape[2] + (options.background is not None)
-    window_rows = [_window_rows(a, g, windows.size, options) for a, g in zip(affinity, view.grouping, strict=True)]
+    windows, grouping = view.windows or Windows.whole(size), view.grouping
+    channels, (count, groups) = channel_count(view, options), grouping.shape[:2]
+    affinity = [None] * count if view.affinity is None else view.affinity
+    window_rows = [_window_rows(a, g, windows.size, options) for a, g in zip(affinity, grouping, strict=True)]
+    own = [slice(None) if view.affinity is not None else slice(n * groups, (n + 1) * groups) for n in range(count)]
     count_down, count_across = windows.counts()
     across = linear_taps(windows.image[1], size[1])
     for rows, needed, down in windows.resized_strips(channels, size):
-        total = affinity.new_zeros(channels, len(needed), windows.image[1])
-        for scores_at, (window, columns) in zip(window_rows, windows, strict=True):
+        total = grouping.new_zeros(channels, len(needed), windows.image[1])
+        for scores_at, part, (window, columns) in zip(window_rows, own, windows, strict=True):
             inside = slice(*np.searchsorted(needed, (window.start, window.stop)).tolist())
             if inside.start < inside.stop:
-                total[:, inside, columns] += scores_at(needed[inside] - window.start)
-        total /= torch.from_numpy(np.outer(count_down[needed], count_across)).to(affinity)
+                total[part, inside, columns] += scores_at(needed[inside] - window.start)
+        total /= torch.from_numpy(np.outer(count_down[needed], count_across)).to(grouping)
         yield rows, _interpolated(_interpolated(total, 2, across), 1, down)
 
 
 def _window_rows(
-    affinity: Tensor, grouping: Tensor, size: tuple[int, int], options: SegmentationOptions
+    affinity: Tensor | None, grouping: Tensor, size: tuple[int, int], options: SegmentationOptions
 ) -> Callable[[Integers], Tensor]:
     """Scores of one window of `size`: a function from r row numbers to `[C, r, W]`."""
     height, width = size
-    threshold, is_soft = options.background, options.assignment == "soft"
-    limit = None if threshold is None else min(threshold, float(affinity.max()))
-    maps = torch.einsum("gl,ghw->lhw", affinity, grouping) if is_soft else grouping
+    is_soft = options.assignment == "soft"
+    maps = torch.einsum("gl,ghw->lhw", affinity, grouping) if is_soft and affinity is not None else grouping
     wide = _interpolated(maps, 2, linear_taps(maps.shape[2], width))
     above, below, down = linear_taps(maps.shape[1], height)
-
-    def with_background(scores: Tensor) -> Tensor:
-        if limit is None:
-            return scores
-        return torch.cat([(scores.max(0).values < limit).to(scores)[None], scores])
-
-    table = with_background(affinity.T)
+    table = torch.eye(len(grouping)).to(grouping) if affinity is None else _group_scores(affinity, options)
 
     def rows(numbers: Integers) -> Tensor:
         resized = _interpolated(wide, 1, (above[numbers], below[numbers], down[numbers]))
-        return with_background(resized) if is_soft else table[:, resized.max(0).indices]
+        if not is_soft:
+            return table[:, resized.max(0).indices]
+        return resized if affinity is None else _with_background(resized, affinity, options)
 
     return rows
 
 
+def _group_scores(affinity: Tensor, options: SegmentationOptions) -> Tensor:
+    """The scores `[C, G]` of one window's groups, of their affinity `[G, L]`."""
+    return _with_background(affinity.T, affinity, options)
+
+
+def _with_background(scores: Tensor, affinity: Tensor, options: SegmentationOptions) -> Tensor:
+    """Scores `[L, ...]` of places in a window of this affinity, after that of a background by threshold, if any."""
+    if options.background is None:
+        return scores
+    hidden = scores.max(0).values < min(options.background, float(affinity.max()))
+    return torch.cat([hidden.to(scores)[None], scores])
+
+
 def mean_scores(views: Sequence[View], size: tuple[int, int], options: SegmentationOptions) -> Tensor:
-    """Scores of one image, the mean over views: `[C, H, W]` at `size` = (H, W)."""
-    affinity: Tensor = views[0].affinity
-    total = affinity.new_zeros(affinity.shape[2] + (options.background is not None), *size)
-    for view in views:
+    """Scores of one image, the mean over views: `[C, H, W]` at `size` = (H, W); without affinities those of the groups,
+    view by view."""
+    counts, start = [channel_count(view, options) for view in views], 0
+    by_group = views[0].affinity is None
+    total: Tensor = views[0].grouping.new_zeros(sum(counts) if by_group else counts[0], *size)
+    for view, count in zip(views, counts, strict=True):
+        own = total[start : start + count]
         for rows, scores in view_scores(view, size, options):
-            total[:, rows] += scores.flip(2) if view.mirrored else scores
+            own[:, rows] += scores.flip(2) if view.mirrored else scores
+        start += count if by_group else 0
     return total.div_(len(views))
 
 
@@ -234,6 +266,15 @@ def _chosen(scores: Tensor, values: Tensor, foreground: Foreground | None = None
     wanted = scores[channels]
     enough = wanted.sum(0) >= fraction * scores.sum(0)
     return values[channels][wanted.max(0).indices].masked_fill(~enough, 0)
+
+
+def _chosen_of_groups(scores: Tensor, table: Tensor, values: Tensor, foreground: Foreground | None = None) -> Tensor:
+    """The same from scores of groups `[K, ...]` and the groups' scores of the channels `[K, C]`."""
+    places = scores.flatten(1)
+    chosen = [
+        _chosen(table.T @ places[:, part], values, foreground) for part in strips(table.shape[1], (places.shape[1], 1))
+    ]
+    return torch.cat(chosen).view(scores.shape[1:])
 
 
 def _group_values(

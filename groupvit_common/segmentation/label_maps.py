@@ -38,7 +38,7 @@ from groupvit_common.errors import InputError
 from groupvit_common.segmentation.options import SegmentationOptions
 from groupvit_common.segmentation.refinement import refine
 from groupvit_common.segmentation.scores import Floats, similarity
-from groupvit_common.segmentation.windows import Integers, Windows, interpolated, interpolated_rows, linear_taps
+from groupvit_common.segmentation.windows import Integers, Windows, interpolated, interpolated_rows, linear_taps, strips
 
 Indices = npt.NDArray[np.unsignedinteger[Any]]
 
@@ -47,7 +47,8 @@ Indices = npt.NDArray[np.unsignedinteger[Any]]
 class View:
     """An image as the model saw it once.
 
-    `affinity`: `[N, G, L]` of its windows, `grouping`: their maps `[N, G, h, w]`, arrays or a backend's tensors.
+    `affinity`: `[N, G, L]` of its windows, `grouping`: their maps `[N, G, h, w]`, arrays or a backend's tensors. In the
+    place of scores of labels, a view without an affinity has those of all its groups to be there, N * G of them.
     `windows`: None for the image as a whole, N = 1. `mirrored`: left is right.
     """
 
@@ -111,6 +112,11 @@ def pixel_labels(
     if options.background is not None:
         channel_values, shown = np.insert(channel_values, 0, 0), np.insert(shown, 0, False)
     some = [replace(view, affinity=view.affinity[..., used]) for view in views]
+    table: Floats | None = None
+    if groups_are_fewer(some, options):
+        # Scores of labels are sums of what the groups have of them: only groups are resized and refined.
+        table = np.concatenate([_group_scores(a, options).T for view in some for a in view.affinity])
+        some = [replace(view, affinity=None) for view in some]
     parts: Iterable[tuple[Any, Floats]]
     if several:
         scores = mean_scores(some, side, options)
@@ -121,12 +127,35 @@ def pixel_labels(
         parts = view_scores(some[0], size, options)
     label_map: Indices = np.empty(size, dtype=index_dtype(len(hidden) + 1))
     for rows, strip in parts:
-        label_map[rows] = _chosen(strip, channel_values, None if foreground is None else (shown, foreground[1]))
+        among = None if foreground is None else (shown, foreground[1])
+        label_map[rows] = (
+            _chosen(strip, channel_values, among)
+            if table is None
+            else _chosen_of_groups(strip, table, channel_values, among)
+        )
 
     group_values = np.concatenate([_group_values(a, values, options.background, foreground) for a in first.affinity])
     return PixelLabels(
         label_map, group_windows(first.grouping, first.windows or Windows.whole(side), size), group_values
     )
+
+
+def groups_are_fewer(views: Sequence[View], options: SegmentationOptions) -> bool:
+    """Returns whether scores of labels come from scores of groups, because all windows have fewer groups than there are
+    labels.
+
+    A background by threshold depends on the labels of each pixel, unless each pixel is one group's.
+    """
+    is_linear = options.assignment != "soft" or options.background is None
+    labels = views[0].affinity.shape[2] + (options.background is not None)
+    return is_linear and sum(view.grouping.shape[0] * view.grouping.shape[1] for view in views) < labels
+
+
+def channel_count(view: View, options: SegmentationOptions) -> int:
+    """Returns the number of scores of a view: of labels, and of a background by threshold, or of groups."""
+    if view.affinity is None:
+        return int(view.grouping.shape[0] * view.grouping.shape[1])
+    return int(view.affinity.shape[2] + (options.background is not None))
 
 
 def _whole_labels(
@@ -157,55 +186,69 @@ def view_scores(view: View, size: tuple[int, int], options: SegmentationOptions)
     each in 0..1.
 
     With a threshold C is L + 1 and the background comes first. A whole image is assigned at `size`: its largest scores
-    make the label map.
+    make the label map. C is N * G for a view without an affinity.
     """
-    affinity, windows = view.affinity, view.windows or Windows.whole(size)
-    channels = affinity.shape[2] + (options.background is not None)
-    window_rows = [_window_rows(a, g, windows.size, options) for a, g in zip(affinity, view.grouping, strict=True)]
+    windows, grouping = view.windows or Windows.whole(size), view.grouping
+    channels, (count, groups) = channel_count(view, options), grouping.shape[:2]
+    affinity = [None] * count if view.affinity is None else view.affinity
+    window_rows = [_window_rows(a, g, windows.size, options) for a, g in zip(affinity, grouping, strict=True)]
+    own = [slice(None) if view.affinity is not None else slice(n * groups, (n + 1) * groups) for n in range(count)]
     count_down, count_across = windows.counts()
     across = linear_taps(windows.image[1], size[1])
     for rows, needed, down in windows.resized_strips(channels, size):
-        total = np.zeros((channels, len(needed), windows.image[1]), affinity.dtype)
-        for scores_at, (window, columns) in zip(window_rows, windows, strict=True):
+        total = np.zeros((channels, len(needed), windows.image[1]), grouping.dtype)
+        for scores_at, part, (window, columns) in zip(window_rows, own, windows, strict=True):
             inside = slice(*np.searchsorted(needed, (window.start, window.stop)).tolist())
             if inside.start < inside.stop:
-                total[:, inside, columns] += scores_at(needed[inside] - window.start)
-        total /= np.outer(count_down[needed], count_across).astype(affinity.dtype)
+                total[part, inside, columns] += scores_at(needed[inside] - window.start)
+        total /= np.outer(count_down[needed], count_across).astype(grouping.dtype)
         yield rows, interpolated(interpolated(total, 2, across), 1, down)
 
 
 def _window_rows(
-    affinity: Floats, grouping: Floats, size: tuple[int, int], options: SegmentationOptions
+    affinity: Floats | None, grouping: Floats, size: tuple[int, int], options: SegmentationOptions
 ) -> Callable[[Integers], Floats]:
     """Scores of one window of `size`: a function from r row numbers to `[C, r, W]`."""
     height, width = size
-    threshold, is_soft = options.background, options.assignment == "soft"
-    limit = None if threshold is None else min(threshold, affinity.max())
-    maps = np.einsum("gl,ghw->lhw", affinity, grouping) if is_soft else grouping
+    is_soft = options.assignment == "soft"
+    maps = np.einsum("gl,ghw->lhw", affinity, grouping) if is_soft and affinity is not None else grouping
     wide = interpolated(maps, 2, linear_taps(maps.shape[2], width))
     above, below, down = linear_taps(maps.shape[1], height)
-
-    def with_background(scores: Floats) -> Floats:
-        if limit is None:
-            return scores
-        return np.concatenate([(scores.max(axis=0) < limit).astype(scores.dtype)[None], scores])
-
-    table = with_background(affinity.T)
+    table = np.eye(len(grouping), dtype=grouping.dtype) if affinity is None else _group_scores(affinity, options)
 
     def rows(numbers: Integers) -> Floats:
         resized = interpolated(wide, 1, (above[numbers], below[numbers], down[numbers]))
-        return with_background(resized) if is_soft else table[:, resized.argmax(axis=0)]
+        if not is_soft:
+            return table[:, resized.argmax(axis=0)]
+        return resized if affinity is None else _with_background(resized, affinity, options)
 
     return rows
 
 
+def _group_scores(affinity: Floats, options: SegmentationOptions) -> Floats:
+    """The scores `[C, G]` of one window's groups, of their affinity `[G, L]`."""
+    return _with_background(affinity.T, affinity, options)
+
+
+def _with_background(scores: Floats, affinity: Floats, options: SegmentationOptions) -> Floats:
+    """Scores `[L, ...]` of places in a window of this affinity, after that of a background by threshold, if any."""
+    if options.background is None:
+        return scores
+    hidden = scores.max(axis=0) < min(options.background, affinity.max())
+    return np.concatenate([hidden.astype(scores.dtype)[None], scores])
+
+
 def mean_scores(views: Sequence[View], size: tuple[int, int], options: SegmentationOptions) -> Floats:
-    """Scores of one image, the mean over views (point 6): `[C, H, W]` at `size` = (H, W)."""
-    affinity = views[0].affinity
-    total = np.zeros((affinity.shape[2] + (options.background is not None), *size), affinity.dtype)
-    for view in views:
+    """Scores of one image, the mean over views (point 6): `[C, H, W]` at `size` = (H, W); without affinities those of
+    the groups, view by view."""
+    counts, start = [channel_count(view, options) for view in views], 0
+    by_group = views[0].affinity is None
+    total = np.zeros((sum(counts) if by_group else counts[0], *size), views[0].grouping.dtype)
+    for view, count in zip(views, counts, strict=True):
+        own = total[start : start + count]
         for rows, scores in view_scores(view, size, options):
-            total[:, rows] += scores[:, :, ::-1] if view.mirrored else scores
+            own[:, rows] += scores[:, :, ::-1] if view.mirrored else scores
+        start += count if by_group else 0
     total /= len(views)
     return total
 
@@ -222,6 +265,17 @@ def _chosen(scores: Floats, values: Integers, foreground: Foreground | None = No
     wanted = scores[channels]
     enough = wanted.sum(axis=0) >= fraction * scores.sum(axis=0)
     return np.where(enough, values[channels][wanted.argmax(axis=0)], 0)
+
+
+def _chosen_of_groups(
+    scores: Floats, table: Floats, values: Integers, foreground: Foreground | None = None
+) -> Integers:
+    """The same from scores of groups `[K, ...]` and the groups' scores of the channels `[K, C]`."""
+    places = scores.reshape(len(scores), -1)
+    chosen = np.empty(places.shape[1], values.dtype)
+    for part in strips(table.shape[1], (places.shape[1], 1)):
+        chosen[part] = _chosen(table.T @ places[:, part], values, foreground)
+    return chosen.reshape(scores.shape[1:])
 
 
 def _group_values(

@@ -241,7 +241,9 @@ def segmentation(
 def _group_scores(affinity: Floats, values: Integers, count: int) -> Floats:
     """Affinities of the groups of all windows `[N, G, L]`, and the label map's value of each label, as
     `[N * G, count]`."""
-    scores = np.zeros((affinity.shape[0] * affinity.shape[1], count), affinity.dtype)
-    for value, column in zip(values, affinity.reshape(len(scores), -1).T, strict=True):
-        np.maximum(scores[:, value], column, out=scores[:, value])
+    flat = affinity.reshape(-1, affinity.shape[2])
+    order = np.argsort(values, kind="stable")
+    present, first = np.unique(values[order], return_index=True)
+    scores = np.zeros((len(flat), count), affinity.dtype)
+    scores[:, present] = np.maximum.reduceat(flat[:, order], first, axis=1)
     return scores

@@ -341,3 +341,52 @@ def test_a_label_of_several_words_is_as_similar_as_the_most_similar_of_them(ops,
         ops.image_probabilities(images, words, 20.0),
         rtol=FLOAT64,
     )
+
+
+# 2 views of 4 groups each, or 4 windows.
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"flip": True},
+        {"flip": True, "background": 0.2},
+        {"flip": True, "assignment": "soft"},
+        {"refine": 2},
+        {"flip": True, "refine": 2, "foreground": 0.4},
+        {"window": 8, "stride": 4},
+        {"window": 8, "stride": 4, "background": 0.2, "assignment": "hard"},
+        {"window": 8, "stride": 4, "assignment": "soft", "flip": True},
+        # No sum over groups: stays with labels.
+        {"flip": True, "assignment": "soft", "background": 0.2},
+    ],
+)
+def test_scores_of_many_labels_come_from_those_of_fewer_groups(pixel_ops, monkeypatch, options):
+    rng = np.random.default_rng(0)
+    chosen, side, labels = SegmentationOptions(**options), (12, 16), 70
+    seen = windows.Windows.over(side, 8, 4) if chosen.window else None
+    count, grid = (1, (6, 8)) if seen is None else (len(seen), (4, 4))
+    views = []
+    for mirrored in [False, True] if chosen.flip else [False]:
+        affinity = torch.softmax(to_torch(3 * rng.normal(size=(count, 4, labels))), -1).square().numpy()
+        grouping = torch.softmax(to_torch(6 * rng.normal(size=(count, 4, *grid))), 1).numpy()
+        views.append(label_maps.View(affinity, grouping, seen, mirrored))
+    pixels, is_background = rng.normal(size=(3, *side)), [number < 30 for number in range(labels)]
+    resized: list[int] = []
+
+    def counting(view_scores):
+        def counted(view, *others):
+            resized.append(label_maps.channel_count(view, chosen))
+            return view_scores(view, *others)
+
+        return counted
+
+    for module in (label_maps, torch_segmentation):
+        monkeypatch.setattr(module, "view_scores", counting(module.view_scores))
+    fewer = pixel_ops.pixel_labels(views, pixels, (25, 30), chosen, is_background)
+    is_linear = not (chosen.assignment == "soft" and chosen.background)
+    assert set(resized) == {4 * count if is_linear else labels + 1}
+    for module in (label_maps, torch_segmentation):
+        monkeypatch.setattr(module, "groups_are_fewer", lambda *_: False)
+    every = pixel_ops.pixel_labels(views, pixels, (25, 30), chosen, is_background)
+    np.testing.assert_array_equal(fewer.label_map, every.label_map)
+    np.testing.assert_array_equal(fewer.group_map, every.group_map)
+    np.testing.assert_array_equal(fewer.group_values, every.group_values)
