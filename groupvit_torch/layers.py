@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from groupvit_common.model.checks import check_batch_norm
 from groupvit_common.model.config import GroupViTTextConfig, GroupViTVisionConfig
 from groupvit_torch.attention import attention, attention_weights
-from groupvit_torch.linear import linear, mlp
+from groupvit_torch.inference import encoder_layer, is_plain_layer
+from groupvit_torch.linear import linear, linears, mlp
 from groupvit_torch.recompute import recomputed
 
 TowerConfig = GroupViTTextConfig | GroupViTVisionConfig
@@ -88,10 +89,13 @@ class Attention(nn.Module):
         Returns: output `[B, S, D]` and, if requested, the weights `[B, heads, S, S']` (before dropout's scaling: as
             used).
         """
-        query, key = hidden_states, hidden_states if encoder_hidden_states is None else encoder_hidden_states
         attn_bias = added(attention_mask, causal_attention_mask)
-        projections = ((self.q_proj, query), (self.k_proj, key), (self.v_proj, key))
-        q, k, v = (self._heads(linear(projection, x)) for projection, x in projections)
+        if encoder_hidden_states is None:
+            projected = linears(self, (self.q_proj, self.k_proj, self.v_proj), hidden_states)
+        else:
+            key = encoder_hidden_states
+            projected = [linear(self.q_proj, hidden_states), linear(self.k_proj, key), linear(self.v_proj, key)]
+        q, k, v = map(self._heads, projected)
         dropout = self.dropout if self.training else 0.0
         weights = None
         if output_attentions:
@@ -187,6 +191,9 @@ class EncoderLayer(nn.Module):
         is_causal: bool = False,
     ) -> tuple[Tensor, ...]:
         """`[B, S, D]` -> `[B, S, D]`, and the attention weights if requested (see `Attention`)."""
+        if not output_attentions and is_plain_layer(self, (Attention, MLP), hidden_states):
+            attn_bias = added(attention_mask, causal_attention_mask)
+            return (encoder_layer(self, hidden_states, attn_bias, is_causal=is_causal),)
         with normed(self.layer_norm1, hidden_states) as queries:
             attended, weights = self.self_attn(
                 queries,

@@ -76,9 +76,9 @@ with tensorflow_start_up():
 # `fit` owns Keras's loop: what the PyTorch loop does itself are callbacks there. And a module's name in transformers,
 # and Keras's `quantize`.
 KERAS_ALONE = {"callbacks.py", "modeling_tf_groupvit.py", "programs.py", "quantization.py", "variables.py"}
-# Keras leaves the choice of kernels to its backend. And TensorFlow multiplies by oneDNN already,
-# and its gradients say what they keep.
-TORCH_ALONE = {"attention.py", "linear.py", "recompute.py"}
+# Keras leaves the choice of kernels to its backend. And TensorFlow multiplies by oneDNN already, its graphs fuse what
+# layers do, and its gradients say what they keep.
+TORCH_ALONE = {"attention.py", "inference.py", "linear.py", "recompute.py"}
 
 # Public classes and functions of one backend alone: by reason, backend and file.
 EXCEPTIONS: dict[str, dict[str, dict[str, set[str]]]] = {
