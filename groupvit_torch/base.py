@@ -20,7 +20,7 @@ class GroupViTPreTrainedModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         """Draws new initial values for a tower or projection; `init_weights` calls this for every part of the model."""
-        if isinstance(module, TextTower | VisionTower | Projection):
+        if isinstance(module, TextTower | VisionTower | Projection) and not next(module.parameters()).is_meta:
             initialise(module, self.config.initializer_factor)
 
     def _flag(self, name: str, value: bool | None) -> bool:

@@ -10,17 +10,27 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from groupvit_common.checkpoints.directory import Weights, compare_tensors
-from groupvit_common.checkpoints.dtypes import float_dtype
-from groupvit_common.checkpoints.safetensors_file import array_info
+from groupvit_common.checkpoints.dtypes import STORED_DTYPES, float_dtype
+from groupvit_common.checkpoints.safetensors_file import TensorInfo, array_info, read_into
 from groupvit_common.compat.model import loading_info
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.model.pretrained import Pretrained, check_shapes, check_weights, checked_array, most_stored_dtype
 from groupvit_torch.compat.model import TransformersMethods
+
+# safetensors' names of types -> PyTorch's.
+_STORED = STORED_DTYPES | {
+    "BOOL": "bool",
+    "U16": "uint16",
+    "U32": "uint32",
+    "U64": "uint64",
+    "C64": "complex64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}
 
 
 class PreTrainedModel(Pretrained, TransformersMethods):
@@ -240,26 +250,36 @@ class _NoInit(TorchFunctionMode):
 
 
 def _read(weights: Weights, names: list[str], dtype: torch.dtype | None, device: torch.device) -> dict[str, Tensor]:
-    """Returns the tensors `names`, floating-point ones as `dtype` (None: the one that most elements are stored in)."""
+    """Returns the tensors `names`, floating-point ones as `dtype` (None: the one that most elements are stored in).
+
+    They are read, not mapped: a file that another program cuts or writes to would change or end the process of a
+    mapped model. Reading takes half the time of copying from a mapping.
+    """
     if dtype is None:
         dtype = getattr(torch, most_stored_dtype(weights, names))
     wanted, tensors = set(names), {}
     for path, stored_names in weights.files.items():
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in stored_names:
-                    if name in wanted:
-                        tensor = file.get_tensor(name)
-                        tensors[name] = _placed(tensor, dtype, device)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}") from error
+        read: dict[str, Tensor] = {}
+
+        def memory(name: str, info: TensorInfo, path: Path = path, read: dict[str, Tensor] = read) -> np.ndarray:
+            stored = getattr(torch, _STORED.get(info.dtype, ""), None)
+            if stored is None:
+                raise CheckpointError(f"{path} holds {name} as {info.dtype}; {', '.join(_STORED)} can be read")
+            read[name] = torch.empty(info.shape, dtype=stored)
+            return read[name].reshape(-1).view(torch.uint8).numpy()
+
+        for name in read_into(path, wanted.intersection(stored_names), memory):
+            tensors[name] = _cast(read.pop(name), dtype).to(device)
     return tensors
 
 
 def _placed(tensor: Tensor, dtype: torch.dtype | None, device: torch.device) -> Tensor:
-    """Returns a copy, since the file may be replaced or removed while the model lives; dtype None: the tensor's own."""
-    wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-    return tensor.detach().to(device=device, dtype=wanted, copy=True)
+    """Returns a copy of a caller's tensor; dtype None: the tensor's own."""
+    return _cast(tensor.detach(), dtype, copy=True).to(device)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype | None, *, copy: bool = False) -> Tensor:
+    return tensor.to(dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype, copy=copy)
 
 
 def _tensor(array: np.ndarray) -> Tensor:

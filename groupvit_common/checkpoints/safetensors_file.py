@@ -165,18 +165,37 @@ def read_arrays(path: Path, names: Iterable[str]) -> Iterator[tuple[str, np.ndar
     Raises:
         CheckpointError: the file cannot be read, or holds one of them in a dtype that NumPy does not have.
     """
+    array = np.empty(0)
+
+    def memory(name: str, info: TensorInfo) -> np.ndarray:
+        nonlocal array
+        if info.dtype not in STORED_DTYPES:
+            raise CheckpointError(f"{path} holds {name} as {info.dtype}; {', '.join(STORED_DTYPES)} can be read")
+        array = np.empty(info.shape, numpy_dtype(STORED_DTYPES[info.dtype]))
+        return array.reshape(-1).view(np.uint8)
+
+    for name in read_into(path, names, memory):
+        yield name, array
+
+
+def read_into(path: Path, names: Iterable[str], memory: Callable[[str, TensorInfo], np.ndarray]) -> Iterator[str]:
+    """Yields the name of each of the tensors `names` once its bytes are in memory, in the order of the file.
+
+    Args:
+        memory: name, shape and dtype -> the bytes `[n]` to be filled.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
     header = read_header(path)
     try:
         with path.open("rb") as file:
             for name in sorted(names, key=header.starts.__getitem__):
-                shape, stored = header.tensors[name]
-                if stored not in STORED_DTYPES:
-                    raise CheckpointError(f"{path} holds {name} as {stored}; {', '.join(STORED_DTYPES)} can be read")
-                array = np.empty(math.prod(shape), numpy_dtype(STORED_DTYPES[stored]))
+                content = memory(name, header.tensors[name])
                 file.seek(header.starts[name])
-                if file.readinto(array.view(np.uint8).data) != array.nbytes:
+                if file.readinto(content.data) != content.nbytes:
                     raise CheckpointError(f"{path} is truncated: it ends within {name}")
-                yield name, array.reshape(shape)
+                yield name
     except CheckpointError:
         raise
     except OSError as error:
