@@ -193,3 +193,15 @@ def test_input_embeddings_can_be_replaced(tiny_config: GroupViTConfig) -> None:
     bigger = torch.nn.Embedding(60, 24)
     model.set_input_embeddings(bigger)
     assert model.get_input_embeddings() is bigger is model.text_model.embeddings.token_embedding
+
+
+def test_a_model_without_storage_draws_no_initial_values(
+    tiny_config: GroupViTConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr("groupvit_torch.base.initialise", lambda part, factor: drawn.append(type(part).__name__))
+    with torch.device("meta"):
+        model = GroupViTModel(tiny_config)
+    assert not drawn
+    model.to_empty(device="cpu").init_weights()
+    assert sorted(drawn) == ["Projection", "Projection", "TextTower", "VisionTower"]
