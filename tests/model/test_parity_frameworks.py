@@ -72,8 +72,8 @@ def test_label_maps_agree_pixel_by_pixel() -> None:
 
 
 def test_the_segmenters_agree_pixel_by_pixel() -> None:
-    """In float32; in float64: segmentation/test_segmenter.py."""
-    assert parity.segmenter_maps(3, "float32").share >= LABELS
+    """In float32, eagerly; in float64, also as a graph: segmentation/test_segmenter.py."""
+    assert parity.segmenter_maps(2, "float32").share >= LABELS
 
 
 @pytest.mark.parametrize("dtype", HALF)

@@ -192,9 +192,8 @@ def test_steps_are_measured_in_every_way():
     """Each in this process: a step was taken, and its share of the peak is its operations by its seconds."""
     cases = list(training.cases(asked(precision=["float32", "bfloat16"], checkpointing=["no", "yes"], chunk=[0, 2])))
     assert len(set(cases)) == len(cases) == 8
-    # Plain, each change alone, and all together.
-    changes = [(case.precision != "float32") + case.checkpointing + bool(case.chunk) for case in cases]
-    for case in (case for case, count in zip(cases, changes, strict=True) if count in (0, 1, 3)):
+    # Plain, and with all changes together; each alone is counted above.
+    for case in (cases[0], cases[-1]):
         found = training.measure(case)
         assert found["share"] * found["seconds"] * 1e12 == pytest.approx(4 * by_hand(training.recipe_of(case), 16))
         assert found["memory"] > 0
