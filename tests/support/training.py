@@ -53,8 +53,6 @@ def quiet(line: str) -> None:
 
 ON_CPU: Mapping[str, Mapping[str, Any]] = {"torch": {"device": "cpu"}, "tf": {}}
 """Options of a backend's `train`, for the CPU, whatever else there is: bits are promised there."""
-# A warning about data sets, which `untraced` does not mean.
-eager_data = pytest.mark.filterwarnings("ignore:Even though the .*run_functions_eagerly:UserWarning")
 
 
 @contextmanager
@@ -63,13 +61,14 @@ def untraced(backend: str) -> Iterator[None]:
     if backend == "torch":
         yield
         return
-    import tensorflow as tf
+    import keras
 
-    tf.config.run_functions_eagerly(True)
-    try:
+    # Not `tf.config.run_functions_eagerly`: the arithmetic of a variable's step, one small graph for all, is faster.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keras.Model, "run_eagerly", property(lambda model: True, lambda model, value: None))
+        for waits in ("groupvit_tf.predictor._CALLS_BEFORE_TRACING", "groupvit_tf.programs.CALLS_BEFORE_TRACING"):
+            patch.setattr(waits, 10**9)
         yield
-    finally:
-        tf.config.run_functions_eagerly(False)
 
 
 def train(recipe: Recipe, directory: Path, **options: Any) -> TrainResult:

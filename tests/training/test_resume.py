@@ -32,7 +32,7 @@ from groupvit_common.training.recipe import get_recipe  # noqa: E402
 from groupvit_common.training.run import Interrupted  # noqa: E402
 from groupvit_common.training.start import start_run  # noqa: E402
 from tests.support.backends import Backend  # noqa: E402
-from tests.support.training import ON_CPU, PAPER, eager_data, ends_alike, quiet, stopping_at, tiny, train, untraced  # noqa: E402
+from tests.support.training import ON_CPU, PAPER, ends_alike, quiet, stopping_at, tiny, train, untraced  # noqa: E402
 
 # Noise in the model, a mean of the weights, mixed pictures: all that a run draws and keeps.
 RUN = {"gumbel": True, "hard_from": 0.0, "drop_path": 0.3, "ema_decay": 0.9, "evaluate_every": 3}
@@ -72,7 +72,6 @@ def test_a_run_that_is_stopped_and_continued_ends_with_the_same_bits(settings, t
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-@eager_data
 def test_a_run_that_an_earlier_version_began_resumes(backend: Backend, tmp_path):
     """With its recipe, noise, moments, EMA and records, it ends where that version ended it."""
     with tarfile.open(REFERENCE / "training" / f"{backend.name}.tar.xz") as archive:

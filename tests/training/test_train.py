@@ -25,7 +25,7 @@ from groupvit_common.training.schedule import learning_rate_at
 from groupvit_common.training.settings import changed
 from groupvit_common.training.start import RECIPE_NAME, first_captions, make_processor, start_run
 from tests.support.backends import Backend
-from tests.support.training import BEYOND_FLOAT32, eager_data, quiet, scenes_of, untraced
+from tests.support.training import BEYOND_FLOAT32, quiet, scenes_of, untraced
 
 SMALL = changed(
     get_recipe("scenes-demo"),
@@ -70,7 +70,6 @@ def run(backend: Backend, recipe: Recipe, directory: Any, **options: Any) -> Tra
     return result
 
 
-@eager_data
 def test_what_a_run_writes_loads_and_measures_the_same_and_a_failed_run_leaves_it(backend, tmp_path, monkeypatch):
     recipe = small(levels=(1, 2), turns=(2, 1), held_out_scenes=1, steps=2, hard_from=0.5, precision="float32")
     grouping, hard = package(backend, "grouping"), []
@@ -104,7 +103,6 @@ def test_what_a_run_writes_loads_and_measures_the_same_and_a_failed_run_leaves_i
 
 # In Keras runs repeat themselves, and turn hard, in tests/groupvit_tf/test_train.py too.
 @pytest.mark.parametrize("backend", ["torch", pytest.param("tf", marks=pytest.mark.slow)], indirect=True)
-@eager_data
 def test_a_run_repeats_itself_and_turns_hard_when_told(backend, tmp_path):
     """The paper's objective, which besides its batches draws noise in the model and prompts in the data: two runs, the
     same but for the step at which they turn hard, are equal up to it."""
@@ -182,7 +180,6 @@ def test_a_folder_that_cannot_be_made_is_one_clear_error(backend, tmp_path):
         pytest.param(PAPER | {"gumbel": False, "hard_from": 1.0}, 1, id="paper", marks=pytest.mark.slow),
     ],
 )
-@eager_data
 def test_both_backends_take_the_same_steps_and_lower_the_loss(variant, times, pictures, processor, tmp_path):
     """From one checkpoint, the whole recipe in float64: batches, schedule, clipping, weight decay, objective,
     optimizer.

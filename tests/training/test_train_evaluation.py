@@ -31,7 +31,7 @@ from groupvit_common.training.settings import changed, to_toml
 from groupvit_common.training.start import start_run
 from groupvit_common.training.validation import open_evaluation
 from tests.support.backends import BACKENDS, Backend
-from tests.support.training import eager_data, quiet, tiny, untraced
+from tests.support.training import quiet, tiny, untraced
 
 PICTURES = 5
 
@@ -70,7 +70,6 @@ def segmenter_of(model: Path, backend: Backend) -> Any:
 
 # In Keras a run measures in tests/groupvit_tf/test_train.py, and sets are measured in the test below.
 @pytest.mark.parametrize("backend", ["torch", pytest.param("tf", marks=pytest.mark.slow)], indirect=True)
-@eager_data
 def test_a_run_measures_the_recipes_sets(backend, folder, tmp_path):
     """Every so many steps, as `groupvit evaluate` would; and the sets count for which checkpoint is the best."""
     lines: list[str] = []
