@@ -224,7 +224,7 @@ def _sum(
 
 
 def _uses_onednn(x: Tensor, *weights: Tensor) -> bool:
-    return all(_is_large(x, weight) for weight in weights) and _library(x.dtype) == "oneDNN"
+    return all(_is_large(x, weight) for weight in weights) and library(x.dtype) == "oneDNN"
 
 
 def _is_large(x: Tensor, weight: Tensor) -> bool:
@@ -261,7 +261,8 @@ def _sample(weight: Tensor) -> Tensor:
 # The library
 
 
-def _library(dtype: torch.dtype) -> Library:
+def library(dtype: torch.dtype) -> Library:
+    """Returns the library that multiplies in this dtype, after a measurement if there was none."""
     if _forced:
         return _forced[-1]
     if dtype not in _choices:

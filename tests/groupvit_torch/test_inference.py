@@ -256,3 +256,15 @@ def test_the_model_takes_the_short_way(
     torch.testing.assert_close(found.logits_per_image, wanted.logits_per_image, atol=1e-12, rtol=0)
     assert {type(layer.self_attn) for layer in layers} == {Attention}
     assert {type(layer.mlp) for layer in layers} == {MLP}
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_many_tokens(layer: EncoderLayer, calls: list[Any], library: Any) -> None:
+    """Only oneDNN gains by the short way of many tokens."""
+    x = torch.randn(2, 257, 256)
+    with torch.no_grad(), forced(library):
+        (found,) = layer(x)
+        assert len(calls) == (library == "oneDNN")
+        layer(x[:, :256])
+        assert len(calls) == 1 + (library == "oneDNN")
+    torch.testing.assert_close(found, own_way(layer, x), atol=TOLERANCE[x.dtype], rtol=0)
