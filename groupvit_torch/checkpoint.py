@@ -253,7 +253,7 @@ def _read(weights: Weights, names: list[str], dtype: torch.dtype | None, device:
     """Returns the tensors `names`, floating-point ones as `dtype` (None: the one that most elements are stored in).
 
     They are read, not mapped: a file that another program cuts or writes to would change or end the process of a
-    mapped model. Reading takes half the time of copying from a mapping.
+    mapped model.
     """
     if dtype is None:
         dtype = getattr(torch, most_stored_dtype(weights, names))

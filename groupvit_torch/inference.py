@@ -2,7 +2,7 @@
 
 What is no matrix product takes a quarter of an image's time there; an operation costs some microseconds of its own,
 as much as a product of few tokens. So a layer's parts are looked at once, and its residual branches are added by the
-products themselves or in place: 0.95 of the time of an image (Zen 3, one core). Layers whose
+products themselves or in place: 0.95-0.98 of the time of an image (Zen 3, busy). Layers whose
 parts are replaced or watched, gradients, GPUs and compilers take the modules' own way, which has the same values but
 for rounding.
 """

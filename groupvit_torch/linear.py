@@ -8,7 +8,8 @@ are those of the layers but for rounding.
   each call (Intel with AMX: 300 of 730 GFLOP/s). oneDNN with weights packed once also adds residual branches, applies
   GELU and multiplies queries, keys and values at once. It is used where one measurement in the process, of what a
   vision layer multiplies, finds it at least `WORTH_IT` times as fast; `chosen()` says what was found. Of 60
-  measurements on a Zen 3 with three times more to do than cores, 57 found between 0.83 and 1.08.
+  measurements of one thread on a busy Zen 3, 58 were below 1.1 and two above (1.11, 1.13); with several threads on a
+  busy machine they say little.
 - **Packed weights** are as large as the weights again (float32, default configuration: 113 MB for the vision tower, 38
   MB for the text tower). They live outside the layers, so that copies and files know nothing of them, until the layer
   goes or is called in training mode. They are packed anew when the weight is another tensor or was written to. PyTorch
