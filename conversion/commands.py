@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from conversion.exports.formats import FORMATS as EXPORT_FORMATS
 from conversion.registry import FORMATS, TARGETS, get_format
 from groupvit_common.cli import terminal
 from groupvit_common.cli.parser import EXIT_CODES, Parser
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from conversion.checkpoint import Checkpoint
+    from conversion.exports.agreement import Agreement
 
 SAME, OTHER = 0, 1
 # From this number of bytes on, a progress bar is shown.
@@ -40,6 +44,19 @@ exit codes:
   3    one of them cannot be read
 """
 _INSPECT = "Describes a checkpoint: format, architecture, parameters by part, dtypes, batch norms, and warnings."
+
+
+_EXPORT = """\
+Writes a model as files for other runtimes, one for each part: image_encoder, text_encoder, and segmenter (photo and text
+embeddings in, label map out). Each file is run in its own runtime, on images of several sizes, and compared with the
+model; export_report.json says how far they agree. The result appears when whole.
+"""
+_EXPORT_EXAMPLES = """\
+examples:
+  groupvit export demo exported --to onnx
+  groupvit export nvidia/groupvit-gcc-yfcc pets --to openvino --parts segment --labels "cat, dog"
+
+"""
 
 
 _SOURCE = 'a file, a directory, "org/name" on the Hugging Face hub, or one file of it as "org/name/FILE"'
@@ -107,6 +124,69 @@ def add_inspect(inspect: Parser) -> None:
     inspect.add_argument("--revision", help="branch, tag or commit on the hub")
     inspect.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     inspect.set_defaults(run=_inspect)
+
+
+def add_export(export: Parser) -> None:
+    """Adds the arguments of `export`."""
+    rows = {row.name: row.title for row in EXPORT_FORMATS}
+    width = max(map(len, rows))
+    listed = "\n".join(["formats (--to):", *(f"  {name:<{width}}  {title}" for name, title in rows.items())])
+    export.description, export.epilog = _EXPORT, listed + "\n\n" + _EXPORT_EXAMPLES + EXIT_CODES
+    export.add_argument("source", metavar="SOURCE", help=_SOURCE + ', or "demo"')
+    export.add_argument("destination", metavar="DEST", help="the folder to write")
+    export.add_argument("--to", choices=tuple(rows), metavar="FORMAT", required=True, help="see below")
+    export.add_argument(
+        "--parts", default="image,text,segment", help="some of image, text, segment (default: %(default)s)"
+    )
+    export.add_argument(
+        "--dtype", choices=("float32", "float16", "int8"), default="float32",
+        help="of the weights; inputs and outputs are float32 (default: %(default)s)",
+    )  # fmt: skip
+    export.add_argument("--labels", help="put these labels into the segmenter, which then needs no texts")
+    export.add_argument(
+        "--background-labels", metavar="LABELS", default="", help="labels whose pixels become background"
+    )
+    export.add_argument(
+        "--background", type=float, metavar="THRESHOLD", help="groups with a lower score are background; with --labels"
+    )
+    export.add_argument(
+        "--verify", action=argparse.BooleanOptionalAction, default=True,
+        help="run the files and compare them with the model; what differs is not kept (default: --verify)",
+    )  # fmt: skip
+    export.add_argument("--processor", metavar="SOURCE", help="directory, or name on the hub, of the tokenizer")
+    export.add_argument("--overwrite", action="store_true", help="replace an export that is at DEST")
+    _add_config(export)
+    _add_key(export)
+    export.add_argument("--revision", help="branch, tag or commit of SOURCE on the hub")
+    export.set_defaults(run=_export)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from conversion.describe import size
+    from conversion.exports.export import export
+
+    def written(name: str, path: Path, agreements: list[Agreement]) -> None:
+        files = [path, *path.parent.glob(f"{name}.*")] if path.is_file() else path.rglob("*")
+        total = sum(file.stat().st_size for file in set(files) if file.is_file())
+        terminal.print_lines(f"{path.name}: {size(total)}")
+        for each in agreements:
+            terminal.print_lines(
+                f"  {each.output:<13} {each.sizes:<14} differs by {each.difference:.1e} (at most {each.bound:.0e}), "
+                f"{1e3 * each.seconds:.1f} ms"
+            )
+
+    done = export(
+        options.source, options.destination, options.to, parts=options.parts, dtype=options.dtype,
+        labels=options.labels, background_labels=options.background_labels, background=options.background,
+        config=options.config, processor=options.processor, revision=options.revision, key=options.key,
+        verify=options.verify, overwrite=options.overwrite, written=written,
+    )  # fmt: skip
+    for note in done.notes:
+        terminal.print_lines(f"note: {note}")
+    if not done.agreements:
+        terminal.print_lines("not verified")
+    terminal.print_lines(f"report: {done.report}")
+    return SAME
 
 
 def _formats() -> str:

@@ -97,8 +97,12 @@ def _is_directory(path: Path) -> bool:
         return False
 
 
-def check_destination(destination: Path, *, is_file: bool, overwrite: bool, to: str) -> None:
+def check_destination(
+    destination: Path, *, is_file: bool, overwrite: bool, to: str, own: re.Pattern[str] = _OWN, by: str = "conversion"
+) -> None:
     """Refuses a destination that cannot be written, or that holds files which must not be replaced.
+
+    own: names of files that a result of this kind has; by: what writes them.
 
     Raises:
         CheckpointError: it is there, and `overwrite` is not given; or it cannot be read.
@@ -119,10 +123,10 @@ def check_destination(destination: Path, *, is_file: bool, overwrite: bool, to: 
         kinds = ("a file", "a directory") if is_file else ("a directory", "a file")
         raise InputError(f"{to} is {kinds[0]}, and {destination} is {kinds[1]}")
     known = _OF_SAVED_MODEL if "saved_model.pb" in names else ()
-    others = [name for name in names if not _OWN.fullmatch(name) and name not in known]
+    others = [name for name in names if not own.fullmatch(name) and name not in known]
     if others:
         raise InputError(
-            f"{destination} holds what no conversion writes "
+            f"{destination} holds what no {by} writes "
             f"({', '.join(others[:5])}{', ...' if len(others) > 5 else ''}), "
             "and would be replaced as a whole; choose another directory"
         )

@@ -17,7 +17,8 @@ from groupvit_common.storage.json_text import read_json
 from groupvit_common.storage.names import list_files
 
 REPORT_NAME = "conversion_report.json"
-_PACKAGES = ("groupvit", "numpy", "h5py", "ml_dtypes", "safetensors", "torch", "tensorflow", "keras")
+_PACKAGES = ("groupvit", "numpy", "h5py", "ml_dtypes", "safetensors", "torch", "tensorflow", "keras",
+             "onnx", "onnxruntime", "openvino", "ai_edge_litert")  # fmt: skip
 
 
 def report_path(file: Path) -> Path:
@@ -55,19 +56,19 @@ def report_text(
         "source": {
             "path": source.path.name,
             "format": source.format,
-            "files": {file.name: _file(file) for file in source.files},
+            "files": {file.name: file_entry(file) for file in source.files},
         },
         "result": {
             "path": destination.name,
             "format": to,
             "dtype": checkpoint.dtype,
             "parameters": checkpoint.num_parameters(),
-            "files": {name: _file(file) for name, file in files.items()},
+            "files": {name: file_entry(file) for name, file in files.items()},
         },
         "config": checkpoint.config.to_dict(),
         "notes": notes,
         "verification": None if verification is None else verification.to_dict(),
-        "versions": {"python": platform.python_version()} | _versions(),
+        "versions": {"python": platform.python_version()} | versions(),
     }
     # JSON has no infinity.
     return json.dumps(_finite(content), indent=2) + "\n"
@@ -81,13 +82,15 @@ def _finite(value: Any) -> Any:
     return str(value) if isinstance(value, float) and value - value != 0 else value
 
 
-def _file(path: Path) -> dict[str, Any]:
+def file_entry(path: Path) -> dict[str, Any]:
+    """Returns a file's size and hash."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Returns the versions of the packages that have a part in results, of those that are installed."""
     found = {}
     for name in _PACKAGES:
         try:

@@ -1,21 +1,164 @@
-"""A model as a TensorFlow SavedModel: what TensorFlow Serving and programs without this package run.
+"""The parts of a model as TensorFlow functions, and their files: SavedModel, LiteRT.
 
-Shapes: B images, N texts, T tokens, H W pixels, E embedding width (legend in docs/architecture.md).
+`groupvit_common.segmentation.parts` names the parts. Numbers of images, texts, tokens and labels, and the height and
+width of images differ from call to call; sides are multiples of the patch size.
+
+Shapes: B images, N texts, T tokens, L labels, G groups, H W pixels, E embedding (legend in docs/architecture.md).
 """
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.model.checks import check_pixel_values, image_sides
 from groupvit_common.model.config import GroupViTConfig, GroupViTTextConfig
 
+from groupvit_common.segmentation.parts import BakedLabels, Part
+from groupvit_tf.grouping import largest
+from groupvit_tf.label_maps import grouping_map, label_affinity, unit
+from groupvit_tf.model import GroupViTModel
+
 Tensor = Any
 Function = Callable[..., dict[str, Tensor]]
+
+METADATA = "assets.extra/groupvit.json"
+"""The file in a SavedModel that says what it is, as JSON."""
+
+
+def image_encoder(model: GroupViTModel) -> Function:
+    """`pixel_values` -> `image_embeds`, `group_embeds`, `grouping`."""
+    patch = model.config.vision_config.patch_size
+
+    def call(pixel_values: Tensor) -> dict[str, Tensor]:
+        vision = model.vision_model(
+            _as(model, pixel_values), output_attentions=True, return_dict=True, training=False
+        )
+        states = vision.last_hidden_state
+        groups = model.visual_projection(ops.reshape(states, (-1, states.shape[2])), training=False)
+        groups = ops.reshape(groups, (-1, states.shape[1], groups.shape[1]))
+        found = {
+            "image_embeds": unit(_float32(model.visual_projection(vision.pooler_output, training=False))),
+            "group_embeds": unit(_float32(groups)),
+        }
+        if vision.attentions:
+            height, width = ops.shape(pixel_values)[2:]
+            grid = (height // patch, width // patch)
+            found["grouping"] = grouping_map([_float32(each) for each in vision.attentions], grid)
+        return found
+
+    return call
+
+
+def text_encoder(model: GroupViTModel) -> Function:
+    """`input_ids`, `attention_mask` -> `text_embeds`."""
+
+    def call(input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        return {"text_embeds": unit(_float32(model.get_text_features(input_ids, attention_mask)))}
+
+    return call
+
+
+def segmenter_program(model: GroupViTModel, labels: BakedLabels | None = None) -> Function:
+    """`pixel_values`, `text_embeds` -> `label_map`, `scores`, `group_map`; without `text_embeds` if labels are baked
+    in."""
+    import tensorflow as tf
+
+    encode = image_encoder(model)
+
+    def call(pixel_values: Tensor, text_embeds: Tensor | None = None) -> dict[str, Tensor]:
+        image = encode(pixel_values)
+        if labels is not None:
+            text_embeds = tf.constant(labels.embeds, tf.float32)
+        affinity = label_affinity(image["group_embeds"], text_embeds, ops.exp(_float32(model.logit_scale)))
+        score = ops.max(affinity, axis=-1)  # [B, G]
+        values = largest(affinity, axis=-1)
+        if labels is not None:
+            values = tf.gather(tf.constant(labels.values, tf.int32), values)
+            if labels.background is not None:
+                limit = ops.minimum(ops.max(score, axis=1, keepdims=True), labels.background)
+                values = ops.where(score < limit, 0, values)
+        probabilities = ops.transpose(image["grouping"], (0, 2, 3, 1))
+        group_map = largest(tf.image.resize(probabilities, tf.shape(pixel_values)[2:]), axis=-1)  # [B, H, W]
+        return {
+            "label_map": tf.gather(values, group_map, batch_dims=1),
+            "scores": tf.gather(score, group_map, batch_dims=1),
+            "group_map": group_map,
+        }
+
+    return call
+
+
+def run(
+    model: GroupViTModel, part: Part, labels: BakedLabels | None, inputs: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Returns the outputs of a part for NumPy arrays, by the model itself."""
+    given = {k: ops.convert_to_tensor(v.astype(np.int32) if v.dtype == np.int64 else v) for k, v in inputs.items()}
+    return {name: ops.convert_to_numpy(value) for name, value in _function(model, part, labels)(**given).items()}
+
+
+def write(
+    to: str, model: GroupViTModel, part: Part, labels: BakedLabels | None, path: Path, metadata: Mapping[str, Any]
+) -> None:
+    """Writes a part as the file, or the folder, of a format."""
+    import tensorflow as tf
+
+    signature = {
+        name: tf.TensorSpec(_shape(model.config, axes), tf.int32 if dtype == "int64" else dtype, name)
+        for name, (dtype, axes) in part.inputs.items()
+        if not (name == "text_embeds" and labels is not None)
+    }
+    function = tf.function(_function(model, part, labels), autograph=False).get_concrete_function(**signature)
+    module = tf.Module()
+    # What the function reads, and no more: a text encoder goes without the image tower.
+    module.read = [*function.graph.variables]
+    module.serve = function
+    if to == "savedmodel":
+        _write_saved_model(module, path, metadata)
+    else:
+        _write_litert(module, path, metadata)
+
+
+def _function(model: GroupViTModel, part: Part, labels: BakedLabels | None) -> Function:
+    if part.name == "segmenter":
+        return segmenter_program(model, labels)
+    return image_encoder(model) if part.name == "image_encoder" else text_encoder(model)
+
+
+def _shape(config: GroupViTConfig, axes: str) -> list[int | None]:
+    known = {"C": config.vision_config.num_channels, "E": config.projection_dim}
+    return [known.get(axis) for axis in axes.split()]
+
+
+def _write_saved_model(module: Any, path: Path, metadata: Mapping[str, Any]) -> None:
+    import tensorflow as tf
+
+    tf.saved_model.save(module, str(path), signatures={"serving_default": module.serve})
+    file = path / METADATA
+    file.parent.mkdir()
+    file.write_text(json.dumps(metadata), encoding="utf-8")
+
+
+def _write_litert(module: Any, path: Path, metadata: Mapping[str, Any]) -> None:
+    import tensorflow as tf
+
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([module.serve], module)
+    if metadata["dtype"] != "float32":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if metadata["dtype"] == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+    try:
+        path.write_bytes(converter.convert())
+    except Exception as error:
+        # TensorFlow's own, which holds the program in text.
+        if type(error).__name__ != "ConverterError":
+            raise
+        raise CheckpointError(f"LiteRT's converter fails: {str(error)[:200]!r}") from error
 
 
 def export_saved_model(

@@ -35,8 +35,18 @@ def assign(logits: Tensor, *, noise: Tensor | None = None, hard: bool = True, te
     soft = softmax(noisy / temperature if temperature != 1.0 else noisy, axis=1)
     if not hard:
         return soft
-    one_hot = ops.one_hot(ops.argmax(soft, axis=1), soft.shape[1], axis=1, dtype=soft.dtype)
+    one_hot = ops.one_hot(largest(soft, axis=1), soft.shape[1], axis=1, dtype=soft.dtype)
     return one_hot - ops.stop_gradient(soft) + soft
+
+
+def largest(x: Tensor, axis: int) -> Tensor:
+    """Returns the index of the largest number along an axis, of equal ones the first, int32."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        # Keras's own tells -0.0 from 0.0 by operations on bits, which LiteRT does not have.
+        return tf.argmax(x, axis=axis, output_type=tf.int32)
+    return ops.argmax(x, axis=axis)
 
 
 def _wide(x: Tensor) -> Tensor:

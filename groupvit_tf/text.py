@@ -296,4 +296,5 @@ def _attention_bias(x: Tensor, attention_mask: Tensor | None) -> Tensor:
     if attention_mask is None:
         return bias
     # The two lowest numbers may add up to -inf; no row is -inf throughout, because a token's bias to itself is finite.
-    return bias + ops.where(ops.equal(attention_mask, 0), lowest, zero)[:, None, None, :]
+    # By expand_dims: LiteRT has no slice that adds two axes.
+    return bias + ops.expand_dims(ops.where(ops.equal(attention_mask, 0), lowest, zero), (1, 2))

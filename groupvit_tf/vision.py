@@ -12,7 +12,7 @@ from keras import ops
 from groupvit_common.errors import InputError
 from groupvit_common.model.checks import check_pixel_values, noise_per_stage
 from groupvit_common.model.config import GroupViTVisionConfig
-from groupvit_common.model.resample import resize_matrix
+from groupvit_common.model.resample import CUBIC_A, resize_matrix
 from groupvit_tf.compat.model import Keywords, flags
 from groupvit_tf.grouping import TokenAssign
 from groupvit_tf.layers import Block, EncoderLayer, LayerNorm, MixerMLP, Tensor, Tracked, mean, wide_dtype
@@ -85,20 +85,30 @@ class VisionEmbeddings(keras.layers.Layer):
             return stored
         # Interpolated in float32 at least: half-precision weights would lose what little two positions differ by.
         dtype = wide_dtype(stored.dtype)
-        rows_matrix, columns_matrix = (ops.cast(_cubic_matrix(self.grid, n), dtype) for n in (rows, columns))
+        rows_matrix, columns_matrix = (cubic_matrix(self.grid, n, dtype) for n in (rows, columns))
         grid = ops.reshape(ops.cast(stored, dtype), (self.grid, self.grid, -1))
         resized = ops.einsum("ri,cj,ijd->rcd", rows_matrix, columns_matrix, grid)
         return ops.cast(ops.reshape(resized, (1, rows * columns, -1)), stored.dtype)
 
 
-def _cubic_matrix(n_in: int, n_out: int | Tensor) -> Tensor:
-    """Returns `resize_matrix(n_in, n_out, "bicubic")`; NumPy computes it too where a running graph knows `n_out`."""
+def cubic_matrix(n_in: int, n_out: int | Tensor, dtype: str) -> Tensor:
+    """Returns `resize_matrix(n_in, n_out, "bicubic")`, `[n_out, n_in]`; in tensor operations where only a running graph
+    knows `n_out`."""
     if isinstance(n_out, int):
-        return resize_matrix(n_in, n_out, "bicubic")
-    import tensorflow as tf
-
-    matrix = tf.numpy_function(lambda n: resize_matrix(n_in, int(n), "bicubic"), [n_out], tf.float64, stateful=False)
-    return tf.ensure_shape(matrix, (None, n_in))
+        return ops.cast(resize_matrix(n_in, n_out, "bicubic"), dtype)
+    # The place of each output, in parts of 1 / (2 n_out), moved by two places so that whole numbers are never negative.
+    place = (2 * ops.arange(n_out, dtype="int32") + 1) * n_in - n_out + 4 * n_out
+    first = place // (2 * n_out)
+    fraction = ops.cast(place - first * (2 * n_out), dtype) / ops.cast(2 * n_out, dtype)
+    matrix: Tensor = 0.0
+    for tap in (-1, 0, 1, 2):
+        distance = ops.abs(fraction - tap)
+        near = ((CUBIC_A + 2) * distance - (CUBIC_A + 3)) * distance * distance + 1
+        far = ((CUBIC_A * distance - 5 * CUBIC_A) * distance + 8 * CUBIC_A) * distance - 4 * CUBIC_A
+        weight = near if tap in (0, 1) else far
+        taken = ops.clip(first - 2 + tap, 0, n_in - 1)
+        matrix = matrix + weight[:, None] * ops.one_hot(taken, n_in, dtype=dtype)
+    return matrix
 
 
 def check_pixels(pixel_values: Any, config: GroupViTVisionConfig) -> None:

@@ -1,124 +1,245 @@
-"""A model as `torch.export` programs: what programs without this package load and run.
+"""The parts of a model as programs, and their files: torch.export, AOTInductor, ONNX, OpenVINO.
 
-Shapes: B images, N texts, T tokens, H W pixels, E embedding width (legend in docs/architecture.md).
+`groupvit_common.segmentation.parts` names the parts. Numbers of images, texts, tokens and labels, and the height and
+width of images differ from call to call; sides are multiples of the patch size, of at least two patches. Letters are
+those of that module.
 """
 
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 
-from groupvit_common.errors import CheckpointError, InputError
-from groupvit_common.model.checks import check_pixel_values, image_sides
-from groupvit_common.model.config import GroupViTConfig, GroupViTTextConfig
-from groupvit_torch.checkpoint import PreTrainedModel
+from groupvit_common.model.config import GroupViTConfig
+from groupvit_common.segmentation.parts import BakedLabels, Part
+from groupvit_torch.label_maps import grouping_map, label_affinity
+from groupvit_torch.model import GroupViTModel
+
+METADATA = "groupvit"
+"""The key under which files hold what they are, as JSON."""
 
 
-def export_programs(
-    model: PreTrainedModel, directory: str | Path, image_size: int | tuple[int, int] | None = None
-) -> None:
-    """Writes programs (`NAME.pt2`, for `torch.export.load`) that take and return named tensors, in evaluation.
+class ImageEncoder(nn.Module):
+    """`pixel_values` -> `image_embeds`, `group_embeds`, `grouping`."""
 
-    Programs of a full model, any number of images and texts, float32 in and out, token ids and masks int64:
+    def __init__(self, model: GroupViTModel) -> None:
+        super().__init__()
+        # Not the whole model: a program keeps what its module has.
+        self.patch_size = model.config.vision_config.patch_size
+        self.vision_model, self.visual_projection = model.vision_model, model.visual_projection
 
-    - `image_features`: `pixel_values` `[B, C, H, W]` -> `image_features` `[B, E]`, as `get_image_features`.
-    - `text_features`: `input_ids`, `attention_mask` `[N, T]` -> `text_features` `[N, E]`, as `get_text_features`.
-    - `segment`: `pixel_values`, `text_features` -> `segmentation_logits` `[B, N, H, W]`, as `forward` with
-      `output_segmentation`: the texts are encoded once for any number of calls.
+    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        vision = self.vision_model(pixel_values, output_attentions=True, return_dict=True)
+        states = vision.last_hidden_state
+        groups = self.visual_projection(states.flatten(0, 1)).unflatten(0, (-1, states.shape[1])).float()
+        found = {
+            "image_embeds": F.normalize(self.visual_projection(vision.pooler_output).float(), dim=-1),
+            "group_embeds": F.normalize(groups, dim=-1),
+        }
+        if vision.attentions:
+            grid = (pixel_values.shape[2] // self.patch_size, pixel_values.shape[3] // self.patch_size)
+            found["grouping"] = grouping_map([each.float() for each in vision.attentions], grid)
+        return found
 
-    A tower's model has one, `serve`: its inputs -> `last_hidden_state` and `pooler_output`.
 
-    Args:
-        directory: made if need be; programs in it are replaced.
-        image_size: side of the images, or (height, width), multiples of the patch size: a program is made for one size.
-            The configuration's if None.
+class TextEncoder(nn.Module):
+    """`input_ids`, `attention_mask` -> `text_embeds`."""
 
-    Raises:
-        CheckpointError: the directory cannot be written.
-        InputError: an image size that the model cannot take.
-    """
-    config = model.config
-    # Two of each: torch.export takes a size of 1 for a constant.
-    text_inputs = {name: torch.ones(2, 3, dtype=torch.long) for name in ("input_ids", "attention_mask")}
-    texts = {0: Dim("texts"), 1: Dim("tokens", max=_longest(config))}
-    text_sizes = dict.fromkeys(text_inputs, texts)
-    programs: dict[str, tuple[nn.Module, dict[str, Tensor], dict[str, Any]]]
-    if isinstance(config, GroupViTTextConfig):
-        if image_size is not None:
-            raise InputError("image_size has no meaning for the text tower")
-        programs = {"serve": (_TextTower(model), text_inputs, text_sizes)}
-    else:
-        vision = config.vision_config if isinstance(config, GroupViTConfig) else config
-        height, width = image_sides(vision.image_size if image_size is None else image_size)
-        check_pixel_values((1, vision.num_channels, height, width), "float32", True, vision)
-        image_inputs = {"pixel_values": torch.zeros(2, vision.num_channels, height, width)}
-        image_sizes = {"pixel_values": {0: Dim("images")}}
-        if not isinstance(config, GroupViTConfig):
-            programs = {"serve": (_VisionTower(model), image_inputs, image_sizes)}
-        else:
-            features = {"text_features": torch.zeros(3, config.projection_dim)}
-            programs = {
-                "image_features": (_ImageFeatures(model), image_inputs, image_sizes),
-                "text_features": (_TextFeatures(model), text_inputs, text_sizes),
-            }
-            # A model without groups has nothing to segment by.
-            if any(vision.num_group_tokens):
-                inputs, sizes = {**image_inputs, **features}, {**image_sizes, "text_features": {0: Dim("texts")}}
-                programs["segment"] = (_Segment(model), inputs, sizes)
+    def __init__(self, model: GroupViTModel) -> None:
+        super().__init__()
+        self.text_model, self.text_projection = model.text_model, model.text_projection
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        text = self.text_model(input_ids, attention_mask, return_dict=True)
+        return {"text_embeds": F.normalize(self.text_projection(text.pooler_output).float(), dim=-1)}
+
+
+class SegmenterProgram(nn.Module):
+    """`pixel_values`, `text_embeds` -> `label_map`, `scores`, `group_map`; without `text_embeds` if labels are baked
+    in."""
+
+    def __init__(self, model: GroupViTModel, labels: BakedLabels | None = None) -> None:
+        super().__init__()
+        self.encoder, self.logit_scale = ImageEncoder(model), model.logit_scale
+        self.background = None if labels is None else labels.background
+        self.embeds: Tensor | None
+        self.values: Tensor | None
+        self.register_buffer("embeds", None if labels is None else torch.tensor(labels.embeds, dtype=torch.float32))
+        self.register_buffer("values", None if labels is None else torch.tensor(labels.values, dtype=torch.int32))
+
+    def forward(self, pixel_values: Tensor, text_embeds: Tensor | None = None) -> dict[str, Tensor]:
+        image = self.encoder(pixel_values)
+        labels = self.embeds if text_embeds is None else text_embeds
+        assert labels is not None
+        scale = self.logit_scale.float().exp()
+        score, best = label_affinity(image["group_embeds"], labels, scale).max(-1)  # [B, G]
+        values = best.int() if self.values is None else self.values[best]
+        if self.background is not None:
+            limit = score.amax(dim=1, keepdim=True).clamp(max=self.background)
+            values = values.masked_fill(score < limit, 0)
+        size = (pixel_values.shape[2], pixel_values.shape[3])
+        probabilities = F.interpolate(image["grouping"], size=size, mode="bilinear", align_corners=False)
+        group_map = probabilities.argmax(1)  # [B, H, W]
+        places = group_map.flatten(1)
+        return {
+            "label_map": values.gather(1, places).unflatten(1, size),
+            "scores": score.gather(1, places).unflatten(1, size),
+            "group_map": group_map.int(),
+        }
+
+
+def program(model: GroupViTModel, part: Part, labels: BakedLabels | None = None) -> ExportedProgram:
+    """Returns a part as a program of named tensors, in evaluation."""
     was_training = model.training
+    inputs, sizes = _examples(model.config, part, with_texts=labels is None)
     try:
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        for name, (module, inputs, sizes) in programs.items():
-            program = torch.export.export(module.eval(), (), inputs, dynamic_shapes=sizes)
-            torch.export.save(program, Path(directory) / f"{name}.pt2")
-    except OSError as error:
-        raise CheckpointError(f"{directory} cannot be written: {error.strerror or error}") from error
+        return torch.export.export(_module(model, part, labels).eval(), (), inputs, dynamic_shapes=sizes)
     finally:
         model.train(was_training)
 
 
-def _longest(config: Any) -> int:
-    text = config.text_config if isinstance(config, GroupViTConfig) else config
-    return int(getattr(text, "max_position_embeddings", 2))
+def _module(model: GroupViTModel, part: Part, labels: BakedLabels | None) -> nn.Module:
+    if part.name == "segmenter":
+        return SegmenterProgram(model, labels)
+    return ImageEncoder(model) if part.name == "image_encoder" else TextEncoder(model)
 
 
-class _Endpoint(nn.Module):
-    """A program: the model, called in one way. Pixels and features come as float32, whatever the model computes in."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-
-class _ImageFeatures(_Endpoint):
-    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        return {"image_features": self.model.get_image_features(pixel_values).float()}
-
-
-class _TextFeatures(_Endpoint):
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
-        return {"text_features": self.model.get_text_features(input_ids, attention_mask).float()}
-
-
-class _Segment(_Endpoint):
-    def forward(self, pixel_values: Tensor, text_features: Tensor) -> dict[str, Tensor]:
-        vision = self.model.vision_model(pixel_values, output_attentions=True, return_dict=True)
-        texts = F.normalize(text_features.to(self.model.dtype), dim=-1)
-        return {"segmentation_logits": self.model._segmentation_logits(vision, texts, pixel_values).float()}
-
-
-class _TextTower(_Endpoint):
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
-        return _named(self.model(input_ids, attention_mask, return_dict=True))
+def _examples(
+    config: GroupViTConfig, part: Part, *, with_texts: bool
+) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:
+    """Returns inputs, of no size that torch.export takes for a constant, and which of their sizes may change."""
+    vision = config.vision_config
+    patch = vision.patch_size
+    lengths = {"B": 2, "C": vision.num_channels, "H": 3 * patch, "W": 5 * patch, "N": 3, "T": 4, "L": 3}
+    lengths["E"] = config.projection_dim
+    dims = {
+        "B": Dim("images"),
+        "H": patch * Dim("rows"),
+        "W": patch * Dim("columns"),
+        "N": Dim("texts"),
+        "T": Dim("tokens", max=config.text_config.max_position_embeddings),
+        "L": Dim("labels"),
+    }
+    inputs, sizes = {}, {}
+    for name, (dtype, axes) in part.inputs.items():
+        if name == "text_embeds" and not with_texts:
+            continue
+        names = axes.split()
+        inputs[name] = torch.ones([lengths[axis] for axis in names], dtype=getattr(torch, dtype))
+        sizes[name] = {index: dims[axis] for index, axis in enumerate(names) if axis in dims}
+    return inputs, sizes
 
 
-class _VisionTower(_Endpoint):
-    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        return _named(self.model(pixel_values, return_dict=True))
+def run(
+    model: GroupViTModel, part: Part, labels: BakedLabels | None, inputs: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Returns the outputs of a part for NumPy arrays, by the model itself."""
+    with torch.no_grad():
+        found = _module(model, part, labels).eval()(
+            **{name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()}
+        )
+    return {name: value.numpy() for name, value in found.items()}
 
 
-def _named(record: Any) -> dict[str, Tensor]:
-    return {name: record[name].float() for name in ("last_hidden_state", "pooler_output")}
+def write(
+    to: str, model: GroupViTModel, part: Part, labels: BakedLabels | None, path: Path, metadata: Mapping[str, Any]
+) -> None:
+    """Writes a part as the file of a format."""
+    if metadata["dtype"] == "float16" and to != "openvino":
+        model = copy.deepcopy(model).half()
+    _WRITERS[to](program(model, part, labels), path, metadata)
+
+
+def write_torch_export(exported: ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> None:
+    """Writes a program for `torch.export.load`."""
+    torch.export.save(exported, path, extra_files={METADATA: json.dumps(metadata)})
+
+
+def write_aoti(exported: ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> None:
+    """Writes a package for `torch._inductor.aoti_load_package` and C++: compiled for CPUs like this one."""
+    from torch._inductor import aoti_compile_and_package
+
+    with _quiet():
+        aoti_compile_and_package(
+            exported,
+            package_path=str(path),
+            inductor_configs={"aot_inductor.metadata": {METADATA: json.dumps(metadata)}},
+        )
+
+
+def write_onnx(exported: ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> None:
+    """Writes an ONNX file."""
+    outputs = list(exported.call_spec.out_spec.context)
+    with _quiet():
+        made = torch.onnx.export(exported, dynamo=True, output_names=outputs, verbose=False)
+    assert made is not None
+    made.model.metadata_props[METADATA] = json.dumps(metadata)
+    made.save(str(path))
+    if metadata["dtype"] == "int8":
+        _quantize(path)
+
+
+def _quantize(path: Path) -> None:
+    """Rounds the weights of an ONNX file to eight bits, and inputs of products as they come; not in the layers that
+    assign patches to groups, where a near tie moves whole patches."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    nodes = onnx.load(str(path), load_external_data=False).graph.node
+    kept = [node.name for node in nodes if any(".downsample.assign" in each.value for each in node.metadata_props)]
+    with _quiet():
+        quantize_dynamic(path, path, nodes_to_exclude=kept, weight_type=QuantType.QInt8, per_channel=True)
+
+
+def write_openvino(exported: ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> None:
+    """Writes an OpenVINO model, `path` and the weights beside it."""
+    import openvino
+
+    with _onnx_file(exported, path, metadata) as file:
+        model = openvino.convert_model(str(file))
+    model.set_rt_info(json.dumps(metadata), [METADATA])
+    openvino.save_model(model, str(path), compress_to_fp16=metadata["dtype"] == "float16")
+
+
+@contextmanager
+def _onnx_file(exported: ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> Iterator[Path]:
+    file = path.with_suffix(".source.onnx")
+    write_onnx(exported, file, metadata)
+    try:
+        yield file
+    finally:
+        file.unlink()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps what PyTorch's compilers say about themselves from users."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+_WRITERS: dict[str, Callable[[ExportedProgram, Path, Mapping[str, Any]], None]] = {
+    "onnx": write_onnx,
+    "openvino": write_openvino,
+    "torch-export": write_torch_export,
+    "aoti": write_aoti,
+}

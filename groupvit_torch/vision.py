@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from groupvit_common.model.checks import check_pixel_values, noise_per_stage
 from groupvit_common.model.config import GroupViTVisionConfig
-from groupvit_common.model.resample import resize_matrix
+from groupvit_common.model.resample import CUBIC_A, resize_matrix
 from groupvit_torch.compat.model import flags
 from groupvit_torch.grouping import TokenAssign
 from groupvit_torch.layers import EncoderLayer, MixerMLP
@@ -33,6 +33,28 @@ class PatchEmbeddings(nn.Module):
 
     def forward(self, pixel_values: Tensor, interpolate_pos_encoding: bool = True) -> Tensor:
         return self.projection(pixel_values).flatten(2).transpose(1, 2)
+
+
+def bicubic(x: Tensor, axis: int, size: int) -> Tensor:
+    """Returns `x` with `size` places along an axis, by `groupvit_common.model.resample`'s bicubic interpolation.
+
+    It is in tensor operations, so that a program may have any size.
+    """
+    n = x.shape[axis]
+    # The place of each output, in parts of 1 / (2 size), moved by two places so that whole numbers are never negative.
+    place = (2 * torch.arange(size, device=x.device) + 1) * n - size + 4 * size
+    first = place // (2 * size)
+    fraction = (place - first * (2 * size)).to(x.dtype) / (2 * size)
+    total = torch.zeros((), dtype=x.dtype, device=x.device)
+    for tap in (-1, 0, 1, 2):
+        distance = (fraction - tap).abs()
+        near = ((CUBIC_A + 2) * distance - (CUBIC_A + 3)) * distance**2 + 1
+        far = ((CUBIC_A * distance - 5 * CUBIC_A) * distance + 8 * CUBIC_A) * distance - 4 * CUBIC_A
+        weight = near if tap in (0, 1) else far
+        shape = [1] * x.ndim
+        shape[axis] = -1
+        total = total + x.index_select(axis, (first - 2 + tap).clamp(0, n - 1)) * weight.view(shape)
+    return total
 
 
 class VisionEmbeddings(nn.Module):
@@ -62,11 +84,16 @@ class VisionEmbeddings(nn.Module):
     def positions(self, rows: int, columns: int) -> Tensor:
         """Returns position embeddings `[1, rows * columns, D]`, bicubic (see `groupvit_common.model.resample`) if the
         grid is not the trained one."""
-        if (rows, columns) == (self.grid, self.grid):
-            return self.position_embeddings
         stored = self.position_embeddings
         # Interpolated in float32 at least: half-precision weights would lose what little two positions differ by.
         dtype = torch.promote_types(stored.dtype, torch.float32)
+        if isinstance(rows, torch.SymInt) or isinstance(columns, torch.SymInt):
+            # A program for all sizes, those of training among them.
+            resized = stored.to(dtype).unflatten(1, (self.grid, self.grid))[0]
+            resized = bicubic(bicubic(resized, 0, rows), 1, columns)
+            return resized.flatten(0, 1)[None].to(stored.dtype)
+        if (rows, columns) == (self.grid, self.grid):
+            return stored
         rows_matrix, columns_matrix = (
             torch.tensor(resize_matrix(self.grid, n, "bicubic"), dtype=dtype, device=stored.device)
             for n in (rows, columns)

@@ -45,6 +45,9 @@ _COMMANDS = {
     "convert": (
         "conversion.commands:add_convert", "write a checkpoint in another format, and prove that it is the same model",
     ),
+    "export": (
+        "conversion.commands:add_export", "write a model for another runtime (ONNX, OpenVINO, ...), and prove that it is the same",
+    ),
     "verify": ("conversion.commands:add_verify", "compare two checkpoints: are they the same model?"),
     "inspect": ("conversion.commands:add_inspect", "describe a checkpoint"),
 }  # fmt: skip

@@ -17,7 +17,8 @@ from groupvit_common.errors import InputError
 Values = NDArray[np.floating[Any]]
 Mode = Literal["bilinear", "bicubic", "nearest"]
 
-_CUBIC_A = -0.75
+CUBIC_A = -0.75
+"""The parameter a of the bicubic kernel."""
 
 
 @lru_cache(maxsize=256)
@@ -59,6 +60,6 @@ def _cubic(centre: Values) -> tuple[Values, Values]:
     first = np.floor(centre)
     taps: Values = first[:, None] + np.arange(-1.0, 3.0)
     distance = np.abs(centre[:, None] - taps)
-    near = ((_CUBIC_A + 2) * distance - (_CUBIC_A + 3)) * distance**2 + 1
-    far = ((_CUBIC_A * distance - 5 * _CUBIC_A) * distance + 8 * _CUBIC_A) * distance - 4 * _CUBIC_A
+    near = ((CUBIC_A + 2) * distance - (CUBIC_A + 3)) * distance**2 + 1
+    far = ((CUBIC_A * distance - 5 * CUBIC_A) * distance + 8 * CUBIC_A) * distance - 4 * CUBIC_A
     return taps, np.where(distance <= 1, near, far)

@@ -29,10 +29,12 @@ from groupvit_common.segmentation.label_maps import (
     View,
     group_windows,
     label_similarity,
+    label_values,
     pixel_labels,
     view_scores,
 )
 from groupvit_common.segmentation.options import DEFAULT_MODEL, OPTIONS, SegmentationOptions
+from groupvit_common.segmentation.parts import BakedLabels
 from groupvit_common.segmentation.preparation import Preparation, Prepared, load
 from groupvit_common.segmentation.result import BACKGROUND, Details, Segmentation, segmentation
 from groupvit_common.segmentation.scores import Floats
@@ -224,6 +226,13 @@ class BaseSegmenter(ABC):
         is_background = tuple(label.name.casefold() in hidden for label in every)
         self._check_foreground(is_background, self.options)
         self._label_set = _LabelSet(every, is_background, embeddings)
+
+    def baked_labels(self) -> BakedLabels:
+        """Returns what a program needs in place of labels and a background threshold."""
+        labels, threshold = self._labelled(), self.options.background
+        values, has_background = label_values(labels.is_background, threshold)
+        shown = [name for name, hidden in zip(labels.names, labels.is_background, strict=True) if not hidden]
+        return BakedLabels((*([BACKGROUND] if has_background else []), *shown), labels.embeds, values, threshold)
 
     @property
     def labels(self) -> tuple[Label, ...]:

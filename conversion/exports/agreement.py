@@ -1,0 +1,121 @@
+"""Is an exported file the model that it was made of? Both run on the same inputs, of several sizes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from conversion.exports.runtimes import Arrays, Runner
+from conversion.outputs import sample_inputs
+from groupvit_common.data.scenes import make_scene
+from groupvit_common.model.config import LEGACY_EOS_TOKEN_ID, GroupViTConfig
+from groupvit_common.segmentation.parts import Part
+
+BATCHES = (1, 3)
+# In patches: the training size is in front of these. Neither side is the other, nor a multiple of it.
+_GRIDS = ((5, 3), (4, 7))
+# Of float32 the largest difference over the largest value: sums in another order. Of fewer bits, the root of the mean
+# square over that of the values: eleven bits, eight bits.
+TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "int8": 0.25}
+# Share of pixels that may have another label or group: those of two groups that are as probable but for rounding.
+PIXELS = {"float32": 1e-3, "float16": 2e-2, "int8": 0.2}
+# The smallest scene.
+_LEAST_SIDE = 48
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One output for one size of inputs. difference: of values, see `TOLERANCES`, or the share of unequal pixels of a
+    map. seconds: of a call of the file, after a first one."""
+
+    part: str
+    output: str
+    sizes: str
+    difference: float
+    bound: float
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        return self.difference <= self.bound
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"passed": self.passed}
+
+
+def compare(
+    part: Part, config: GroupViTConfig, source: Runner, file: Runner, dtype: str, *, labels_inside: bool, fixed: bool
+) -> Iterator[Agreement]:
+    """Yields the agreement of each output at three image sizes and two batch sizes (texts: three lengths). Images are
+    scenes.
+
+    fixed: whether the file has the configuration's image size alone.
+    """
+    for sizes, inputs in _inputs(part, config, labels_inside=labels_inside, fixed=fixed):
+        wanted = source(inputs)
+        file(inputs)
+        begun = time.perf_counter()
+        found = file(inputs)
+        seconds = time.perf_counter() - begun
+        for name in part.outputs:
+            if name not in wanted:
+                continue
+            difference, bound = _difference(name, wanted, found, dtype)
+            yield Agreement(part.name, name, sizes, difference, bound, seconds)
+
+
+def _difference(name: str, wanted: Arrays, found: Arrays, dtype: str) -> tuple[float, float]:
+    a, b = wanted[name], found.get(name)
+    if b is None or a.shape != b.shape or not np.isfinite(b).all():
+        return float("inf"), 0.0
+    if name in ("label_map", "group_map"):
+        return float((a != b).mean()), PIXELS[dtype]
+    if name == "scores":
+        # A pixel on the border of two groups has the score of one of them.
+        same = wanted["group_map"] == found["group_map"]
+        a, b = a[same], b[same]
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    if dtype == "float32":
+        return float(np.abs(a - b).max(initial=0.0) / max(np.abs(a).max(initial=0.0), 1e-30)), TOLERANCES[dtype]
+    return float(np.linalg.norm(a - b) / max(np.linalg.norm(a), 1e-30)), TOLERANCES[dtype]
+
+
+def _inputs(part: Part, config: GroupViTConfig, *, labels_inside: bool, fixed: bool) -> Iterator[tuple[str, Arrays]]:
+    vision, longest = config.vision_config, config.text_config.max_position_embeddings
+    if part.name == "text_encoder":
+        for count in BATCHES:
+            for length in sorted({longest, max(2, longest // 2), max(2, longest // 4)}):
+                yield f"{count} x {length}", _texts(config, count, length)
+        return
+    patch = vision.patch_size
+    side = vision.image_size // patch
+    rng = np.random.default_rng(0)
+    for count in BATCHES:
+        for rows, columns in ((side, side), *(() if fixed else _GRIDS)):
+            inputs: Arrays = {"pixel_values": scenes(count, vision.num_channels, rows * patch, columns * patch)}
+            if "text_embeds" in part.inputs and not labels_inside:
+                embeds = rng.standard_normal((count + 4, config.projection_dim), np.float32)
+                inputs["text_embeds"] = embeds / np.linalg.norm(embeds, axis=-1, keepdims=True)
+            yield f"{count} x {rows * patch} x {columns * patch}", inputs
+
+
+def scenes(count: int, channels: int, height: int, width: int) -> np.ndarray:
+    """Returns normalised scenes, float32 `[count, channels, height, width]`."""
+    size = (max(height, _LEAST_SIDE), max(width, _LEAST_SIDE))
+    images = np.stack([make_scene(0, index, 1, size).image[:height, :width] for index in range(count)])
+    pixels = (images.transpose(0, 3, 1, 2).astype(np.float32) - 116) / 68
+    return np.ascontiguousarray(np.resize(pixels.swapaxes(0, 1), (channels, count, height, width)).swapaxes(0, 1))
+
+
+def _texts(config: GroupViTConfig, count: int, length: int) -> Arrays:
+    """Texts of different numbers of tokens; those that are cut end where they are cut."""
+    text = config.text_config
+    whole = sample_inputs(config, texts=count)
+    ids, mask = whole["input_ids"][:, :length].copy(), whole["attention_mask"][:, :length]
+    end = text.vocab_size - 1 if text.eos_token_id == LEGACY_EOS_TOKEN_ID else text.eos_token_id
+    ids[~(ids == end).any(1), -1] = end
+    return {"input_ids": ids, "attention_mask": mask}

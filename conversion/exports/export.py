@@ -1,0 +1,239 @@
+"""Export of a model from any checkpoint to files for other runtimes, each proved against the model."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import platform
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conversion.checkpoint import Checkpoint, Values, opened_source, read
+from conversion.destination import check_destination, replacement
+from conversion.exports.agreement import Agreement, compare
+from conversion.exports.formats import FORMATS, ExportFormat, get_format
+from conversion.exports.runtimes import Arrays, Runner, check_installed, open_file
+from conversion.report import file_entry, versions
+from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.model.config import GroupViTConfig
+from groupvit_common.preprocessing.processor import GroupViTProcessor, check_fit, missing_parts
+from groupvit_common.preprocessing.prompts import Label
+from groupvit_common.segmentation.parts import PARTS, BakedLabels, Part, parse_parts
+from groupvit_common.storage.names import list_files
+from groupvit_common.storage.saving import write_text
+
+REPORT_NAME = "export_report.json"
+_OWN = re.compile(rf"({'|'.join(part.name for part in PARTS.values())})(\.\w+)?|{re.escape(REPORT_NAME)}")
+
+
+@dataclass
+class Export:
+    """The result of an export.
+
+    Attributes:
+        files: of each part; report: `export_report.json`.
+        agreements: empty if nothing was verified.
+        notes: for the user, a sentence each.
+    """
+
+    source: Path
+    destination: Path
+    format: str
+    files: dict[str, Path] = field(default_factory=dict)
+    agreements: list[Agreement] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def report(self) -> Path:
+        return self.destination / REPORT_NAME
+
+
+def export(
+    source: str | Path,
+    destination: str | Path,
+    to: str,
+    *,
+    parts: str | Sequence[str] = tuple(PARTS),
+    dtype: str = "float32",
+    labels: str | Iterable[str | Label] | None = None,
+    background_labels: str | Iterable[str | Label] = (),
+    background: float | None = None,
+    config: GroupViTConfig | str | Path | None = None,
+    processor: str | Path | None = None,
+    revision: str | None = None,
+    key: str | None = None,
+    verify: bool = True,
+    overwrite: bool = False,
+    written: Callable[[str, Path, list[Agreement]], None] | None = None,
+) -> Export:
+    """Writes a folder with a file for each part of a model, and `export_report.json`.
+
+    Args:
+        source, config, revision, key: see `conversion.checkpoint.read`.
+        destination: the folder. It appears when it is whole.
+        to: a name in `conversion.exports.formats.FORMATS`.
+        parts: some of image, text, segment.
+        dtype: of the weights: float32, float16 or int8, as far as the format has it. Inputs and outputs are float32.
+        labels, background_labels: put into the segmenter, which then has no input for texts.
+        background: groups whose score is below it are background; with labels.
+        processor: the directory, or "org/name" on the hub, of the tokenizer for `labels`; None: that beside the source.
+        verify: run each file in its own runtime, on images of three sizes; one that is not the model is an error.
+        overwrite: whether an export that is at the destination may be replaced.
+        written: called with each part's name, file and agreements.
+
+    Raises:
+        CheckpointError: the source cannot be read, the destination cannot be written or is there, or a file is not the
+            model.
+        InputError: an argument is invalid, a package is missing, or the format cannot hold this.
+    """
+    row = _row(to, dtype)
+    destination = Path(destination)
+    check_destination(destination, is_file=False, overwrite=overwrite, to=to, own=_OWN, by="export")
+    if labels is None and (background_labels or background is not None):
+        raise InputError("a background needs labels in the segmenter: pass labels too")
+    check_installed(row)
+    with opened_source(source, revision, config=config, key=key) as found:
+        checkpoint = read(found, config=config)
+        if destination.resolve() in (found.path.resolve(), *found.path.resolve().parents):
+            raise InputError(f"{destination} holds the source itself: export to another folder")
+        model = _model(checkpoint, row)
+        own_processor = _processor(found.path, processor, needed=labels is not None)
+    wanted = parse_parts(
+        parts, has_groups=any(checkpoint.config.vision_config.num_group_tokens), has_labels=labels is not None
+    )
+    baked = None
+    if labels is not None:
+        assert own_processor is not None
+        check_fit(own_processor, checkpoint.config)
+        baked = _baked(row, model, own_processor, labels, background_labels, background)
+    result = Export(found.path, destination, to)
+    metadata = _metadata(checkpoint, own_processor, baked, dtype)
+    with replacement(destination) as new:
+        new.mkdir()
+        for part in wanted:
+            path = new / f"{part.name}{row.suffix}"
+            _write(row, model, part, baked, path, metadata | {"part": part.name})
+            agreements = _verified(row, model, part, baked, path, dtype) if verify else []
+            result.files[part.name] = destination / path.name
+            result.agreements += agreements
+            if written is not None:
+                written(part.name, path, agreements)
+        write_text(new / REPORT_NAME, _report(result, new, metadata))
+    return result
+
+
+def _row(to: str, dtype: str) -> ExportFormat:
+    names = [row.name for row in FORMATS]
+    if to not in names:
+        raise InputError(f"a model is exported to one of {', '.join(names)}, got {to!r}")
+    row = get_format(to)
+    if dtype not in row.dtypes:
+        raise InputError(f"{to} is written in {' or '.join(row.dtypes)} here, not in {dtype}: choose another --dtype")
+    return row
+
+
+def _model(checkpoint: Checkpoint, row: ExportFormat) -> Any:
+    backend = importlib.import_module(f"groupvit_{row.backend}")
+    return backend.GroupViTModel.from_arrays(
+        checkpoint.config, Values(checkpoint.tensors, checkpoint.value), dtype="float32"
+    )
+
+
+def _processor(path: Path, processor: str | Path | None, *, needed: bool) -> GroupViTProcessor | None:
+    if processor is not None:
+        return GroupViTProcessor.from_pretrained(processor)
+    directory = path if path.is_dir() else path.parent
+    lacking = missing_parts(directory)
+    if not lacking:
+        return GroupViTProcessor.from_pretrained(directory)
+    if needed:
+        raise CheckpointError(f"{path} has {lacking}, which labels need: name a checkpoint that has them (--processor)")
+    return None
+
+
+def _baked(
+    row: ExportFormat, model: Any, processor: GroupViTProcessor, labels: Any, background_labels: Any,
+    background: float | None,
+) -> BakedLabels:  # fmt: skip
+    segmenter = importlib.import_module(f"groupvit_{row.backend}").Segmenter(
+        model, processor, labels=labels, background_labels=background_labels, background=background
+    )
+    baked: BakedLabels = segmenter.baked_labels()
+    return baked
+
+
+def _write(
+    row: ExportFormat, model: Any, part: Part, baked: BakedLabels | None, path: Path, metadata: dict[str, Any]
+) -> None:
+    code = importlib.import_module(f"groupvit_{row.backend}.export")
+    code.write(row.name, model, part, baked, path, metadata)
+
+
+def _verified(
+    row: ExportFormat, model: Any, part: Part, baked: BakedLabels | None, path: Path, dtype: str
+) -> list[Agreement]:
+    code = importlib.import_module(f"groupvit_{row.backend}.export")
+    source: Runner = partial(code.run, model, part, baked)
+    file, _ = open_file(row, path)
+    found = list(
+        compare(
+            part, model.config, source, _cast(row, file), dtype, labels_inside=baked is not None,
+            fixed="H" not in row.dynamic,
+        )
+    )  # fmt: skip
+    failed = next((each for each in found if not each.passed), None)
+    if failed is not None:
+        raise CheckpointError(
+            f"{path.name} is not the model: its {failed.output} for {failed.sizes} differs by {failed.difference:.1e}, "
+            f"expected at most {failed.bound:.1e}; nothing is kept"
+        )
+    return found
+
+
+def _cast(row: ExportFormat, file: Runner) -> Runner:
+    """Gives a file token ids in the dtype that it takes."""
+    if row.backend == "torch":
+        return file
+
+    def run(inputs: Any) -> Arrays:
+        return file({k: v.astype(np.int32) if v.dtype == np.int64 else v for k, v in inputs.items()})
+
+    return run
+
+
+def _metadata(
+    checkpoint: Checkpoint, processor: GroupViTProcessor | None, baked: BakedLabels | None, dtype: str
+) -> dict[str, Any]:
+    images = None if processor is None else processor.image_processor
+    return {
+        "format": "groupvit",
+        "dtype": dtype,
+        "patch_size": checkpoint.config.vision_config.patch_size,
+        "image_size": checkpoint.config.vision_config.image_size,
+        "image_mean": None if images is None else list(images.image_mean),
+        "image_std": None if images is None else list(images.image_std),
+        "labels": None if baked is None else list(baked.names),
+        "licence": "that of the weights",
+        "versions": versions(),
+    }
+
+
+def _report(result: Export, written: Path, metadata: dict[str, Any]) -> str:
+    content = {
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "source": result.source.name,
+        "format": result.format,
+        "files": {name: file_entry(written / name) for name in list_files(written, folders=True)},
+        "metadata": metadata,
+        "verification": [each.to_dict() for each in result.agreements],
+        "machine": {"python": platform.python_version(), "processor": platform.machine()},
+        "notes": result.notes,
+    }
+    return json.dumps(content, indent=2) + "\n"
