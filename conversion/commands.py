@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from conversion.exports.formats import FORMATS as EXPORT_FORMATS
@@ -47,9 +48,9 @@ _INSPECT = "Describes a checkpoint: format, architecture, parameters by part, dt
 
 
 _EXPORT = """\
-Writes a model as files for other runtimes, one for each part: image_encoder, text_encoder, and segmenter (photo and text
-embeddings in, label map out). Each file is run in its own runtime, on images of several sizes, and compared with the
-model; export_report.json says how far they agree. The result appears when whole.
+Writes a model as files for other runtimes, one for each part: image_encoder, text_encoder, and segmenter (photo and
+text embeddings in, label map out). Each file is run in its own runtime, on images of several sizes, and compared with
+the model; export_report.json says how far they agree. The result appears when whole.
 """
 _EXPORT_EXAMPLES = """\
 examples:
@@ -169,11 +170,10 @@ def _export(options: argparse.Namespace) -> int:
         files = [path, *path.parent.glob(f"{name}.*")] if path.is_file() else path.rglob("*")
         total = sum(file.stat().st_size for file in set(files) if file.is_file())
         terminal.print_lines(f"{path.name}: {size(total)}")
-        for each in agreements:
-            terminal.print_lines(
-                f"  {each.output:<13} {each.sizes:<14} differs by {each.difference:.1e} (at most {each.bound:.0e}), "
-                f"{1e3 * each.seconds:.1f} ms"
-            )
+        for sizes, some in groupby(agreements, lambda each: each.sizes):
+            each = [*some]
+            differences = ", ".join(f"{one.output} {one.difference:.1e}" for one in each)
+            terminal.print_lines(f"  {sizes:<14} {1e3 * each[0].seconds:7.1f} ms  differs by: {differences}")
 
     done = export(
         options.source, options.destination, options.to, parts=options.parts, dtype=options.dtype,

@@ -18,11 +18,9 @@ from keras import ops
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.model.checks import check_pixel_values, image_sides
 from groupvit_common.model.config import GroupViTConfig, GroupViTTextConfig
-
 from groupvit_common.segmentation.parts import BakedLabels, Part
 from groupvit_tf.grouping import largest
 from groupvit_tf.label_maps import grouping_map, label_affinity, unit
-from groupvit_tf.model import GroupViTModel
 
 Tensor = Any
 Function = Callable[..., dict[str, Tensor]]
@@ -31,14 +29,12 @@ METADATA = "assets.extra/groupvit.json"
 """The file in a SavedModel that says what it is, as JSON."""
 
 
-def image_encoder(model: GroupViTModel) -> Function:
+def image_encoder(model: keras.Model) -> Function:
     """`pixel_values` -> `image_embeds`, `group_embeds`, `grouping`."""
     patch = model.config.vision_config.patch_size
 
     def call(pixel_values: Tensor) -> dict[str, Tensor]:
-        vision = model.vision_model(
-            _as(model, pixel_values), output_attentions=True, return_dict=True, training=False
-        )
+        vision = model.vision_model(_as(model, pixel_values), output_attentions=True, return_dict=True, training=False)
         states = vision.last_hidden_state
         groups = model.visual_projection(ops.reshape(states, (-1, states.shape[2])), training=False)
         groups = ops.reshape(groups, (-1, states.shape[1], groups.shape[1]))
@@ -55,7 +51,7 @@ def image_encoder(model: GroupViTModel) -> Function:
     return call
 
 
-def text_encoder(model: GroupViTModel) -> Function:
+def text_encoder(model: keras.Model) -> Function:
     """`input_ids`, `attention_mask` -> `text_embeds`."""
 
     def call(input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
@@ -64,7 +60,7 @@ def text_encoder(model: GroupViTModel) -> Function:
     return call
 
 
-def segmenter_program(model: GroupViTModel, labels: BakedLabels | None = None) -> Function:
+def segmenter_program(model: keras.Model, labels: BakedLabels | None = None) -> Function:
     """`pixel_values`, `text_embeds` -> `label_map`, `scores`, `group_map`; without `text_embeds` if labels are baked
     in."""
     import tensorflow as tf
@@ -95,7 +91,7 @@ def segmenter_program(model: GroupViTModel, labels: BakedLabels | None = None) -
 
 
 def run(
-    model: GroupViTModel, part: Part, labels: BakedLabels | None, inputs: Mapping[str, np.ndarray]
+    model: keras.Model, part: Part, labels: BakedLabels | None, inputs: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Returns the outputs of a part for NumPy arrays, by the model itself."""
     given = {k: ops.convert_to_tensor(v.astype(np.int32) if v.dtype == np.int64 else v) for k, v in inputs.items()}
@@ -103,7 +99,7 @@ def run(
 
 
 def write(
-    to: str, model: GroupViTModel, part: Part, labels: BakedLabels | None, path: Path, metadata: Mapping[str, Any]
+    to: str, model: keras.Model, part: Part, labels: BakedLabels | None, path: Path, metadata: Mapping[str, Any]
 ) -> None:
     """Writes a part as the file, or the folder, of a format."""
     import tensorflow as tf
@@ -124,7 +120,7 @@ def write(
         _write_litert(module, path, metadata)
 
 
-def _function(model: GroupViTModel, part: Part, labels: BakedLabels | None) -> Function:
+def _function(model: keras.Model, part: Part, labels: BakedLabels | None) -> Function:
     if part.name == "segmenter":
         return segmenter_program(model, labels)
     return image_encoder(model) if part.name == "image_encoder" else text_encoder(model)

@@ -4,7 +4,7 @@ Shapes: B images, P patches, S segments entering a stage, G groups, D width (leg
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,11 @@ def bicubic(x: Tensor, axis: int, size: int) -> Tensor:
     return total
 
 
+def _is_symbolic(size: Any) -> bool:
+    """Returns whether a program is being made for all sizes."""
+    return isinstance(size, torch.SymInt)
+
+
 class VisionEmbeddings(nn.Module):
     """Patches with their positions; position embeddings of another image size are interpolated."""
 
@@ -87,7 +92,7 @@ class VisionEmbeddings(nn.Module):
         stored = self.position_embeddings
         # Interpolated in float32 at least: half-precision weights would lose what little two positions differ by.
         dtype = torch.promote_types(stored.dtype, torch.float32)
-        if isinstance(rows, torch.SymInt) or isinstance(columns, torch.SymInt):
+        if _is_symbolic(rows) or _is_symbolic(columns):
             # A program for all sizes, those of training among them.
             resized = stored.to(dtype).unflatten(1, (self.grid, self.grid))[0]
             resized = bicubic(bicubic(resized, 0, rows), 1, columns)

@@ -80,8 +80,8 @@ def _difference(name: str, wanted: Arrays, found: Arrays, dtype: str) -> tuple[f
         a, b = a[same], b[same]
     a, b = a.astype(np.float64), b.astype(np.float64)
     if dtype == "float32":
-        return float(np.abs(a - b).max(initial=0.0) / max(np.abs(a).max(initial=0.0), 1e-30)), TOLERANCES[dtype]
-    return float(np.linalg.norm(a - b) / max(np.linalg.norm(a), 1e-30)), TOLERANCES[dtype]
+        return float(np.abs(a - b).max(initial=0.0)) / max(float(np.abs(a).max(initial=0.0)), 1e-30), TOLERANCES[dtype]
+    return float(np.linalg.norm(a - b)) / max(float(np.linalg.norm(a)), 1e-30), TOLERANCES[dtype]
 
 
 def _inputs(part: Part, config: GroupViTConfig, *, labels_inside: bool, fixed: bool) -> Iterator[tuple[str, Arrays]]:

@@ -103,11 +103,10 @@ def export(
         checkpoint = read(found, config=config)
         if destination.resolve() in (found.path.resolve(), *found.path.resolve().parents):
             raise InputError(f"{destination} holds the source itself: export to another folder")
-        model = _model(checkpoint, row)
+        has_groups = any(checkpoint.config.vision_config.num_group_tokens)
+        wanted = parse_parts(parts, has_groups=has_groups, has_labels=labels is not None)
         own_processor = _processor(found.path, processor, needed=labels is not None)
-    wanted = parse_parts(
-        parts, has_groups=any(checkpoint.config.vision_config.num_group_tokens), has_labels=labels is not None
-    )
+        model = _model(checkpoint, row)
     baked = None
     if labels is not None:
         assert own_processor is not None

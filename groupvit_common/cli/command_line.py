@@ -46,7 +46,7 @@ _COMMANDS = {
         "conversion.commands:add_convert", "write a checkpoint in another format, and prove that it is the same model",
     ),
     "export": (
-        "conversion.commands:add_export", "write a model for another runtime (ONNX, OpenVINO, ...), and prove that it is the same",
+        "conversion.commands:add_export", "write a model for another runtime, and prove that it is the same",
     ),
     "verify": ("conversion.commands:add_verify", "compare two checkpoints: are they the same model?"),
     "inspect": ("conversion.commands:add_inspect", "describe a checkpoint"),

@@ -1,0 +1,231 @@
+"""Exported files answer what the model answers, for images and texts of any number and size."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from conversion.exports import agreement
+from conversion.exports.export import export
+from conversion.exports.formats import FORMATS, get_format
+from conversion.exports.runtimes import open_file
+from groupvit_common.cli import main
+from groupvit_common.errors import CheckpointError, InputError
+from groupvit_common.model.resample import resize_matrix
+from groupvit_common.segmentation.parts import PARTS, BakedLabels, parse_parts
+from groupvit_torch import GroupViTModel, Segmenter
+from groupvit_torch.vision import bicubic
+from tests.support.models import smallest_config, smallest_inputs
+
+LABELS = "red, green, blue, grass"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("exports") / "model"
+    torch.manual_seed(0)
+    GroupViTModel(smallest_config()).save_pretrained(directory)
+    return directory
+
+
+def model_of(backend: str, checkpoint: Path) -> Any:
+    return importlib.import_module(f"groupvit_{backend}").GroupViTModel.from_pretrained(checkpoint)
+
+
+@pytest.mark.parametrize("n_in", [1, 3, 14])
+def test_bicubic_of_any_size_is_that_of_the_matrix(n_in):
+    x = torch.randn(2, n_in, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for n_out in (1, 2, 3, 5, 14, 15, 97):
+        wanted = torch.einsum("ri,bic->brc", torch.tensor(resize_matrix(n_in, n_out, "bicubic")), x)
+        # The same numbers, of float64, summed in another order.
+        torch.testing.assert_close(bicubic(x, 1, n_out), wanted, rtol=1e-13, atol=1e-13)
+
+
+def test_the_torch_programs_are_the_model_and_nothing_more(checkpoint, tmp_path):
+    """Three image sizes, two batch sizes, three lengths of texts; the text encoder holds no image tower."""
+    seen: dict[str, Any] = {}
+    # The segmenter holds the image encoder.
+    done = export(
+        checkpoint, tmp_path / "out", "torch-export", parts="text,segment",
+        written=lambda name, path, found: seen.update({name: found}),
+    )  # fmt: skip
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "export_report.json", "segmenter.pt2", "text_encoder.pt2",
+    ]  # fmt: skip
+    assert len({each.sizes for each in seen["segmenter"]}) == 6
+    assert len({each.sizes for each in seen["text_encoder"]}) == 6
+    assert {each.output for each in seen["segmenter"]} == set(PARTS["segment"].outputs)
+    assert all(each.passed for each in done.agreements)
+    report = json.loads(done.report.read_text())
+    assert set(report["files"]) == {path.name for path in done.files.values()}
+    assert len(report["verification"]) == len(done.agreements)
+    saved = torch.export.load(tmp_path / "out" / "text_encoder.pt2").state_dict
+    assert not [name for name in saved if "vision" in name or "visual" in name]
+
+    run, metadata = open_file(get_format("torch-export"), done.files["text_encoder"])
+    assert (metadata["part"], metadata["patch_size"], metadata["image_mean"]) == ("text_encoder", 8, None)
+    inputs = smallest_inputs()
+    found = run({name: inputs[name] for name in ("input_ids", "attention_mask")})["text_embeds"]
+    with torch.no_grad():
+        given = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        wanted = model_of("torch", checkpoint)(**given).text_embeds.numpy()
+    # float32, summed in another order.
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["torch", "tf"])
+def test_the_segmenter_labels_pixels_as_the_model_says(checkpoint, backend):
+    """Hard labels by a second implementation: NumPy's, from the image encoder's outputs."""
+    model, code = model_of(backend, checkpoint), importlib.import_module(f"groupvit_{backend}.export")
+    rng = np.random.default_rng(0)
+    pixels = rng.standard_normal((2, 3, 40, 24), np.float32)
+    embeds = rng.standard_normal((4, model.config.projection_dim), np.float32)
+    values, threshold = np.array([1, 0, 2, 3]), 0.3
+    image = code.run(model, PARTS["image"], None, {"pixel_values": pixels})
+    found = code.run(model, PARTS["segment"], None, {"pixel_values": pixels, "text_embeds": embeds})
+    baked = code.run(
+        model, PARTS["segment"], BakedLabels(("a",) * 4, embeds, values, threshold), {"pixel_values": pixels}
+    )
+    np.testing.assert_allclose(np.linalg.norm(image["group_embeds"], axis=-1), 1, atol=1e-5)
+    np.testing.assert_allclose(image["grouping"].sum(1), 1, atol=1e-5)
+    down, across = (resize_matrix(n, 8 * n) for n in image["grouping"].shape[2:])
+    groups = (down @ image["grouping"] @ across.T).argmax(1)
+    unit = embeds / np.linalg.norm(embeds, axis=-1, keepdims=True)
+    logits = min(float(np.exp(np.asarray(state(model)))), 100.0) * image["group_embeds"] @ unit.T
+    affinity = np.exp(logits - logits.max(-1, keepdims=True))
+    affinity = (affinity / affinity.sum(-1, keepdims=True)) ** 2
+    for index in range(2):
+        # Pixels between two groups may go to either by rounding: none does here.
+        assert (found["group_map"][index] == groups[index]).all()
+        best, score = affinity[index].argmax(-1), affinity[index].max(-1)
+        assert (found["label_map"][index] == best[groups[index]]).all()
+        np.testing.assert_allclose(found["scores"][index], score[groups[index]], rtol=1e-4)
+        shown = np.where(score < min(threshold, score.max()), 0, values[best])
+        assert (baked["label_map"][index] == shown[groups[index]]).all()
+
+
+def state(model: Any) -> Any:
+    return model.logit_scale.detach() if isinstance(model, torch.nn.Module) else model.logit_scale
+
+
+def test_a_file_that_is_not_the_model_is_not_kept(checkpoint, tmp_path, monkeypatch):
+    from groupvit_torch import export as code
+
+    def another(model: Any, part: Any, labels: Any, inputs: Any) -> Any:
+        return {name: value + 1e-3 for name, value in run(model, part, labels, inputs).items()}
+
+    run = code.run
+    monkeypatch.setattr(code, "run", another)
+    with pytest.raises(CheckpointError, match=r"text_encoder\.pt2 is not the model: its text_embeds for 1 x 3 differs"):
+        export(checkpoint, tmp_path / "out", "torch-export", parts=["text"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_exported_is_said_in_a_sentence(checkpoint, tmp_path, monkeypatch):
+    def refused(message: str, to: str = "torch-export", **options: Any) -> None:
+        with pytest.raises((InputError, CheckpointError), match=message):
+            export(options.pop("source", checkpoint), options.pop("out", tmp_path / "out"), to, **options)
+
+    refused("exported to one of onnx, openvino, .*, got 'coreml'", to="coreml")
+    refused("aoti is written in float32 here, not in int8", to="aoti", dtype="int8")
+    refused("parts must be some of image, text, segment, each once, got 'image, images'", parts="image, images")
+    refused("parts must be .* got 'none'", parts=[])
+    refused("add segment to parts", parts="image", labels=LABELS)
+    refused("a background needs labels", background=0.5)
+    refused("which labels need: name a checkpoint that has them", labels=LABELS)
+    refused("missing does not exist", source=tmp_path / "missing")
+    refused("holds the source itself", out=checkpoint, overwrite=True)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("")
+    refused("is there already; pass overwrite")
+    refused(r"holds what no export writes \(thesis.txt\)", overwrite=True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnx" else name)
+    refused(r'onnx needs onnx: pip install "groupvit\[onnx\]"', to="onnx", out=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_model_without_groups_has_no_segmenter():
+    with pytest.raises(InputError, match="no groups to segment by"):
+        parse_parts("segment", has_groups=False, has_labels=False)
+    assert [part.name for part in parse_parts("text, image", has_groups=False, has_labels=False)] == [
+        "image_encoder", "text_encoder",
+    ]  # fmt: skip
+
+
+def test_differences_are_those_of_the_values_or_the_share_of_pixels():
+    part, config = PARTS["segment"], smallest_config()
+
+    def source(inputs: Any) -> Any:
+        shape = (len(inputs["pixel_values"]), *inputs["pixel_values"].shape[2:])
+        maps = np.zeros(shape, np.int32)
+        return {"label_map": maps, "group_map": maps, "scores": np.ones(shape, np.float32)}
+
+    def file(inputs: Any) -> Any:
+        found = source(inputs)
+        other = found["group_map"].copy()
+        other[:, 0] = 1
+        # Where the group is another, so may its score be.
+        return found | {"group_map": other, "scores": np.where(other, 0.5, 1.00002).astype(np.float32)}
+
+    found = list(agreement.compare(part, config, source, file, "float32", labels_inside=True, fixed=False))
+    assert {each.sizes for each in found} == {
+        f"{count} x {size}" for count in (1, 3) for size in ("16 x 16", "40 x 24", "32 x 56")
+    }
+    by_output = {each.output: each for each in found if each.sizes == "1 x 40 x 24"}
+    assert by_output["label_map"].difference == 0
+    assert by_output["group_map"].difference == 1 / 40
+    assert not by_output["group_map"].passed
+    assert by_output["scores"].difference == pytest.approx(2e-5, rel=0.01)
+    assert by_output["scores"].passed
+
+
+def test_the_command_says_what_it_wrote(checkpoint, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["export", str(checkpoint), str(out), "--to", "torch-export", "--parts", "text", "--no-verify"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "text_encoder.pt2: " in printed
+    assert "not verified" in printed
+    assert main(arguments) != 0
+    assert "is there already; pass overwrite (--overwrite)" in capsys.readouterr().err
+    assert main([*arguments, "--overwrite"]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("to", [row.name for row in FORMATS])
+def test_every_format_is_the_bundled_model(to, dtype, tmp_path):
+    row = get_format(to)
+    if dtype not in row.dtypes:
+        pytest.skip(f"{to} has no {dtype}")
+    done = export("demo", tmp_path / "out", to, dtype=dtype)
+    assert all(each.passed for each in done.agreements)
+    for name, path in done.files.items():
+        _, metadata = open_file(row, path)
+        assert metadata["part"] == name or to == "litert"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["onnx", "litert"])
+def test_labels_inside_are_those_of_the_segmenter(to, tmp_path):
+    """On scenes, at the size at which `Segmenter` sees them, every label is the same but for rounding."""
+    from groupvit_common.data.scenes import make_scene
+
+    export("demo", tmp_path / "out", to, parts="segment", labels=LABELS, background_labels="grass", background=0.2)
+    row = get_format(to)
+    run, _ = open_file(row, tmp_path / "out" / f"segmenter{row.suffix}")
+    segmenter = Segmenter.from_pretrained(
+        "demo", labels=LABELS, background_labels="grass", background=0.2, shorter_side=128
+    )
+    for index in range(3):
+        image = make_scene(0, index, 1, (128, 160)).image
+        pixels = segmenter.image_processor(images=image, return_tensors="np")["pixel_values"]
+        found = run({"pixel_values": np.asarray(pixels, np.float32)})["label_map"][0]
+        # Two of 20,480 pixels may lie between two groups.
+        assert (found != segmenter(image).label_map).sum() <= 2
