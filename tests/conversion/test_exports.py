@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,9 @@ def test_what_cannot_be_exported_is_said_in_a_sentence(checkpoint, tmp_path, mon
     refused("a background needs labels", background=0.5)
     refused("which labels need: name a checkpoint that has them", labels=LABELS)
     refused("missing does not exist", source=tmp_path / "missing")
-    refused("holds the source itself", out=checkpoint, overwrite=True)
+    inside = tmp_path / "exported" / "image_encoder"
+    shutil.copytree(checkpoint, inside)
+    refused("holds the source itself", source=inside, out=tmp_path / "exported", overwrite=True)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("")
     refused("is there already; pass overwrite")
