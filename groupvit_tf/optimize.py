@@ -28,6 +28,7 @@ from groupvit_common.model.optimization import (
 from groupvit_tf.base import GroupViTPreTrainedModel
 from groupvit_tf.checkpoint import canonical_variables, kind, to_canonical
 from groupvit_tf.model import GroupViTTextModel, GroupViTVisionModel
+from groupvit_tf.programs import compile_by_xla
 
 __all__ = ["features", "optimize"]
 
@@ -51,7 +52,8 @@ def optimize(
         dtype: "bfloat16", "float16" or "float32". "auto": bfloat16 where the CPU has instructions for it that
             TensorFlow uses, on a GPU bfloat16, and else float32. One that is named is used wherever the model is; the
             report says where it is slow.
-        compile: `predict` runs by XLA, which compiles at the first batch of a size. JAX always does.
+        compile: `predict`, and the image tower where it is called by itself or by a segmenter, run by XLA, which
+            compiles once for each number and size of images that keeps coming. JAX always does.
         quantize: "int8": the weights of dense layers and embeddings as whole numbers of eight bits, by `quantize` of
             the model: a quarter of the memory, but slower than float32. On CPUs only. The assignment of patches to
             groups stays in float32.
@@ -79,6 +81,8 @@ def optimize(
             reason = "weights of eight bits, in a quarter of the memory; slower than float32, in which products are"
         if compile:
             fast.compile(jit_compile=True)
+            if not isinstance(fast, GroupViTTextModel):
+                compile_by_xla(fast.vision_model)
         difference = None
         if verify if verify is not None else quantize is not None:
             images = None if example is None else np.asarray(example, np.float32)

@@ -19,19 +19,20 @@ from groupvit_common.segmentation.scores import Floats
 from groupvit_tf.label_maps import grouping_map, image_probabilities, label_affinity
 from groupvit_tf.layers import Tensor, wide_dtype
 from groupvit_tf.model import GroupViTModel
+from groupvit_tf.programs import is_by_xla
 from groupvit_tf.vision import check_pixels
 
 __all__ = ["DEFAULT_MODEL", "DEMO_MODEL", "Segmenter"]
 
-# Images that one program takes: their dtype and, on JAX, height and width.
+# Images that one program takes: their dtype and, on JAX, height and width, with XLA their number too.
 Kind = tuple[int | str, ...]
 # Pixels -> the result of `Segmenter._encode_eagerly`.
 Encode = Callable[[Floats], tuple[Tensor, Tensor, list[Tensor]]]
 
 # Tracing the model takes as long as some ten calls without: a photo or two are answered sooner without.
 _CALLS_BEFORE_TRACING = 2
-# JAX makes a program for each size, which takes megabytes: for a size that keeps coming.
-_CALLS_BEFORE_TRACING_BY_JAX = 4
+# JAX and XLA make a program for each size, which takes seconds and megabytes: for a size that keeps coming.
+_CALLS_BEFORE_COMPILING = 4
 _MOST_TRACED = 16
 
 
@@ -103,25 +104,37 @@ class Segmenter(BaseSegmenter):
         """`_encode_eagerly`, in a traced function once enough images came: TensorFlow has one for all sizes."""
         check_pixels(pixels, self.model.config.vision_config)
         by_jax = keras.backend.backend() == "jax"
+        if not by_jax and is_by_xla(self.model.vision_model):
+            # A program of this number and size of images, once they keep coming.
+            kind = (*pixels.shape, str(pixels.dtype))
+            if self._has_come(kind, _CALLS_BEFORE_COMPILING):
+                return self._program(kind, lambda: self._traced_by_tf(pixels, by_xla=True))(pixels)
         kind = (*(pixels.shape[2:] if by_jax else ()), str(pixels.dtype))
+        if self._has_come(kind, _CALLS_BEFORE_COMPILING if by_jax else _CALLS_BEFORE_TRACING):
+            return self._program(kind, self._traced_by_jax if by_jax else lambda: self._traced_by_tf(pixels))(pixels)
+        return self._encode_eagerly(ops.convert_to_tensor(pixels))
+
+    def _has_come(self, kind: Kind, times: int) -> bool:
+        """Counts a call; returns whether there were more than so many before it."""
         self._calls[kind] += 1
-        if self._calls[kind] <= (_CALLS_BEFORE_TRACING_BY_JAX if by_jax else _CALLS_BEFORE_TRACING):
-            return self._encode_eagerly(ops.convert_to_tensor(pixels))
+        return self._calls[kind] > times
+
+    def _program(self, kind: Kind, make: Callable[[], Encode]) -> Encode:
         # One thread traces at a time; what it made stays whole for others, whatever is put out meanwhile.
         with self._tracing:
-            encode = self._traced.get(kind)
-            if encode is None:
+            if kind not in self._traced:
                 if len(self._traced) == _MOST_TRACED:
                     del self._traced[next(iter(self._traced))]
-                encode = self._traced_by_jax() if by_jax else self._traced_by_tf(pixels)
-                self._traced[kind] = encode
-        return encode(pixels)
+                self._traced[kind] = make()
+            return self._traced[kind]
 
-    def _traced_by_tf(self, pixels: Floats) -> Encode:
+    def _traced_by_tf(self, pixels: Floats, *, by_xla: bool = False) -> Encode:
         import tensorflow as tf
 
-        any_size = tf.TensorSpec((None, pixels.shape[1], None, None), pixels.dtype)
-        return tf.function(self._encode_eagerly, input_signature=[any_size], autograph=False)
+        # XLA compiles for one shape; a graph of TensorFlow has any.
+        shape = pixels.shape if by_xla else (None, pixels.shape[1], None, None)
+        signature = [tf.TensorSpec(shape, pixels.dtype)]
+        return tf.function(self._encode_eagerly, input_signature=signature, autograph=False, jit_compile=by_xla or None)
 
     def _traced_by_jax(self) -> Encode:
         import jax

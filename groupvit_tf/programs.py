@@ -29,6 +29,7 @@ CALLS_BEFORE_TRACING = 2
 MOST_PROGRAMS = 8
 
 _ATTRIBUTE = "_programs"
+_BY_XLA = "_by_xla"
 # Keras's private attributes that a call reads; the rest is bookkeeping, and changes with calls.
 _OWN = {"_dtype_policy", "_embeddings", "_is_quantized", "_kernel"}
 
@@ -40,6 +41,16 @@ def call_tower(tower: Any, *tensors: Tensor | None, training: bool | None = None
         if program is not None:
             return program(*tensors)
     return tower(*tensors, training=training, **options)
+
+
+def compile_by_xla(tower: Any) -> None:
+    """Has a tower's programs compiled by XLA, each for every number of images that comes."""
+    # Keras would track what is set.
+    vars(tower)[_BY_XLA] = True
+
+
+def is_by_xla(tower: Any) -> bool:
+    return _BY_XLA in vars(tower)
 
 
 def _traceable(tower: Any, tensors: tuple[Any, ...], training: bool | None, options: dict[str, Any]) -> bool:
@@ -134,7 +145,8 @@ def _program(tower: Any, specs: tuple[Any, ...], options: dict[str, Any]) -> Cal
 
     present = [tf.TensorSpec(*spec) for spec in specs if spec is not None]
     # Concrete at once: TensorFlow would count the traces of all towers' programs as those of one function, and warn.
-    traced = tf.function(program, autograph=False).get_concrete_function(*present)
+    compiled = is_by_xla(tower) or None
+    traced = tf.function(program, autograph=False, jit_compile=compiled).get_concrete_function(*present)
     return lambda *tensors: traced(*(tf.convert_to_tensor(tensor) for tensor in tensors if tensor is not None))
 
 

@@ -467,6 +467,24 @@ def test_images_of_all_sizes_are_traced_once_and_give_the_same(checkpoint):
     assert traced.experimental_get_tracing_count() == 1
 
 
+def test_a_compiled_model_runs_by_xla_for_sizes_that_keep_coming(checkpoint):
+    from groupvit_tf.optimize import optimize
+
+    keras_segmenter = importlib.import_module("groupvit_tf.predictor").Segmenter
+    plain = keras_segmenter.from_pretrained(checkpoint, labels=LABELS, device="cpu")
+    compiled, report = optimize(plain.model, compile=True)
+    assert report.compiled
+    segmenter = keras_segmenter(compiled, plain.processor, labels=LABELS)
+    for _ in range(5):
+        found = segmenter(picture())
+    same(found, plain(picture()))
+    programs = {kind: bool(program._jit_compile) for kind, program in segmenter._traced.items()}
+    # Three and four by the graph of any size, the fifth by XLA.
+    assert sorted(programs.values()) == [False, True]
+    (kind,) = (kind for kind, by_xla in programs.items() if by_xla)
+    assert kind[:2] == (1, 3)
+
+
 def test_backends_label_the_same_pixels_alike(demo):
     """All in float64; in float32: model/test_parity_frameworks.py."""
     segmenters = [demo(name, "float64") for name in BACKENDS]
