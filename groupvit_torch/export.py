@@ -11,7 +11,7 @@ import copy
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,14 @@ from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 
 from groupvit_common.model.config import GroupViTConfig
-from groupvit_common.segmentation.parts import BakedLabels, Part
+from groupvit_common.segmentation.parts import PARTS, BakedLabels, Part
 from groupvit_torch.label_maps import grouping_map, label_affinity
 from groupvit_torch.model import GroupViTModel
 
 METADATA = "groupvit"
 """The key under which files hold what they are, as JSON."""
+# What may differ from call to call; of images, in patches.
+_DIMS = {"B": "images", "H": "rows", "W": "columns", "N": "texts", "T": "tokens", "L": "labels"}
 
 
 class ImageEncoder(nn.Module):
@@ -105,9 +107,13 @@ def program(model: GroupViTModel, part: Part, labels: BakedLabels | None = None)
     was_training = model.training
     inputs, sizes = _examples(model.config, part, with_texts=labels is None)
     try:
-        return torch.export.export(_module(model, part, labels).eval(), (), inputs, dynamic_shapes=sizes)
+        exported = torch.export.export(_module(model, part, labels).eval(), (), inputs, dynamic_shapes=sizes)
     finally:
         model.train(was_training)
+    for node in exported.graph.nodes:
+        # Names of folders of this machine, which are nobody's business where the file goes.
+        node.meta.pop("stack_trace", None)
+    return exported
 
 
 def _module(model: GroupViTModel, part: Part, labels: BakedLabels | None) -> nn.Module:
@@ -124,14 +130,9 @@ def _examples(
     patch = vision.patch_size
     lengths = {"B": 2, "C": vision.num_channels, "H": 3 * patch, "W": 5 * patch, "N": 3, "T": 4, "L": 3}
     lengths["E"] = config.projection_dim
-    dims = {
-        "B": Dim("images"),
-        "H": patch * Dim("rows"),
-        "W": patch * Dim("columns"),
-        "N": Dim("texts"),
-        "T": Dim("tokens", max=config.text_config.max_position_embeddings),
-        "L": Dim("labels"),
-    }
+    dims: dict[str, Any] = {axis: Dim(name) for axis, name in _DIMS.items()}
+    dims["T"] = Dim(_DIMS["T"], max=config.text_config.max_position_embeddings)
+    dims |= {axis: patch * dims[axis] for axis in "HW"}
     inputs, sizes = {}, {}
     for name, (dtype, axes) in part.inputs.items():
         if name == "text_embeds" and not with_texts:
@@ -185,22 +186,37 @@ def write_onnx(exported: ExportedProgram, path: Path, metadata: Mapping[str, Any
     with _quiet():
         made = torch.onnx.export(exported, dynamo=True, output_names=outputs, verbose=False)
     assert made is not None
+    nodes = list(made.model.graph)
+    assigning = [str(node.name) for node in nodes if ".downsample.assign" in str(node.metadata_props)]
+    for node in nodes:
+        # What PyTorch notes of each for itself: a tenth of a small model.
+        node.metadata_props.clear()
+    made.rename_axes(_axis_names(made.model.graph.inputs))
     made.model.metadata_props[METADATA] = json.dumps(metadata)
     made.save(str(path))
     if metadata["dtype"] == "int8":
-        _quantize(path)
+        _quantize(path, assigning)
 
 
-def _quantize(path: Path) -> None:
+def _axis_names(inputs: Iterable[Any]) -> dict[Any, str]:
+    """Returns names for the symbols in the sizes of an ONNX program's inputs, such as s30 in 8*s30."""
+    axes = {name: each.split() for part in PARTS.values() for name, (_, each) in part.inputs.items()}
+    return {
+        str(size).rpartition("*")[2]: _DIMS[axis]
+        for value in inputs
+        for axis, size in zip(axes[value.name], value.shape, strict=True)
+        if not isinstance(size, int)
+    }
+
+
+def _quantize(path: Path, kept: list[str]) -> None:
     """Rounds the weights of an ONNX file to eight bits, and inputs of products as they come; not in the layers that
-    assign patches to groups, where a near tie moves whole patches."""
-    import onnx
+    assign patches to groups, `kept`, where a near tie moves whole patches."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    nodes = onnx.load(str(path), load_external_data=False).graph.node
-    kept = [node.name for node in nodes if any(".downsample.assign" in each.value for each in node.metadata_props)]
     with _quiet():
-        quantize_dynamic(path, path, nodes_to_exclude=kept, weight_type=QuantType.QInt8, per_channel=True)
+        # Without a sign: of signed weights, the sums saturate on x86 CPUs that lack VNNI.
+        quantize_dynamic(path, path, nodes_to_exclude=kept, weight_type=QuantType.QUInt8, per_channel=True)
 
 
 def write_openvino(exported: ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> None:
@@ -225,16 +241,18 @@ def _onnx_file(exported: ExportedProgram, path: Path, metadata: Mapping[str, Any
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps what PyTorch's compilers say about themselves from users."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Keeps what compilers say about themselves from users: PyTorch's, and onnxruntime's, which has the root logger."""
+    loggers = [logging.getLogger("torch.onnx"), logging.getLogger()]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 _WRITERS: dict[str, Callable[[ExportedProgram, Path, Mapping[str, Any]], None]] = {
