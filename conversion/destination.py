@@ -97,6 +97,12 @@ def _is_directory(path: Path) -> bool:
         return False
 
 
+def check_is_folder(destination: Path, to: str) -> None:
+    """Raises `InputError` for a name that ends as files of models do, of a folder that is not there."""
+    if _FILE_ENDINGS.fullmatch(destination.suffix) and not _is_directory(destination):
+        raise InputError(f"{to} is written as a folder, and {destination.name!r} ends as a file does: name a folder")
+
+
 def check_destination(
     destination: Path, *, is_file: bool, overwrite: bool, to: str, own: re.Pattern[str] = _OWN, by: str = "conversion"
 ) -> None:

@@ -15,6 +15,7 @@ _TENSORFLOW_NOISE = re.compile(
     rb"|To enable the following instructions|\s*$)",
     re.IGNORECASE,
 )
+_LITERT_NOISE = re.compile(rb"INFO: ")
 
 
 def set_environment() -> None:
@@ -45,6 +46,20 @@ def tensorflow_start_up() -> Iterator[None]:
     if "tensorflow" in sys.modules or os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2") in ("0", "1"):
         yield
         return
+    with _without(_TENSORFLOW_NOISE):
+        yield
+
+
+@contextmanager
+def litert_start_up() -> Iterator[None]:
+    """Passes on what LiteRT writes to the standard error stream when a model first runs, without the information."""
+    with _without(_LITERT_NOISE):
+        yield
+
+
+@contextmanager
+def _without(noise: re.Pattern[bytes]) -> Iterator[None]:
+    """Passes on what is written to the standard error stream, by C++ too, without lines that begin so."""
     try:
         kept, aside = os.dup(2), tempfile.TemporaryFile()  # noqa: SIM115 (closed below)
     except OSError:  # no standard error stream at all, or no room for a file
@@ -61,7 +76,7 @@ def tensorflow_start_up() -> Iterator[None]:
             os.close(kept)
             aside.seek(0)
             for line in aside:
-                if not _TENSORFLOW_NOISE.match(line):
+                if not noise.match(line):
                     with suppress(OSError):  # closed or full
                         os.write(2, line)
 

@@ -7,6 +7,7 @@ Shapes: B images, N texts, T tokens, L labels, G groups, H W pixels, E embedding
 """
 
 import json
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ Function = Callable[..., dict[str, Tensor]]
 
 METADATA = "assets.extra/groupvit.json"
 """The file in a SavedModel that says what it is, as JSON."""
+LITERT_METADATA = "groupvit.json"
+"""That in the zip archive that a LiteRT file is too."""
 
 
 def image_encoder(model: keras.Model) -> Function:
@@ -155,6 +158,9 @@ def _write_litert(module: Any, path: Path, metadata: Mapping[str, Any]) -> None:
         if type(error).__name__ != "ConverterError":
             raise
         raise CheckpointError(f"LiteRT's converter fails: {str(error)[:200]!r}") from error
+    # A zip archive behind the program, where LiteRT's own tools look for what belongs to a model.
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(LITERT_METADATA, json.dumps(metadata))
 
 
 def export_saved_model(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from conversion.checkpoint import Checkpoint, Values, opened_source, read
-from conversion.destination import check_destination, replacement
+from conversion.destination import check_destination, check_is_folder, replacement
 from conversion.exports.agreement import Agreement, compare
 from conversion.exports.formats import FORMATS, ExportFormat, get_format
 from conversion.exports.runtimes import Arrays, Runner, check_installed, open_file
@@ -95,6 +95,7 @@ def export(
     """
     row = _row(to, dtype)
     destination = Path(destination)
+    check_is_folder(destination, to)
     check_destination(destination, is_file=False, overwrite=overwrite, to=to, own=_OWN, by="export")
     if labels is None and (background_labels or background is not None):
         raise InputError("a background needs labels in the segmenter: pass labels too")
@@ -216,6 +217,7 @@ def _metadata(
         "dtype": dtype,
         "patch_size": checkpoint.config.vision_config.patch_size,
         "image_size": checkpoint.config.vision_config.image_size,
+        "max_tokens": checkpoint.config.text_config.max_position_embeddings,
         "image_mean": None if images is None else list(images.image_mean),
         "image_std": None if images is None else list(images.image_std),
         "labels": None if baked is None else list(baked.names),

@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import numpy as np
 
 from conversion.exports.formats import ExportFormat
 from groupvit_common.errors import InputError
-from groupvit_common.tensorflow_logging import set_environment
+from groupvit_common.tensorflow_logging import litert_start_up, set_environment
 
 Arrays = dict[str, np.ndarray]
 Runner = Callable[[Mapping[str, np.ndarray]], Arrays]
@@ -113,11 +115,15 @@ def _litert(path: Path) -> tuple[Runner, dict[str, Any]]:
     interpreter_module = importlib.import_module("ai_edge_litert.interpreter")
     interpreter = interpreter_module.Interpreter(model_path=str(path))
     signature = interpreter.get_signature_runner()
+    # The first call chooses kernels, and says so.
+    start = iter([litert_start_up()])
 
     def run(inputs: Mapping[str, np.ndarray]) -> Arrays:
-        return dict(signature(**inputs))
+        with next(start, nullcontext()):
+            return dict(signature(**inputs))
 
-    return run, {}
+    with zipfile.ZipFile(path) as archive:
+        return run, json.loads(archive.read("groupvit.json"))
 
 
 _OPEN: dict[str, Callable[[Path], tuple[Runner, dict[str, Any]]]] = {
