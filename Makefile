@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := groupvit_common groupvit_torch groupvit_tf conversion benchmarks tests
+SOURCES := groupvit_common groupvit_torch groupvit_tf conversion benchmarks examples tests
 
 # Those over all backends that ask nothing of TensorFlow itself.
 JAX_TESTS := tests/groupvit_tf/test_jax.py tests/segmentation/test_segmenter.py \

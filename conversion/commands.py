@@ -1,4 +1,4 @@
-"""The commands `convert`, `verify` and `inspect`. Only the standard library is imported here."""
+"""The commands `convert`, `export`, `benchmark`, `verify` and `inspect`. Only the standard library is imported here."""
 
 from __future__ import annotations
 
@@ -56,6 +56,19 @@ _EXPORT_EXAMPLES = """\
 examples:
   groupvit export demo exported --to onnx
   groupvit export nvidia/groupvit-gcc-yfcc pets --to openvino --parts segment --labels "cat, dog"
+
+"""
+
+_BENCHMARK = """\
+Measures a model in memory and its exported files on this machine: milliseconds of a call, size on disk, and the largest
+difference from the model. All run in one process on the same images, call by call in turn, with the same number of
+threads. A format that fails, or whose packages are missing, is a line that says why.
+"""
+_BENCHMARK_EXAMPLES = """\
+examples:
+  groupvit benchmark demo --threads 1
+  groupvit benchmark nvidia/groupvit-gcc-yfcc --formats onnx,onnx:int8,openvino --sizes 224x224 448x448 --batch 1 8
+  groupvit benchmark trained --formats exported_onnx,litert --parts image,text --json
 
 """
 
@@ -162,14 +175,65 @@ def add_export(export: Parser) -> None:
     export.set_defaults(run=_export)
 
 
+def add_benchmark(benchmark: Parser) -> None:
+    """Adds the arguments of `benchmark`."""
+    names = ",".join(row.name for row in EXPORT_FORMATS)
+    benchmark.description, benchmark.epilog = _BENCHMARK, _BENCHMARK_EXAMPLES + EXIT_CODES
+    benchmark.add_argument("source", metavar="MODEL", help=_SOURCE + ', or "demo"')
+    benchmark.add_argument(
+        "--formats", default=names,
+        help="formats of `groupvit export`, each perhaps with a dtype (onnx:int8), or folders that it wrote (default: "
+        "%(default)s)",
+    )  # fmt: skip
+    benchmark.add_argument(
+        "--models", default="installed", metavar="BACKENDS",
+        help="the models in memory that come first: torch, tf, both (torch,tf) or none (default: those installed)",
+    )  # fmt: skip
+    benchmark.add_argument("--parts", default="segment", help="some of image, text, segment (default: %(default)s)")
+    benchmark.add_argument(
+        "--sizes", type=_sides, nargs="+", default=[], metavar="HxW",
+        help="heights and widths of images (default: the model's)",
+    )  # fmt: skip
+    benchmark.add_argument(
+        "--batch", type=int, nargs="+", default=[1], metavar="N", help="numbers of images, or texts (default: 1)"
+    )
+    benchmark.add_argument("--threads", type=int, metavar="N", help="of every runtime (default: as PyTorch chooses)")
+    benchmark.add_argument("--rounds", type=int, default=15, metavar="N", help="calls of each (default: %(default)s)")
+    _add_config(benchmark)
+    _add_key(benchmark)
+    benchmark.add_argument("--revision", help="branch, tag or commit of MODEL on the hub")
+    benchmark.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    benchmark.set_defaults(run=_benchmark)
+
+
+def _sides(text: str) -> tuple[int, int]:
+    height, separator, width = text.lower().partition("x")
+    if not (separator and height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f"a size is HEIGHTxWIDTH in pixels, such as 224x224, got {text!r}")
+    return int(height), int(width)
+
+
+def _benchmark(options: argparse.Namespace) -> int:
+    from conversion.exports.benchmark import benchmark, parse_models
+
+    result = benchmark(
+        options.source, options.formats, parts=options.parts, sizes=options.sizes, batches=options.batch,
+        models=parse_models(options.models), threads=options.threads, rounds=options.rounds, config=options.config,
+        revision=options.revision, key=options.key, progress=terminal.note,
+    )  # fmt: skip
+    if options.json:
+        terminal.print_json(result.to_dict())
+    else:
+        terminal.print_lines(*result.lines())
+    return terminal.SOME_FAILED if any(row.error for row in result.rows) else terminal.OK
+
+
 def _export(options: argparse.Namespace) -> int:
     from conversion.describe import size
-    from conversion.exports.export import export
+    from conversion.exports.export import disk_size, export
 
     def written(name: str, path: Path, agreements: list[Agreement]) -> None:
-        files = [path, *path.parent.glob(f"{name}.*")] if path.is_file() else path.rglob("*")
-        total = sum(file.stat().st_size for file in set(files) if file.is_file())
-        terminal.print_lines(f"{path.name}: {size(total)}")
+        terminal.print_lines(f"{path.name}: {size(disk_size(path))}")
         for sizes, some in groupby(agreements, lambda each: each.sizes):
             each = [*some]
             differences = ", ".join(f"{one.output} {one.difference:.1e}" for one in each)

@@ -93,12 +93,24 @@ def segmenter_program(model: keras.Model, labels: BakedLabels | None = None) -> 
     return call
 
 
+def runner(
+    model: keras.Model, part: Part, labels: BakedLabels | None = None
+) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+    """Returns a function of named NumPy arrays that is a part, computed by the model itself."""
+    function = _function(model, part, labels)
+
+    def run_function(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        given = {k: ops.convert_to_tensor(v.astype(np.int32) if v.dtype == np.int64 else v) for k, v in inputs.items()}
+        return {name: ops.convert_to_numpy(value) for name, value in function(**given).items()}
+
+    return run_function
+
+
 def run(
     model: keras.Model, part: Part, labels: BakedLabels | None, inputs: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Returns the outputs of a part for NumPy arrays, by the model itself."""
-    given = {k: ops.convert_to_tensor(v.astype(np.int32) if v.dtype == np.int64 else v) for k, v in inputs.items()}
-    return {name: ops.convert_to_numpy(value) for name, value in _function(model, part, labels)(**given).items()}
+    return runner(model, part, labels)(inputs)
 
 
 def write(

@@ -143,15 +143,25 @@ def _examples(
     return inputs, sizes
 
 
+def runner(
+    model: GroupViTModel, part: Part, labels: BakedLabels | None = None
+) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+    """Returns a function of named NumPy arrays that is a part, computed by the model itself."""
+    module = _module(model, part, labels).eval()
+
+    def run_module(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        with torch.no_grad():
+            found = module(**{name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()})
+        return {name: value.numpy() for name, value in found.items()}
+
+    return run_module
+
+
 def run(
     model: GroupViTModel, part: Part, labels: BakedLabels | None, inputs: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Returns the outputs of a part for NumPy arrays, by the model itself."""
-    with torch.no_grad():
-        found = _module(model, part, labels).eval()(
-            **{name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()}
-        )
-    return {name: value.numpy() for name, value in found.items()}
+    return runner(model, part, labels)(inputs)
 
 
 def write(

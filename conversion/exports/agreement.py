@@ -64,11 +64,11 @@ def compare(
         for name in part.outputs:
             if name not in wanted:
                 continue
-            difference, bound = _difference(name, wanted, found, dtype)
-            yield Agreement(part.name, name, sizes, difference, bound, seconds)
+            yield Agreement(part.name, name, sizes, *difference(name, wanted, found, dtype), seconds)
 
 
-def _difference(name: str, wanted: Arrays, found: Arrays, dtype: str) -> tuple[float, float]:
+def difference(name: str, wanted: Arrays, found: Arrays, dtype: str) -> tuple[float, float]:
+    """Returns how far an output is from the wanted one, see `Agreement`, and how far it may be."""
     a, b = wanted[name], found.get(name)
     if b is None or a.shape != b.shape or not np.isfinite(b).all():
         return float("inf"), 0.0
@@ -98,7 +98,7 @@ def _inputs(part: Part, config: GroupViTConfig, *, labels_inside: bool, fixed: b
     if part.name == "text_encoder":
         for count in BATCHES:
             for length in sorted({longest, max(2, longest // 2), max(2, longest // 4)}):
-                yield f"{count} x {length}", _texts(config, count, length)
+                yield f"{count} x {length}", texts(config, count, length)
         return
     patch = vision.patch_size
     side = vision.image_size // patch
@@ -107,8 +107,7 @@ def _inputs(part: Part, config: GroupViTConfig, *, labels_inside: bool, fixed: b
         for rows, columns in ((side, side), *(() if fixed else _GRIDS)):
             inputs: Arrays = {"pixel_values": scenes(count, vision.num_channels, rows * patch, columns * patch)}
             if "text_embeds" in part.inputs and not labels_inside:
-                embeds = rng.standard_normal((count + 4, config.projection_dim), np.float32)
-                inputs["text_embeds"] = embeds / np.linalg.norm(embeds, axis=-1, keepdims=True)
+                inputs["text_embeds"] = embeddings(rng, count + 4, config.projection_dim)
             yield f"{count} x {rows * patch} x {columns * patch}", inputs
 
 
@@ -120,8 +119,14 @@ def scenes(count: int, channels: int, height: int, width: int) -> np.ndarray:
     return np.ascontiguousarray(np.resize(pixels.swapaxes(0, 1), (channels, count, height, width)).swapaxes(0, 1))
 
 
-def _texts(config: GroupViTConfig, count: int, length: int) -> Arrays:
-    """Texts of different numbers of tokens; those that are cut end where they are cut."""
+def embeddings(rng: np.random.Generator, count: int, length: int) -> np.ndarray:
+    """Returns random directions, float32 `[count, length]`."""
+    embeds = rng.standard_normal((count, length), np.float32)
+    return embeds / np.linalg.norm(embeds, axis=-1, keepdims=True)
+
+
+def texts(config: GroupViTConfig, count: int, length: int) -> Arrays:
+    """Returns texts of different numbers of tokens; those that are cut end where they are cut."""
     text = config.text_config
     whole = sample_inputs(config, texts=count)
     ids, mask = whole["input_ids"][:, :length].copy(), whole["attention_mask"][:, :length]

@@ -13,13 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from conversion.checkpoint import Checkpoint, Values, opened_source, read
 from conversion.destination import check_destination, check_is_folder, replacement
 from conversion.exports.agreement import Agreement, compare
-from conversion.exports.formats import FORMATS, ExportFormat, get_format
-from conversion.exports.runtimes import Arrays, Runner, check_installed, open_file
+from conversion.exports.formats import FORMATS, BackendName, ExportFormat, get_format
+from conversion.exports.runtimes import Runner, check_installed, open_file
 from conversion.report import file_entry, versions
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.model.config import GroupViTConfig
@@ -107,7 +105,7 @@ def export(
         has_groups = any(checkpoint.config.vision_config.num_group_tokens)
         wanted = parse_parts(parts, has_groups=has_groups, has_labels=labels is not None)
         own_processor = _processor(found.path, processor, needed=labels is not None)
-        model = _model(checkpoint, row)
+        model = build_model(checkpoint, row.backend)
     baked = None
     if labels is not None:
         assert own_processor is not None
@@ -129,6 +127,12 @@ def export(
     return result
 
 
+def disk_size(path: Path) -> int:
+    """Returns the bytes of a part: its file or folder, and the files beside it that belong to it."""
+    files = {path, *path.parent.glob(f"{path.stem}.*")} if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
 def _row(to: str, dtype: str) -> ExportFormat:
     names = [row.name for row in FORMATS]
     if to not in names:
@@ -139,9 +143,9 @@ def _row(to: str, dtype: str) -> ExportFormat:
     return row
 
 
-def _model(checkpoint: Checkpoint, row: ExportFormat) -> Any:
-    backend = importlib.import_module(f"groupvit_{row.backend}")
-    return backend.GroupViTModel.from_arrays(
+def build_model(checkpoint: Checkpoint, backend: BackendName) -> Any:
+    """Returns a checkpoint as a float32 model of a backend."""
+    return importlib.import_module(f"groupvit_{backend}").GroupViTModel.from_arrays(
         checkpoint.config, Values(checkpoint.tensors, checkpoint.value), dtype="float32"
     )
 
@@ -184,7 +188,7 @@ def _verified(
     file, _ = open_file(row, path)
     found = list(
         compare(
-            part, model.config, source, _cast(row, file), dtype, labels_inside=baked is not None,
+            part, model.config, source, file, dtype, labels_inside=baked is not None,
             fixed="H" not in row.dynamic,
         )
     )  # fmt: skip
@@ -195,17 +199,6 @@ def _verified(
             f"expected at most {failed.bound:.1e}; nothing is kept"
         )
     return found
-
-
-def _cast(row: ExportFormat, file: Runner) -> Runner:
-    """Gives a file token ids in the dtype that it takes."""
-    if row.backend == "torch":
-        return file
-
-    def run(inputs: Any) -> Arrays:
-        return file({k: v.astype(np.int32) if v.dtype == np.int64 else v for k, v in inputs.items()})
-
-    return run
 
 
 def _metadata(

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from conversion.exports.formats import ExportFormat
+from conversion.exports.formats import BackendName, ExportFormat
 from groupvit_common.errors import InputError
 from groupvit_common.tensorflow_logging import litert_start_up, set_environment
 
@@ -36,16 +36,60 @@ def check_installed(row: ExportFormat) -> None:
         raise InputError(f'{row.name} needs {", ".join(missing)}: pip install "groupvit[{row.extra}]"')
 
 
-def open_file(row: ExportFormat, path: Path) -> tuple[Runner, dict[str, Any]]:
-    """Returns a function that runs a file, and what the file says of itself."""
-    opened: tuple[Runner, dict[str, Any]] = _OPEN[row.name](path)
-    return opened
+def open_file(row: ExportFormat, path: Path, threads: int | None = None) -> tuple[Runner, dict[str, Any]]:
+    """Returns a function that runs a file, and what the file says of itself.
+
+    Args:
+        threads: of a call; None: the runtime's default. PyTorch and TensorFlow have one number for the process, see
+            `set_threads`. An AOTInductor package has the number of when it was compiled.
+
+    Raises:
+        InputError: see `set_threads`.
+    """
+    if threads is not None and row.runtime in ("torch", "AOTInductor", "TensorFlow"):
+        set_threads(row.backend, threads)
+    run, metadata = _OPEN[row.name](path, threads)
+    return (run if row.backend == "torch" else _with_int32(run)), metadata
 
 
-def _onnx(path: Path) -> tuple[Runner, dict[str, Any]]:
+def set_threads(backend: BackendName, threads: int) -> None:
+    """Sets the number of threads of a framework, for the process.
+
+    Raises:
+        InputError: TensorFlow has computed already, with another number.
+    """
+    if backend == "torch":
+        import torch
+
+        torch.set_num_threads(threads)
+        return
+    # It starts TensorFlow without its noise.
+    importlib.import_module("groupvit_tf")
+    import tensorflow as tf
+
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+    except RuntimeError as error:
+        raise InputError(
+            f"TensorFlow runs already and keeps its number of threads, got {threads}: set it in a new process"
+        ) from error
+
+
+def _with_int32(file: Runner) -> Runner:
+    """Gives a file token ids in the dtype that it takes."""
+
+    def run(inputs: Mapping[str, np.ndarray]) -> Arrays:
+        return file({k: v.astype(np.int32) if v.dtype == np.int64 else v for k, v in inputs.items()})
+
+    return run
+
+
+def _onnx(path: Path, threads: int | None) -> tuple[Runner, dict[str, Any]]:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [each.name for each in session.get_outputs()]
 
     def run(inputs: Mapping[str, np.ndarray]) -> Arrays:
@@ -54,12 +98,13 @@ def _onnx(path: Path) -> tuple[Runner, dict[str, Any]]:
     return run, json.loads(session.get_modelmeta().custom_metadata_map["groupvit"])
 
 
-def _openvino(path: Path) -> tuple[Runner, dict[str, Any]]:
+def _openvino(path: Path, threads: int | None) -> tuple[Runner, dict[str, Any]]:
     import openvino
 
     model = openvino.Core().read_model(str(path))
     # In the precision of the source: CPUs that can would compute in bfloat16.
-    compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads or 0}
+    compiled = openvino.compile_model(model, "CPU", options)
 
     def run(inputs: Mapping[str, np.ndarray]) -> Arrays:
         found = compiled(dict(inputs))
@@ -69,7 +114,7 @@ def _openvino(path: Path) -> tuple[Runner, dict[str, Any]]:
     return run, json.loads(model.get_rt_info(["groupvit"]).value)
 
 
-def _torch_export(path: Path) -> tuple[Runner, dict[str, Any]]:
+def _torch_export(path: Path, threads: int | None) -> tuple[Runner, dict[str, Any]]:
     import torch
 
     extra = {"groupvit": ""}
@@ -77,7 +122,7 @@ def _torch_export(path: Path) -> tuple[Runner, dict[str, Any]]:
     return _of_tensors(module), json.loads(extra["groupvit"])
 
 
-def _aoti(path: Path) -> tuple[Runner, dict[str, Any]]:
+def _aoti(path: Path, threads: int | None) -> tuple[Runner, dict[str, Any]]:
     from torch._inductor import aoti_load_package
 
     package = aoti_load_package(str(path))
@@ -95,7 +140,7 @@ def _of_tensors(module: Callable[..., Any]) -> Runner:
     return run
 
 
-def _saved_model(path: Path) -> tuple[Runner, dict[str, Any]]:
+def _saved_model(path: Path, threads: int | None) -> tuple[Runner, dict[str, Any]]:
     set_environment()
     import tensorflow as tf
 
@@ -111,9 +156,9 @@ def _saved_model(path: Path) -> tuple[Runner, dict[str, Any]]:
     return run, json.loads((path / "assets.extra" / "groupvit.json").read_text(encoding="utf-8"))
 
 
-def _litert(path: Path) -> tuple[Runner, dict[str, Any]]:
+def _litert(path: Path, threads: int | None) -> tuple[Runner, dict[str, Any]]:
     interpreter_module = importlib.import_module("ai_edge_litert.interpreter")
-    interpreter = interpreter_module.Interpreter(model_path=str(path))
+    interpreter = interpreter_module.Interpreter(model_path=str(path), num_threads=threads)
     signature = interpreter.get_signature_runner()
     # The first call chooses kernels, and says so.
     start = iter([litert_start_up()])
@@ -126,7 +171,7 @@ def _litert(path: Path) -> tuple[Runner, dict[str, Any]]:
         return run, json.loads(archive.read("groupvit.json"))
 
 
-_OPEN: dict[str, Callable[[Path], tuple[Runner, dict[str, Any]]]] = {
+_OPEN: dict[str, Callable[[Path, int | None], tuple[Runner, dict[str, Any]]]] = {
     "onnx": _onnx,
     "openvino": _openvino,
     "torch-export": _torch_export,

@@ -48,6 +48,9 @@ _COMMANDS = {
     "export": (
         "conversion.commands:add_export", "write a model for another runtime, and prove that it is the same",
     ),
+    "benchmark": (
+        "conversion.commands:add_benchmark", "measure a model and its exports on this machine, in one table",
+    ),
     "verify": ("conversion.commands:add_verify", "compare two checkpoints: are they the same model?"),
     "inspect": ("conversion.commands:add_inspect", "describe a checkpoint"),
 }  # fmt: skip

@@ -240,6 +240,31 @@ def test_litert_starts_quietly_but_its_warnings_are_shown(capfd):
     assert capfd.readouterr().err == "WARNING: no memory\n"
 
 
+def test_a_format_that_fails_does_not_end_a_benchmark(checkpoint, tmp_path, capsys):
+    threads = torch.get_num_threads()
+    (tmp_path / "thesis").mkdir()
+    code = main([
+        "benchmark", str(checkpoint), "--formats", f"aoti:float16,torch-export,{tmp_path / 'thesis'}", "--models",
+        "torch", "--parts", "text", "--batch", "3", "--threads", "1", "--rounds", "2", "--json",
+    ])  # fmt: skip
+    assert code == 1
+    assert torch.get_num_threads() == threads
+    found = json.loads(capsys.readouterr().out)
+    assert (found["threads"], found["rounds"]) == (1, 2)
+    model, file, aoti, folder = found["rows"]
+    assert (model["program"], file["program"]) == ("PyTorch", "torch-export")
+    assert model["part"] == file["part"] == "text_encoder"
+    assert model["inputs"] == file["inputs"] == "3 x 12"
+    assert (model["ratio"], model["difference"], model["bytes"]) == (1, 0, None)
+    assert file["milliseconds"] > 0
+    assert file["bytes"] > 1000
+    # float32, summed in another order.
+    assert file["difference"] < 1e-5
+    assert aoti["error"].startswith("aoti is written in float32 here, not in float16")
+    assert folder["program"] == str(tmp_path / "thesis")
+    assert "export_report.json" in folder["error"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
 @pytest.mark.parametrize("to", [row.name for row in FORMATS])

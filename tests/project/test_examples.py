@@ -1,0 +1,67 @@
+"""The programs in `examples/`: alone with a runtime, they segment as `Segmenter` does."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.support.paths import ROOT
+
+EXAMPLES = {"onnx": "onnxruntime", "openvino": "openvino", "litert": "ai_edge_litert"}
+LABELS = "red, orange, yellow, green, cyan, blue, purple, pink, grass, sand, water, bricks, wood, clouds"
+BACKGROUND = "grass, sand, water, bricks, wood, clouds"
+
+
+def path_of(to: str) -> Path:
+    return ROOT / "examples" / f"{to}_segment.py"
+
+
+@pytest.mark.parametrize("to", EXAMPLES)
+def test_an_example_is_short_and_imports_its_runtime_alone(to):
+    text = path_of(to).read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 60
+    imports = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {name.split(".")[0] for node in imports for name in [getattr(node, "module", None) or node.names[0].name]}
+    assert names - set(sys.stdlib_module_names) == {EXAMPLES[to], "numpy", "PIL"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", EXAMPLES)
+def test_an_example_segments_as_the_segmenter_does(to, tmp_path, capsys):
+    from conversion.exports.export import export
+    from groupvit_common.data.scenes import make_scene
+    from groupvit_torch import Segmenter
+
+    export("demo", tmp_path / "out", to, parts="segment", labels=LABELS, background_labels=BACKGROUND, verify=False)
+    photo, overlay = tmp_path / "scene.png", tmp_path / "overlay.png"
+    Image.fromarray(make_scene(3, 1, 1, (128, 168)).image).save(photo)
+    spec = importlib.util.spec_from_file_location(f"{to}_segment", path_of(to))
+    assert spec is not None
+    assert spec.loader is not None
+    example: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+
+    label_map, names = example.segment(tmp_path / "out", Image.open(photo))
+    wanted = Segmenter.from_pretrained("demo", labels=LABELS, background_labels=BACKGROUND)(Image.open(photo))
+    assert tuple(names) == tuple(wanted.labels)
+    assert label_map.shape == wanted.label_map.shape
+    # Two of 21,504 pixels may lie between two groups.
+    assert (label_map != wanted.label_map).sum() <= 2
+
+    example.main([str(tmp_path / "out"), str(photo), str(overlay)])
+    printed = dict(line.split("% ")[::-1] for line in capsys.readouterr().out.splitlines())
+    shares = {name.strip(): float(share) for name, share in printed.items()}
+    assert set(shares) == set(names)
+    assert shares["background"] == pytest.approx(100 * (label_map == 0).mean(), abs=0.06)
+    drawn, source = np.asarray(Image.open(overlay)), np.asarray(Image.open(photo))
+    untouched = (drawn == source).all(-1)
+    # Names are written over the corner.
+    assert untouched[label_map == 0].mean() > 0.8
+    assert not untouched[label_map > 0].any()
