@@ -96,21 +96,29 @@ def segmenter_program(model: keras.Model, labels: BakedLabels | None = None) -> 
 def runner(
     model: keras.Model, part: Part, labels: BakedLabels | None = None
 ) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
-    """Returns a function of named NumPy arrays that is a part, computed by the model itself."""
+    """Returns a function of named NumPy arrays that is a part, computed by the model itself: as a graph of TensorFlow,
+    like `keras.Model.predict`."""
     function = _function(model, part, labels)
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
 
-    def run_function(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        given = {k: ops.convert_to_tensor(v.astype(np.int32) if v.dtype == np.int64 else v) for k, v in inputs.items()}
-        return {name: ops.convert_to_numpy(value) for name, value in function(**given).items()}
-
-    return run_function
+        function = tf.function(function, autograph=False)
+    return _of_arrays(function)
 
 
 def run(
     model: keras.Model, part: Part, labels: BakedLabels | None, inputs: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Returns the outputs of a part for NumPy arrays, by the model itself."""
-    return runner(model, part, labels)(inputs)
+    return _of_arrays(_function(model, part, labels))(inputs)
+
+
+def _of_arrays(function: Function) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+    def run_function(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        given = {k: ops.convert_to_tensor(v.astype(np.int32) if v.dtype == np.int64 else v) for k, v in inputs.items()}
+        return {name: ops.convert_to_numpy(value) for name, value in function(**given).items()}
+
+    return run_function
 
 
 def write(

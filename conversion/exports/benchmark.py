@@ -33,7 +33,7 @@ from groupvit_common.storage.json_text import read_json
 ROUNDS = 15
 LABELS = 10
 """Labels of a segmenter's call."""
-# Keras traces a tower that was called twice.
+# The first calls trace, choose kernels and get memory.
 _WARM_UP = 3
 # Threads of a pool spin for some milliseconds after a call, on the cores that the next call needs.
 _PAUSE = 0.005

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-FOLDERS = ("benchmarks", "conversion", "docs", "groupvit_common", "groupvit_tf", "groupvit_torch", "tests")
+FOLDERS = ("benchmarks", "conversion", "docs", "examples", "groupvit_common", "groupvit_tf", "groupvit_torch", "tests")
 DIFFERENCES = (ROOT / "docs" / "differences.md").read_text(encoding="utf-8")
 # Of a file and perhaps a test in it; a test alone is in the file named before it.
 NAMED = re.compile(r"`(?:(?:tests/)?(\w+/test_\w+\.py))?(?:::)?(test_\w+)?`")
