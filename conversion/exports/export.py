@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
+import os
 import platform
 import re
+import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -117,7 +121,8 @@ def export(
         new.mkdir()
         for part in wanted:
             path = new / f"{part.name}{row.suffix}"
-            _write(row, model, part, baked, path, metadata | {"part": part.name})
+            with _room(new, 4 * checkpoint.num_parameters()):
+                _write(row, model, part, baked, path, metadata | {"part": part.name})
             agreements = _verified(row, model, part, baked, path, dtype) if verify else []
             result.files[part.name] = destination / path.name
             result.agreements += agreements
@@ -178,6 +183,19 @@ def _write(
 ) -> None:
     code = importlib.import_module(f"groupvit_{row.backend}.export")
     code.write(row.name, model, part, baked, path, metadata)
+
+
+@contextmanager
+def _room(folder: Path, wanted: int) -> Iterator[None]:
+    """Raises `OSError` for a failure of a writer where `wanted` bytes have no room: not all of them say so."""
+    try:
+        yield
+    except (InputError, OSError):
+        raise
+    except Exception as error:
+        if shutil.disk_usage(folder).free < wanted:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
 
 
 def _verified(

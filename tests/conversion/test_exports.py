@@ -8,6 +8,7 @@ import os
 import shutil
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -133,6 +134,21 @@ def test_a_file_that_is_not_the_model_is_not_kept(checkpoint, tmp_path, monkeypa
     monkeypatch.setattr(code, "run", another)
     with pytest.raises(CheckpointError, match=r"text_encoder\.pt2 is not the model: its text_embeds for 1 x 3 differs"):
         export(checkpoint, tmp_path / "out", "torch-export", parts=["text"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_named_whatever_a_writer_says(checkpoint, tmp_path, monkeypatch):
+    from groupvit_torch import export as code
+
+    def write(*arguments: Any) -> None:
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    monkeypatch.setattr(code, "write", write)
+    with pytest.raises(RuntimeError, match="basic_ios"):
+        export(checkpoint, tmp_path / "out", "torch-export", parts="text")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    with pytest.raises(CheckpointError, match="out cannot be written: No space left on device"):
+        export(checkpoint, tmp_path / "out", "torch-export", parts="text")
     assert not list(tmp_path.iterdir())
 
 
