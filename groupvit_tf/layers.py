@@ -199,7 +199,8 @@ class BatchNorm(keras.layers.Layer):
 
     def _move(self, running: Any, value: Tensor, several: Tensor) -> None:
         value = ops.cast(ops.stop_gradient(value), running.dtype)
-        running.assign(ops.where(several, running * (1 - self.momentum) + value * self.momentum, running))
+        kept = ops.convert_to_tensor(running)  # JAX takes no variable there
+        running.assign(ops.where(several, kept * (1 - self.momentum) + value * self.momentum, kept))
 
 
 def batch_statistics(x: Tensor, together: bool = True) -> tuple[Tensor, Tensor, Tensor]:
