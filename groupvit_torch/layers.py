@@ -15,14 +15,10 @@ from groupvit_common.model.checks import check_batch_norm
 from groupvit_common.model.config import GroupViTTextConfig, GroupViTVisionConfig
 from groupvit_torch.attention import attention, attention_weights
 from groupvit_torch.inference import encoder_layer, is_plain_layer
-from groupvit_torch.linear import linear, linears, mlp
+from groupvit_torch.linear import linear, linears, mlp, quick_gelu
 from groupvit_torch.recompute import recomputed
 
 TowerConfig = GroupViTTextConfig | GroupViTVisionConfig
-
-
-def _quick_gelu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(1.702 * x)
 
 
 def _gelu_new(x: Tensor) -> Tensor:
@@ -32,7 +28,7 @@ def _gelu_new(x: Tensor) -> Tensor:
 # The names of `groupvit_common.model.config.ACTIVATIONS`, transformers' names.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
-    "quick_gelu": _quick_gelu,
+    "quick_gelu": quick_gelu,
     "gelu_new": _gelu_new,
     "relu": F.relu,
     "selu": F.selu,
