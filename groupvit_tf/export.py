@@ -19,6 +19,7 @@ from keras import ops
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.model.checks import check_pixel_values, image_sides
 from groupvit_common.model.config import GroupViTConfig, GroupViTTextConfig
+from groupvit_common.segmentation.options import SegmentationOptions
 from groupvit_common.segmentation.parts import BakedLabels, Part
 from groupvit_tf.grouping import largest
 from groupvit_tf.label_maps import grouping_map, label_affinity, unit
@@ -69,26 +70,30 @@ def segmenter_program(model: keras.Model, labels: BakedLabels | None = None) -> 
     import tensorflow as tf
 
     encode = image_encoder(model)
+    is_soft = SegmentationOptions().for_model(model.config).assignment == "soft"
 
     def call(pixel_values: Tensor, text_embeds: Tensor | None = None) -> dict[str, Tensor]:
         image = encode(pixel_values)
         if labels is not None:
             text_embeds = tf.constant(labels.embeds, tf.float32)
         affinity = label_affinity(image["group_embeds"], text_embeds, ops.exp(_float32(model.logit_scale)))
-        score = ops.max(affinity, axis=-1)  # [B, G]
-        values = largest(affinity, axis=-1)
+        probabilities = ops.transpose(image["grouping"], (0, 2, 3, 1))  # [B, h, w, G]
+        size = tf.shape(pixel_values)[2:]
+        group_map = largest(tf.image.resize(probabilities, size), axis=-1)  # [B, H, W]
+        if is_soft:
+            maps = tf.image.resize(ops.einsum("bhwg,bgl->bhwl", probabilities, affinity), size)
+            score, best = ops.max(maps, axis=-1), largest(maps, axis=-1)
+        else:
+            score, best = (
+                tf.gather(each, group_map, batch_dims=1)
+                for each in (ops.max(affinity, axis=-1), largest(affinity, axis=-1))
+            )
         if labels is not None:
-            values = tf.gather(tf.constant(labels.values, tf.int32), values)
+            best = tf.gather(tf.constant(labels.values, tf.int32), best)
             if labels.background is not None:
-                limit = ops.minimum(ops.max(score, axis=1, keepdims=True), labels.background)
-                values = ops.where(score < limit, 0, values)
-        probabilities = ops.transpose(image["grouping"], (0, 2, 3, 1))
-        group_map = largest(tf.image.resize(probabilities, tf.shape(pixel_values)[2:]), axis=-1)  # [B, H, W]
-        return {
-            "label_map": tf.gather(values, group_map, batch_dims=1),
-            "scores": tf.gather(score, group_map, batch_dims=1),
-            "group_map": group_map,
-        }
+                limit = ops.minimum(ops.max(affinity, axis=(1, 2)), labels.background)
+                best = ops.where(score < limit[:, None, None], 0, best)
+        return {"label_map": best, "scores": score, "group_map": group_map}
 
     return call
 

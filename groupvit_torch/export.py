@@ -23,6 +23,7 @@ from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 
 from groupvit_common.model.config import GroupViTConfig
+from groupvit_common.segmentation.options import SegmentationOptions
 from groupvit_common.segmentation.parts import PARTS, BakedLabels, Part
 from groupvit_torch.label_maps import grouping_map, label_affinity
 from groupvit_torch.model import GroupViTModel
@@ -75,6 +76,7 @@ class SegmenterProgram(nn.Module):
     def __init__(self, model: GroupViTModel, labels: BakedLabels | None = None) -> None:
         super().__init__()
         self.encoder, self.logit_scale = ImageEncoder(model), model.logit_scale
+        self.is_soft = SegmentationOptions().for_model(model.config).assignment == "soft"
         self.background = None if labels is None else labels.background
         self.embeds: Tensor | None
         self.values: Tensor | None
@@ -86,20 +88,23 @@ class SegmenterProgram(nn.Module):
         labels = self.embeds if text_embeds is None else text_embeds
         assert labels is not None
         scale = self.logit_scale.float().exp()
-        score, best = label_affinity(image["group_embeds"], labels, scale).max(-1)  # [B, G]
+        affinity = label_affinity(image["group_embeds"], labels, scale)  # [B, G, L]
+        size = (pixel_values.shape[2], pixel_values.shape[3])
+        group_map = _resized(image["grouping"], size).argmax(1)  # [B, H, W]
+        if self.is_soft:
+            maps = torch.einsum("bgl,bghw->blhw", affinity, image["grouping"])
+            score, best = _resized(maps, size).max(1)
+        else:
+            score, best = (each.gather(1, group_map.flatten(1)).unflatten(1, size) for each in affinity.max(-1))
         values = best.int() if self.values is None else self.values[best]
         if self.background is not None:
-            limit = score.amax(dim=1, keepdim=True).clamp(max=self.background)
-            values = values.masked_fill(score < limit, 0)
-        size = (pixel_values.shape[2], pixel_values.shape[3])
-        probabilities = F.interpolate(image["grouping"], size=size, mode="bilinear", align_corners=False)
-        group_map = probabilities.argmax(1)  # [B, H, W]
-        places = group_map.flatten(1)
-        return {
-            "label_map": values.gather(1, places).unflatten(1, size),
-            "scores": score.gather(1, places).unflatten(1, size),
-            "group_map": group_map.int(),
-        }
+            limit = affinity.amax(dim=(1, 2)).clamp(max=self.background)
+            values = values.masked_fill(score < limit[:, None, None], 0)
+        return {"label_map": values, "scores": score, "group_map": group_map.int()}
+
+
+def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
 def program(model: GroupViTModel, part: Part, labels: BakedLabels | None = None) -> ExportedProgram:

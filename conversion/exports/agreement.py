@@ -75,8 +75,8 @@ def difference(name: str, wanted: Arrays, found: Arrays, dtype: str) -> tuple[fl
     if name in ("label_map", "group_map"):
         return float((a != b).mean()), PIXELS[dtype]
     if name == "scores":
-        # A pixel on the border of two groups has the score of one of them.
-        same = wanted["group_map"] == found["group_map"]
+        # A pixel on the border of two groups, or of two labels, has the score of one of them.
+        same = (wanted["group_map"] == found["group_map"]) & (wanted["label_map"] == found["label_map"])
         a, b = a[same], b[same]
     a, b = a.astype(np.float64), b.astype(np.float64)
     if dtype == "float32":

@@ -91,17 +91,14 @@ def test_the_torch_programs_are_the_model_and_nothing_more(checkpoint, tmp_path)
 
 @pytest.mark.parametrize("backend", ["torch", "tf"])
 def test_the_segmenter_labels_pixels_as_the_model_says(checkpoint, backend):
-    """Hard labels by a second implementation: NumPy's, from the image encoder's outputs."""
+    """Labels by a second implementation: NumPy's, from the image encoder's outputs."""
     model, code = model_of(backend, checkpoint), importlib.import_module(f"groupvit_{backend}.export")
     rng = np.random.default_rng(0)
     pixels = rng.standard_normal((2, 3, 40, 24), np.float32)
     embeds = rng.standard_normal((4, model.config.projection_dim), np.float32)
     values, threshold = np.array([1, 0, 2, 3]), 0.3
+    baked = BakedLabels(("a",) * 4, embeds, values, threshold)
     image = code.run(model, PARTS["image"], None, {"pixel_values": pixels})
-    found = code.run(model, PARTS["segment"], None, {"pixel_values": pixels, "text_embeds": embeds})
-    baked = code.run(
-        model, PARTS["segment"], BakedLabels(("a",) * 4, embeds, values, threshold), {"pixel_values": pixels}
-    )
     np.testing.assert_allclose(np.linalg.norm(image["group_embeds"], axis=-1), 1, atol=1e-5)
     np.testing.assert_allclose(image["grouping"].sum(1), 1, atol=1e-5)
     down, across = (resize_matrix(n, 8 * n) for n in image["grouping"].shape[2:])
@@ -110,14 +107,23 @@ def test_the_segmenter_labels_pixels_as_the_model_says(checkpoint, backend):
     logits = min(float(np.exp(np.asarray(state(model)))), 100.0) * image["group_embeds"] @ unit.T
     affinity = np.exp(logits - logits.max(-1, keepdims=True))
     affinity = (affinity / affinity.sum(-1, keepdims=True)) ** 2
-    for index in range(2):
-        # Pixels between two groups may go to either by rounding: none does here.
-        assert (found["group_map"][index] == groups[index]).all()
-        best, score = affinity[index].argmax(-1), affinity[index].max(-1)
-        assert (found["label_map"][index] == best[groups[index]]).all()
-        np.testing.assert_allclose(found["scores"][index], score[groups[index]], rtol=1e-4)
-        shown = np.where(score < min(threshold, score.max()), 0, values[best])
-        assert (baked["label_map"][index] == shown[groups[index]]).all()
+    for assignment in ("hard", "soft"):
+        model.config.segmentation_assignment = assignment
+        found = code.run(model, PARTS["segment"], None, {"pixel_values": pixels, "text_embeds": embeds})
+        inside = code.run(model, PARTS["segment"], baked, {"pixel_values": pixels})
+        for index in range(2):
+            if assignment == "hard":
+                scores = affinity[index].T[:, groups[index]]  # [L, H, W]
+            else:
+                maps = np.einsum("gl,ghw->lhw", affinity[index], image["grouping"][index])
+                scores = down @ maps @ across.T
+            best, score = scores.argmax(0), scores.max(0)
+            # Pixels between two groups or labels may go to either by rounding: none does here.
+            assert (found["group_map"][index] == groups[index]).all()
+            assert (found["label_map"][index] == best).all()
+            np.testing.assert_allclose(found["scores"][index], score, rtol=1e-4)
+            shown = np.where(score < min(threshold, affinity[index].max()), 0, values[best])
+            assert (inside["label_map"][index] == shown).all()
 
 
 def state(model: Any) -> Any:

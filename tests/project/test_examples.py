@@ -49,9 +49,7 @@ def test_an_example_segments_as_the_segmenter_does(to, tmp_path, capsys):
     spec.loader.exec_module(example)
 
     label_map, names = example.segment(tmp_path / "out", Image.open(photo))
-    wanted = Segmenter.from_pretrained("demo", labels=LABELS, background_labels=BACKGROUND, assignment="hard")(
-        Image.open(photo)
-    )
+    wanted = Segmenter.from_pretrained("demo", labels=LABELS, background_labels=BACKGROUND)(Image.open(photo))
     assert tuple(names) == tuple(wanted.labels)
     assert label_map.shape == wanted.label_map.shape
     # Two of 21,504 pixels may lie between two groups.
