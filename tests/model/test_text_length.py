@@ -1,5 +1,6 @@
 """Texts are computed on the columns that pooled states depend on, and these are those of all columns."""
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -124,10 +125,16 @@ def test_gradients_are_those_of_all_columns(backend: Backend, lengths: list[int 
         pytest.skip("gradients are computed in programs of fixed shapes")
     trimmed, whole = (gradients(backend, model, inputs, return_dict) for return_dict in (None, True))
     assert lengths == [needed, T]
-    assert trimmed.keys() == whole.keys()
     assert any(np.abs(gradient).max() > 0.01 for gradient in trimmed.values())
-    for name, gradient in trimmed.items():
-        np.testing.assert_allclose(gradient, whole[name], atol=FLOAT64, rtol=0, err_msg=name)
+    assert_same_gradients(trimmed, whole)
+
+
+def assert_same_gradients(some: Mapping[str, Any], others: Mapping[str, Any]) -> None:
+    """Rounding in units of the largest: one near 0 is what is left of a sum of large terms."""
+    assert some.keys() == others.keys()
+    largest = max(np.abs(np.asarray(gradient)).max() for gradient in others.values())
+    for name, gradient in some.items():
+        np.testing.assert_allclose(gradient, others[name], atol=FLOAT64 * max(1, largest), rtol=0, err_msg=name)
 
 
 def gradients(backend: Backend, model: Any, inputs: Arrays, return_dict: bool | None) -> Arrays:
@@ -223,9 +230,7 @@ def test_gradients_of_the_loss_are_those_of_all_columns(
     whole_loss, whole = backend.loss_and_gradients(model, **given)
     assert lengths == [needed, T]
     assert abs(loss - whole_loss) < FLOAT64
-    assert gradients.keys() == whole.keys()
-    for name, gradient in gradients.items():
-        np.testing.assert_allclose(gradient, whole[name], atol=FLOAT64, rtol=0, err_msg=name)
+    assert_same_gradients(gradients, whole)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
@@ -291,12 +296,12 @@ def test_graphs_of_the_full_model_have_the_gradients_of_all_columns(
         inputs, needed = FORMS[form]
         out, gradients = graph(**inputs)
         whole, whole_gradients = step(**inputs, all_columns=True)
+        paths = [variable.path for variable in model.trainable_variables]
         states, all_states = (record.text_model_output.last_hidden_state.numpy() for record in (out, whole))
         known = (np.arange(T) < needed)[:, None]
         np.testing.assert_allclose(states, np.where(known, all_states, 0), atol=FLOAT64, rtol=0, err_msg=form)
         np.testing.assert_allclose(out.logits_per_text, whole.logits_per_text, atol=FLOAT64, rtol=0, err_msg=form)
-        for gradient, wanted in zip(gradients, whole_gradients, strict=True):
-            np.testing.assert_allclose(gradient, wanted, atol=FLOAT64, rtol=0, err_msg=form)
+        assert_same_gradients(*(dict(zip(paths, of, strict=True)) for of in (gradients, whole_gradients)))
     assert lengths.count(None) == graph.experimental_get_tracing_count()
 
 
