@@ -9,13 +9,32 @@ SOURCES := groupvit_common groupvit_torch groupvit_tf conversion benchmarks exam
 JAX_TESTS := tests/groupvit_tf/test_jax.py tests/segmentation/test_segmenter.py \
   $(patsubst %,tests/model/test_%.py,parity model parameters outputs checkpoint)
 
-.PHONY: help demo test test-slow test-jax test-peers bench bench-peers bench-gpu bench-growth lint format train-demo parity clean
+.PHONY: help demo browser chromium test test-slow test-jax test-peers bench bench-peers bench-gpu bench-growth lint format train-demo parity clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: $(VENV)/torch.stamp ## Segment two fresh pictures with the bundled model; needs no network after the set-up.
 	@$(BIN)/groupvit demo --out demo_output
+
+# Tests of pages need these beyond Python, and are skipped without. Of onnxruntime-web, the files that a page loads.
+ORT_WEB := 1.30.0
+ORT_WEB_FILES := ort.wasm.bundle.min.mjs ort-wasm-simd-threaded.wasm
+browser: chromium $(VENV)/web/$(ORT_WEB).stamp ## Get Chromium (root, apt-get) and onnxruntime-web (npm), for tests of pages.
+
+chromium:
+	@for name in "$$GROUPVIT_CHROMIUM" chromium chromium-browser google-chrome google-chrome-stable chrome; do \
+	  if [ -n "$$name" ] && command -v "$$name" > /dev/null; then exit 0; fi; \
+	done; \
+	if [ "$$(id -u)" != 0 ]; then echo "no Chromium: install your system's (Debian: apt-get install chromium)"; exit 1; fi; \
+	export DEBIAN_FRONTEND=noninteractive; timeouts="-o Acquire::Retries=1 -o Acquire::http::Timeout=20"; \
+	apt-get $$timeouts -qq update && apt-get $$timeouts -qq install --yes --no-install-recommends chromium > /dev/null
+
+$(VENV)/web/$(ORT_WEB).stamp: | $(BIN)/python
+	@rm -rf $(VENV)/web && mkdir -p $(VENV)/web
+	@cd $(VENV)/web && npm pack --silent --fetch-timeout=60000 --fetch-retries=1 onnxruntime-web@$(ORT_WEB) > /dev/null
+	@cd $(VENV)/web && tar --extract --gzip --strip-components=2 --file onnxruntime-web-$(ORT_WEB).tgz $(ORT_WEB_FILES:%=package/dist/%)
+	@rm $(VENV)/web/*.tgz && touch $@
 
 # Beside each other: the type checker takes most of a minute the first time, on one core.
 test: $(VENV)/dev.stamp ## Lint, type check, and run every test but the slow ones.

@@ -1,5 +1,7 @@
 import gc
 import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -8,6 +10,11 @@ from hypothesis import settings
 from groupvit_common.model.config import GroupViTConfig
 from tests.support.backends import BACKENDS, Backend
 from tests.support.models import tiny_config, tiny_inputs
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+    from tests.support.browser import Pages
 
 # The same examples in every run: a change is judged by what it changes. HYPOTHESIS_PROFILE=default draws others.
 settings.register_profile("same", derandomize=True)
@@ -40,3 +47,22 @@ def _tiny_config() -> GroupViTConfig:
 @pytest.fixture(name="tiny_inputs")
 def _tiny_inputs() -> dict[str, np.ndarray]:
     return tiny_inputs()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator["Browser"]:
+    """Headless Chromium; without one the test is skipped."""
+    from tests.support.browser import launched
+
+    with launched() as browser:
+        yield browser
+
+
+@pytest.fixture
+def pages(chromium: "Browser") -> Iterator["Pages"]:
+    """Pages in Chromium, `pages.open(url)`: a test fails by what goes wrong in them."""
+    from tests.support.browser import Pages
+
+    opened = Pages(chromium)
+    yield opened
+    opened.close()
