@@ -3,13 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := groupvit_common groupvit_torch groupvit_tf conversion benchmarks examples tests
+SOURCES := groupvit_common groupvit_torch groupvit_tf conversion benchmarks docs/figures.py examples tests
 
 # Those over all backends that ask nothing of TensorFlow itself.
 JAX_TESTS := tests/groupvit_tf/test_jax.py tests/segmentation/test_segmenter.py \
   $(patsubst %,tests/model/test_%.py,parity model parameters outputs checkpoint)
 
-.PHONY: help demo browser chromium test test-slow test-jax test-peers bench bench-peers bench-gpu bench-growth lint format train-demo parity clean
+.PHONY: help demo browser chromium test test-slow test-jax test-peers bench bench-peers bench-gpu bench-growth docs figures lint format train-demo parity clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -80,6 +80,12 @@ train-demo: $(VENV)/torch.stamp ## Train the bundled model again (some 40 minute
 	@$(BIN)/groupvit train scenes-demo --out runs/scenes-demo --resume auto
 	@$(BIN)/groupvit train scenes-demo-fine --out runs/scenes-demo-fine --resume auto
 
+docs: $(VENV)/docs.stamp ## Build the documentation's site into build/site; a warning is an error.
+	@$(BIN)/zensical build --clean --strict
+
+figures: $(VENV)/torch.stamp ## Draw the figures of the README and the documentation again.
+	@$(BIN)/python -m docs.figures
+
 parity: $(VENV)/dev.stamp ## Compare PyTorch and Keras on random models and write docs/parity.md (some 10 minutes).
 	@$(BIN)/python -m tests.support.parity
 
@@ -101,6 +107,11 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Setting up $(VENV) for development (once) ..."
 	@$(PIP) install --quiet --editable '.[torch,tf,dev]' --constraint constraints.txt
 	@touch $@ $(VENV)/torch.stamp
+
+$(VENV)/docs.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Setting up $(VENV) for the documentation (once) ..."
+	@$(PIP) install --quiet --editable '.[docs]' --constraint constraints.txt
+	@touch $@
 
 $(VENV)/jax.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Setting up $(VENV) for development with JAX (once) ..."

@@ -78,9 +78,10 @@ def train(
 
     Raises:
         InputError: an unknown name, a directory that cannot be made, an unavailable device, an unfinished run in
-        `out_dir`. CheckpointError: a checkpoint that cannot be resumed or started from, or no room for the last one.
-        Interrupted: SIGTERM or Ctrl-C; the state of the run is saved. GroupViTError: losses or gradients are no longer
-        finite.
+            `out_dir`.
+        CheckpointError: a checkpoint that cannot be resumed or started from, or no room for the last one.
+        Interrupted: SIGTERM or Ctrl-C; the state of the run is saved.
+        GroupViTError: losses or gradients are no longer finite.
     """
     with process_group(device) as process:
         # One process decides: others might not see yet what it sees.
