@@ -13,6 +13,7 @@ from keras import ops
 
 from groupvit_common.errors import InputError
 from groupvit_common.model.optimization import Optimized
+from groupvit_common.segmentation.encoded import Blocks
 from groupvit_common.segmentation.options import DEFAULT_MODEL
 from groupvit_common.segmentation.predictor import DEMO_MODEL, BaseSegmenter
 from groupvit_common.segmentation.scores import Floats
@@ -91,14 +92,23 @@ class Segmenter(BaseSegmenter):
     def _group(self, pixels: Floats, label_embeds: Floats) -> tuple[Floats, Floats, Floats]:
         with self._on_device():
             groups, images, block_maps = self._encode_images(pixels)
-            labels, scale = ops.cast(ops.convert_to_tensor(label_embeds), images.dtype), self._scale()
-            affinity = label_affinity(groups, labels, scale, images, self.options.top_k, self.options.temperature)
-            return _numpy(image_probabilities(images, labels, scale)), _numpy(affinity), _numpy(block_maps[-1])
+            return *self._compared(groups, images, label_embeds), _numpy(block_maps[-1])
 
-    def _blocks(self, pixels: Floats) -> tuple[Floats, list[Floats]]:
+    def _blocks(self, pixels: Floats) -> Blocks:
         with self._on_device():
-            groups, _, block_maps = self._encode_images(pixels)
-            return _numpy(groups), [_numpy(maps) for maps in block_maps]
+            groups, images, block_maps = self._encode_images(pixels)
+            return _numpy(groups), _numpy(images), [_numpy(maps) for maps in block_maps]
+
+    def _compare(
+        self, group_embeds: Floats, image_embeds: Floats, grouping: Floats, label_embeds: Floats
+    ) -> tuple[Floats, Floats, Floats]:
+        with self._on_device():
+            groups, images = ops.convert_to_tensor(group_embeds), ops.convert_to_tensor(image_embeds)
+            return *self._compared(groups, images, label_embeds), grouping
+
+    def _embed_images(self, pixels: Floats) -> Floats:
+        with self._on_device():
+            return _numpy(self._encode_images(pixels)[1])
 
     def _encode_images(self, pixels: Floats) -> tuple[Tensor, Tensor, list[Tensor]]:
         """`_encode_eagerly`, in a traced function once enough images came: TensorFlow has one for all sizes."""
@@ -163,6 +173,13 @@ class Segmenter(BaseSegmenter):
             assignments = [_wide(a) for a in vision.attentions or ()]
             block_maps = [grouping_map(assignments[: i + 1], grid) for i in range(len(assignments))]
             return _wide(groups), _wide(images), block_maps
+
+    def _compared(self, groups: Tensor, images: Tensor, label_embeds: Floats) -> tuple[Floats, Floats]:
+        """Embeddings of groups `[B, G, E]` and images `[B, E]`, labels -> probabilities `[B, L]`, affinities
+        `[B, G, L]`."""
+        labels, scale = ops.cast(ops.convert_to_tensor(label_embeds), images.dtype), self._scale()
+        affinity = label_affinity(groups, labels, scale, images, self.options.top_k, self.options.temperature)
+        return _numpy(image_probabilities(images, labels, scale)), _numpy(affinity)
 
     def _on_device(self) -> Any:
         """The device of the model's variables: TensorFlow takes the first accelerator otherwise."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from groupvit_common.model.optimization import Optimized
+from groupvit_common.segmentation.encoded import Blocks
 from groupvit_common.segmentation.label_maps import PixelLabels, View
 from groupvit_common.segmentation.options import DEFAULT_MODEL, SegmentationOptions
 from groupvit_common.segmentation.predictor import DEMO_MODEL, BaseSegmenter
@@ -60,15 +61,27 @@ class Segmenter(BaseSegmenter):
 
     @torch.no_grad()
     def _group(self, pixels: Floats, label_embeds: Floats) -> tuple[Floats, Tensor, Tensor]:
-        labels, scale = self._to_device(label_embeds), self._scale()
         groups, images, block_maps = self._encode_images(pixels)
-        affinity = label_affinity(groups, labels, scale, images, self.options.top_k, self.options.temperature)
-        return image_probabilities(images, labels, scale).cpu().numpy(), affinity, block_maps[-1]
+        return *self._compared(groups, images, label_embeds), block_maps[-1]
 
     @torch.no_grad()
-    def _blocks(self, pixels: Floats) -> tuple[Floats, list[Floats]]:
-        groups, _, block_maps = self._encode_images(pixels)
-        return groups.cpu().numpy(), [maps.cpu().numpy() for maps in block_maps]
+    def _blocks(self, pixels: Floats) -> Blocks:
+        groups, images, block_maps = self._encode_images(pixels)
+        return groups.cpu().numpy(), images.cpu().numpy(), [maps.cpu().numpy() for maps in block_maps]
+
+    @torch.no_grad()
+    def _compare(
+        self, group_embeds: Floats, image_embeds: Floats, grouping: Floats, label_embeds: Floats
+    ) -> tuple[Floats, Tensor, Tensor]:
+        arrays = (group_embeds, image_embeds, grouping)
+        groups, images, maps = (torch.from_numpy(each).to(self.model.device) for each in arrays)
+        return *self._compared(groups, images, label_embeds), maps
+
+    @torch.no_grad()
+    def _embed_images(self, pixels: Floats) -> Floats:
+        embeds = self.model.get_image_features(torch.from_numpy(pixels).to(self.model.device))
+        assert isinstance(embeds, Tensor)
+        return _wide(embeds).cpu().numpy()
 
     def _stack(self, parts: Sequence[Tensor]) -> Tensor:
         return torch.stack([*parts])
@@ -102,6 +115,13 @@ class Segmenter(BaseSegmenter):
         grid = (pixels.shape[2] // patch, pixels.shape[3] // patch)
         assignments = [_wide(a) for a in vision.attentions]
         return groups, images, [grouping_map(assignments[: i + 1], grid) for i in range(len(assignments))]
+
+    def _compared(self, groups: Tensor, images: Tensor, label_embeds: Floats) -> tuple[Floats, Tensor]:
+        """Embeddings of groups `[B, G, E]` and images `[B, E]`, labels -> probabilities `[B, L]`, affinities
+        `[B, G, L]`."""
+        labels, scale = self._to_device(label_embeds), self._scale()
+        affinity = label_affinity(groups, labels, scale, images, self.options.top_k, self.options.temperature)
+        return image_probabilities(images, labels, scale).cpu().numpy(), affinity
 
     def _to_device(self, label_embeds: Floats) -> Tensor:
         return torch.from_numpy(label_embeds).to(self.model.device, self._scale().dtype)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -22,51 +23,31 @@ from groupvit_common.preprocessing.image_files import images_in
 from groupvit_common.preprocessing.images import MAX_PIXELS, as_array, load_image
 from groupvit_common.preprocessing.processor import PROCESSOR_FILES, GroupViTProcessor, check_fit, missing_parts
 from groupvit_common.preprocessing.prompts import Label, parse_labels
-from groupvit_common.segmentation.label_encoder import LabelEncoder
+from groupvit_common.segmentation.encoded import (
+    Blocks,
+    EncodedImage,
+    LabelSet,
+    SeenView,
+    encoded_details,
+    encoded_views,
+    in_batches,
+    labelled_view,
+)
+from groupvit_common.segmentation.label_encoder import KnownLabels, LabelEncoder
 from groupvit_common.segmentation.label_maps import (
     Indices,
     PixelLabels,
     View,
-    group_windows,
-    label_similarity,
     label_values,
     pixel_labels,
     view_scores,
 )
 from groupvit_common.segmentation.options import DEFAULT_MODEL, OPTIONS, SegmentationOptions
 from groupvit_common.segmentation.parts import BakedLabels
-from groupvit_common.segmentation.preparation import Preparation, Prepared, load
+from groupvit_common.segmentation.preparation import Loaded, Preparation, Prepared, load
 from groupvit_common.segmentation.result import BACKGROUND, Details, Segmentation, segmentation
 from groupvit_common.segmentation.scores import Floats
 from groupvit_common.segmentation.stream import LabelPixels, OnError, Steps, segmented
-
-
-@dataclass(frozen=True, eq=False)
-class _LabelSet:
-    """The labels of one `set_labels`, never changed: a call reads the segmenter's once and sees one set,
-    whatever other threads do.
-
-    Attributes:
-        labels: L of them; is_background: of each.
-        embeds: `[L, E]`, or several of each, `[L, K, E]`.
-    """
-
-    labels: tuple[Label, ...]
-    is_background: tuple[bool, ...]
-    embeds: Floats
-
-    @property
-    def names(self) -> list[str]:
-        return [label.name for label in self.labels]
-
-
-@dataclass(frozen=True, eq=False)
-class _Seen:
-    """A view of an image and its probabilities `[L]` of these labels."""
-
-    labels: _LabelSet
-    probabilities: Floats
-    view: View
 
 
 class BaseSegmenter(ABC):
@@ -114,12 +95,13 @@ class BaseSegmenter(ABC):
         chosen = SegmentationOptions(**options).for_model(model.config)
         self.model = self._ready(model)
         self.processor = processor
+        self._known_labels = KnownLabels()
         self.directory: Path | None = None
         self.optimization: OptimizationReport | None = None
         self.batch_size = batch_size
         self.max_pixels = int(max_pixels)
         self.options = chosen
-        self._label_set: _LabelSet | None = None
+        self._label_set: LabelSet | None = None
         if labels is not None:
             self.set_labels(labels, background_labels)
 
@@ -134,7 +116,9 @@ class BaseSegmenter(ABC):
         self._options = options = options.for_model(self.model.config)
         text = self.model.config.text_config
         context = int(min(text.max_position_embeddings, self.processor.tokenizer.model_max_length))
-        self._encode = LabelEncoder(self.processor.tokenizer, context, self._embed_texts, options)
+        self._encode_labels = LabelEncoder(
+            self.processor.tokenizer, context, self._embed_texts, options, self._known_labels
+        )
         patch_size = self.model.config.vision_config.patch_size
         self._preparation = Preparation.of(options, self.processor.image_processor, patch_size)
         self.image_processor = self._preparation.image_processors[0]
@@ -218,14 +202,14 @@ class BaseSegmenter(ABC):
         known = {label.name.casefold() for label in parsed}
         every = parse_labels([*parsed, *(label for label in extra if label.name.casefold() not in known)])
         if embeddings is None:
-            embeddings = self._encode(every)
+            embeddings = self._encode_labels(every)
         wanted = (len(every), self.model.config.projection_dim)
         shape = embeddings.shape
         if embeddings.ndim not in (2, 3) or not embeddings.size or (shape[0], shape[-1]) != wanted:
             raise InputError(f"embeddings of the labels must be {list(wanted)}, got {list(shape)}")
         is_background = tuple(label.name.casefold() in hidden for label in every)
         self._check_foreground(is_background, self.options)
-        self._label_set = _LabelSet(every, is_background, embeddings)
+        self._label_set = LabelSet(every, is_background, embeddings)
 
     def baked_labels(self) -> BakedLabels:
         """Returns what a program needs in place of labels and a background threshold."""
@@ -242,14 +226,60 @@ class BaseSegmenter(ABC):
     def __call__(self, images: Any) -> Any:
         """One image -> `Segmentation`; a list, tuple or array `[B, ...]` of images -> a list of them, in order.
 
-        An image is a path, the bytes of a file, a PIL image, or an array `[H, W, 3]`.
+        An image is a path, the bytes of a file, a PIL image, an array `[H, W, 3]`, or what `encode` made of it.
         InputError for an image that cannot be read, and if there are no labels.
         """
-        if isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4:
-            return list(self.iter(images))
+        if _are_several(images):
+            encoded = isinstance(images, list | tuple) and any(isinstance(image, EncodedImage) for image in images)
+            return [self(image) for image in images] if encoded else list(self.iter(images))
         labels = self._labelled()
+        if isinstance(images, EncodedImage):
+            return self._result(images.loaded, images.pixels, self._see_encoded(images, labels), self.options)
         (label,) = self._segment([self._open(images)], labels)
         return label()
+
+    def encode(self, images: Any) -> Any:
+        """One image as the model sees it, without labels: an `EncodedImage`; a list of them for several images.
+
+        `segmenter(encoded)` is then `segmenter(image)` without the image encoder, by far the longest part, for any
+        labels and options but those that change what the model sees: `shorter_side`, `window`, `stride`, `flip` and
+        `scales`. Of several images those of one size go through the model together. InputError as `__call__`.
+        """
+        preparation, several = self._preparation, _are_several(images)
+        loaded = [load(image, self.max_pixels) for image in (images if several else [images])]
+        every = [preparation.views(each, self.max_pixels) for each in loaded]
+        seen = iter(
+            encoded_views([view for views in every for view in views], preparation, self.batch_size, self._blocks)
+        )
+        encoded = [
+            EncodedImage(each, views[0], tuple(next(seen) for _ in views), preparation, self.model)
+            for each, views in zip(loaded, every, strict=True)
+        ]
+        return encoded if several else encoded[0]
+
+    def with_labels(
+        self,
+        labels: str | Iterable[str | Label],
+        background_labels: str | Iterable[str | Label] = (),
+        **options: Any,
+    ) -> Self:
+        """Returns a segmenter over the same model with these labels; this one keeps its own.
+
+        Both remember the embeddings of the labels that either has encoded, so that known labels cost next to nothing:
+        a program that answers many requests makes one for each, in any thread.
+
+        Args:
+            labels, background_labels: as the constructor takes them.
+            options: those that differ from this segmenter's.
+
+        Raises:
+            InputError: an argument that cannot be used.
+        """
+        other = copy(self)
+        if options:
+            other.options = SegmentationOptions.from_dict(self.options.to_dict() | options)
+        other.set_labels(labels, background_labels)
+        return other
 
     def iter(self, images: str | Path | Iterable[Any], *, on_error: OnError | None = None) -> Iterator[Segmentation]:
         """Segments the images of a folder or of an iterable, in order.
@@ -277,12 +307,12 @@ class BaseSegmenter(ABC):
 
         The image is prepared as the checkpoint's processor says, which for most crops the middle.
         """
-        if isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4:
+        if _are_several(images):
             labels = self._labelled()
             return [self._label_probabilities(image, labels) for image in images]
         return self._label_probabilities(images, self._labelled())
 
-    def _label_probabilities(self, image: Any, labels: _LabelSet) -> dict[str, float]:
+    def _label_probabilities(self, image: Any, labels: LabelSet) -> dict[str, float]:
         probabilities = self._classify(self._classifier_pixels(image), labels.embeds)[0].tolist()
         return dict(zip(labels.names, probabilities, strict=True))
 
@@ -290,41 +320,57 @@ class BaseSegmenter(ABC):
         """The same for many images as an array `[N, L]`, through the model `batch_size` at a time; InputError as
         `classify`."""
         labels = self._labelled()
-        parts = []
-        for start in range(0, len(images), self.batch_size):
-            pixels = [self._classifier_pixels(image) for image in images[start : start + self.batch_size]]
-            parts.append(self._classify(np.concatenate(pixels), labels.embeds))
+        parts = self._classifier_outputs(images, lambda pixels: self._classify(pixels, labels.embeds))
         return np.concatenate(parts) if parts else np.zeros((0, len(labels.labels)), np.float32)
+
+    def embed_images(self, images: Sequence[Any]) -> Floats:
+        """Embeddings `[B, E]` of images, of length 1, prepared as for `classify`: their products with those of texts
+        are cosine similarities. InputError for an image that cannot be read."""
+        parts = self._classifier_outputs(images, lambda pixels: _unit(self._embed_images(pixels)))
+        return np.concatenate(parts) if parts else np.zeros((0, self.model.config.projection_dim), np.float32)
+
+    def embed_texts(self, texts: Sequence[str]) -> Floats:
+        """Embeddings `[N, E]` of texts as they are, without templates, of length 1; a text is cut at the model's
+        context. InputError for anything but a list of texts."""
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise InputError(f"texts must be a list of texts, got {texts!r:.80}")
+        if not len(texts):
+            return np.zeros((0, self.model.config.projection_dim), np.float32)
+        return _unit(self._encode_labels.embed(texts))
+
+    def _classifier_outputs(self, images: Sequence[Any], call: Callable[[Floats], Floats]) -> list[Floats]:
+        starts = range(0, len(images), self.batch_size)
+        batches = ([self._classifier_pixels(image) for image in images[i : i + self.batch_size]] for i in starts)
+        return [call(np.concatenate(pixels)) for pixels in batches]
 
     def threshold_maps(self, image: Any, thresholds: Iterable[float | None]) -> Iterator[Indices]:
         """The label map of one image with each of these in the place of `background`. The model sees the image once."""
-        labels, options, opened = self._labelled(), self.options, self._open(image)
-        seen, size = self._see(opened.views, labels), opened.loaded.size
+        labels, options = self._labelled(), self.options
+        if isinstance(image, EncodedImage):
+            seen, pixels, size = self._see_encoded(image, labels), image.pixels, image.loaded.size
+        else:
+            opened = self._open(image)
+            seen, pixels, size = self._see(opened.views, labels), opened.views[0], opened.loaded.size
         return (
-            self._label(seen, opened.views[0], size, replace(options, background=threshold)).label_map
+            self._label(seen, pixels, size, replace(options, background=threshold)).label_map
             for threshold in thresholds
         )
 
     def details(self, image: Any) -> Details:
         """The groups of every grouping block and the similarity to every label, of one image, for figures.
 
-        InputError as `__call__`. The model sees the image once more for it.
+        InputError as `__call__`. The model sees the image once more for it, unless it is encoded.
         """
-        labels, preparation, loaded = self._labelled(), self._preparation, load(image, self.max_pixels)
-        size = preparation.size(*loaded.size)
-        pixels, windows = preparation.pixels(loaded, size, self.max_pixels), preparation.windows(size)
-        parts = [pixels[:, rows, columns] for rows, columns in windows]
-        seen = [
-            self._blocks(np.stack(parts[start : start + self.batch_size]))
-            for start in range(0, len(parts), self.batch_size)
-        ]
-        groups = np.concatenate([embeds for embeds, _ in seen])
-        block_maps = [np.concatenate(maps) for maps in zip(*(maps for _, maps in seen), strict=True)]
-        return Details(
-            tuple(group_windows(maps, windows, loaded.size) for maps in block_maps),
-            tuple(labels.names),
-            label_similarity(groups, block_maps[-1], labels.embeds, windows, size),
-        )
+        labels, preparation = self._labelled(), self._preparation
+        if isinstance(image, EncodedImage):
+            image.check(self.model, self.options)
+            view, size = image.views[0], image.loaded.size
+        else:
+            loaded = load(image, self.max_pixels)
+            size = loaded.size
+            pixels = preparation.pixels(loaded, preparation.size(*size), self.max_pixels)
+            (view,) = encoded_views([pixels], preparation, self.batch_size, self._blocks)
+        return encoded_details(view, size, labels.names, labels.embeds)
 
     # One level down: images as arrays that are ready for the model.
 
@@ -386,9 +432,19 @@ class BaseSegmenter(ABC):
         `[B, G, h, w]` (`groupvit_common.segmentation.scores`), float32 or wider."""
 
     @abstractmethod
-    def _blocks(self, pixels: Floats) -> tuple[Floats, list[Floats]]:
-        """Images `[B, 3, h, w]` -> embeddings of the groups `[B, G, E]`, and the grouping map of each block up to
-        it."""
+    def _blocks(self, pixels: Floats) -> Blocks:
+        """Images `[B, 3, h, w]` -> embeddings of the groups `[B, G, E]` and of the images `[B, E]`, and the grouping
+        map of each block up to it."""
+
+    @abstractmethod
+    def _compare(
+        self, group_embeds: Floats, image_embeds: Floats, grouping: Floats, label_embeds: Floats
+    ) -> tuple[Floats, Any, Any]:
+        """The result of `_group` from that of `_blocks`."""
+
+    @abstractmethod
+    def _embed_images(self, pixels: Floats) -> Floats:
+        """Images `[B, 3, h, w]` -> the model's embeddings `[B, E]`, float32 or wider, of any length."""
 
     # These are right for a backend whose affinities and grouping maps are arrays.
 
@@ -425,7 +481,7 @@ class BaseSegmenter(ABC):
                 "threshold"
             )
 
-    def _labelled(self) -> _LabelSet:
+    def _labelled(self) -> LabelSet:
         """The labels of this call; read once for each."""
         labels = self._label_set
         if labels is None:
@@ -437,35 +493,29 @@ class BaseSegmenter(ABC):
 
     def _classifier_pixels(self, source: Any) -> npt.NDArray[np.float32]:
         """Pixels `[1, 3, H, W]` of one image, prepared as the checkpoint's processor says."""
-        image = load_image(source, max_pixels=self.max_pixels)
+        given = source.image if isinstance(source, EncodedImage) else source
+        image = load_image(given, max_pixels=self.max_pixels)
         encoding = self.processor.image_processor(image, return_tensors="np", max_pixels=self.max_pixels)
         return np.asarray(encoding["pixel_values"])
 
-    def _see(self, images: Sequence[Floats], labels: _LabelSet) -> list[_Seen]:
+    def _see(self, images: Sequence[Floats], labels: LabelSet) -> list[SeenView]:
         """Prepared images `[3, h, w]` through the model, windows of one size together."""
         image_windows = [self._preparation.windows((pixels.shape[1], pixels.shape[2])) for pixels in images]
-        parts = [
-            pixels[:, rows, columns]
-            for pixels, windows in zip(images, image_windows, strict=True)
-            for rows, columns in windows
-        ]
-        outputs: list[Any] = [None] * len(parts)  # of each: probabilities, affinity, grouping map
-        for shape in dict.fromkeys(part.shape for part in parts):
-            alike = [i for i, part in enumerate(parts) if part.shape == shape]
-            for start in range(0, len(alike), self.batch_size):
-                some = alike[start : start + self.batch_size]
-                group = self._group(np.stack([parts[i] for i in some]), labels.embeds)
-                for place, i in enumerate(some):
-                    outputs[i] = tuple(each[place] for each in group)
-        seen, first = [], 0
-        for windows in image_windows:
-            probabilities, affinity, grouping = zip(*outputs[first : first + len(windows)], strict=True)
+        outputs = in_batches(images, image_windows, self.batch_size, lambda pixels: self._group(pixels, labels.embeds))
+        seen = []
+        for windows, each in zip(image_windows, outputs, strict=True):
+            probabilities, affinity, grouping = zip(*each, strict=True)
             view = View(self._stack(affinity), self._stack(grouping), None if self.options.window is None else windows)
-            seen.append(_Seen(labels, np.mean(probabilities, axis=0), view))
-            first += len(windows)
+            seen.append(SeenView(labels, np.mean(probabilities, axis=0), view))
         return seen
 
-    def _see_prepared(self, pixels: Floats) -> _Seen:
+    def _see_encoded(self, image: EncodedImage, labels: LabelSet) -> list[SeenView]:
+        """The same for one that the model has seen."""
+        image.check(self.model, self.options)
+        compare = partial(self._compare, label_embeds=labels.embeds)
+        return [labelled_view(view, labels, compare, self.options.window is not None) for view in image.views]
+
+    def _see_prepared(self, pixels: Floats) -> SeenView:
         """The same for one that a user prepared."""
         if pixels.ndim != 3:
             raise InputError(f"a prepared image must have shape [channels, height, width], got {list(pixels.shape)}")
@@ -476,7 +526,7 @@ class BaseSegmenter(ABC):
         return self._see([pixels], self._labelled())[0]
 
     def _label(
-        self, seen: Sequence[_Seen], pixels: Floats, size: tuple[int, int], options: SegmentationOptions
+        self, seen: Sequence[SeenView], pixels: Floats, size: tuple[int, int], options: SegmentationOptions
     ) -> PixelLabels:
         """The maps of one image from all its views; `pixels` are those of the first."""
         is_background = seen[0].labels.is_background
@@ -485,7 +535,7 @@ class BaseSegmenter(ABC):
         views = [replace(each.view, mirrored=number >= len(options.scales)) for number, each in enumerate(seen)]
         return self._pixel_labels(views, pixels, size, options, is_background)
 
-    def _segment(self, images: Sequence[Prepared], labels: _LabelSet) -> list[LabelPixels]:
+    def _segment(self, images: Sequence[Prepared], labels: LabelSet) -> list[LabelPixels]:
         """Images of one `part` through the model together: for each, what labels its pixels."""
         # The options may have changed since an image was opened.
         images = [
@@ -494,16 +544,20 @@ class BaseSegmenter(ABC):
         ]
         every, count = self._see([pixels for each in images for pixels in each.views], labels), len(images[0].views)
         return [
-            partial(self._result, each, every[number * count : (number + 1) * count], self.options)
+            partial(
+                self._result, each.loaded, each.views[0], every[number * count : (number + 1) * count], self.options
+            )
             for number, each in enumerate(images)
         ]
 
-    def _result(self, prepared: Prepared, seen: Sequence[_Seen], options: SegmentationOptions) -> Segmentation:
-        """The result of an image from all its views."""
-        loaded, labels = prepared.loaded, seen[0].labels
+    def _result(
+        self, loaded: Loaded, pixels: Floats, seen: Sequence[SeenView], options: SegmentationOptions
+    ) -> Segmentation:
+        """The result of an image from all its views; `pixels` are those of the first."""
+        labels = seen[0].labels
         return segmentation(
             loaded.image,
-            self._label(seen, prepared.views[0], loaded.size, options),
+            self._label(seen, pixels, loaded.size, options),
             labels.names,
             np.mean([each.probabilities for each in seen], axis=0).tolist(),
             is_background=labels.is_background,
@@ -511,6 +565,14 @@ class BaseSegmenter(ABC):
             source=loaded.source,
             affinity=as_array(seen[0].view.affinity),
         )
+
+
+def _are_several(images: Any) -> bool:
+    return isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4
+
+
+def _unit(embeds: Floats) -> Floats:
+    return embeds / np.linalg.norm(embeds, axis=-1, keepdims=True)
 
 
 def _attribute(name: str) -> property:
