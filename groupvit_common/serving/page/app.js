@@ -90,6 +90,7 @@ function busy() {
 // ---- images ----
 
 async function open(blob, name, labels = null) {
+  if (!state.info) return fail(plainError("The server is not ready yet: try again in a moment."), () => open(blob, name, labels));
   const { limits } = state.info;
   if (limits?.bytes && blob.size > limits.bytes) {
     return fail(plainError(`${name} has ${megabytes(blob.size)}, and the server takes at most ${megabytes(limits.bytes)}: choose a smaller file.`));
@@ -100,6 +101,7 @@ async function open(blob, name, labels = null) {
   const work = busy();
   clearError();
   $("status").textContent = `Sending ${name} …`;
+  say(`Sending ${name}`);
   try {
     const bitmap = createImageBitmap(blob).catch(() => null);
     await upload(photo, state.backends[0], controller.signal, work.value);
@@ -188,10 +190,14 @@ async function run() {
     state.request = request;
     state.difference = results.length > 1 ? difference(...results) : null;
     clearError();
+    $("panes").classList.remove("stale");
     await show();
     tellResult(performance.now() - running.since);
   } catch (error) {
-    if (state.running === running) fail(error, () => update());
+    if (state.running !== running) return;
+    // What is shown is of an earlier request.
+    $("panes").classList.toggle("stale", error.name !== "AbortError");
+    fail(error, () => update());
   } finally {
     work.end();
     if (state.running === running) {
@@ -244,6 +250,7 @@ function showPanes() {
     $("panes").append(pane.root);
   }
   $("panes").classList.toggle("several", several);
+  $("panes").classList.remove("stale");
 }
 
 /** Shows the results in the present view; asks for what the view needs and they lack. */
@@ -257,6 +264,7 @@ async function show() {
   const layers = await Promise.all([...state.results].map(async ([backend, each]) => [backend, await each.layer(state.view, layerSettings())]));
   if (token !== show.latest) return;
   state.layers = new Map(layers);
+  $("panes").classList.toggle("heat", state.view === "heat");
   draw();
   showLegend();
   showStages();
@@ -311,7 +319,8 @@ function showLegend() {
     $("low").textContent = layer.entry.low.toFixed(2);
     $("high").textContent = layer.entry.high.toFixed(2);
     const rows = answer.similarity.map(({ label, low, high }) => ({
-      key: label, colour: null, name: label, share: null, note: `${low.toFixed(2)} to ${high.toFixed(2)}`, pressed: label === state.heat,
+      key: label, colour: null, name: label, share: null, note: `${low.toFixed(2)} to ${high.toFixed(2)}`,
+      spoken: `${label}, similarity ${low.toFixed(2)} to ${high.toFixed(2)}`, pressed: label === state.heat,
     }));
     legend.show(rows, "Show its heat map", false);
   } else {
@@ -319,9 +328,12 @@ function showLegend() {
     const rows = layer.entries.map((entry, at) => {
       const label = view === "labels" ? answer.labels[at] : null;
       const likely = label && label.probability !== null ? percent(label.probability) : "";
+      const name = label ? label.name : `Group ${at}`;
+      const share = label ? label.pixel_share : entry.share;
+      const note = label ? likely : entry.note;
       return {
-        key: entry.key, colour: entry.plain ? null : entry.colour, name: view === "labels" ? label.name : `Group ${at}`,
-        share: label ? label.pixel_share : entry.share, note: label ? likely : entry.note,
+        key: entry.key, colour: entry.plain ? null : entry.colour, name, share, note,
+        spoken: `${name}: ${percent(share)} of the pixels${note && `, ${label ? "probability " : ""}${note}`}`,
         pressed: !set.has(entry.key), alone: shown.length === 1 && shown[0] === entry && layer.entries.length > 1,
       };
     });
@@ -541,10 +553,13 @@ function askKey(wasWrong) {
 function wireDropAndPaste() {
   let depth = 0; // drag events come from every element on the way
   const over = (change) => document.body.classList.toggle("dropping", (depth = Math.max(0, depth + change)) > 0);
-  addEventListener("dragenter", (event) => (event.preventDefault(), over(1)));
-  addEventListener("dragleave", () => over(-1));
-  addEventListener("dragover", (event) => event.preventDefault());
+  // Text that is dragged into a field is the browser's; a link that is dropped would leave the page.
+  const isOurs = ({ dataTransfer: { types } }) => types.includes("Files") || types.includes("text/uri-list");
+  addEventListener("dragenter", (event) => isOurs(event) && over(1));
+  addEventListener("dragleave", (event) => isOurs(event) && over(-1));
+  addEventListener("dragover", (event) => isOurs(event) && event.preventDefault());
   addEventListener("drop", (event) => {
+    if (!isOurs(event)) return;
     event.preventDefault();
     over(-depth);
     openFiles(event.dataTransfer.files, "dropped");

@@ -25,8 +25,8 @@ export class Legend {
   }
 
   /**
-   * Shows rows of {key, colour (null: none), name, share, note, pressed, alone}; a share of null has no bar. `title` says
-   * what pressing a row does; `hasOnly` adds the button that shows a row alone. Rows stay the elements they are, so that
+   * Shows rows of {key, colour (null: none), name, share, note, spoken, pressed, alone}; a share of null has no bar, and
+   * `spoken` is the whole row in words. `title` says what pressing a row does; `hasOnly` adds the button that shows a row alone. Rows stay the elements they are, so that
    * the focus stays too.
    */
   show(rows, title, hasOnly) {
@@ -52,7 +52,7 @@ export class Legend {
     only.textContent = "Only";
   }
 
-  #fill(item, { key, colour, name, share, note, pressed, alone }, title, hasOnly) {
+  #fill(item, { key, colour, name, share, note, spoken, pressed, alone }, title, hasOnly) {
     const part = (className) => item.querySelector(`.${className}`);
     item.dataset.key = key;
     item.classList.toggle("absent", share === 0);
@@ -65,6 +65,7 @@ export class Legend {
     part("fill").style.width = `${100 * (share || 0)}%`;
     part("fill").style.backgroundColor = colour || "";
     part("row").setAttribute("aria-pressed", String(pressed));
+    part("row").setAttribute("aria-label", spoken);
     part("row").title = title;
     part("only").hidden = !hasOnly;
     part("only").setAttribute("aria-pressed", String(Boolean(alone)));

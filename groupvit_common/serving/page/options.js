@@ -39,14 +39,14 @@ export class Options {
   values() {
     const field = this.form.elements;
     const { defaults } = this;
-    const orNull = (input) => (Number(input.value) > 0 ? Number(input.value) : null);
+    const orNull = (input) => Number(input.value) || null; // 0 is off
     const values = {
       background: orNull(field.background),
       temperature: this.#temperature(),
       refine: Number(field.refine.value),
       foreground: orNull(field.foreground),
       assignment: field.assignment.value,
-      top_k: orNull(field.top_k),
+      top_k: field.top_k.value === "" ? null : Number(field.top_k.value),
       synonyms: field.synonyms.value,
       flip: field.flip.checked,
     };

@@ -4,6 +4,7 @@ import { anchors, heatCanvas, outlines, paint, resized } from "./draw.js";
 
 // Larger images are drawn at this many pixels; their maps keep all of theirs.
 const MOST_PIXELS = 1_500_000;
+const GREY = "grayscale(1)"; // the image under a heat map, whose colours would mix with its own
 
 const element = (tag, className, parent) => {
   const made = document.createElement(tag);
@@ -11,6 +12,9 @@ const element = (tag, className, parent) => {
   parent?.append(made);
   return made;
 };
+
+// A photo's light and shade change colours more than they change hues.
+const heatOpacity = ({ opacity }) => Math.sqrt(opacity);
 
 export class Pane {
   /** `pointed(x, y, how)` is called with a pixel of the image, or null; `how` is "mouse", "touch" or "keys". */
@@ -73,7 +77,7 @@ export class Pane {
       }
     }
     if (layer.heat) {
-      context.globalAlpha = look.opacity;
+      context.globalAlpha = heatOpacity(look);
       context.imageSmoothingQuality = "high";
       context.drawImage(this.heat, 0, 0, width, height);
       context.globalAlpha = 1;
@@ -86,10 +90,12 @@ export class Pane {
     const { width, height, layer } = this;
     const canvas = Object.assign(document.createElement("canvas"), { width, height });
     const context = canvas.getContext("2d");
+    if (layer.heat) context.filter = GREY;
     if (bitmap) context.drawImage(bitmap, 0, 0, width, height);
+    context.filter = "none";
     const over = Object.assign(document.createElement("canvas"), { width, height });
     if (layer.heat) {
-      context.globalAlpha = look.opacity;
+      context.globalAlpha = heatOpacity(look);
       context.imageSmoothingQuality = "high";
       context.drawImage(this.heat, 0, 0, width, height);
     } else {
