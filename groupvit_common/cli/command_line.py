@@ -38,6 +38,7 @@ _COMMANDS = {
         "groupvit_common.cli.classify:add_arguments", "print the probability of each label for the whole image",
     ),
     "demo": ("groupvit_common.cli.demo:add_arguments", "segment synthetic images with the bundled model, offline"),
+    "serve": ("groupvit_common.cli.serve:add_arguments", "serve a page and an API over HTTP"),
     "train": ("groupvit_common.cli.train:add_arguments", "train a model by a recipe"),
     "evaluate": (
         "groupvit_common.cli.evaluate:add_arguments", "measure a model on a segmentation or classification set",

@@ -95,7 +95,7 @@ class BaseSegmenter(ABC):
         chosen = SegmentationOptions(**options).for_model(model.config)
         self.model = self._ready(model)
         self.processor = processor
-        self._known_labels = KnownLabels()
+        self.known_labels = KnownLabels()
         self.directory: Path | None = None
         self.optimization: OptimizationReport | None = None
         self.batch_size = batch_size
@@ -117,7 +117,7 @@ class BaseSegmenter(ABC):
         text = self.model.config.text_config
         context = int(min(text.max_position_embeddings, self.processor.tokenizer.model_max_length))
         self._encode_labels = LabelEncoder(
-            self.processor.tokenizer, context, self._embed_texts, options, self._known_labels
+            self.processor.tokenizer, context, self._embed_texts, options, self.known_labels
         )
         patch_size = self.model.config.vision_config.patch_size
         self._preparation = Preparation.of(options, self.processor.image_processor, patch_size)

@@ -101,7 +101,7 @@ def test_segmenters_over_one_model_remember_the_same_labels(made, monkeypatch):
 
 def test_what_is_remembered_is_bounded(made):
     base = made()
-    known = base._known_labels = KnownLabels(4000)
+    known = base.known_labels = KnownLabels(4000)
     base.options = base.options
     names = [f"label {number}" for number in range(40)]
     whole = base.with_labels(names)._label_set.embeds
