@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from conversion.exports.formats import FORMATS as EXPORT_FORMATS
 from conversion.registry import FORMATS, TARGETS, get_format
-from groupvit_common.cli import terminal
+from groupvit_common.cli import arguments, terminal
 from groupvit_common.cli.parser import EXIT_CODES, Parser
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from conversion.exports.agreement import Agreement
 
 SAME, OTHER = 0, 1
+# Options of segmentation that an exported program may have.
+EXPORT_OPTIONS = ("background", "templates", "synonyms", "assignment", "temperature", "top_k", "shorter_side")
 # From this number of bytes on, a progress bar is shown.
 _LARGE = 100_000_000
 
@@ -56,6 +58,7 @@ _EXPORT_EXAMPLES = """\
 examples:
   groupvit export demo exported --to onnx
   groupvit export nvidia/groupvit-gcc-yfcc pets --to openvino --parts segment --labels "cat, dog"
+  groupvit export demo web --to onnx --parts segment --preprocess --labels "red, green" --background 0.2
 
 """
 
@@ -160,14 +163,18 @@ def add_export(export: Parser) -> None:
     export.add_argument(
         "--background-labels", metavar="LABELS", default="", help="labels whose pixels become background"
     )
+    arguments.add_options(export, EXPORT_OPTIONS)
     export.add_argument(
-        "--background", type=float, metavar="THRESHOLD", help="groups with a lower score are background; with --labels"
-    )
+        "--preprocess", action="store_true",
+        help="the files take images as they are, RGB, uint8 [B, H, W, 3], and resize and normalise them inside",
+    )  # fmt: skip
     export.add_argument(
         "--verify", action=argparse.BooleanOptionalAction, default=True,
         help="run the files and compare them with the model; what differs is not kept (default: --verify)",
     )  # fmt: skip
-    export.add_argument("--processor", metavar="SOURCE", help="directory, or name on the hub, of the tokenizer")
+    export.add_argument(
+        "--processor", metavar="SOURCE", help="directory, or name on the hub, of the tokenizer and image processor"
+    )
     export.add_argument("--overwrite", action="store_true", help="replace an export that is at DEST")
     _add_config(export)
     _add_key(export)
@@ -241,9 +248,10 @@ def _export(options: argparse.Namespace) -> int:
 
     done = export(
         options.source, options.destination, options.to, parts=options.parts, dtype=options.dtype,
-        labels=options.labels, background_labels=options.background_labels, background=options.background,
+        labels=options.labels, background_labels=options.background_labels, preprocess=options.preprocess,
         config=options.config, processor=options.processor, revision=options.revision, key=options.key,
         verify=options.verify, overwrite=options.overwrite, written=written,
+        **arguments.given(options, EXPORT_OPTIONS),
     )  # fmt: skip
     for note in done.notes:
         terminal.print_lines(f"note: {note}")

@@ -1,7 +1,7 @@
 """The parts of a model as TensorFlow functions, and their files: SavedModel, LiteRT.
 
 `groupvit_common.segmentation.parts` names the parts. Numbers of images, texts, tokens and labels, and the height and
-width of images differ from call to call; sides are multiples of the patch size.
+width of images differ from call to call; sides of `pixel_values` are multiples of the patch size.
 
 Shapes: B images, N texts, T tokens, L labels, G groups, H W pixels, E embedding (legend in docs/architecture.md).
 """
@@ -9,6 +9,7 @@ Shapes: B images, N texts, T tokens, L labels, G groups, H W pixels, E embedding
 import json
 import zipfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from keras import ops
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.model.checks import check_pixel_values, image_sides
 from groupvit_common.model.config import GroupViTConfig, GroupViTTextConfig
-from groupvit_common.segmentation.options import SegmentationOptions
-from groupvit_common.segmentation.parts import BakedLabels, Part
+from groupvit_common.preprocessing.image_processor import CLIPImageProcessor
+from groupvit_common.segmentation.parts import Part, ProgramSettings, pixel_scale
+from groupvit_common.segmentation.scores import MAX_LOGIT_SCALE
 from groupvit_tf.grouping import largest
-from groupvit_tf.label_maps import grouping_map, label_affinity, unit
+from groupvit_tf.label_maps import grouping_map, label_affinity, similarity, unit
+from groupvit_tf.layers import softmax
 
 Tensor = Any
 Function = Callable[..., dict[str, Tensor]]
@@ -31,6 +34,8 @@ METADATA = "assets.extra/groupvit.json"
 """The file in a SavedModel that says what it is, as JSON."""
 LITERT_METADATA = "groupvit.json"
 """That in the zip archive that a LiteRT file is too."""
+# Pillow's parameter of the bicubic kernel.
+_PILLOW_A = -0.5
 
 
 def image_encoder(model: keras.Model) -> Function:
@@ -64,21 +69,39 @@ def text_encoder(model: keras.Model) -> Function:
     return call
 
 
-def segmenter_program(model: keras.Model, labels: BakedLabels | None = None) -> Function:
+def segmenter_program(model: keras.Model, settings: ProgramSettings) -> Function:
     """`pixel_values`, `text_embeds` -> `label_map`, `scores`, `group_map`; without `text_embeds` if labels are baked
     in."""
     import tensorflow as tf
 
     encode = image_encoder(model)
-    is_soft = SegmentationOptions().for_model(model.config).assignment == "soft"
+    options, labels = settings.options.for_model(model.config), settings.labels
+    is_soft = options.assignment == "soft"
 
-    def call(pixel_values: Tensor, text_embeds: Tensor | None = None) -> dict[str, Tensor]:
+    def affinity_of(groups: Tensor, texts: Tensor, images: Tensor) -> Tensor:
+        """`[B, G, E]`, `[L, E]`, `[B, E]` -> `[B, G, L]`."""
+        scale = ops.exp(_float32(model.logit_scale))
+        if options.top_k is None:
+            return label_affinity(groups, texts, scale, temperature=options.temperature)
+        # `label_affinity` sorts the labels, of a known number: here the rank of each is counted.
+        scaled = ops.minimum(scale, MAX_LOGIT_SCALE) / options.temperature * similarity(groups, texts)
+        order, found = tf.range(tf.shape(texts)[0]), similarity(images, texts)
+        before = (found[:, None] > found[..., None]) | (
+            (found[:, None] == found[..., None]) & (order < order[:, None])
+        )  # [B, L, L]
+        left_out = ops.sum(ops.cast(before, "int32"), axis=-1) >= options.top_k
+        return softmax(scaled, axis=-1) * softmax(ops.where(left_out[:, None], -float("inf"), scaled), axis=-1)
+
+    def call(
+        pixel_values: Tensor, text_embeds: Tensor | None = None, size: Tensor | tuple[int, int] | None = None
+    ) -> dict[str, Tensor]:
+        """`size`: height and width of the maps; None: those of `pixel_values`."""
         image = encode(pixel_values)
         if labels is not None:
             text_embeds = tf.constant(labels.embeds, tf.float32)
-        affinity = label_affinity(image["group_embeds"], text_embeds, ops.exp(_float32(model.logit_scale)))
+        affinity = affinity_of(image["group_embeds"], text_embeds, image["image_embeds"])
         probabilities = ops.transpose(image["grouping"], (0, 2, 3, 1))  # [B, h, w, G]
-        size = tf.shape(pixel_values)[2:]
+        size = tf.shape(pixel_values)[2:] if size is None else size
         group_map = largest(tf.image.resize(probabilities, size), axis=-1)  # [B, H, W]
         if is_soft:
             maps = tf.image.resize(ops.einsum("bhwg,bgl->bhwl", probabilities, affinity), size)
@@ -98,12 +121,76 @@ def segmenter_program(model: keras.Model, labels: BakedLabels | None = None) -> 
     return call
 
 
+def preprocessed(program: Function, image_processor: CLIPImageProcessor, *, has_maps: bool) -> Function:
+    """Returns a program whose input is `images`, RGB, uint8 `[B, H, W, 3]`, in the place of `pixel_values`.
+
+    They are resized and normalised as the image processor does it, whose resize is Pillow's: in float32, so that one
+    value in ten thousand is one step of 255 away. has_maps: those have the images' height and width.
+    """
+    import tensorflow as tf
+
+    factor, mean, std = pixel_scale(image_processor)
+    channel_mean, channel_std = (np.array(each, np.float32)[:, None, None] for each in (mean, std))
+    patch = image_processor.size_divisor
+
+    def call(images: Tensor, text_embeds: Tensor | None = None) -> dict[str, Tensor]:
+        size = tf.shape(images)[1:3]
+        height, width = size[0], size[1]
+        rows, columns = _patches(height, width, image_processor)
+        channels = ops.cast(ops.transpose(images, (0, 3, 1, 2)), "float32")
+        # Both passes of Pillow's resize end with whole numbers.
+        wide = _levels(ops.matmul(channels, ops.transpose(pillow_matrix(width, columns * patch))))
+        pixels = _levels(ops.matmul(pillow_matrix(height, rows * patch), wide))
+        pixels = (pixels * factor - channel_mean) / channel_std
+        more = {} if text_embeds is None else {"text_embeds": text_embeds}
+        return program(pixels, **more, **({"size": size} if has_maps else {}))
+
+    return call
+
+
+def _patches(height: Tensor, width: Tensor, image_processor: CLIPImageProcessor) -> tuple[Tensor, Tensor]:
+    """Returns rows and columns of patches: `CLIPImageProcessor.resized_size` in whole numbers."""
+    size, patch = image_processor.size, image_processor.size_divisor
+    shortest, longest = size["shortest_edge"], size["longest_edge"]
+    short, long = ops.minimum(height, width), ops.maximum(height, width)
+    is_long = shortest * long > longest * short
+    # The resized length of a side is this over that, times the side.
+    over, under = ops.where(is_long, longest, shortest), ops.where(is_long, long, short)
+    rows, columns = (
+        ops.clip((2 * over * side + under * patch) // (2 * under * patch), 1, longest // patch)
+        for side in (height, width)
+    )
+    return rows, columns
+
+
+def pillow_matrix(n_in: Tensor, n_out: Tensor) -> Tensor:
+    """Returns the matrix `[n_out, n_in]`, float32, of Pillow's bicubic resize along one axis, of any size in a program.
+
+    Unlike `groupvit_common.model.resample`'s, its kernel widens where the image becomes smaller.
+    """
+    centre, place = (2 * ops.arange(n, dtype="int32") + 1 for n in (n_out, n_in))
+    # In whole numbers, which are exact where the kernel is not 0.
+    distance = ops.cast(ops.abs(place * n_out - centre[:, None] * n_in), "float32")
+    distance = distance / ops.cast(2 * ops.maximum(n_in, n_out), "float32")
+    near = ((_PILLOW_A + 2) * distance - (_PILLOW_A + 3)) * distance * distance + 1
+    far = ((_PILLOW_A * distance - 5 * _PILLOW_A) * distance + 8 * _PILLOW_A) * distance - 4 * _PILLOW_A
+    weights = ops.where(distance < 1, near, ops.where(distance < 2, far, 0.0))
+    return weights / ops.sum(weights, axis=1, keepdims=True)
+
+
+def _levels(values: Tensor) -> Tensor:
+    return ops.clip(ops.floor(values + 0.5), 0, 255)
+
+
 def runner(
-    model: keras.Model, part: Part, labels: BakedLabels | None = None
+    model: keras.Model, part: Part, settings: ProgramSettings | None = None, **more: Any
 ) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
     """Returns a function of named NumPy arrays that is a part, computed by the model itself: as a graph of TensorFlow,
-    like `keras.Model.predict`."""
-    function = _function(model, part, labels)
+    like `keras.Model.predict`.
+
+    more: `size` of a segmenter's maps, see `segmenter_program`.
+    """
+    function = partial(_function(model, part, settings or ProgramSettings()), **more)
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -112,10 +199,10 @@ def runner(
 
 
 def run(
-    model: keras.Model, part: Part, labels: BakedLabels | None, inputs: Mapping[str, np.ndarray]
+    model: keras.Model, part: Part, settings: ProgramSettings | None, inputs: Mapping[str, np.ndarray], **more: Any
 ) -> dict[str, np.ndarray]:
-    """Returns the outputs of a part for NumPy arrays, by the model itself."""
-    return _of_arrays(_function(model, part, labels))(inputs)
+    """Returns the outputs of a part for NumPy arrays, by the model itself. more: as of `runner`."""
+    return _of_arrays(partial(_function(model, part, settings or ProgramSettings()), **more))(inputs)
 
 
 def _of_arrays(function: Function) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
@@ -127,17 +214,16 @@ def _of_arrays(function: Function) -> Callable[[Mapping[str, np.ndarray]], dict[
 
 
 def write(
-    to: str, model: keras.Model, part: Part, labels: BakedLabels | None, path: Path, metadata: Mapping[str, Any]
+    to: str, model: keras.Model, part: Part, settings: ProgramSettings, path: Path, metadata: Mapping[str, Any]
 ) -> None:
     """Writes a part as the file, or the folder, of a format."""
     import tensorflow as tf
 
     signature = {
         name: tf.TensorSpec(_shape(model.config, axes), tf.int32 if dtype == "int64" else dtype, name)
-        for name, (dtype, axes) in part.inputs.items()
-        if not (name == "text_embeds" and labels is not None)
+        for name, (dtype, axes) in part.of(settings).inputs.items()
     }
-    function = tf.function(_function(model, part, labels), autograph=False).get_concrete_function(**signature)
+    function = tf.function(_function(model, part, settings), autograph=False).get_concrete_function(**signature)
     module = tf.Module()
     # What the function reads, and no more: a text encoder goes without the image tower.
     module.read = [*function.graph.variables]
@@ -148,14 +234,17 @@ def write(
         _write_litert(module, path, metadata)
 
 
-def _function(model: keras.Model, part: Part, labels: BakedLabels | None) -> Function:
-    if part.name == "segmenter":
-        return segmenter_program(model, labels)
-    return image_encoder(model) if part.name == "image_encoder" else text_encoder(model)
+def _function(model: keras.Model, part: Part, settings: ProgramSettings) -> Function:
+    if part.name == "text_encoder":
+        return text_encoder(model)
+    has_maps = part.name == "segmenter"
+    function = segmenter_program(model, settings) if has_maps else image_encoder(model)
+    processor = settings.image_processor
+    return function if processor is None else preprocessed(function, processor, has_maps=has_maps)
 
 
 def _shape(config: GroupViTConfig, axes: str) -> list[int | None]:
-    known = {"C": config.vision_config.num_channels, "E": config.projection_dim}
+    known = {"C": config.vision_config.num_channels, "E": config.projection_dim, "3": 3}
     return [known.get(axis) for axis in axes.split()]
 
 

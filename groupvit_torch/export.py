@@ -1,8 +1,8 @@
 """The parts of a model as programs, and their files: torch.export, AOTInductor, ONNX, OpenVINO.
 
 `groupvit_common.segmentation.parts` names the parts. Numbers of images, texts, tokens and labels, and the height and
-width of images differ from call to call; sides are multiples of the patch size, of at least two patches. Letters are
-those of that module.
+width of images differ from call to call; sides of `pixel_values` are multiples of the patch size, of at least two
+patches. Letters are those of that module.
 """
 
 from __future__ import annotations
@@ -23,15 +23,18 @@ from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 
 from groupvit_common.model.config import GroupViTConfig
-from groupvit_common.segmentation.options import SegmentationOptions
-from groupvit_common.segmentation.parts import PARTS, BakedLabels, Part
-from groupvit_torch.label_maps import grouping_map, label_affinity
+from groupvit_common.preprocessing.image_processor import CLIPImageProcessor
+from groupvit_common.segmentation.parts import PARTS, Part, ProgramSettings, pixel_scale
+from groupvit_common.segmentation.scores import MAX_LOGIT_SCALE
+from groupvit_torch.label_maps import grouping_map, label_affinity, similarity
 from groupvit_torch.model import GroupViTModel
 
 METADATA = "groupvit"
 """The key under which files hold what they are, as JSON."""
-# What may differ from call to call; of images, in patches.
-_DIMS = {"B": "images", "H": "rows", "W": "columns", "N": "texts", "T": "tokens", "L": "labels"}
+# What may differ from call to call; of `pixel_values`, in patches.
+_DIMS = {"B": "batch", "H": "rows", "W": "columns", "N": "texts", "T": "tokens", "L": "labels"}
+# Pillow's parameter of the bicubic kernel.
+_PILLOW_A = -0.5
 
 
 class ImageEncoder(nn.Module):
@@ -73,23 +76,26 @@ class SegmenterProgram(nn.Module):
     """`pixel_values`, `text_embeds` -> `label_map`, `scores`, `group_map`; without `text_embeds` if labels are baked
     in."""
 
-    def __init__(self, model: GroupViTModel, labels: BakedLabels | None = None) -> None:
+    def __init__(self, model: GroupViTModel, settings: ProgramSettings) -> None:
         super().__init__()
         self.encoder, self.logit_scale = ImageEncoder(model), model.logit_scale
-        self.is_soft = SegmentationOptions().for_model(model.config).assignment == "soft"
+        options, labels = settings.options.for_model(model.config), settings.labels
+        self.is_soft, self.temperature, self.top_k = options.assignment == "soft", options.temperature, options.top_k
         self.background = None if labels is None else labels.background
         self.embeds: Tensor | None
         self.values: Tensor | None
         self.register_buffer("embeds", None if labels is None else torch.tensor(labels.embeds, dtype=torch.float32))
         self.register_buffer("values", None if labels is None else torch.tensor(labels.values, dtype=torch.int32))
 
-    def forward(self, pixel_values: Tensor, text_embeds: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, pixel_values: Tensor, text_embeds: Tensor | None = None, size: tuple[int, int] | None = None
+    ) -> dict[str, Tensor]:
+        """`size`: height and width of the maps; None: those of `pixel_values`."""
         image = self.encoder(pixel_values)
         labels = self.embeds if text_embeds is None else text_embeds
         assert labels is not None
-        scale = self.logit_scale.float().exp()
-        affinity = label_affinity(image["group_embeds"], labels, scale)  # [B, G, L]
-        size = (pixel_values.shape[2], pixel_values.shape[3])
+        affinity = self._affinity(image["group_embeds"], labels, image["image_embeds"])
+        size = size or (pixel_values.shape[2], pixel_values.shape[3])
         group_map = _resized(image["grouping"], size).argmax(1)  # [B, H, W]
         if self.is_soft:
             maps = torch.einsum("bgl,bghw->blhw", affinity, image["grouping"])
@@ -102,17 +108,95 @@ class SegmenterProgram(nn.Module):
             values = values.masked_fill(score < limit[:, None, None], 0)
         return {"label_map": values, "scores": score, "group_map": group_map.int()}
 
+    def _affinity(self, groups: Tensor, labels: Tensor, images: Tensor) -> Tensor:
+        """`[B, G, E]`, `[L, E]`, `[B, E]` -> `[B, G, L]`."""
+        scale = self.logit_scale.float().exp()
+        if self.top_k is None:
+            return label_affinity(groups, labels, scale, temperature=self.temperature)
+        # `label_affinity` sorts the labels, of a known number: here the rank of each is counted.
+        scaled = scale.clamp(max=MAX_LOGIT_SCALE) / self.temperature * similarity(groups, labels)
+        order, found = torch.arange(labels.shape[0], device=labels.device), similarity(images, labels)
+        before = (found[:, None] > found[..., None]) | (
+            (found[:, None] == found[..., None]) & (order < order[:, None])
+        )  # [B, L, L]
+        left_out = before.sum(-1) >= self.top_k
+        return scaled.softmax(-1) * scaled.masked_fill(left_out[:, None], -torch.inf).softmax(-1)
+
+
+class Preprocessed(nn.Module):
+    """A program whose input is `images`, RGB, uint8 `[B, H, W, 3]`, in the place of `pixel_values`.
+
+    They are resized and normalised as the image processor does it, whose resize is Pillow's: in float32, so that one
+    value in ten thousand is one step of 255 away. Maps have the images' height and width.
+    """
+
+    def __init__(self, program: nn.Module, image_processor: CLIPImageProcessor) -> None:
+        super().__init__()
+        self.program, self.image_processor = program, image_processor
+        factor, mean, std = pixel_scale(image_processor)
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32)[:, None, None])
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32)[:, None, None])
+        self.factor = factor
+
+    def forward(self, images: Tensor, text_embeds: Tensor | None = None) -> dict[str, Tensor]:
+        height, width = images.shape[1:3]
+        rows, columns = self._patches(height, width)
+        patch = self.image_processor.size_divisor
+        # Both passes of Pillow's resize end with whole numbers.
+        wide = _levels(images.permute(0, 3, 1, 2).float() @ pillow_matrix(width, columns * patch, images.device).T)
+        pixels = _levels(pillow_matrix(height, rows * patch, images.device) @ wide)
+        pixels = (pixels * self.factor - self.mean) / self.std
+        if isinstance(self.program, SegmenterProgram):
+            return self.program(pixels, text_embeds, (height, width))
+        return self.program(pixels)
+
+    def _patches(self, height: int, width: int) -> tuple[int, int]:
+        """Returns rows and columns of patches: `CLIPImageProcessor.resized_size` in whole numbers."""
+        size, patch = self.image_processor.size, self.image_processor.size_divisor
+        shortest, longest = size["shortest_edge"], size["longest_edge"]
+        sides = torch.stack([torch.full((), side, dtype=torch.int64) for side in (height, width)])
+        short, long = sides.min(), sides.max()
+        is_long = shortest * long > longest * short
+        # The resized length of a side is this over that, times the side.
+        over, under = torch.where(is_long, longest, shortest), torch.where(is_long, long, short)
+        count = (2 * over * sides + under * patch) // (2 * under * patch)
+        rows, columns = count.clamp(1, longest // patch).tolist()
+        torch._check(rows >= 1)
+        torch._check(columns >= 1)
+        return rows, columns
+
+
+def pillow_matrix(n_in: int, n_out: int, device: torch.device) -> Tensor:
+    """Returns the matrix `[n_out, n_in]`, float32, of Pillow's bicubic resize along one axis, of any size in a program.
+
+    Unlike `groupvit_common.model.resample`'s, its kernel widens where the image becomes smaller.
+    """
+    centre, place = (2 * torch.arange(n, device=device) + 1 for n in (n_out, n_in))
+    # In whole numbers, which are exact where the kernel is not 0.
+    distance = (place * n_out - centre[:, None] * n_in).abs().float() / torch.sym_max(2 * n_in, 2 * n_out)
+    near = ((_PILLOW_A + 2) * distance - (_PILLOW_A + 3)) * distance**2 + 1
+    far = ((_PILLOW_A * distance - 5 * _PILLOW_A) * distance + 8 * _PILLOW_A) * distance - 4 * _PILLOW_A
+    weights = torch.where(distance < 1, near, far.masked_fill(distance >= 2, 0))
+    return weights / weights.sum(1, keepdim=True)
+
+
+def _levels(values: Tensor) -> Tensor:
+    return (values + 0.5).floor().clamp(0, 255)
+
 
 def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
-def program(model: GroupViTModel, part: Part, labels: BakedLabels | None = None) -> ExportedProgram:
+def program(model: GroupViTModel, part: Part, settings: ProgramSettings | None = None) -> ExportedProgram:
     """Returns a part as a program of named tensors, in evaluation."""
     was_training = model.training
-    inputs, sizes = _examples(model.config, part, with_texts=labels is None)
+    settings = settings or ProgramSettings()
+    inputs, sizes = _examples(model.config, part.of(settings))
     try:
-        exported = torch.export.export(_module(model, part, labels).eval(), (), inputs, dynamic_shapes=sizes)
+        exported = torch.export.export(_module(model, part, settings).eval(), (), inputs, dynamic_shapes=sizes)
     finally:
         model.train(was_training)
     for node in exported.graph.nodes:
@@ -121,27 +205,27 @@ def program(model: GroupViTModel, part: Part, labels: BakedLabels | None = None)
     return exported
 
 
-def _module(model: GroupViTModel, part: Part, labels: BakedLabels | None) -> nn.Module:
-    if part.name == "segmenter":
-        return SegmenterProgram(model, labels)
-    return ImageEncoder(model) if part.name == "image_encoder" else TextEncoder(model)
+def _module(model: GroupViTModel, part: Part, settings: ProgramSettings) -> nn.Module:
+    if part.name == "text_encoder":
+        return TextEncoder(model)
+    module = SegmenterProgram(model, settings) if part.name == "segmenter" else ImageEncoder(model)
+    return module if settings.image_processor is None else Preprocessed(module, settings.image_processor)
 
 
-def _examples(
-    config: GroupViTConfig, part: Part, *, with_texts: bool
-) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:
+def _examples(config: GroupViTConfig, part: Part) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:
     """Returns inputs, of no size that torch.export takes for a constant, and which of their sizes may change."""
     vision = config.vision_config
     patch = vision.patch_size
-    lengths = {"B": 2, "C": vision.num_channels, "H": 3 * patch, "W": 5 * patch, "N": 3, "T": 4, "L": 3}
+    lengths = {"B": 2, "C": vision.num_channels, "H": 3 * patch, "W": 5 * patch, "N": 3, "T": 4, "L": 3, "3": 3}
     lengths["E"] = config.projection_dim
     dims: dict[str, Any] = {axis: Dim(name) for axis, name in _DIMS.items()}
     dims["T"] = Dim(_DIMS["T"], max=config.text_config.max_position_embeddings)
-    dims |= {axis: patch * dims[axis] for axis in "HW"}
+    if "images" in part.inputs:
+        dims |= {"H": Dim("height"), "W": Dim("width")}
+    else:
+        dims |= {axis: patch * dims[axis] for axis in "HW"}
     inputs, sizes = {}, {}
     for name, (dtype, axes) in part.inputs.items():
-        if name == "text_embeds" and not with_texts:
-            continue
         names = axes.split()
         inputs[name] = torch.ones([lengths[axis] for axis in names], dtype=getattr(torch, dtype))
         sizes[name] = {index: dims[axis] for index, axis in enumerate(names) if axis in dims}
@@ -149,33 +233,37 @@ def _examples(
 
 
 def runner(
-    model: GroupViTModel, part: Part, labels: BakedLabels | None = None
+    model: GroupViTModel, part: Part, settings: ProgramSettings | None = None, **more: Any
 ) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
-    """Returns a function of named NumPy arrays that is a part, computed by the model itself."""
-    module = _module(model, part, labels).eval()
+    """Returns a function of named NumPy arrays that is a part, computed by the model itself.
+
+    more: `size` of a segmenter's maps, see `SegmenterProgram.forward`.
+    """
+    module = _module(model, part, settings or ProgramSettings()).eval()
 
     def run_module(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()}
         with torch.no_grad():
-            found = module(**{name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()})
+            found = module(**tensors, **more)
         return {name: value.numpy() for name, value in found.items()}
 
     return run_module
 
 
 def run(
-    model: GroupViTModel, part: Part, labels: BakedLabels | None, inputs: Mapping[str, np.ndarray]
+    model: GroupViTModel, part: Part, settings: ProgramSettings | None, inputs: Mapping[str, np.ndarray], **more: Any
 ) -> dict[str, np.ndarray]:
-    """Returns the outputs of a part for NumPy arrays, by the model itself."""
-    return runner(model, part, labels)(inputs)
+    """Returns the outputs of a part for NumPy arrays, by the model itself. more: as of `runner`."""
+    return runner(model, part, settings, **more)(inputs)
 
 
 def write(
-    to: str, model: GroupViTModel, part: Part, labels: BakedLabels | None, path: Path, metadata: Mapping[str, Any]
+    to: str, model: GroupViTModel, part: Part, settings: ProgramSettings, path: Path, metadata: Mapping[str, Any]
 ) -> None:
     """Writes a part as the file of a format."""
     if metadata["dtype"] == "float16" and to != "openvino":
         model = copy.deepcopy(model).half()
-    _WRITERS[to](program(model, part, labels), path, metadata)
+    _WRITERS[to](program(model, part, settings), path, metadata)
 
 
 def write_torch_export(exported: ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> None:
@@ -216,8 +304,9 @@ def write_onnx(exported: ExportedProgram, path: Path, metadata: Mapping[str, Any
 def _axis_names(inputs: Iterable[Any]) -> dict[Any, str]:
     """Returns names for the symbols in the sizes of an ONNX program's inputs, such as s30 in 8*s30."""
     axes = {name: each.split() for part in PARTS.values() for name, (_, each) in part.inputs.items()}
+    axes["images"] = ["B", "height", "width", "3"]
     return {
-        str(size).rpartition("*")[2]: _DIMS[axis]
+        str(size).rpartition("*")[2]: _DIMS.get(axis, axis)
         for value in inputs
         for axis, size in zip(axes[value.name], value.shape, strict=True)
         if not isinstance(size, int)

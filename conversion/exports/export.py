@@ -10,24 +10,35 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from conversion.checkpoint import Checkpoint, Values, opened_source, read
 from conversion.destination import check_destination, check_is_folder, replacement
 from conversion.exports.agreement import Agreement, compare
 from conversion.exports.formats import FORMATS, BackendName, ExportFormat, get_format
-from conversion.exports.runtimes import Runner, check_installed, open_file
+from conversion.exports.runtimes import Arrays, Runner, check_installed, open_file
 from conversion.report import file_entry, versions
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.model.config import GroupViTConfig
 from groupvit_common.preprocessing.processor import GroupViTProcessor, check_fit, missing_parts
 from groupvit_common.preprocessing.prompts import Label
-from groupvit_common.segmentation.parts import PARTS, BakedLabels, Part, parse_parts
+from groupvit_common.segmentation.options import SegmentationOptions
+from groupvit_common.segmentation.parts import (
+    LABEL_OPTIONS,
+    PARTS,
+    Part,
+    ProgramSettings,
+    check_image_processor,
+    check_program_options,
+    parse_parts,
+)
+from groupvit_common.segmentation.preparation import Preparation
 from groupvit_common.storage.names import list_files
 from groupvit_common.storage.saving import write_text
 
@@ -66,7 +77,7 @@ def export(
     dtype: str = "float32",
     labels: str | Iterable[str | Label] | None = None,
     background_labels: str | Iterable[str | Label] = (),
-    background: float | None = None,
+    preprocess: bool = False,
     config: GroupViTConfig | str | Path | None = None,
     processor: str | Path | None = None,
     revision: str | None = None,
@@ -74,6 +85,7 @@ def export(
     verify: bool = True,
     overwrite: bool = False,
     written: Callable[[str, Path, list[Agreement]], None] | None = None,
+    **options: Any,
 ) -> Export:
     """Writes a folder with a file for each part of a model, and `export_report.json`.
 
@@ -84,11 +96,15 @@ def export(
         parts: some of image, text, segment.
         dtype: of the weights: float32, float16 or int8, as far as the format has it. Inputs and outputs are float32.
         labels, background_labels: put into the segmenter, which then has no input for texts.
-        background: groups whose score is below it are background; with labels.
-        processor: the directory, or "org/name" on the hub, of the tokenizer for `labels`; None: that beside the source.
+        preprocess: the image encoder and the segmenter take images as they are, RGB, uint8 `[B, H, W, 3]` of any size,
+            instead of `pixel_values`, and resize and normalise them as `Segmenter` does. Maps have the images' sizes.
+        processor: the directory, or "org/name" on the hub, of the tokenizer for `labels` and the image processor for
+            `preprocess`; None: those beside the source.
         verify: run each file in its own runtime, on images of three sizes; one that is not the model is an error.
         overwrite: whether an export that is at the destination may be replaced.
         written: called with each part's name, file and agreements.
+        options: of `SegmentationOptions`: assignment, temperature and top_k of the segmenter; with labels templates,
+            normalize_prompts, synonyms and background; with preprocess shorter_side.
 
     Raises:
         CheckpointError: the source cannot be read, the destination cannot be written or is there, or a file is not the
@@ -99,8 +115,9 @@ def export(
     destination = Path(destination)
     check_is_folder(destination, to)
     check_destination(destination, is_file=False, overwrite=overwrite, to=to, own=_OWN, by="export")
-    if labels is None and (background_labels or background is not None):
+    if labels is None and (background_labels or options.get("background") is not None):
         raise InputError("a background needs labels in the segmenter: pass labels too")
+    chosen = SegmentationOptions.from_dict(options)
     check_installed(row)
     with opened_source(source, revision, config=config, key=key) as found:
         checkpoint = read(found, config=config)
@@ -108,22 +125,22 @@ def export(
             raise InputError(f"{destination} holds the source itself: export to another folder")
         has_groups = any(checkpoint.config.vision_config.num_group_tokens)
         wanted = parse_parts(parts, has_groups=has_groups, has_labels=labels is not None)
-        own_processor = _processor(found.path, processor, needed=labels is not None)
+        check_program_options(chosen, wanted, has_labels=labels is not None, preprocess=preprocess)
+        needed = ["labels"] * (labels is not None) + ["preprocess"] * preprocess
+        own_processor = _processor(found.path, processor, needed=needed)
         model = build_model(checkpoint, row.backend)
-    baked = None
-    if labels is not None:
-        assert own_processor is not None
-        check_fit(own_processor, checkpoint.config)
-        baked = _baked(row, model, own_processor, labels, background_labels, background)
+    settings = _settings(
+        row, model, own_processor, chosen, labels=labels, background_labels=background_labels, preprocess=preprocess
+    )
     result = Export(found.path, destination, to)
-    metadata = _metadata(checkpoint, own_processor, baked, dtype)
+    metadata = _metadata(checkpoint, own_processor, settings, dtype)
     with replacement(destination) as new:
         new.mkdir()
         for part in wanted:
             path = new / f"{part.name}{row.suffix}"
             with _room(new, 4 * checkpoint.num_parameters()):
-                _write(row, model, part, baked, path, metadata | {"part": part.name})
-            agreements = _verified(row, model, part, baked, path, dtype) if verify else []
+                _write(row, model, part, settings, path, metadata | _interface(part.of(settings)))
+            agreements = _verified(row, model, part, settings, path, dtype) if verify else []
             result.files[part.name] = destination / path.name
             result.agreements += agreements
             if written is not None:
@@ -155,7 +172,7 @@ def build_model(checkpoint: Checkpoint, backend: BackendName) -> Any:
     )
 
 
-def _processor(path: Path, processor: str | Path | None, *, needed: bool) -> GroupViTProcessor | None:
+def _processor(path: Path, processor: str | Path | None, *, needed: Sequence[str]) -> GroupViTProcessor | None:
     if processor is not None:
         return GroupViTProcessor.from_pretrained(processor)
     directory = path if path.is_dir() else path.parent
@@ -163,26 +180,38 @@ def _processor(path: Path, processor: str | Path | None, *, needed: bool) -> Gro
     if not lacking:
         return GroupViTProcessor.from_pretrained(directory)
     if needed:
-        raise CheckpointError(f"{path} has {lacking}, which labels need: name a checkpoint that has them (--processor)")
+        raise CheckpointError(
+            f"{path} has {lacking}, for {' and '.join(needed)}: name a checkpoint that has them (--processor)"
+        )
     return None
 
 
-def _baked(
-    row: ExportFormat, model: Any, processor: GroupViTProcessor, labels: Any, background_labels: Any,
-    background: float | None,
-) -> BakedLabels:  # fmt: skip
-    segmenter = importlib.import_module(f"groupvit_{row.backend}").Segmenter(
-        model, processor, labels=labels, background_labels=background_labels, background=background
-    )
-    baked: BakedLabels = segmenter.baked_labels()
-    return baked
+def _settings(
+    row: ExportFormat, model: Any, processor: GroupViTProcessor | None, options: SegmentationOptions, *,
+    labels: Any, background_labels: Any, preprocess: bool,
+) -> ProgramSettings:  # fmt: skip
+    options, baked, images = options.for_model(model.config), None, None
+    if labels is not None:
+        assert processor is not None
+        check_fit(processor, model.config)
+        segmenter = importlib.import_module(f"groupvit_{row.backend}").Segmenter(
+            model, processor, labels=labels, background_labels=background_labels,
+            **{name: getattr(options, name) for name in LABEL_OPTIONS},
+        )  # fmt: skip
+        baked = segmenter.baked_labels()
+    if preprocess:
+        assert processor is not None
+        vision = model.config.vision_config
+        check_image_processor(processor.image_processor, vision.num_channels)
+        images = Preparation.of(options, processor.image_processor, vision.patch_size).image_processors[0]
+    return ProgramSettings(options=options, labels=baked, image_processor=images)
 
 
 def _write(
-    row: ExportFormat, model: Any, part: Part, baked: BakedLabels | None, path: Path, metadata: dict[str, Any]
+    row: ExportFormat, model: Any, part: Part, settings: ProgramSettings, path: Path, metadata: dict[str, Any]
 ) -> None:
     code = importlib.import_module(f"groupvit_{row.backend}.export")
-    code.write(row.name, model, part, baked, path, metadata)
+    code.write(row.name, model, part, settings, path, metadata)
 
 
 @contextmanager
@@ -199,17 +228,11 @@ def _room(folder: Path, wanted: int) -> Iterator[None]:
 
 
 def _verified(
-    row: ExportFormat, model: Any, part: Part, baked: BakedLabels | None, path: Path, dtype: str
+    row: ExportFormat, model: Any, part: Part, settings: ProgramSettings, path: Path, dtype: str
 ) -> list[Agreement]:
-    code = importlib.import_module(f"groupvit_{row.backend}.export")
-    source: Runner = partial(code.run, model, part, baked)
     file, _ = open_file(row, path)
-    found = list(
-        compare(
-            part, model.config, source, file, dtype, labels_inside=baked is not None,
-            fixed="H" not in row.dynamic,
-        )
-    )  # fmt: skip
+    source = _source(row, model, part, settings)
+    found = list(compare(part.of(settings), model.config, source, file, dtype, fixed="H" not in row.dynamic))
     failed = next((each for each in found if not each.passed), None)
     if failed is not None:
         raise CheckpointError(
@@ -219,10 +242,38 @@ def _verified(
     return found
 
 
+def _source(row: ExportFormat, model: Any, part: Part, settings: ProgramSettings) -> Runner:
+    """Returns what runs a part in the model itself, on images that the image processor prepared."""
+    code, processor = importlib.import_module(f"groupvit_{row.backend}.export"), settings.image_processor
+    plain = replace(settings, image_processor=None)
+
+    def run(inputs: Mapping[str, np.ndarray]) -> Arrays:
+        rest = dict(inputs)
+        if "images" not in rest:
+            return dict(code.run(model, part, plain, rest))
+        assert processor is not None
+        images = rest.pop("images")
+        pixels = processor([*images], return_tensors="np", input_data_format="channels_last")["pixel_values"]
+        more = {"size": images.shape[1:3]} if part.name == "segmenter" else {}
+        return dict(code.run(model, part, plain, {"pixel_values": pixels, **rest}, **more))
+
+    return run
+
+
+def _interface(part: Part) -> dict[str, Any]:
+    """Returns a file's metadata of its part."""
+    inputs, outputs = (
+        {name: f"{dtype} [{axes.replace(' ', ', ')}]" for name, (dtype, axes) in each.items()}
+        for each in (part.inputs, part.outputs)
+    )
+    return {"part": part.name, "inputs": inputs, "outputs": outputs}
+
+
 def _metadata(
-    checkpoint: Checkpoint, processor: GroupViTProcessor | None, baked: BakedLabels | None, dtype: str
+    checkpoint: Checkpoint, processor: GroupViTProcessor | None, settings: ProgramSettings, dtype: str
 ) -> dict[str, Any]:
     images = None if processor is None else processor.image_processor
+    options, baked = settings.options, settings.labels
     return {
         "format": "groupvit",
         "dtype": dtype,
@@ -231,7 +282,13 @@ def _metadata(
         "max_tokens": checkpoint.config.text_config.max_position_embeddings,
         "image_mean": None if images is None else list(images.image_mean),
         "image_std": None if images is None else list(images.image_std),
+        "shorter_side": options.shorter_side,
+        "preprocess": settings.image_processor is not None,
         "labels": None if baked is None else list(baked.names),
+        "background": options.background,
+        "assignment": options.assignment,
+        "temperature": options.temperature,
+        "top_k": options.top_k,
         "licence": "that of the weights",
         "versions": versions(),
     }

@@ -6,10 +6,14 @@ Axes: B images, C channels, H W pixels, h w patches, N texts, T tokens, L labels
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from PIL import Image
+
 from groupvit_common.errors import InputError
+from groupvit_common.preprocessing.image_processor import CLIPImageProcessor
+from groupvit_common.segmentation.options import OPTIONS, SegmentationOptions
 from groupvit_common.segmentation.scores import Floats
 from groupvit_common.segmentation.windows import Integers
 
@@ -24,7 +28,18 @@ class Part:
     inputs: dict[str, tuple[str, str]]
     outputs: dict[str, tuple[str, str]]
 
+    def of(self, settings: ProgramSettings) -> Part:
+        """Returns the part with the inputs that it has under these settings."""
+        inputs = dict(self.inputs)
+        if settings.labels is not None:
+            inputs.pop("text_embeds", None)
+        if settings.image_processor is not None and "pixel_values" in inputs:
+            del inputs["pixel_values"]
+            inputs = {**_IMAGES, **inputs}
+        return replace(self, inputs=inputs)
 
+
+_IMAGES = {"images": ("uint8", "B H W 3")}
 _PIXELS = {"pixel_values": ("float32", "B C H W")}
 PARTS = {
     "image": Part(
@@ -70,6 +85,66 @@ class BakedLabels:
     embeds: Floats
     values: Integers
     background: float | None = None
+
+
+LABEL_OPTIONS = ("templates", "normalize_prompts", "synonyms", "background")
+"""Those of `SegmentationOptions` that need labels in the program."""
+PROGRAM_OPTIONS = (*LABEL_OPTIONS, "assignment", "temperature", "top_k", "shorter_side")
+"""Those that a program may have: it sees an image once, as a whole."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ProgramSettings:
+    """The contents of a program besides a part of the model.
+
+    Attributes:
+        options: how pixels get labels.
+        labels: take the place of the input `text_embeds`.
+        image_processor: prepares images, `images`, RGB, uint8 `[B, H, W, 3]` of any size, which take the place of the
+            input `pixel_values`. Maps then have the images' height and width.
+    """
+
+    options: SegmentationOptions = field(default_factory=SegmentationOptions)
+    labels: BakedLabels | None = None
+    image_processor: CLIPImageProcessor | None = None
+
+
+def check_program_options(
+    options: SegmentationOptions, parts: Sequence[Part], *, has_labels: bool, preprocess: bool
+) -> None:
+    """Raises `InputError` for an option that programs of these parts do not have."""
+    given = [name for name, option in OPTIONS.items() if getattr(options, name) != option.default]
+    names = {part.name for part in parts}
+    for name in given:
+        if name not in PROGRAM_OPTIONS:
+            raise InputError(f"an exported segmenter sees an image once, as a whole: leave {name} out")
+        if name in LABEL_OPTIONS and not has_labels:
+            raise InputError(f"{name} is about labels in the segmenter: pass labels too")
+        if name == "shorter_side" and not preprocess:
+            raise InputError("shorter_side is about images that the file resizes: pass preprocess too")
+        if name in ("assignment", "temperature", "top_k") and "segmenter" not in names:
+            raise InputError(f"{name} is about the segmenter: add segment to parts")
+    if preprocess and names == {"text_encoder"}:
+        raise InputError("preprocess is about images: add image or segment to parts")
+
+
+def check_image_processor(processor: CLIPImageProcessor, channels: int) -> None:
+    """Raises `InputError` for an image processor that is no program."""
+    if channels != 3:
+        raise InputError(f"preprocess is for images in RGB, and this model has {channels} channels: leave it out")
+    if processor.resample != Image.Resampling.BICUBIC:
+        raise InputError(
+            f"preprocess resizes bicubically, and this image processor by Pillow's filter {processor.resample}: leave "
+            "preprocess out, or set resample to 3"
+        )
+
+
+def pixel_scale(processor: CLIPImageProcessor) -> tuple[float, list[float], list[float]]:
+    """Returns factor, mean and std of channels: pixel values are `(factor * level - mean) / std`."""
+    factor = float(processor.rescale_factor) if processor.do_rescale else 1.0
+    if not processor.do_normalize:
+        return factor, [0.0] * 3, [1.0] * 3
+    return factor, [*processor.image_mean], [*processor.image_std]
 
 
 def parse_parts(parts: str | Sequence[str], *, has_groups: bool, has_labels: bool) -> list[Part]:

@@ -14,15 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from conversion.exports import agreement
 from conversion.exports.export import export
 from conversion.exports.formats import FORMATS, get_format
 from conversion.exports.runtimes import open_file
 from groupvit_common.cli import main
+from groupvit_common.data.scenes import make_scene
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.model.resample import resize_matrix
-from groupvit_common.segmentation.parts import PARTS, BakedLabels, parse_parts
+from groupvit_common.preprocessing.image_processor import CLIPImageProcessor
+from groupvit_common.segmentation.options import SegmentationOptions
+from groupvit_common.segmentation.parts import PARTS, BakedLabels, ProgramSettings, parse_parts
 from groupvit_common.tensorflow_logging import litert_start_up
 from groupvit_torch import GroupViTModel, Segmenter
 from groupvit_torch.vision import bicubic
@@ -110,7 +114,7 @@ def test_the_segmenter_labels_pixels_as_the_model_says(checkpoint, backend):
     for assignment in ("hard", "soft"):
         model.config.segmentation_assignment = assignment
         found = code.run(model, PARTS["segment"], None, {"pixel_values": pixels, "text_embeds": embeds})
-        inside = code.run(model, PARTS["segment"], baked, {"pixel_values": pixels})
+        inside = code.run(model, PARTS["segment"], ProgramSettings(labels=baked), {"pixel_values": pixels})
         for index in range(2):
             if assignment == "hard":
                 scores = affinity[index].T[:, groups[index]]  # [L, H, W]
@@ -126,6 +130,66 @@ def test_the_segmenter_labels_pixels_as_the_model_says(checkpoint, backend):
             assert (inside["label_map"][index] == shown).all()
 
 
+@pytest.fixture(scope="module", params=["torch", "tf"])
+def demo(request: pytest.FixtureRequest) -> Any:
+    return importlib.import_module(f"groupvit_{request.param}").Segmenter.from_pretrained("demo")
+
+
+def test_a_program_takes_images_as_they_are_and_segments_as_the_segmenter(demo):
+    """Resized to other sizes than the image's, to the longest that is allowed, and by options of every kind. No pixel
+    is in the middle between two patches."""
+    package = type(demo).__module__.partition(".")[0]
+    code = importlib.import_module(f"{package}.export")
+    cases: list[tuple[dict[str, Any], tuple[int, int]]] = [
+        ({"assignment": "hard", "temperature": 2.0, "top_k": 2, "background": 0.2, "shorter_side": 32}, (30, 336)),
+        ({"shorter_side": 64}, (97, 150)),
+        ({"templates": "seven", "synonyms": "max", "shorter_side": 48}, (51, 48)),
+    ]
+    # Keras traces each: one with everything in it.
+    for options, (height, width) in cases[: 1 if package == "groupvit_tf" else None]:
+        demo.options = SegmentationOptions(**options)
+        demo.set_labels("red | crimson, green, blue, grass", "grass")
+        settings = ProgramSettings(
+            options=demo.options, labels=demo.baked_labels(), image_processor=demo.image_processor
+        )
+        image = make_scene(0, 1, 1, (max(48, height), max(48, width))).image[:height, :width]
+        found = code.run(demo.model, PARTS["segment"], settings, {"images": image[None]})
+        wanted = demo(image)
+        assert settings.labels.names == tuple(wanted.labels)
+        # A value in ten thousand of the resized image is one step away: it moves pixels between two groups at most.
+        assert (found["label_map"][0] != wanted.label_map).mean() < 2e-3
+        assert len(np.unique(wanted.label_map)) > 1
+
+
+@pytest.mark.parametrize("backend", ["torch", "tf"])
+def test_images_are_resized_as_pillow_does(backend):
+    code = importlib.import_module(f"groupvit_{backend}.export")
+    rng = np.random.default_rng(0)
+    for n_in, n_out in ((7, 64), (64, 7), (300, 128), (128, 128), (1, 16), (1000, 24)):
+        line = rng.integers(0, 256, (1, n_in), np.uint8)
+        wanted = np.asarray(Image.fromarray(line).resize((n_out, 1), Image.Resampling.BICUBIC))
+        device = (torch.device("cpu"),) if backend == "torch" else ()
+        matrix = np.asarray(code.pillow_matrix(n_in, n_out, *device))
+        # Pillow's weights are whole numbers of 22 bits: a sum between two levels may go to either.
+        assert np.abs(np.floor((matrix @ line[0]).clip(0, 255) + 0.5) - wanted[0]).max() <= 1
+        assert np.abs((matrix @ line[0]).clip(0, 255) - wanted[0]).max() < 0.501
+
+
+@pytest.mark.parametrize("backend", ["torch", "tf"])
+def test_the_size_for_the_model_is_the_image_processors(backend):
+    code = importlib.import_module(f"groupvit_{backend}.export")
+    for side, patch in ((448, 16), (128, 8), (30, 8)):
+        processor = CLIPImageProcessor().for_segmentation(side, patch, longer_side=4 * side)
+        patches = (
+            code.Preprocessed(torch.nn.Identity(), processor)._patches
+            if backend == "torch"
+            else lambda height, width, processor=processor: code._patches(height, width, processor)
+        )
+        for height, width in ((1, 1), (480, 640), (37, 512), (3000, 11), (100, 399), (100, 401), (229, 231)):
+            rows, columns = patches(height, width)
+            assert (patch * int(rows), patch * int(columns)) == processor.resized_size(height, width)
+
+
 def state(model: Any) -> Any:
     return model.logit_scale.detach() if isinstance(model, torch.nn.Module) else model.logit_scale
 
@@ -133,8 +197,8 @@ def state(model: Any) -> Any:
 def test_a_file_that_is_not_the_model_is_not_kept(checkpoint, tmp_path, monkeypatch):
     from groupvit_torch import export as code
 
-    def another(model: Any, part: Any, labels: Any, inputs: Any) -> Any:
-        return {name: value + 1e-3 for name, value in run(model, part, labels, inputs).items()}
+    def another(model: Any, part: Any, settings: Any, inputs: Any) -> Any:
+        return {name: value + 1e-3 for name, value in run(model, part, settings, inputs).items()}
 
     run = code.run
     monkeypatch.setattr(code, "run", another)
@@ -169,7 +233,15 @@ def test_what_cannot_be_exported_is_said_in_a_sentence(checkpoint, tmp_path, mon
     refused("parts must be .* got 'none'", parts=[])
     refused("add segment to parts", parts="image", labels=LABELS)
     refused("a background needs labels", background=0.5)
-    refused("which labels need: name a checkpoint that has them", labels=LABELS)
+    refused("templates is about labels in the segmenter: pass labels", templates="seven")
+    refused("assignment must be .hard. or .soft., got 'firm'", assignment="firm")
+    refused("top_k is about the segmenter: add segment", parts="image", top_k=3)
+    refused("sees an image once, as a whole: leave window out", window=64)
+    refused("no segmentation option 'assignement'", assignement="hard")
+    refused("shorter_side is about images that the file resizes: pass preprocess", shorter_side=64)
+    refused("preprocess is about images: add image or segment", parts="text", preprocess=True)
+    refused("for preprocess: name a checkpoint that has them", preprocess=True)
+    refused("for labels: name a checkpoint that has them", labels=LABELS)
     refused("written as a folder, and 'model.onnx' ends as a file does", out=tmp_path / "model.onnx")
     refused("missing does not exist", source=tmp_path / "missing")
     inside = tmp_path / "exported" / "image_encoder"
@@ -207,7 +279,7 @@ def test_differences_are_those_of_the_values_or_the_share_of_pixels():
         # Where the group is another, so may its score be.
         return found | {"group_map": other, "scores": np.where(other, 0.5, 1.00002).astype(np.float32)}
 
-    found = list(agreement.compare(part, config, source, file, "float32", labels_inside=True, fixed=False))
+    found = list(agreement.compare(part, config, source, file, "float32", fixed=False))
     assert {each.sizes for each in found} == {
         f"{count} x {size}" for count in (1, 3) for size in ("16 x 16", "40 x 24", "32 x 56")
     }
@@ -234,7 +306,7 @@ def test_of_fewer_bits_a_near_tie_may_move_a_group_but_not_most():
         return run
 
     def failed(dtype: str, moved: int) -> set[str]:
-        found = agreement.compare(part, config, file(0), file(moved), dtype, labels_inside=False, fixed=True)
+        found = agreement.compare(part, config, file(0), file(moved), dtype, fixed=True)
         return {each.output for each in found if not each.passed}
 
     assert not failed("int8", 1)
@@ -305,8 +377,6 @@ def test_every_format_is_the_bundled_model(to, dtype, tmp_path):
 @pytest.mark.parametrize("to", ["onnx", "litert"])
 def test_labels_inside_are_those_of_the_segmenter(to, tmp_path):
     """On scenes, at the size at which `Segmenter` sees them, every label is the same but for rounding."""
-    from groupvit_common.data.scenes import make_scene
-
     export("demo", tmp_path / "out", to, parts="segment", labels=LABELS, background_labels="grass", background=0.2)
     row = get_format(to)
     run, _ = open_file(row, tmp_path / "out" / f"segmenter{row.suffix}")

@@ -147,13 +147,13 @@ EXCEPTIONS: dict[str, dict[str, dict[str, set[str]]]] = {
     "formats of one framework": {
         "torch": {
             "export.py": {
-                "ImageEncoder", "TextEncoder", "SegmenterProgram", "program", "write_torch_export", "write_aoti",
-                "write_onnx", "write_openvino",
+                "ImageEncoder", "TextEncoder", "SegmenterProgram", "Preprocessed", "program", "write_torch_export",
+                "write_aoti", "write_onnx", "write_openvino",
             },
             "vision.py": {"bicubic"},
         },
         "tf": {
-            "export.py": {"export_saved_model", "image_encoder", "text_encoder", "segmenter_program"},
+            "export.py": {"export_saved_model", "image_encoder", "text_encoder", "segmenter_program", "preprocessed"},
             "vision.py": {"cubic_matrix"},
             "grouping.py": {"largest"},
         },
