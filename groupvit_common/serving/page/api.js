@@ -79,7 +79,8 @@ function send(method, path, body, key, signal, progress) {
       if (request.status < 300 && answer) resolve(answer);
       else reject(problem(request, answer));
     };
-    request.onerror = () => reject(new ApiError("network", "The server does not answer: check that it runs, then try again."));
+    request.onerror = () =>
+      reject(new ApiError("network", "The server does not answer: check that it runs, then try again."));
     request.onabort = () => reject(aborted());
     signal?.addEventListener("abort", () => request.abort(), { once: true });
     if (body instanceof FormData || !body) request.send(body || null);

@@ -24,7 +24,14 @@ export class Chips {
     this.list = document.createElement("ul");
     this.list.setAttribute("aria-labelledby", titleId);
     this.input = document.createElement("input");
-    Object.assign(this.input, { type: "text", id: `${root.id}-input`, placeholder, autocomplete: "off", spellcheck: false, enterKeyHint: "done" });
+    Object.assign(this.input, {
+      type: "text",
+      id: `${root.id}-input`,
+      placeholder,
+      autocomplete: "off",
+      spellcheck: false,
+      enterKeyHint: "done",
+    });
     this.input.autocapitalize = "none";
     this.input.setAttribute("aria-label", `Add a ${name}`);
     this.input.setAttribute("aria-describedby", hintId);
@@ -52,7 +59,8 @@ export class Chips {
     if (event.key === "Enter") {
       event.preventDefault();
       this.#commit();
-    } else if (event.key === "Backspace" && !this.input.value && this.values.length) this.remove(this.values.length - 1);
+    } else if (event.key === "Backspace" && !this.input.value && this.values.length)
+      this.remove(this.values.length - 1);
     else if (event.key === "ArrowLeft" && atStart && this.values.length) {
       event.preventDefault();
       this.#focus(this.values.length - 1);
@@ -107,8 +115,8 @@ export class Chips {
     const [value] = this.values.splice(index, 1);
     const inside = this.list.contains(document.activeElement);
     this.#draw();
-    // The focus stays in the list: on what follows, or in the field.
-    if (inside) this.#focus(Math.min(index, this.values.length - 1));
+    // The focus goes to what follows: a chip, or the field.
+    if (inside) this.#focus(index);
     this.say(`Removed ${value}`);
     this.changed();
   }
@@ -125,7 +133,8 @@ export class Chips {
     edit.className = "word";
     const [first, ...others] = value.split(/[|｜]/);
     edit.append(first.trim());
-    for (const other of others) edit.append(Object.assign(document.createElement("small"), { textContent: other.trim() }));
+    for (const other of others)
+      edit.append(Object.assign(document.createElement("small"), { textContent: other.trim() }));
     edit.setAttribute("aria-label", `${value}, edit; Delete removes it`);
     edit.title = "Edit";
     edit.addEventListener("click", () => this.#edit(chip, index));
@@ -171,7 +180,9 @@ export class Chips {
       if (done) return;
       done = true;
       const parts = keep ? split(field.value).parts.filter(Boolean) : [old];
-      const fresh = parts.filter((part, at) => part === old || (!this.values.includes(part) && parts.indexOf(part) === at));
+      const fresh = parts.filter(
+        (part, at) => part === old || (!this.values.includes(part) && parts.indexOf(part) === at),
+      );
       this.values.splice(index, 1, ...fresh);
       this.#draw();
       if (focus) this.#focus(Math.min(index, this.values.length - 1));

@@ -23,7 +23,12 @@ export function record(answer, source, request) {
     source,
     size: { width, height },
     has_background: answer.has_background,
-    labels: answer.labels.map(({ index, name, probability, pixel_share }) => ({ index, name, probability, pixel_share })),
+    labels: answer.labels.map(({ index, name, probability, pixel_share }) => ({
+      index,
+      name,
+      probability,
+      pixel_share,
+    })),
     groups: answer.groups.map(({ label }) => answer.labels[label].name),
     request,
   };
@@ -37,7 +42,13 @@ export function coco(answer, labels, source) {
     .map(({ index, mask }, number) => ({ index, mask, category: number + 1, ...extent(labels.values, width, index) }))
     .filter(({ area }) => area)
     .map(({ mask, category, area, bbox }, number) => ({
-      id: number + 1, image_id: 1, category_id: category, segmentation: mask, area, bbox, iscrowd: 0,
+      id: number + 1,
+      image_id: 1,
+      category_id: category,
+      segmentation: mask,
+      area,
+      bbox,
+      iscrowd: 0,
     }));
   return {
     images: [{ id: 1, file_name: source, width, height }],

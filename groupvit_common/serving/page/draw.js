@@ -1,6 +1,12 @@
 // From index maps and values to pixels. Nothing here knows of the page.
 
-const HEAT = [[20, 11, 70], [98, 22, 122], [186, 48, 96], [238, 116, 46], [250, 226, 110]]; // as the Python package's
+const HEAT = [
+  [20, 11, 70],
+  [98, 22, 122],
+  [186, 48, 96],
+  [238, 116, 46],
+  [250, 226, 110],
+]; // as the Python package's
 const DIM = 0.25; // of what is not highlighted
 
 /** Returns the three numbers of "#rrggbb". */
@@ -35,7 +41,8 @@ export function outlines(values, width, height) {
   const edge = new Uint8Array(values.length);
   const line = Math.max(1, Math.round(Math.min(width, height) / 300));
   for (let d = 1; d <= line; d++) {
-    for (let i = d * width; i < values.length; i++) if (values[i] !== values[i - d * width]) edge[i] = edge[i - d * width] = 1;
+    for (let i = d * width; i < values.length; i++)
+      if (values[i] !== values[i - d * width]) edge[i] = edge[i - d * width] = 1;
     for (let y = 0; y < height; y++) {
       for (let i = y * width + d; i < (y + 1) * width; i++) if (values[i] !== values[i - d]) edge[i] = edge[i - d] = 1;
     }
@@ -68,7 +75,8 @@ export function paint(image, values, edge, { entries, opacity, hidden, highlight
         if (at < stripe * 0.2) pixel = light;
         else if (at < stripe * 0.3) pixel = dark;
       }
-      if (marked && marked[i]) pixel = (Math.floor((2 * x) / stripe) + Math.floor((2 * y) / stripe)) % 2 ? 0xff000000 : 0xffffffff;
+      if (marked && marked[i])
+        pixel = (Math.floor((2 * x) / stripe) + Math.floor((2 * y) / stripe)) % 2 ? 0xff000000 : 0xffffffff;
       out[i] = pixel;
     }
   }
@@ -114,7 +122,12 @@ function distances(values, width, height) {
       for (const x of order(width)) {
         const i = y * width + x;
         let least = step > 0 ? Infinity : far[i];
-        for (const [dx, dy, cost] of [[-step, 0, 1], [0, -step, 1], [-step, -step, 1.4], [step, -step, 1.4]]) {
+        for (const [dx, dy, cost] of [
+          [-step, 0, 1],
+          [0, -step, 1],
+          [-step, -step, 1.4],
+          [step, -step, 1.4],
+        ]) {
           const [u, v] = [x + dx, y + dy];
           const inside = u >= 0 && v >= 0 && u < width && v < height && values[v * width + u] === values[i];
           least = Math.min(least, (inside ? far[v * width + u] : 0) + cost);

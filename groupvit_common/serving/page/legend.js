@@ -38,7 +38,8 @@ export class Legend {
 
   /** Marks the row that the crosshair is on. */
   mark(key) {
-    for (const item of this.list.children) item.classList.toggle("at", key !== null && item.dataset.key === String(key));
+    for (const item of this.list.children)
+      item.classList.toggle("at", key !== null && item.dataset.key === String(key));
   }
 
   #add() {
@@ -71,4 +72,44 @@ export class Legend {
     part("only").setAttribute("aria-pressed", String(Boolean(alone)));
     part("only").setAttribute("aria-label", `Only ${name}`);
   }
+}
+
+/** Returns the rows of a legend of labels, or of groups (`labels` null), which leaves out those without pixels. */
+export function areaRows(entries, labels, hidden) {
+  const shown = entries.filter(({ key }) => !hidden.has(key));
+  const rows = entries.map((entry, at) => {
+    const { name, share, note, spoken } = labels ? labelTexts(labels[at]) : groupTexts(entry, at);
+    return {
+      key: entry.key,
+      colour: entry.plain ? null : entry.colour,
+      name,
+      share,
+      note,
+      spoken: `${name}: ${percent(share)} of the pixels${note && `, ${spoken}`}`,
+      pressed: !hidden.has(entry.key),
+      alone: shown.length === 1 && shown[0] === entry && entries.length > 1,
+    };
+  });
+  if (!labels) return rows.filter(({ share }) => share > 0);
+  // What is not there comes last, the background before it.
+  const rank = ({ colour, share }) => (share === 0 ? 2 : colour ? 0 : 1);
+  return rows.sort((a, b) => rank(a) - rank(b));
+}
+
+function labelTexts({ name, pixel_share: share, probability }) {
+  const note = probability === null ? "" : percent(probability);
+  return { name, share, note, spoken: `probability ${note}` };
+}
+
+function groupTexts({ share, note }, at) {
+  return { name: `Group ${at}`, share, note, spoken: note };
+}
+
+/** Returns the rows of labels whose heat map may be shown, of which `chosen` is. */
+export function heatRows(similarity, chosen) {
+  return similarity.map(({ label, low, high }) => {
+    const note = `${low.toFixed(2)} to ${high.toFixed(2)}`;
+    const spoken = `${label}, similarity ${note}`;
+    return { key: label, colour: null, name: label, share: null, note, spoken, pressed: label === chosen };
+  });
 }

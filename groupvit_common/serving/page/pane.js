@@ -56,7 +56,10 @@ export class Pane {
 
   setCaption(caption) {
     this.caption.textContent = caption;
-    this.frame.setAttribute("aria-label", `${caption}. Arrow keys move a crosshair, with Shift by one pixel; Escape takes it away.`);
+    this.frame.setAttribute(
+      "aria-label",
+      `${caption}. Arrow keys move a crosshair, with Shift by one pixel; Escape takes it away.`,
+    );
   }
 
   /**
@@ -115,7 +118,8 @@ export class Pane {
   }
 
   #drawNames(layer, { names, hidden, highlight }) {
-    const shown = names && layer.map ? this.places.filter(({ index }) => !hidden.has(index) && layer.entries[index].label) : [];
+    const shown =
+      names && layer.map ? this.places.filter(({ index }) => !hidden.has(index) && layer.entries[index].label) : [];
     this.names.replaceChildren(
       ...shown.map(({ index, x, y }) => {
         const name = element("span", highlight === null || highlight === index ? "" : "dim");
@@ -165,8 +169,16 @@ export class Pane {
     const { x, y } = this.place || { x: width >> 1, y: height >> 1 };
     const isNew = !this.place;
     const moved = {
-      ArrowLeft: [x - step, y], ArrowRight: [x + step, y], ArrowUp: [x, y - step], ArrowDown: [x, y + step],
-      Home: [0, y], End: [width - 1, y], PageUp: [x, 0], PageDown: [x, height - 1], Enter: [x, y], " ": [x, y],
+      ArrowLeft: [x - step, y],
+      ArrowRight: [x + step, y],
+      ArrowUp: [x, y - step],
+      ArrowDown: [x, y + step],
+      Home: [0, y],
+      End: [width - 1, y],
+      PageUp: [x, 0],
+      PageDown: [x, height - 1],
+      Enter: [x, y],
+      " ": [x, y],
     }[event.key];
     if (event.key === "Escape") this.pointed(null, "keys");
     if (!moved) return;

@@ -22,7 +22,8 @@ export async function readIndices(base64) {
     const start = at + 8;
     if (kind === "IHDR") {
       [width, height, depth] = [view.getUint32(start), view.getUint32(start + 4), bytes[start + 8]];
-      if (!CHANNELS[bytes[start + 9]] || bytes[start + 12]) throw new Error("The server sent a map that this page cannot read.");
+      if (!CHANNELS[bytes[start + 9]] || bytes[start + 12])
+        throw new Error("The server sent a map that this page cannot read.");
     } else if (kind === "IDAT") parts.push(bytes.subarray(start, start + size));
     at = start + size + 4;
   }
@@ -49,7 +50,8 @@ function unfilter(rows, width, height, depth) {
       const left = x >= step ? out[to + x - step] : 0;
       const above = y ? out[up + x] : 0;
       const corner = y && x >= step ? out[up + x - step] : 0;
-      const guess = filter === 1 ? left : filter === 2 ? above : filter === 3 ? (left + above) >> 1 : paeth(left, above, corner);
+      const guess =
+        filter === 1 ? left : filter === 2 ? above : filter === 3 ? (left + above) >> 1 : paeth(left, above, corner);
       out[to + x] = rows[from + x] + guess;
     }
   }

@@ -71,7 +71,11 @@ export class Result {
       colour: this.answer.has_background && label === 0 ? null : this.answer.labels[label].colour,
       score: this.scores.values[i] / 255,
       group,
-      others: best.slice(0, 3).map(({ name, score }) => `${name} ${percent(score)}`).join(", "),
+      others: best
+        .filter(({ score }, rank) => !rank || score >= 0.005)
+        .slice(0, 3)
+        .map(({ name, score }) => `${name} ${percent(score)}`)
+        .join(", "),
     };
   }
 }
