@@ -93,7 +93,7 @@ def encoded_count(server):
 def chips(page):
     """The labels as they are written."""
     words = page.locator("#labels .word")
-    return [each.get_attribute("aria-label").partition(",")[0] for each in words.all()]
+    return [each.get_attribute("data-value") for each in words.all()]
 
 
 def move_slider(page, name, value):

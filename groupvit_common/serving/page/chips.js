@@ -135,8 +135,8 @@ export class Chips {
     edit.append(first.trim());
     for (const other of others)
       edit.append(Object.assign(document.createElement("small"), { textContent: other.trim() }));
-    edit.setAttribute("aria-label", `${value}, edit; Delete removes it`);
-    edit.title = "Edit";
+    edit.dataset.value = value;
+    edit.title = "Edit; Delete removes it";
     edit.addEventListener("click", () => this.#edit(chip, index));
     edit.addEventListener("keydown", (event) => {
       if (event.key === "Delete" || event.key === "Backspace") this.remove(index);

@@ -25,8 +25,8 @@ export class Legend {
   }
 
   /**
-   * Shows rows of {key, colour (null: none), name, share, note, spoken, pressed, alone}; a share of null has no bar, and
-   * `spoken` is the whole row in words. `title` says what pressing a row does; `hasOnly` adds the button that shows a row alone. Rows stay the elements they are, so that
+   * Shows rows of {key, colour (null: none), name, share, note, unit, pressed, alone}; a share of null has no bar,
+   * `unit` is read out before the note. `title` says what pressing a row does; `hasOnly` adds the button that shows a row alone. Rows stay the elements they are, so that
    * the focus stays too.
    */
   show(rows, title, hasOnly) {
@@ -46,14 +46,14 @@ export class Legend {
     const item = make("li", "", this.list);
     const row = make("button", "row", item);
     row.type = "button";
-    for (const part of ["swatch", "name", "note", "share", "bar"]) make("span", part, row);
+    for (const part of ["swatch", "name", "unit hidden", "note", "share", "of hidden", "bar"]) make("span", part, row);
     make("span", "fill", row.querySelector(".bar"));
     const only = make("button", "only", item);
     only.type = "button";
     only.textContent = "Only";
   }
 
-  #fill(item, { key, colour, name, share, note, spoken, pressed, alone }, title, hasOnly) {
+  #fill(item, { key, colour, name, share, note, unit, pressed, alone }, title, hasOnly) {
     const part = (className) => item.querySelector(`.${className}`);
     item.dataset.key = key;
     item.classList.toggle("absent", share === 0);
@@ -66,7 +66,8 @@ export class Legend {
     part("fill").style.width = `${100 * (share || 0)}%`;
     part("fill").style.backgroundColor = colour || "";
     part("row").setAttribute("aria-pressed", String(pressed));
-    part("row").setAttribute("aria-label", spoken);
+    part("unit").textContent = unit;
+    part("of").textContent = share === null ? "" : "of the pixels";
     part("row").title = title;
     part("only").hidden = !hasOnly;
     part("only").setAttribute("aria-pressed", String(Boolean(alone)));
@@ -78,14 +79,14 @@ export class Legend {
 export function areaRows(entries, labels, hidden) {
   const shown = entries.filter(({ key }) => !hidden.has(key));
   const rows = entries.map((entry, at) => {
-    const { name, share, note, spoken } = labels ? labelTexts(labels[at]) : groupTexts(entry, at);
+    const { name, share, note, unit } = labels ? labelTexts(labels[at]) : groupTexts(entry, at);
     return {
       key: entry.key,
       colour: entry.plain ? null : entry.colour,
       name,
       share,
       note,
-      spoken: `${name}: ${percent(share)} of the pixels${note && `, ${spoken}`}`,
+      unit: note && unit,
       pressed: !hidden.has(entry.key),
       alone: shown.length === 1 && shown[0] === entry && entries.length > 1,
     };
@@ -98,18 +99,17 @@ export function areaRows(entries, labels, hidden) {
 
 function labelTexts({ name, pixel_share: share, probability }) {
   const note = probability === null ? "" : percent(probability);
-  return { name, share, note, spoken: `probability ${note}` };
+  return { name, share, note, unit: "probability" };
 }
 
 function groupTexts({ share, note }, at) {
-  return { name: `Group ${at}`, share, note, spoken: note };
+  return { name: `Group ${at}`, share, note, unit: "" };
 }
 
 /** Returns the rows of labels whose heat map may be shown, of which `chosen` is. */
 export function heatRows(similarity, chosen) {
   return similarity.map(({ label, low, high }) => {
     const note = `${low.toFixed(2)} to ${high.toFixed(2)}`;
-    const spoken = `${label}, similarity ${note}`;
-    return { key: label, colour: null, name: label, share: null, note, spoken, pressed: label === chosen };
+    return { key: label, colour: null, name: label, share: null, note, unit: "similarity", pressed: label === chosen };
   });
 }
