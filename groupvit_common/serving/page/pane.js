@@ -126,6 +126,8 @@ export class Pane {
         name.textContent = layer.entries[index].label;
         name.style.left = `${100 * x}%`;
         name.style.top = `${100 * y}%`;
+        // In the middle; towards a side within the image.
+        name.style.transform = `translate(${-100 * x}%, ${-100 * y}%)`;
         return name;
       }),
     );
