@@ -147,6 +147,23 @@ class ProcessInfo:
         return result
 
 
+def rank_device(device: torch.device | str | None = None) -> torch.device:
+    """Returns a device, by default the GPU of this process's number on its machine if there is one, else the CPU.
+
+    Raises:
+        InputError: there are fewer GPUs than processes, or no such device.
+    """
+    if device is None and torch.cuda.is_available():
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        if local >= torch.cuda.device_count():
+            raise InputError(
+                f"process {local} of this machine has no GPU of its own: there are {torch.cuda.device_count()}; "
+                "start as many processes"
+            )
+        device = f"cuda:{local}"
+    return usable_device("cpu" if device is None else device)
+
+
 @contextmanager
 def process_group(device: torch.device | str | None = None) -> Iterator[ProcessInfo]:
     """This process among those that `torchrun` started, or alone.
@@ -157,15 +174,8 @@ def process_group(device: torch.device | str | None = None) -> Iterator[ProcessI
     Raises:
         InputError: there are fewer GPUs than processes, or no such device.
     """
-    world, rank, local = (int(os.environ.get(name, number)) for name, number in _ENVIRONMENT)
-    if device is None and torch.cuda.is_available():
-        if local >= torch.cuda.device_count():
-            raise InputError(
-                f"process {local} of this machine has no GPU of its own: there are {torch.cuda.device_count()}; "
-                "start as many processes"
-            )
-        device = f"cuda:{local}"
-    chosen = usable_device("cpu" if device is None else device)
+    world, rank, _ = (int(os.environ.get(name, number)) for name, number in _ENVIRONMENT)
+    chosen = rank_device(device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     there = torch.distributed.is_available() and torch.distributed.is_initialized()

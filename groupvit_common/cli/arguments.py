@@ -194,7 +194,10 @@ def add_images(parser: Parser) -> None:
     """Adds the images, the labels and the model of `segment`, `compare` and `classify`."""
     parser.files = "photos"
     parser.add_argument(
-        "photos", nargs="+", metavar="PHOTO", help='image files, folders of them, or quoted patterns such as "*.jpg"'
+        "photos", nargs="*", metavar="PHOTO", help='image files, folders of them, or quoted patterns such as "*.jpg"'
+    )
+    parser.add_argument(
+        "--from-file", metavar="FILE", help='also take what a text file names, one PHOTO a line; "-": standard input'
     )
     parser.add_argument(
         "--labels", type=text, metavar="WORDS",

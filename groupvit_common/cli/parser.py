@@ -53,6 +53,8 @@ class Parser(argparse.ArgumentParser):
             getattr(found, self.files).extend(rest)
         elif rest:
             self.error(f"there is one argument too many: {rest[0]!r}")
+        if self.files is not None and not getattr(found, self.files) and found.from_file is None:
+            self.error("the following arguments are required: PHOTO, or --from-file FILE")
         return found, []
 
     def _check_options(self, arguments: Sequence[str]) -> None:

@@ -11,13 +11,14 @@ import os
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from groupvit_common.cli import terminal
 from groupvit_common.cli.arguments import given
+from groupvit_common.cli.shares import Share
 from groupvit_common.cli.terminal import OK, SOME_FAILED
 from groupvit_common.errors import CheckpointError, InputError
 from groupvit_common.segmentation.figures import FIGURES
@@ -152,12 +153,12 @@ def read_background_labels(options: argparse.Namespace) -> tuple[Label, ...]:
 def output_names(paths: Sequence[Path], out: Path) -> dict[Path, str]:
     """Returns a name for each image's files in `out`: its stem, numbered where that is taken or would overwrite an
     input image, and shortened where the system has a limit."""
-    from groupvit_common.segmentation.result import RESULT_ENDS
+    from groupvit_common.segmentation.result import CLIP_ENDS, RESULT_ENDS
     from groupvit_common.storage.names import fit_name, name_key
 
     given = {name_key(os.path.realpath(path)) for path in paths}
     folder = os.path.realpath(out)
-    ends = (*RESULT_ENDS, COMPARE_END, *(f"_{mode}.png" for mode in FIGURES))
+    ends = (*RESULT_ENDS, *CLIP_ENDS, COMPARE_END, *(f"_{mode}.png" for mode in FIGURES))
     names: dict[Path, str] = {}
     taken: set[str] = set()
     for path in paths:
@@ -195,6 +196,50 @@ def make_writable(folder: Path) -> None:
         raise InputError(f"cannot write into the folder {folder}: {terminal.reason(error)}") from error
 
 
+def listed_files(name: str | None) -> list[str]:
+    """Returns the lines of the file of --from-file, "-" for standard input, as names of files.
+
+    Between names there are line ends, or zero bytes as `find -print0` writes them. Empty lines are passed over.
+
+    Raises:
+        InputError: the file cannot be read, or has no names.
+    """
+    if name is None:
+        return []
+    try:
+        content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    except OSError as error:
+        raise InputError(f"--from-file {name} cannot be read: {terminal.reason(error)}") from error
+    content = content.removeprefix(b"\xef\xbb\xbf")
+    lines = content.split(b"\0") if b"\0" in content else content.splitlines()
+    names = [os.fsdecode(line) for line in lines if line.strip()]
+    if not names:
+        raise InputError(f"--from-file {name} names no files: one a line is expected")
+    return names
+
+
+def _mention_clips(folder: Path) -> None:
+    """Warns of the clips in a folder, of which images alone are taken.
+
+    Raises:
+        InputError: there are no images in it.
+    """
+    from groupvit_common.preprocessing.images import image_suffixes
+    from groupvit_common.segmentation.clips import CLIP_SUFFIXES
+    from groupvit_common.storage.names import is_hidden, list_files
+
+    names = [name for name in list_files(folder) if not is_hidden(name)]
+    suffixes = [Path(name).suffix.lower() for name in names]
+    clips = [suffix for suffix in suffixes if suffix in CLIP_SUFFIXES]
+    if not clips:
+        return
+    found = f"{len(clips)} video{'s' if len(clips) > 1 else ''}"
+    hint = f'name clips themselves, as with the pattern "{folder}/*{clips[0]}"'
+    if not any(suffix in image_suffixes() for suffix in suffixes):
+        raise InputError(f"no images in the folder {folder}, but {found}: {hint}")
+    terminal.warn(f"left out in the folder {folder}: {found}; {hint}")
+
+
 # -- images ------------------------------------------------------------------------------------------------------------
 
 
@@ -204,44 +249,74 @@ class ImageRun:
     Args:
         options: of the command.
         only_prints: no files are written, so the command ends when stdout is lost.
+        share: the process's, of images and clips; failures to find them are the first process's.
+        takes_clips: clips, in files that are named or match a pattern, are kept apart; else they are images.
+
+    Attributes:
+        paths: the images of this process; `clips`: its clips.
+        inputs, every_clip: those of all processes.
     """
 
-    def __init__(self, options: argparse.Namespace, *, only_prints: bool = False) -> None:
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        *,
+        only_prints: bool = False,
+        share: Share | None = None,
+        takes_clips: bool = False,
+    ) -> None:
         from groupvit_common.preprocessing.image_files import distinct, expand
 
         self._json: bool = options.json
         self._only_prints = only_prints
+        self._share = share = Share() if share is None else share
         self._bar: terminal.Bar | None = None
         self._failed = 0
-        there: dict[Path, None] = {}
-        for name in dict.fromkeys(options.photos):
+        there: dict[Path, bool] = {}
+        names = list(dict.fromkeys([*options.photos, *listed_files(options.from_file)]))
+        for name in names:
             try:
+                is_folder = Path(name).is_dir()
+                if is_folder and takes_clips:
+                    _mention_clips(Path(name))
                 found = expand([name])
             except (InputError, OSError) as error:
-                if len(options.photos) == 1 and isinstance(error, InputError):
+                if len(names) == 1 and isinstance(error, InputError):
                     raise
-                self.fail(Path(name), error if isinstance(error, InputError) else terminal.reason(error))
+                self._fail_to_find(Path(name), error if isinstance(error, InputError) else terminal.reason(error))
                 continue
             for path in found:
                 # `os.path` calls a path that cannot be read missing, whatever the cause.
                 if os.path.exists(path):  # noqa: PTH110
-                    there[path] = None
+                    there[path] = takes_clips and not is_folder
                 else:
-                    self.fail(path, f"there is no file {path}")
-        self.paths = distinct(there)
-        self._every = self._failed + len(self.paths)
+                    self._fail_to_find(path, f"there is no file {path}")
+        self.inputs = distinct(there)
+        clips: set[Path] = set()
+        if takes_clips:
+            from groupvit_common.segmentation.clips import is_clip
+
+            clips = {path for path in self.inputs if there[path] and is_clip(path)}
+        self.paths = share.of([path for path in self.inputs if path not in clips])
+        self.every_clip = [path for path in self.inputs if path in clips]
+        self.clips = share.of(self.every_clip)
+        self._every = self._failed + len(self.paths) + len(self.clips)
 
     def __enter__(self) -> None:
         if len(self.paths) >= _MANY:
-            self._bar = terminal.Bar(len(self.paths), "image")
+            self._bar = self.bar(len(self.paths), "image")
 
     def __exit__(self, *unused: object) -> None:
         if self._bar is not None:
             self._bar.close()
 
-    def pending(self) -> Iterator[Path]:
-        """Yields the images; ends when the results could not be printed."""
-        for path in self.paths:
+    def bar(self, total: int | None, unit: str, title: str = "") -> terminal.Bar:
+        """Returns a progress bar, which the first of several processes shows."""
+        return terminal.Bar(total, unit, title=title, shows=self._share.rank == 0)
+
+    def pending(self, paths: Sequence[Path] | None = None) -> Iterator[Path]:
+        """Yields these inputs, or the images; ends when the results could not be printed."""
+        for path in self.paths if paths is None else paths:
             if self._only_prints and terminal.is_lost():
                 return
             yield path
@@ -293,22 +368,38 @@ class ImageRun:
             terminal.print_lines(line)
         self._step()
 
-    def fail(self, path: Path, reason: object) -> None:
-        """Prints the failure of an image."""
+    def skip(self, paths: Iterable[Path]) -> None:
+        """Leaves out images and clips."""
+        some = set(paths)
+        self.paths = [path for path in self.paths if path not in some]
+        self.clips = [path for path in self.clips if path not in some]
+
+    @property
+    def failed(self) -> int:
+        """The number of failures so far."""
+        return self._failed
+
+    def fail(self, path: Path, reason: object, *, printed: bool = False) -> None:
+        """Prints the failure of an image. `printed`: its record has been printed, and says it."""
         self._failed += 1
         from groupvit_common.preprocessing.images import TooLargeError
 
         text = str(reason) if str(path) in str(reason) else f"{path}: {reason}"
         text += " (--max-pixels)" if isinstance(reason, TooLargeError) else ""
         terminal.error(text)
-        if self._json:
+        if self._json and not printed:
             terminal.print_json({"source": str(path), "error": text})
         self._step()
+
+    def _fail_to_find(self, path: Path, reason: object) -> None:
+        if self._share.rank == 0:
+            self.fail(path, reason)
 
     def code(self) -> int:
         """Returns the exit code; prints the number of failures, of several images."""
         if self._failed and self._every > 1:
-            terminal.error(f"{self._failed} of {self._every} images failed")
+            kind = "images and clips" if self.clips else "images"
+            terminal.error(f"{self._failed} of {self._every} {kind} failed")
         return SOME_FAILED if self._failed else OK
 
     def _step(self) -> None:

@@ -305,17 +305,28 @@ class Bar:
     """A progress bar on a terminal; nothing is shown elsewhere.
 
     Args:
-        total: number of units of all work; unit: their name. `scale`: shown in thousands and millions.
+        total: number of units of all work, None if it is not known; unit: their name. `scale`: shown in thousands and
+            millions.
         done: number of units done already.
         title: shown before the bar.
+        shows: False: nothing is shown anywhere.
     """
 
     shown = 0
 
-    def __init__(self, total: int, unit: str, *, done: int = 0, title: str = "", scale: bool = False) -> None:
+    def __init__(
+        self,
+        total: int | None,
+        unit: str,
+        *,
+        done: int = 0,
+        title: str = "",
+        scale: bool = False,
+        shows: bool = True,
+    ) -> None:
         self._bar: Any = None
         with suppress(OSError, ValueError):
-            if sys.stderr.isatty():
+            if shows and sys.stderr.isatty():
                 from tqdm import tqdm
 
                 self._bar = tqdm(
@@ -328,7 +339,8 @@ class Bar:
         """Shows that so much more is done, but never more than there is."""
         if self._bar is not None:
             with suppress(OSError, ValueError):
-                self._bar.update(min(count, self._bar.total - self._bar.n))
+                rest = count if self._bar.total is None else self._bar.total - self._bar.n
+                self._bar.update(min(count, rest))
 
     def name(self, title: str) -> None:
         """Changes the title."""

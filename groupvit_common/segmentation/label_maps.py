@@ -67,6 +67,10 @@ class PixelLabels:
     group_values: Integers
 
 
+Smooth = Callable[..., Sequence[Floats]]
+"""Scores of an image, as arrays of fixed shapes -> smoothed ones: `groupvit_common.segmentation.smoothing`."""
+
+
 def label_values(is_background: Sequence[bool], threshold: float | None) -> tuple[Integers, bool]:
     """The label map's value of each label, and whether 0 is background.
 
@@ -91,19 +95,21 @@ def pixel_labels(
     size: tuple[int, int],
     options: SegmentationOptions,
     is_background: Sequence[bool],
+    smooth: Smooth | None = None,
 ) -> PixelLabels:
     """Views of one image, `pixels` `[3, h, w]` as in the first, -> maps at `size` = (H, W).
 
-    Groups are those of the first view, numbered window by window.
+    Groups are those of the first view, numbered window by window. `smooth` takes the place of the scores, averaged over
+    views, and is for frames of a video: hard assignments are then made at the size of the first view.
     """
     first, side = views[0], (pixels.shape[1], pixels.shape[2])
     values, hidden = label_values(is_background, options.background)[0], np.asarray(is_background, dtype=bool)
     several = len(views) > 1 or options.needs_scores
-    if first.windows is None and not several:
-        return _whole_labels(first.affinity[0], first.grouping[0], size, options, values)
+    if first.windows is None and not several and (smooth is None or options.assignment == "soft"):
+        return _whole_labels(first.affinity[0], first.grouping[0], size, options, values, smooth)
 
-    # Labels that no group may have need no pixels; the first stays for where all scores are zero.
-    used = np.any([view.affinity.any(axis=(0, 1)) for view in views], axis=0)
+    # Labels that no group may have need no pixels; the first stays for where all scores are zero. Another frame's may.
+    used = np.any([view.affinity.any(axis=(0, 1)) for view in views], axis=0) | (smooth is not None)
     used[0] = True
     foreground = None if options.foreground is None else (~hidden, options.foreground)
     if foreground is not None:
@@ -113,13 +119,15 @@ def pixel_labels(
         channel_values, shown = np.insert(channel_values, 0, 0), np.insert(shown, 0, False)
     some = [replace(view, affinity=view.affinity[..., used]) for view in views]
     table: Floats | None = None
-    if groups_are_fewer(some, options):
+    if smooth is None and groups_are_fewer(some, options):
         # Scores of labels are sums of what the groups have of them: only groups are resized and refined.
         table = np.concatenate([_group_scores(a, options).T for view in some for a in view.affinity])
         some = [replace(view, affinity=None) for view in some]
     parts: Iterable[tuple[Any, Floats]]
-    if several:
+    if several or smooth is not None:
         scores = mean_scores(some, side, options)
+        if smooth is not None:
+            (scores,) = smooth(scores)
         if options.refine:
             scores = refine(scores, pixels, options.refine, options.refine_dilations)
         parts = enumerate(interpolated_rows(scores, size))
@@ -159,7 +167,12 @@ def channel_count(view: View, options: SegmentationOptions) -> int:
 
 
 def _whole_labels(
-    affinity: Floats, grouping: Floats, size: tuple[int, int], options: SegmentationOptions, values: Integers
+    affinity: Floats,
+    grouping: Floats,
+    size: tuple[int, int],
+    options: SegmentationOptions,
+    values: Integers,
+    smooth: Smooth | None = None,
 ) -> PixelLabels:
     """One view of the image as a whole, straight to `size` = (H, W): affinity `[G, L]`, grouping map `[G, h, w]`,
     values `[L]`."""
@@ -173,10 +186,14 @@ def _whole_labels(
         if not is_soft:
             label_map[y] = group_values[largest]
     if is_soft:
-        for y, row in enumerate(interpolated_rows(np.einsum("gl,ghw->lhw", affinity, grouping), size)):
+        scores, largest = np.einsum("gl,ghw->lhw", affinity, grouping), affinity.max()
+        if smooth is not None:
+            # What is linear may be interpolated afterwards.
+            scores, largest = smooth(scores, largest)
+        for y, row in enumerate(interpolated_rows(scores, size)):
             row_values = values[row.argmax(axis=0)]
             if threshold is not None:
-                row_values[row.max(axis=0) < min(threshold, affinity.max())] = 0
+                row_values[row.max(axis=0) < min(threshold, largest)] = 0
             label_map[y] = row_values
     return PixelLabels(label_map, group_map, group_values)
 

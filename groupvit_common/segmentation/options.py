@@ -261,6 +261,15 @@ class SegmentationOptions:
             scales=tuple(sorted(map(float, self.scales), key=lambda scale: abs(math.log(scale)))),
         )
 
+    def check_foreground(self, is_background: Sequence[bool]) -> None:
+        """Raises `InputError` if labels, of which these are background, cannot be weighed against a background."""
+        has_background = any(is_background) or self.background is not None
+        if self.foreground is not None and (all(is_background) or not has_background):
+            raise InputError(
+                "foreground weighs labels against a background: give labels and background_labels, or a background "
+                "threshold"
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the options by name, ready for JSON."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}

@@ -46,8 +46,10 @@ from groupvit_common.segmentation.options import DEFAULT_MODEL, OPTIONS, Segment
 from groupvit_common.segmentation.parts import BakedLabels
 from groupvit_common.segmentation.preparation import Loaded, Preparation, Prepared, load
 from groupvit_common.segmentation.result import BACKGROUND, Details, Segmentation, segmentation
-from groupvit_common.segmentation.scores import Floats
+from groupvit_common.segmentation.scores import Floats, unit
+from groupvit_common.segmentation.smoothing import Smoother
 from groupvit_common.segmentation.stream import LabelPixels, OnError, Steps, segmented
+from groupvit_common.segmentation.video import VideoFrame, segmented_frames
 
 
 class BaseSegmenter(ABC):
@@ -102,6 +104,7 @@ class BaseSegmenter(ABC):
         self.max_pixels = int(max_pixels)
         self.options = chosen
         self._label_set: LabelSet | None = None
+        self._smoother: Smoother | None = None
         if labels is not None:
             self.set_labels(labels, background_labels)
 
@@ -208,7 +211,7 @@ class BaseSegmenter(ABC):
         if embeddings.ndim not in (2, 3) or not embeddings.size or (shape[0], shape[-1]) != wanted:
             raise InputError(f"embeddings of the labels must be {list(wanted)}, got {list(shape)}")
         is_background = tuple(label.name.casefold() in hidden for label in every)
-        self._check_foreground(is_background, self.options)
+        self.options.check_foreground(is_background)
         self._label_set = LabelSet(every, is_background, embeddings)
 
     def baked_labels(self) -> BakedLabels:
@@ -292,15 +295,33 @@ class BaseSegmenter(ABC):
             on_error: is called in order with an input that cannot be read, and the error, and the others follow. None:
                 the error is raised, after the results of earlier images.
         """
-        labels = self._labelled()
-        steps = Steps(
+        images = images_in(images) if isinstance(images, str | Path) else images
+        return segmented(images, self._steps(self._labelled()), on_error)
+
+    def video(
+        self, source: Any, *, smoothing: float = 0.0, every: int = 1, max_frames: int | None = None
+    ) -> Iterator[VideoFrame]:
+        """Segments the frames of a video or animated image, in order; memory does not grow with their number.
+
+        Args:
+            source: a path, the bytes of a file, a binary file, or a clip of `open_clip`.
+            smoothing: 0 to less than 1, the weight of earlier frames in each pixel's scores: `smoothing.Smoother`.
+            every: only each so-manieth frame is segmented. max_frames: at most so many are.
+
+        InputError for a file that is no clip, and a missing PyAV.
+        """
+        own = copy(self)
+        own._smoother = Smoother(smoothing, self._preparation.deviation) if smoothing else None
+        return segmented_frames(source, own._steps(own._labelled()), self.max_pixels, every, max_frames)
+
+    def _steps(self, labels: LabelSet) -> Steps:
+        return Steps(
             lambda source: load(source, self.max_pixels),
             lambda loaded: self._preparation.prepared(loaded, self.max_pixels),
             lambda prepared: self._segment(prepared, labels),
             self.batch_size,
             self._may_label_in_threads(),
         )
-        return segmented(images_in(images) if isinstance(images, str | Path) else images, steps, on_error)
 
     def classify(self, images: Any) -> Any:
         """Probability of each label for the whole image, `{label: probability}`; a list of these for several images.
@@ -326,7 +347,7 @@ class BaseSegmenter(ABC):
     def embed_images(self, images: Sequence[Any]) -> Floats:
         """Embeddings `[B, E]` of images, of length 1, prepared as for `classify`: their products with those of texts
         are cosine similarities. InputError for an image that cannot be read."""
-        parts = self._classifier_outputs(images, lambda pixels: _unit(self._embed_images(pixels)))
+        parts = self._classifier_outputs(images, lambda pixels: unit(self._embed_images(pixels)))
         return np.concatenate(parts) if parts else np.zeros((0, self.model.config.projection_dim), np.float32)
 
     def embed_texts(self, texts: Sequence[str]) -> Floats:
@@ -336,7 +357,7 @@ class BaseSegmenter(ABC):
             raise InputError(f"texts must be a list of texts, got {texts!r:.80}")
         if not len(texts):
             return np.zeros((0, self.model.config.projection_dim), np.float32)
-        return _unit(self._encode_labels.embed(texts))
+        return unit(self._encode_labels.embed(texts))
 
     def _classifier_outputs(self, images: Sequence[Any], call: Callable[[Floats], Floats]) -> list[Floats]:
         starts = range(0, len(images), self.batch_size)
@@ -473,14 +494,6 @@ class BaseSegmenter(ABC):
 
     # The rest.
 
-    def _check_foreground(self, is_background: Sequence[bool], options: SegmentationOptions) -> None:
-        has_background = any(is_background) or options.background is not None
-        if options.foreground is not None and (all(is_background) or not has_background):
-            raise InputError(
-                "foreground weighs labels against a background: give labels and background_labels, or a background "
-                "threshold"
-            )
-
     def _labelled(self) -> LabelSet:
         """The labels of this call; read once for each."""
         labels = self._label_set
@@ -530,10 +543,11 @@ class BaseSegmenter(ABC):
     ) -> PixelLabels:
         """The maps of one image from all its views; `pixels` are those of the first."""
         is_background = seen[0].labels.is_background
-        self._check_foreground(is_background, options)
+        options.check_foreground(is_background)
         # The mirrored views come last.
         views = [replace(each.view, mirrored=number >= len(options.scales)) for number, each in enumerate(seen)]
-        return self._pixel_labels(views, pixels, size, options, is_background)
+        pixel_labels = self._pixel_labels if self._smoother is None else self._smoother.pixel_labels
+        return pixel_labels(views, pixels, size, options, is_background)
 
     def _segment(self, images: Sequence[Prepared], labels: LabelSet) -> list[LabelPixels]:
         """Images of one `part` through the model together: for each, what labels its pixels."""
@@ -569,10 +583,6 @@ class BaseSegmenter(ABC):
 
 def _are_several(images: Any) -> bool:
     return isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4
-
-
-def _unit(embeds: Floats) -> Floats:
-    return embeds / np.linalg.norm(embeds, axis=-1, keepdims=True)
 
 
 def _attribute(name: str) -> property:

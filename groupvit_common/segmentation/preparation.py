@@ -83,6 +83,12 @@ class Preparation:
         ]
         return cls(options, tuple(processors), patch_size)
 
+    @property
+    def deviation(self) -> Any:
+        """The standard deviation that pixels are divided by, of each channel or of all; 1 if they are not."""
+        processor = self.image_processors[0]
+        return processor.image_std if processor.do_normalize else 1.0
+
     def prepared(self, loaded: Loaded, max_pixels: int) -> Prepared:
         """Returns an image with its views; `max_pixels` bounds their size as well."""
         return Prepared(loaded, self.views(loaded, max_pixels), self.windows(self.size(*loaded.size)).size, self)

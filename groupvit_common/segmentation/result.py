@@ -32,6 +32,9 @@ from groupvit_common.storage.saving import write_files, write_text
 RESULT_ENDS = ("_overlay.png", "_labels.png", "_groups.png", "_segmentation.json")
 """Ends of the names of a segmentation's files."""
 
+CLIP_ENDS = ("_overlay.mp4", "_overlay.png", "_labels.npz", "_labels", "_segmentation.json")
+"""The same of a clip; `_labels` is a folder."""
+
 BACKGROUND = "background"
 """Name of value 0 in a label map that has a background."""
 

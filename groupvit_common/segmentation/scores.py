@@ -28,7 +28,8 @@ MAX_LOGIT_SCALE = 100.0
 """The authors' bound on the logit scale (CLIP's too), in training and inference."""
 
 
-def _unit(x: Floats) -> Floats:
+def unit(x: Floats) -> Floats:
+    """`[..., D]` at length 1."""
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
@@ -36,7 +37,7 @@ def similarity(embeds: Floats, label_embeds: Floats) -> Floats:
     """Cosine similarity of embeddings `[..., E]` and labels `[L, E]`, or the most similar of a label's words
     `[L, K, E]`: `[..., L]`."""
     if label_embeds.ndim == 2:
-        return _unit(embeds) @ _unit(label_embeds).T
+        return unit(embeds) @ unit(label_embeds).T
     labels, words, width = label_embeds.shape
     word_scores = similarity(embeds, label_embeds.reshape(-1, width))
     return word_scores.reshape(*embeds.shape[:-1], labels, words).max(axis=-1)

@@ -56,7 +56,7 @@ def segmented(sources: Iterable[Any], steps: Steps, on_error: OnError | None = N
         on_error: is called in order with a source that cannot be read. None: the error is raised, after the results of
             earlier sources.
     """
-    with _ReadAhead(steps) as ahead, _executor(steps.threaded) as submit:
+    with _ReadAhead(steps) as ahead, label_executor(steps.threaded) as submit:
         yield from _Stream(iter(sources), steps, ahead, submit, on_error).results()
 
 
@@ -172,7 +172,7 @@ class _Stream:
 
 
 @contextmanager
-def _executor(threaded: bool) -> Iterator[Callable[[LabelPixels], Future[Segmentation]]]:
+def label_executor(threaded: bool) -> Iterator[Callable[[LabelPixels], Future[Segmentation]]]:
     """A function that has a result made: in a thread, or at once."""
     if not threaded:
         yield _at_once

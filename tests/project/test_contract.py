@@ -112,7 +112,7 @@ EXCEPTIONS: dict[str, dict[str, dict[str, set[str]]]] = {
         },
     },
     "processes of torchrun; replicas of a strategy": {
-        "torch": {"distributed.py": {"batch_norm", "project", "process_group"}},
+        "torch": {"distributed.py": {"batch_norm", "project", "process_group", "rank_device"}},
         "tf": {
             "distributed.py": {
                 "replica_number", "Seeds", "Model", "as_logs", "here", "process_of", "refuse_strategy",
