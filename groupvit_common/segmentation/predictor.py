@@ -304,11 +304,9 @@ class BaseSegmenter(ABC):
         """Segments the frames of a video or animated image, in order; memory does not grow with their number.
 
         Args:
-            source: a path, the bytes of a file, a binary file, or a clip of `open_clip`.
+            source: a path, the bytes of a file, a binary file, or what `open_clip` returns. InputError as it says.
             smoothing: 0 to less than 1, the weight of earlier frames in each pixel's scores: `smoothing.Smoother`.
             every: only each so-manieth frame is segmented. max_frames: at most so many are.
-
-        InputError for a file that is no clip, and a missing PyAV.
         """
         own = copy(self)
         own._smoother = Smoother(smoothing, self._preparation.deviation) if smoothing else None
