@@ -19,9 +19,9 @@ RUN python -m venv /opt/groupvit \
 
 FROM python:3.11-slim
 ENV PATH=/opt/groupvit/bin:$PATH PYTHONUNBUFFERED=1 HF_HOME=/home/groupvit/.cache/huggingface
-RUN useradd --create-home groupvit
+RUN useradd --create-home --uid 10001 groupvit
 COPY --from=build /opt/groupvit /opt/groupvit
-USER groupvit
+USER 10001
 WORKDIR /home/groupvit
 EXPOSE 8000
 # The first answer waits for the model.

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from groupvit_common.cli.command_line import build_parser
 from groupvit_common.data.scenes import make_scene
 from groupvit_common.errors import InputError
 from groupvit_torch import Segmenter, pipeline
@@ -240,8 +241,11 @@ def test_the_dockerfile_copies_what_is_there_and_runs_without_root():
     for name in copied:
         assert (ROOT / name).exists()
         assert f"!{name}" in ignored
-    assert re.search(r"^USER (?!root)\w+$", text, re.M)
-    assert "/healthz" in re.findall(r"^HEALTHCHECK .+$", text, re.M)[0]
+    assert re.search(r"^USER [1-9]\d*$", text, re.M)
+    program, *arguments = json.loads(re.findall(r"^ENTRYPOINT (.+)$", text, re.M)[0])
+    options = build_parser().parse_args(arguments)
+    assert (program, arguments[0], options.host) == ("groupvit", "serve", "0.0.0.0")
+    assert f"127.0.0.1:{options.port}/healthz" in re.findall(r"^HEALTHCHECK .+$", text, re.M)[0]
     extras = re.findall(r"'\.\[([\w,]+)\]'", text)[0].split(",")
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert all(re.search(rf"^{extra} = \[", project, re.M) for extra in extras)
