@@ -521,6 +521,7 @@ function wire() {
   $("views").addEventListener("change", (event) => {
     state.view = event.target.value;
     state.highlight = null;
+    clearError();
     show();
     if (!state.results.size) update();
   });

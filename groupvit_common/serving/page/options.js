@@ -1,6 +1,7 @@
 // The form of options: the fields of a request, which keep the server's defaults until they are moved.
 
 const SCALES = [0.75, 1, 1.25];
+const NAMED_TEMPLATES = ["one", "seven", "eighty"];
 
 export class Options {
   /** `changed(isGentle)` is called when a value is another; gentle: a slider that is still moved. */
@@ -28,7 +29,7 @@ export class Options {
     field.foreground.value = defaults.foreground ?? 0;
     field.assignment.value = defaults.assignment ?? "hard";
     field.top_k.value = defaults.top_k ?? "";
-    field.templates.value = "";
+    field.templates.value = NAMED_TEMPLATES.includes(defaults.templates) ? defaults.templates : "";
     field.synonyms.value = defaults.synonyms ?? "mean";
     field.flip.checked = defaults.flip ?? false;
     field.scales.checked = (defaults.scales?.length ?? 1) > 1;

@@ -16,6 +16,9 @@ const element = (tag, className, parent) => {
 // A photo's light and shade change colours more than they change hues.
 const heatOpacity = ({ opacity }) => Math.sqrt(opacity);
 
+// Which part of a name is at its place: its middle, but near a side the name stays within the image.
+const inward = (at) => (at < 0.15 ? at / 0.3 : at > 0.85 ? 1 - (1 - at) / 0.3 : 0.5);
+
 export class Pane {
   /** `pointed(x, y, how)` is called with a pixel of the image, or null; `how` is "mouse", "touch" or "keys". */
   constructor(parent, pointed) {
@@ -126,8 +129,7 @@ export class Pane {
         name.textContent = layer.entries[index].label;
         name.style.left = `${100 * x}%`;
         name.style.top = `${100 * y}%`;
-        // In the middle; towards a side within the image.
-        name.style.transform = `translate(${-100 * x}%, ${-100 * y}%)`;
+        name.style.transform = `translate(${-100 * inward(x)}%, ${-100 * inward(y)}%)`;
         return name;
       }),
     );
