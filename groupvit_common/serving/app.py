@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import mimetypes
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -239,6 +240,7 @@ def _add_pages(app: FastAPI, state: State) -> None:
     # Read once: no name of a request reaches the disk.
     page = {each.name: each.read_bytes() for each in files("groupvit_common.serving").joinpath("page").iterdir()
             if each.is_file()}  # fmt: skip
+    packed = {name: gzip.compress(content, mtime=0) for name, content in page.items() if not name.endswith(".webp")}
     document: dict[str, Any] = {}
 
     def described() -> dict[str, Any]:
@@ -249,12 +251,12 @@ def _add_pages(app: FastAPI, state: State) -> None:
         return document
 
     @app.get("/", include_in_schema=False)
-    async def index() -> Response:
-        return _file("index.html", page)
+    async def index(request: Request) -> Response:
+        return _file("index.html", page, packed, request)
 
     @app.get("/page/{name}", include_in_schema=False)
-    async def page_file(name: str) -> Response:
-        return _file(name, page)
+    async def page_file(name: str, request: Request) -> Response:
+        return _file(name, page, packed, request)
 
     @app.get("/openapi.json", include_in_schema=False)
     async def openapi() -> Response:
@@ -269,12 +271,16 @@ def _add_pages(app: FastAPI, state: State) -> None:
         return Response(reference_style(), media_type="text/css")
 
 
-def _file(name: str, page: Mapping[str, bytes]) -> Response:
+def _file(name: str, page: Mapping[str, bytes], packed: Mapping[str, bytes], request: Request) -> Response:
     if name not in page:
         return answer_of(Problem(404, "not_found", "there is nothing at this address"))
     ending = f".{name.rpartition('.')[2]}"
     kind = _TYPES.get(ending) or mimetypes.guess_type(name)[0] or "application/octet-stream"
-    return Response(page[name], media_type=kind, headers={"Cache-Control": "no-cache"})
+    headers = {"Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
+    accepted = [each.strip().lower() for each in request.headers.get("accept-encoding", "").split(",")]
+    if name in packed and "gzip" in accepted:
+        return Response(packed[name], media_type=kind, headers=headers | {"Content-Encoding": "gzip"})
+    return Response(page[name], media_type=kind, headers=headers)
 
 
 def _document(app: FastAPI) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import json
 import re
@@ -22,6 +23,7 @@ pytest.importorskip("uvicorn", reason="the server needs the extra: serve")
 
 from groupvit_common.serving import Server, ServeSettings
 from groupvit_torch import Segmenter
+from tests.support.paths import ROOT
 
 LABELS = ["red|crimson", "cyan", "green", "purple"]
 BACKGROUND = ["bricks|wall", "grass"]
@@ -104,6 +106,22 @@ def move_slider(page, name, value):
 def point_at(page, x, y, width=SIZE[1], height=SIZE[0], pane=0):
     box = page.locator(".frame").nth(pane).bounding_box()
     page.mouse.move(box["x"] + (x + 0.5) * box["width"] / width, box["y"] + (y + 0.5) * box["height"] / height)
+
+
+def test_the_page_is_small_and_asks_nobody_else(server):
+    sent = 0
+    for file in (path for path in (ROOT / "groupvit_common" / "serving" / "page").iterdir() if path.is_file()):
+        request = urllib.request.Request(f"{server.url}page/{file.name}", headers={"Accept-Encoding": "gzip"})
+        with urllib.request.urlopen(request) as answer:
+            content = answer.read()
+            is_packed = answer.headers["Content-Encoding"] == "gzip"
+        assert (gzip.decompress(content) if is_packed else content) == file.read_bytes()
+        assert is_packed == (file.suffix != ".webp")
+        sent += len(content)
+        if is_packed:
+            addresses = re.findall(r"https?://[^\s\"')]+", file.read_text(encoding="utf-8"))
+            assert {*addresses} <= {"http://www.w3.org/2000/svg"}, file.name
+    assert sent < 60_000
 
 
 def test_an_image_gets_its_labels_and_each_pixel_its_text(pages, server, photo, segmenter):
