@@ -83,6 +83,8 @@ def _run(options: argparse.Namespace) -> int:
         # Before a framework is imported: each reads its own.
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
             os.environ[name] = str(options.threads)
+    # Threads that wait by spinning take the time of those that answer others.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         from groupvit_common.serving.server import Server
     except ModuleNotFoundError as error:

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from PIL import Image
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
@@ -126,6 +126,15 @@ async def _form_fields(request: Request, body: bytes, most_bytes: int) -> dict[s
         raise Problem(400, "malformed", f"the form cannot be read: {error.message}") from None
     except (KeyError, ValueError, UnicodeError):
         raise Problem(400, "malformed", "the form cannot be read") from None
+    try:
+        return await _of_form(form, most_bytes)
+    finally:
+        # Those of parts without an end too, which the form has not.
+        for file in parser._files_to_close_on_error:
+            file.close()
+
+
+async def _of_form(form: FormData, most_bytes: int) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, value in form.multi_items():
         if name in fields:
@@ -134,7 +143,6 @@ async def _form_fields(request: Request, body: bytes, most_bytes: int) -> dict[s
             if name != "image":
                 raise Problem(422, "unusable", "the only file of a form is its field image")
             fields[name] = _checked(value.file.read(), most_bytes)
-            value.file.close()
         elif name == "image":
             fields[name] = await in_pool(_decoded, value, most_bytes)
         else:

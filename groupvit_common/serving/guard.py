@@ -98,6 +98,8 @@ class Guard:
                 await self._app(scope, receive, guarded_send)
         except ClientGoneError:
             status = status or 499
+        except TimeoutError:
+            raise ConnectionError("the client reads no answer") from None
         except Exception as error:
             # Its text may hold what the user sent.
             logger.error("a fault of the server: %s", type(error).__name__, exc_info=_where(error))

@@ -20,7 +20,7 @@ from groupvit_common.segmentation.options import SegmentationOptions
 from groupvit_common.segmentation.result import Segmentation
 from groupvit_common.segmentation.scores import Floats
 from groupvit_common.segmentation.segments import Mask
-from groupvit_common.segmentation.windows import interpolated, linear_taps
+from groupvit_common.segmentation.windows import interpolated, linear_taps, strips
 
 # A compression that takes a few milliseconds: answers cross a wire once.
 _LEVEL = 1
@@ -60,16 +60,18 @@ def score_map(result: Segmentation, encoded: EncodedImage, options: Segmentation
     height, width = result.label_map.shape
     wide = interpolated(maps, 2, linear_taps(maps.shape[2], width))
     above, below, fraction = linear_taps(maps.shape[1], height)
+    down = fraction.astype(maps.dtype)[:, None]
     scores = np.empty((height, width), maps.dtype)
-    columns = np.arange(width)
-    # Only the pixel's own label is interpolated, row by row.
-    for y, (first, second, down) in enumerate(
-        zip(above.tolist(), below.tolist(), fraction.astype(maps.dtype), strict=True)
-    ):
-        own = place[result.label_map[y]]
-        start = wide[own, first, columns]
-        scores[y] = start + down * (wide[own, second, columns] - start)
-    return np.clip(scores, 0, 1)
+    # Only the pixel's own label is interpolated.
+    for rows in strips(8, (height, width)):
+        own = place[result.label_map[rows]]
+        own *= wide.shape[1] * width
+        own += np.arange(width)
+        first, second = (wide.take(own + width * each[rows, None]) for each in (above, below))
+        second -= first
+        second *= down[rows]
+        np.add(first, second, out=scores[rows])
+    return np.clip(scores, 0, 1, out=scores)
 
 
 def label_answers(result: Segmentation, masks: str) -> list[dict[str, Any]]:

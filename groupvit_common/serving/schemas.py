@@ -126,8 +126,6 @@ def checked(model: type[_Request], fields: dict[str, Any]) -> Any:
     """
     # In a form, what is empty is left out.
     given = {name: None if value in ("", "null") and name != "texts" else value for name, value in fields.items()}
-    if not isinstance(given.get("masks", "none"), str):
-        given.pop("masks")
     for name in ("masks", "include", "opacity"):
         if given.get(name, "") is None:
             del given[name]

@@ -47,6 +47,7 @@ class Server:
         self.settings = settings or ServeSettings()
         self._segmenters = segmenters
         self._socket = _listening(self.settings.host, self.settings.port)
+        self._port = self._socket.getsockname()[1]
         try:
             app, self._state = guarded_app(None if callable(segmenters) else segmenters, self.settings)
         except BaseException:
@@ -61,7 +62,7 @@ class Server:
         """The address of the page."""
         host = self.settings.host
         shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-        return f"http://{shown}:{self._socket.getsockname()[1]}/"
+        return f"http://{shown}:{self._port}/"
 
     def run(self, ready: Callable[[], object] | None = None) -> None:
         """Serves until the process is told to end (SIGINT, SIGTERM), or `stop` is called; finishes what runs.
@@ -142,8 +143,9 @@ class _Uvicorn(uvicorn.Server):
         class Protocol(_BoundedProtocol):
             most, header_seconds = settings.connections, settings.header_seconds
 
-        # uvicorn's own lines are for its developers.
-        logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
+        # Their lines about what clients send are for developers.
+        for name in ("uvicorn", "python_multipart"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         super().__init__(
             uvicorn.Config(
                 app, http=Protocol, ws="none", lifespan="on", log_config=None, log_level=logging.CRITICAL,
