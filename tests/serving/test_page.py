@@ -94,8 +94,7 @@ def encoded_count(server):
 
 def chips(page):
     """The labels as they are written."""
-    words = page.locator("#labels .word")
-    return [each.get_attribute("data-value") for each in words.all()]
+    return [each.get_attribute("data-value") for each in page.locator("#labels li").all()]
 
 
 def move_slider(page, name, value):
@@ -150,6 +149,7 @@ def test_an_image_gets_its_labels_and_each_pixel_its_text(pages, server, photo, 
         assert page.locator("#legend li.at .name").inner_text() == label
     # The other views of the same result.
     page.get_by_label("Heat map").check()
+    point_at(page, 10, 10)  # before the answer is there
     settled(page)
     details = labelled.details(photo)
     assert page.locator("#legend .name").all_inner_texts() == list(details.labels)

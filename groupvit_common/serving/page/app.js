@@ -27,6 +27,7 @@ const state = {
   results: new Map(), // backend -> Result
   request: null, // of these results
   difference: null,
+  shown: null, // {view, results, layers: Map backend -> layer}: what is drawn, which fits together
   view: "labels",
   stage: 0,
   heat: null,
@@ -56,6 +57,7 @@ async function open(blob, name, labels = null) {
   $("status").textContent = `Sending ${name} …`;
   say(`Sending ${name}`);
   try {
+    await readable(blob, name);
     const bitmap = createImageBitmap(blob).catch(() => null);
     await photo.send(state.backends[0], work.value);
     photo.bitmap = await bitmap;
@@ -76,16 +78,23 @@ async function open(blob, name, labels = null) {
   }
 }
 
+/** Raises an error for what is no file, or one that is gone: sending it would look like a server that does not answer. */
+async function readable(blob, name) {
+  try {
+    await blob.slice(0, 1).arrayBuffer();
+  } catch {
+    throw plainError(`${name} cannot be read: choose an image file, not a folder.`);
+  }
+}
+
 function showPhoto() {
   const { photo } = state;
   document.body.classList.remove("empty");
   state.results.clear();
-  state.point = state.highlight = state.difference = null;
+  state.point = state.highlight = state.difference = state.shown = null;
   state.hidden = { labels: new Set(), groups: new Set() };
   $("choose").textContent = "Another image";
-  $("readout").textContent = photo.bitmap
-    ? ""
-    : "This browser cannot show this kind of file; its labels are shown without it.";
+  $("readout").textContent = "";
   $("legend").replaceChildren();
   showPanes();
 }
@@ -175,8 +184,9 @@ function showPanes() {
     panes.delete(backend);
   }
   const several = state.backends.length > 1;
+  const unseen = photo.bitmap ? "" : " (this browser cannot show such files; their labels it can)";
   for (const backend of state.backends) {
-    const caption = `${photo.name}, ${photo.width} × ${photo.height}${several ? `, ${backend}` : ""}`;
+    const caption = `${photo.name}, ${photo.width} × ${photo.height}${several ? `, ${backend}` : ""}${unseen}`;
     let pane = panes.get(backend);
     if (!pane) panes.set(backend, (pane = new Pane($("panes"), (place, how) => point(place, how))));
     if (pane.photoShown !== photo) pane.setImage(photo.bitmap, photo.width, photo.height, caption);
@@ -192,17 +202,18 @@ function showPanes() {
 async function show() {
   const result = first();
   if (!result) return;
-  if (![...state.results.values()].every((each) => each.has(state.view))) return update();
-  if (state.view === "heat" && !result.answer.similarity.some(({ label }) => label === state.heat))
+  const { view } = state;
+  if (![...state.results.values()].every((each) => each.has(view))) return update();
+  if (view === "heat" && !result.answer.similarity.some(({ label }) => label === state.heat))
     state.heat = result.answer.similarity[0].label;
   if (result.answer.stages) state.stage = Math.min(state.stage, result.answer.stages.length - 1);
   const token = (show.latest = {});
   const layers = await Promise.all(
-    [...state.results].map(async ([backend, each]) => [backend, await each.layer(state.view, layerSettings())]),
+    [...state.results].map(async ([backend, each]) => [backend, await each.layer(view, layerSettings())]),
   );
   if (token !== show.latest) return;
-  state.layers = new Map(layers);
-  $("panes").classList.toggle("heat", state.view === "heat");
+  state.shown = { view, results: new Map(state.results), layers: new Map(layers) };
+  $("panes").classList.toggle("heat", view === "heat");
   draw();
   showLegend();
   showStages();
@@ -213,7 +224,7 @@ async function show() {
 const layerSettings = () => ({ stage: state.stage, heat: state.heat, palette: palette() });
 
 function showNothing() {
-  state.layers = null;
+  state.shown = null;
   for (const pane of panes.values())
     pane.draw(
       {
@@ -231,13 +242,14 @@ function showNothing() {
 
 /** Returns how entries are drawn now: their hidden and highlighted ones as indices. */
 function look(entries) {
-  const set = state.hidden[state.view];
+  const view = state.shown?.view;
+  const set = state.hidden[view];
   const index = entries.findIndex(({ key }) => key === state.highlight);
   return {
     opacity: Number($("opacity").value),
     hidden: new Set(entries.flatMap(({ key }, at) => (set?.has(key) ? [at] : []))),
     highlight: index < 0 ? null : index,
-    marked: $("mark").checked && state.view === "labels" ? state.difference : null,
+    marked: $("mark").checked && view === "labels" ? state.difference : null,
     names: $("names").checked,
   };
 }
@@ -247,15 +259,15 @@ let drawing = 0;
 function draw() {
   cancelAnimationFrame(drawing);
   drawing = requestAnimationFrame(() => {
-    if (!state.layers) return;
-    for (const [backend, layer] of state.layers) panes.get(backend)?.draw(layer, look(layer.entries || []));
+    if (!state.shown) return;
+    for (const [backend, layer] of state.shown.layers) panes.get(backend)?.draw(layer, look(layer.entries || []));
   });
 }
 
 function showLegend() {
-  const { answer } = first();
-  const { view } = state;
-  const layer = state.layers.get(state.backends[0]);
+  const { view, results, layers } = state.shown;
+  const [[backend, { answer }]] = results;
+  const layer = layers.get(backend);
   const set = state.hidden[view];
   $("legend-title").textContent = {
     labels: "Legend",
@@ -276,7 +288,7 @@ function showLegend() {
 }
 
 function showStages() {
-  const stages = state.view === "groups" ? first().answer.stages.length : 0;
+  const stages = state.shown.view === "groups" ? first().answer.stages.length : 0;
   const box = $("stages");
   box.hidden = stages < 2;
   if (box.querySelectorAll("input").length !== stages)
@@ -323,11 +335,12 @@ function tellResult(milliseconds) {
 /** Shows what is at a pixel, in all panes. `how`: "mouse", "touch", "keys" (which is read out), null for a new result. */
 function point(place, how) {
   state.point = place;
-  const found = place && [...state.results].map(([backend, result]) => ({ backend, ...result.at(place) }));
+  const { shown } = state;
+  const found = place && shown && [...shown.results].map(([backend, result]) => ({ backend, ...result.at(place) }));
   if (!found?.length) {
     for (const pane of panes.values()) pane.point(null);
     legend.mark(null);
-    if (state.results.size) $("readout").textContent = "Point at the image, or move over it with the arrow keys.";
+    if (shown) $("readout").textContent = "Point at the image, or move over it with the arrow keys.";
     return;
   }
   const several = found.length > 1;
@@ -336,12 +349,12 @@ function point(place, how) {
   );
   found.forEach(({ backend, label, score, group }) => {
     const value =
-      state.view === "heat"
+      shown.view === "heat"
         ? `similarity ${similarityAt(backend, place).toFixed(2)}`
-        : state.view === "groups"
+        : shown.view === "groups"
           ? `group ${groupAt(backend, place)}`
           : percent(score);
-    panes.get(backend)?.point(place, state.view === "labels" ? `${label} ${value}` : value);
+    panes.get(backend)?.point(place, shown.view === "labels" ? `${label} ${value}` : value);
   });
   const where = `column ${place.x}, row ${place.y}`;
   const lead = document.createElement("strong");
@@ -355,8 +368,8 @@ function point(place, how) {
     {
       labels: found[0].label,
       heat: state.heat,
-      groups: state.view === "groups" ? groupAt(found[0].backend, place) : null,
-    }[state.view],
+      groups: shown.view === "groups" ? groupAt(found[0].backend, place) : null,
+    }[shown.view],
   );
   if (how === "keys") say(`${lines.join("; ")}, ${where}`, 200);
 }
@@ -367,11 +380,11 @@ function valueAt(map, { x, y }) {
 }
 
 function similarityAt(backend, place) {
-  const { heat, entry } = state.layers.get(backend);
+  const { heat, entry } = state.shown.layers.get(backend);
   return entry.low + ((entry.high - entry.low) * valueAt(heat, place)) / 255;
 }
 
-const groupAt = (backend, place) => valueAt(state.layers.get(backend).map, place);
+const groupAt = (backend, place) => valueAt(state.shown.layers.get(backend).map, place);
 
 // ---- controls ----
 
@@ -393,24 +406,24 @@ const chips = {
 const options = new Options($("options"), update);
 const legend = new Legend($("legend"), {
   hovered(key) {
-    if (state.highlight === key || state.view === "heat") return;
+    if (state.highlight === key || state.shown?.view === "heat") return;
     state.highlight = key;
     draw();
   },
   pressed(key) {
-    if (state.view === "heat") state.heat = key;
+    const { view } = state.shown;
+    if (view === "heat") state.heat = key;
     else {
-      const set = state.hidden[state.view];
+      const set = state.hidden[view];
       if (!set.delete(key)) set.add(key);
     }
     show();
   },
   only(key) {
-    const set = state.hidden[state.view];
-    const others = state.layers
-      .get(state.backends[0])
-      .entries.map((entry) => entry.key)
-      .filter((each) => each !== key);
+    const { view, layers } = state.shown;
+    const set = state.hidden[view];
+    const [layer] = layers.values();
+    const others = layer.entries.map((entry) => entry.key).filter((each) => each !== key);
     const isAlone = !set.has(key) && others.every((each) => set.has(each));
     set.clear();
     if (!isAlone) others.forEach((each) => set.add(each));
@@ -433,7 +446,7 @@ function showBackends() {
   segments($("backends"), "backend", [...choices, ["both", "Side by side"]], (value) => {
     state.backends = value === "both" ? loaded.slice(0, 2) : [value];
     state.results.clear();
-    state.difference = null;
+    state.difference = state.shown = null;
     $("difference").hidden = true;
     if (!state.photo) return;
     showPanes();
@@ -507,7 +520,7 @@ async function download(kind) {
 
 async function pictureShown() {
   const backend = state.backends[0];
-  const canvas = panes.get(backend).picture(state.photo.bitmap, look(state.layers.get(backend).entries || []));
+  const canvas = panes.get(backend).picture(state.photo.bitmap, look(state.shown.layers.get(backend).entries || []));
   const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
   if (!blob) throw plainError("This browser cannot write an image of this size: download the overlay instead.");
   return blob;
@@ -527,7 +540,7 @@ function wire() {
   });
   for (const id of ["opacity", "names", "mark"]) $(id).addEventListener("input", draw);
   $("show-all").addEventListener("click", () => {
-    state.hidden[state.view]?.clear();
+    state.hidden[state.shown.view]?.clear();
     show();
     $("legend").querySelector("button")?.focus();
   });

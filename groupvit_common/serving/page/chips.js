@@ -43,7 +43,8 @@ export class Chips {
     });
     this.input.addEventListener("keydown", (event) => this.#key(event));
     this.input.addEventListener("input", () => this.#typed());
-    this.input.addEventListener("blur", () => this.#commit());
+    // Another window, where one looks something up, is no reason to end a word.
+    this.input.addEventListener("blur", () => document.hasFocus() && this.#commit());
     this.input.addEventListener("paste", (event) => this.#paste(event));
   }
 
@@ -121,12 +122,19 @@ export class Chips {
     this.changed();
   }
 
+  // Chips that stay are the same elements, so that a click that ends an edit still reaches what was clicked.
   #draw() {
-    this.list.replaceChildren(...this.values.map((value, index) => this.#chip(value, index)));
+    const old = new Map([...this.list.children].map((chip) => [chip.dataset.value, chip]));
+    this.values.forEach((value, index) => {
+      const chip = old.get(value) || this.#chip(value);
+      old.delete(value);
+      if (this.list.children[index] !== chip) this.list.insertBefore(chip, this.list.children[index] || null);
+    });
+    for (const chip of old.values()) chip.remove();
     this.list.hidden = !this.values.length;
   }
 
-  #chip(value, index) {
+  #chip(value) {
     const chip = document.createElement("li");
     const edit = document.createElement("button");
     edit.type = "button";
@@ -135,10 +143,11 @@ export class Chips {
     edit.append(first.trim());
     for (const other of others)
       edit.append(Object.assign(document.createElement("small"), { textContent: other.trim() }));
-    edit.dataset.value = value;
+    chip.dataset.value = value;
     edit.title = "Edit; Delete removes it";
-    edit.addEventListener("click", () => this.#edit(chip, index));
+    edit.addEventListener("click", () => this.#edit(chip, value));
     edit.addEventListener("keydown", (event) => {
+      const index = this.values.indexOf(value);
       if (event.key === "Delete" || event.key === "Backspace") this.remove(index);
       else if (event.key === "ArrowLeft") this.#focus(Math.max(0, index - 1));
       else if (event.key === "ArrowRight") this.#focus(index + 1);
@@ -152,8 +161,10 @@ export class Chips {
     remove.title = "Remove";
     remove.tabIndex = -1; // the Delete key does the same
     remove.setAttribute("aria-label", `Remove ${value}`);
+    // What is being edited stays as wide as it is, or the button would move from under the pointer.
+    remove.addEventListener("mousedown", (event) => event.preventDefault());
     remove.addEventListener("click", () => {
-      this.remove(index);
+      this.remove(this.values.indexOf(value));
       this.input.focus({ preventScroll: true });
     });
     chip.append(edit, remove);
@@ -166,8 +177,7 @@ export class Chips {
   }
 
   /** A chip becomes a field; Enter or leaving it keeps the text, Escape the old one. */
-  #edit(chip, index) {
-    const old = this.values[index];
+  #edit(chip, old) {
     const field = document.createElement("input");
     Object.assign(field, { type: "text", value: old, autocomplete: "off", spellcheck: false, className: "edit" });
     field.style.width = `${Math.max(6, old.length + 2)}ch`;
@@ -177,15 +187,17 @@ export class Chips {
     field.select();
     let done = false;
     const finish = (keep, focus) => {
-      if (done) return;
+      const index = this.values.indexOf(old);
+      if (done || index < 0) return;
       done = true;
       const parts = keep ? split(field.value).parts.filter(Boolean) : [old];
       const fresh = parts.filter(
         (part, at) => part === old || (!this.values.includes(part) && parts.indexOf(part) === at),
       );
       this.values.splice(index, 1, ...fresh);
+      delete chip.dataset.value; // it is a field now
       this.#draw();
-      if (focus) this.#focus(Math.min(index, this.values.length - 1));
+      if (focus) this.#focus(index);
       if (fresh.length !== 1 || fresh[0] !== old) this.changed();
     };
     field.addEventListener("keydown", (event) => {
@@ -193,6 +205,6 @@ export class Chips {
       event.preventDefault();
       finish(event.key === "Enter", true);
     });
-    field.addEventListener("blur", () => finish(true, false));
+    field.addEventListener("blur", () => document.hasFocus() && finish(true, false));
   }
 }

@@ -51,7 +51,8 @@ export class Pane {
     const context = this.photo.getContext("2d");
     context.imageSmoothingQuality = "high";
     if (bitmap) context.drawImage(bitmap, 0, 0, this.photo.width, this.photo.height);
-    this.root.style.setProperty("--ratio", width / height);
+    // A strip is drawn wider than it is: its pixels are to be seen.
+    this.root.style.setProperty("--ratio", Math.min(Math.max(width / height, 0.15), 8));
     this.setCaption(caption);
     this.point(null);
     this.names.replaceChildren();
