@@ -94,7 +94,7 @@ def _run(options: argparse.Namespace) -> int:
     elif shown or options.sheet:
         raise InputError("--show and --sheet write images: with --json they need --out DIR, the folder for them")
     names = {} if out is None else output_names(run.inputs, out)
-    mine = [*run.paths, *run.clips]
+    mine, missing = [*run.paths, *run.clips], run.failed
     if share.world > 1:
         terminal.note(f"{share.name}: {len(mine)} of {len(run.inputs)} inputs")
     done: list[Path] = []
@@ -123,7 +123,9 @@ def _run(options: argparse.Namespace) -> int:
             _segment_images(options, run, segmenter, figures, coco, out, names)
         if run.clips:
             segment_clips(segmenter, run, options, out, names)
-    share.end(out, {"done": len(mine) - len(done) - run.failed, "there already": len(done), "failed": run.failed})
+    share.end(
+        out, {"done": len(mine) - len(done) - (run.failed - missing), "there already": len(done), "failed": run.failed}
+    )
     return run.code()
 
 
