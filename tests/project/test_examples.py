@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,16 @@ BACKGROUND = "grass, sand, water, bricks, wood, clouds"
 
 def path_of(to: str) -> Path:
     return ROOT / "examples" / f"{to}_segment.py"
+
+
+def loaded(path: Path) -> Any:
+    """The module of an example."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    example: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    return example
 
 
 @pytest.mark.parametrize("to", EXAMPLES)
@@ -42,11 +53,7 @@ def test_an_example_segments_as_the_segmenter_does(to, tmp_path, capsys):
     export("demo", tmp_path / "out", to, parts="segment", labels=LABELS, background_labels=BACKGROUND, verify=False)
     photo, overlay = tmp_path / "scene.png", tmp_path / "overlay.png"
     Image.fromarray(make_scene(3, 1, 1, (128, 168)).image).save(photo)
-    spec = importlib.util.spec_from_file_location(f"{to}_segment", path_of(to))
-    assert spec is not None
-    assert spec.loader is not None
-    example: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
+    example = loaded(path_of(to))
 
     label_map, names = example.segment(tmp_path / "out", Image.open(photo))
     wanted = Segmenter.from_pretrained("demo", labels=LABELS, background_labels=BACKGROUND)(Image.open(photo))
@@ -65,3 +72,32 @@ def test_an_example_segments_as_the_segmenter_does(to, tmp_path, capsys):
     # Names are written over the corner.
     assert untouched[label_map == 0].mean() > 0.8
     assert not untouched[label_map > 0].any()
+
+
+@pytest.mark.slow
+def test_ray_divides_a_folder_among_actors(tmp_path, capsys, monkeypatch):
+    ray = pytest.importorskip("ray", reason="Ray is large, and not in the dev extra")
+    pytest.importorskip("ray.data", reason="needs pandas: pip install 'ray[data]'", exc_type=ImportError)
+    from groupvit_common.data.scenes import make_scene
+    from groupvit_torch import Segmenter
+
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index in range(5):
+        Image.fromarray(make_scene(3, index, 1, (64, 80)).image).save(photos / f"{index}.png")
+    (photos / "text.png").write_text("hello")
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    example = loaded(ROOT / "examples" / "ray_batch.py")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray's own
+        ray.init(num_cpus=1, include_dashboard=False, logging_level="ERROR")
+        try:
+            example.main([str(photos), str(tmp_path / "out"), "--labels", LABELS, "--model", "demo"])
+        finally:
+            ray.shutdown()
+    assert "5 of 6 images are in" in capsys.readouterr().out.splitlines()[-1]
+    segmenter = Segmenter.from_pretrained("demo", labels=LABELS, device="cpu")
+    for index in range(5):
+        label_map = np.asarray(Image.open(tmp_path / "out" / f"{index}.png_labels.png"))
+        assert (label_map == segmenter(photos / f"{index}.png").label_map).mean() > 0.999
