@@ -33,7 +33,7 @@ class SegmenterModel(Model):
 
     @property
     def ragged_batches(self) -> bool:
-        """Images of a batch may differ in size; FiftyOne then calls `predict_all` only where this is False."""
+        """False: `predict_all` takes images of different sizes together."""
         return False
 
     @property

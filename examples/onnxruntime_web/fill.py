@@ -34,7 +34,9 @@ def fill(
     """
     if folder.exists():
         raise InputError(f"{folder} is there already: name a new folder")
-    with tempfile.TemporaryDirectory(dir=folder.absolute().parent) as scratch:
+    parent = folder.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent) as scratch:
         site = Path(scratch) / "site"
         site.mkdir()
         for name in PAGE:
@@ -50,9 +52,16 @@ def copy_runtime(folder: Path, runtime: Path | None) -> None:
     folder.mkdir()
     if runtime is not None:
         for name in RUNTIME:
+            if not (runtime / name).is_file():
+                raise InputError(f"{runtime} has no {name}: name the folder dist of the package onnxruntime-web")
             shutil.copy(runtime / name, folder)
         return
-    subprocess.run(["npm", "pack", "--silent", f"onnxruntime-web@{VERSION}"], cwd=folder, check=True)
+    try:
+        subprocess.run(["npm", "pack", "--silent", f"onnxruntime-web@{VERSION}"], cwd=folder, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise InputError(
+            f"npm did not fetch onnxruntime-web ({error}): fetch it yourself, and pass --runtime"
+        ) from error
     (package,) = folder.glob("*.tgz")
     with tarfile.open(package) as archive:
         for name in RUNTIME:
@@ -81,10 +90,13 @@ def main() -> None:
     parser.add_argument("--background-labels", default="")
     parser.add_argument("--inside", action="store_true", help="put the labels into the file: they cannot be changed")
     parser.add_argument("--runtime", type=Path, help="a folder with onnxruntime-web (default: npm fetches it)")
+    options = parser.parse_args()
     try:
-        fill(**vars(parser.parse_args()))
-    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        print(f"exporting {options.model}, some minutes ...")
+        fill(**vars(options))
+    except (OSError, ValueError) as error:
         parser.exit(2, f"fill.py: {error}\n")
+    print(f"done: python -m http.server --directory {options.folder}")
 
 
 if __name__ == "__main__":

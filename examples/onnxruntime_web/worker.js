@@ -5,8 +5,8 @@ import { Tokenizer, parseLabels } from "./tokenizer.js";
 const RUNTIME = "./onnxruntime/";
 const MODEL = "./model/";
 const TEMPLATE = "a photo of a {}.";
-// A larger photo is made smaller first: its label map, of each label, has to fit into the memory of WebAssembly.
-const MOST_PIXELS = 4_000_000;
+// A photo with more pixels times labels is made smaller first: scores of each have to fit into WebAssembly's memory.
+const MOST_SCORES = 80_000_000;
 
 let ort, about, segmenter, textEncoder, tokenizer;
 let encoded = { key: null, embeds: null, labels: null };
@@ -47,7 +47,7 @@ async function session(name) {
 }
 
 // A file as upright RGB, its stored values: nothing is converted to the screen's colours, transparency is dropped.
-async function decode(file) {
+async function decode(file, labelCount) {
   const options = { colorSpaceConversion: "none", premultiplyAlpha: "none", imageOrientation: "from-image" };
   let bitmap;
   try {
@@ -55,7 +55,8 @@ async function decode(file) {
   } catch {
     throw new Error("This browser cannot read the file as an image: use a JPEG, PNG, WebP, GIF, BMP or AVIF.");
   }
-  const shrink = Math.sqrt(MOST_PIXELS / (bitmap.width * bitmap.height));
+  // Groups have scores as well, some 16 of them.
+  const shrink = Math.sqrt(MOST_SCORES / ((labelCount + 16) * bitmap.width * bitmap.height));
   if (shrink < 1) {
     const [resizeWidth, resizeHeight] = [bitmap.width, bitmap.height].map((side) => Math.max(1, Math.round(side * shrink)));
     bitmap = await createImageBitmap(bitmap, { resizeWidth, resizeHeight, resizeQuality: "high", premultiplyAlpha: "none" });
@@ -138,7 +139,7 @@ async function segment({ file, labels, background }) {
   await ready;
   const texts = tokenizer ? await encodeLabels(labels, background) : null;
   const begun = performance.now();
-  const { rgb, width, height, isSmaller } = await decode(file);
+  const { rgb, width, height, isSmaller } = await decode(file, texts ? texts.values.length : about.labels.length);
   const decoded = performance.now();
   const inputs = { images: new ort.Tensor("uint8", rgb, [1, height, width, 3]) };
   if (texts) inputs.text_embeds = texts.embeds;

@@ -214,18 +214,38 @@ def test_the_configuration_is_what_label_studio_makes_of_it(label_studio):
 # -- FiftyOne --
 
 
-def test_fiftyone_gets_the_label_maps(image, segmenter, tmp_path):
+TARGETS = {1: "red", 2: "green", 3: "blue", 4: "yellow"}
+
+
+def test_a_fiftyone_model_returns_the_label_maps(image, segmenter):
     fiftyone = pytest.importorskip("fiftyone")
-    module = example("fiftyone_segment.py")
-    dataset = fiftyone.Dataset()
+    chosen = segmenter.with_labels(LABELS, BACKGROUND)
+    model = example("fiftyone_segment.py").SegmenterModel(chosen)
+    assert isinstance(model, fiftyone.core.models.Model)
+    assert (model.media_type, model.ragged_batches, model.transforms, model.preprocess) == ("image", False, None, False)
+    images = [np.asarray(image), np.asarray(image.resize((96, 128)))]
+    with model:
+        labels = [model.predict(images[0]), *model.predict_all(images)]
+    for label, each in zip(labels, [images[0], *images], strict=True):
+        assert isinstance(label, fiftyone.Segmentation)
+        np.testing.assert_array_equal(label.mask, chosen(each).label_map)
+    assert model.mask_targets == TARGETS
+
+
+def test_a_fiftyone_data_set_is_segmented(image, segmenter, tmp_path):
+    fiftyone = pytest.importorskip("fiftyone")
+    try:
+        dataset = fiftyone.Dataset()
+    except fiftyone.core.config.FiftyOneConfigError as error:
+        pytest.skip(str(error))
     for name, size in (("a", (128, 96)), ("b", (96, 128))):
         image.resize(size).save(tmp_path / f"{name}.png")
         dataset.add_sample(fiftyone.Sample(filepath=str(tmp_path / f"{name}.png")))
     chosen = segmenter.with_labels(LABELS, BACKGROUND)
-    module.apply(dataset, chosen, batch_size=2)
+    example("fiftyone_segment.py").apply(dataset, chosen, batch_size=2)
     for sample in dataset:
         np.testing.assert_array_equal(sample.groupvit.mask, chosen(sample.filepath).label_map)
-    assert dataset.mask_targets["groupvit"] == {1: "red", 2: "green", 3: "blue", 4: "yellow"}
+    assert dataset.mask_targets["groupvit"] == TARGETS
     dataset.delete()
 
 
