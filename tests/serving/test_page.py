@@ -364,6 +364,25 @@ def test_a_key_is_asked_for_and_kept(pages, segmenter, photo):
 
 
 @pytest.mark.slow
+def test_a_busy_server_is_asked_again(pages, server, photo):
+    pages.allow("429|500")
+    page = opened(pages, server, photo)
+    refusals = [
+        {"status": 429, "headers": {"Retry-After": "1"}, "json": {"error": {"code": "busy", "message": "too many"}}},
+        {"status": 500, "body": "no JSON"},
+    ]
+    page.route("**/v1/segment", lambda route: route.fulfill(**refusals.pop(0)) if refusals else route.fallback())
+    page.get_by_label("Hard").check()
+    page.get_by_text("Too many. Trying again in 1 s.").first.wait_for()
+    page.locator("#error").wait_for()
+    assert page.locator("#error-text").inner_text() == "The server answered with status 500 and no reason."
+    page.get_by_role("button", name="Try again").click()
+    settled(page)
+    assert page.locator("#error").is_hidden()
+    assert "Labelled in" in page.locator("#status").inner_text()
+
+
+@pytest.mark.slow
 def test_files_are_dropped_and_pasted(pages, server, photo):
     page = opened(pages, server)
     give = """([bytes, kind]) => {

@@ -14,7 +14,8 @@ export class ApiError extends Error {
 
 const hooks = { askKey: async () => null, busy: () => {} };
 
-/** Sets `askKey(wasWrong)` -> a key or null, and `busy(seconds)`, called before a request is repeated. */
+/** Sets `askKey(wasWrong)` -> a key or null, and `busy(message, seconds)`, called before a
+ * request is repeated. */
 export function configure(given) {
   Object.assign(hooks, given);
 }
@@ -51,7 +52,7 @@ export async function call(method, path, body, { signal, progress, isPatient } =
         if (!key) throw error;
         storeKey(key);
       } else if (error.wait !== null && error.wait !== undefined && (isPatient || tries < TRIES)) {
-        hooks.busy(error.wait);
+        hooks.busy(error.message, error.wait);
         await pause(error.wait * 1000, signal);
       } else throw error;
     }

@@ -556,7 +556,11 @@ function wire() {
   $("ramp").style.background = `linear-gradient(to right, ${stops})`;
   configure({
     askKey,
-    busy: (seconds) => say(($("status").textContent = `The server is busy; trying again in ${Math.ceil(seconds)} s.`)),
+    busy: (message, seconds) => {
+      const text = `${message} Trying again in ${Math.ceil(seconds)} s.`;
+      $(state.info ? "status" : "model").textContent = text;
+      say(text);
+    },
   });
   wireDropAndPaste(openFiles);
   wireTheme();
