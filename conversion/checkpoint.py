@@ -23,6 +23,8 @@ from groupvit_common.model.config import GroupViTConfig
 from groupvit_common.model.parameters import manifest
 from groupvit_common.storage.saving import read_lock
 
+MODEL_CARD = "README.md"
+"""A repository's description, which names its licence."""
 # Files of the tokenizer and the image processor, which go along from directory to directory.
 COMPANIONS = (
     "preprocessor_config.json",
@@ -238,7 +240,9 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
         file = _preferred(name, present)
     folder, _, file = file.rpartition("/")
     location = hub.HubLocation(revision=revision, subfolder=folder)
-    directory = hub.resolve(name, patterns=(file, CONFIG_NAME, *COMPANIONS), required=(file,), location=location)
+    directory = hub.resolve(
+        name, patterns=(file, CONFIG_NAME, *COMPANIONS, MODEL_CARD), required=(file,), location=location
+    )
     if file.endswith(".index.json"):
         shards = [shard.name for shard in index_shards(directory / file, there=False)]
         hub.resolve(name, patterns=shards, required=shards, location=location)

@@ -139,8 +139,9 @@ def preprocessed(program: Function, image_processor: CLIPImageProcessor, *, has_
         rows, columns = _patches(height, width, image_processor)
         channels = ops.cast(ops.transpose(images, (0, 3, 1, 2)), "float32")
         # Both passes of Pillow's resize end with whole numbers.
-        wide = _levels(ops.matmul(channels, ops.transpose(pillow_matrix(width, columns * patch))))
-        pixels = _levels(ops.matmul(pillow_matrix(height, rows * patch), wide))
+        # Not `ops.matmul`, whose reshapes LiteRT refuses.
+        wide = _levels(tf.linalg.matmul(channels, pillow_matrix(width, columns * patch), transpose_b=True))
+        pixels = _levels(tf.linalg.matmul(pillow_matrix(height, rows * patch), wide))
         pixels = (pixels * factor - channel_mean) / channel_std
         more = {} if text_embeds is None else {"text_embeds": text_embeds}
         return program(pixels, **more, **({"size": size} if has_maps else {}))

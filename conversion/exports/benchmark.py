@@ -216,7 +216,8 @@ def _check(entries: list[str], batches: Sequence[int], threads: int | None, roun
 def _of_folder(folder: Path, name: str, threads: int) -> _Program:
     report = read_json(folder / REPORT_NAME)
     try:
-        row, labels = get_format(report["format"]), report["metadata"]["labels"]
+        row, metadata = get_format(report["format"]), report["metadata"]
+        labels, preprocess = metadata["labels"], metadata.get("preprocess", False)
     except (KeyError, StopIteration, TypeError) as error:
         raise CheckpointError(
             f"{folder / REPORT_NAME} is not the report of an export: export the model again"
@@ -228,6 +229,8 @@ def _of_folder(folder: Path, name: str, threads: int) -> _Program:
             raise CheckpointError(f"{folder} has no {path.name}: export that part too")
         if part.name == "segmenter" and labels is not None:
             raise InputError(f"{path} has labels inside, and the model in memory has none: export it without labels")
+        if preprocess and part.name != "text_encoder":
+            raise InputError(f"{path} resizes images, and the model in memory does not: export it without preprocess")
         return open_file(row, path, threads)[0], disk_size(path)
 
     return _Program(name, open_part)

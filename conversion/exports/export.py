@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from conversion.checkpoint import Checkpoint, Values, opened_source, read
+from conversion.checkpoint import MODEL_CARD, Checkpoint, Values, opened_source, read
 from conversion.destination import check_destination, check_is_folder, replacement
 from conversion.exports.agreement import Agreement, compare
 from conversion.exports.formats import FORMATS, BackendName, ExportFormat, get_format
@@ -289,9 +289,25 @@ def _metadata(
         "assignment": options.assignment,
         "temperature": options.temperature,
         "top_k": options.top_k,
-        "licence": "that of the weights",
+        "licence": licence(checkpoint.source.path),
         "versions": versions(),
     }
+
+
+def licence(path: Path) -> str:
+    """Returns the licence that the model card beside a checkpoint names, or "unknown"."""
+    card = (path if path.is_dir() else path.parent) / MODEL_CARD
+    try:
+        text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    except (OSError, UnicodeError):
+        text = ""
+    # YAML in front of the text; "other" has its name beside it.
+    front = re.match(r"---\r?\n(.*?)\r?\n---\s", text, re.DOTALL)
+    named = dict(
+        re.findall(r"^(license(?:_name)?):[ \t]*['\"]?([^'\"\r\n#]+)", front[1] if front else "", re.MULTILINE)
+    )
+    name = named.get("license", "").strip()
+    return (named.get("license_name", name) if name == "other" else name).strip() or "unknown"
 
 
 def _report(result: Export, written: Path, metadata: dict[str, Any]) -> str:

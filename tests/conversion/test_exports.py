@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -17,9 +18,10 @@ import torch
 from PIL import Image
 
 from conversion.exports import agreement
-from conversion.exports.export import export
+from conversion.exports.export import export, licence
 from conversion.exports.formats import FORMATS, get_format
 from conversion.exports.runtimes import open_file
+from groupvit_common.checkpoints.hub import DEMO_MODEL
 from groupvit_common.cli import main
 from groupvit_common.data.scenes import make_scene
 from groupvit_common.errors import CheckpointError, InputError
@@ -31,6 +33,7 @@ from groupvit_common.tensorflow_logging import litert_start_up
 from groupvit_torch import GroupViTModel, Segmenter
 from groupvit_torch.vision import bicubic
 from tests.support.models import smallest_config, smallest_inputs
+from tests.support.paths import ROOT
 
 LABELS = "red, green, blue, grass"
 
@@ -374,18 +377,45 @@ def test_every_format_is_the_bundled_model(to, dtype, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("to", ["onnx", "litert"])
-def test_labels_inside_are_those_of_the_segmenter(to, tmp_path):
-    """On scenes, at the size at which `Segmenter` sees them, every label is the same but for rounding."""
-    export("demo", tmp_path / "out", to, parts="segment", labels=LABELS, background_labels="grass", background=0.2)
+@pytest.mark.parametrize("to", [row.name for row in FORMATS])
+def test_labels_and_preprocessing_inside_are_those_of_the_segmenter(to, tmp_path):
+    """Of scenes that are resized, every label is the same but for rounding."""
+    options: dict[str, Any] = {"labels": LABELS, "background_labels": "grass", "background": 0.2, "top_k": 3}
     row = get_format(to)
-    run, _ = open_file(row, tmp_path / "out" / f"segmenter{row.suffix}")
-    segmenter = Segmenter.from_pretrained(
-        "demo", labels=LABELS, background_labels="grass", background=0.2, shorter_side=128
-    )
-    for index in range(3):
-        image = make_scene(0, index, 1, (128, 160)).image
-        pixels = segmenter.image_processor(images=image, return_tensors="np")["pixel_values"]
-        found = run({"pixel_values": np.asarray(pixels, np.float32)})["label_map"][0]
-        # Two of 20,480 pixels may lie between two groups.
-        assert (found != segmenter(image).label_map).sum() <= 2
+    done = export("demo", tmp_path / "out", to, parts="segment", preprocess=True, **options)
+    run, metadata = open_file(row, done.files["segmenter"])
+    assert metadata["inputs"] == {"images": "uint8 [B, H, W, 3]"}
+    assert metadata["licence"] == "apache-2.0"
+    segmenter = Segmenter.from_pretrained("demo", **options)
+    for index, size in enumerate(((128, 160), (97, 301), (205, 64))):
+        image = make_scene(0, index, 1, size).image
+        # One value in ten thousand is one step of 255 away: pixels between two groups may change.
+        assert (run({"images": image[None]})["label_map"][0] != segmenter(image).label_map).mean() < 1e-3
+
+
+@pytest.mark.slow
+def test_the_recipe_for_any_words_is_that_of_the_segmenter(tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    (recipe,) = re.findall(r"```python\n((?:(?!```).)*?Tokenizer\.from_file.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(DEMO_MODEL, "model")
+    export("model", "exported", "onnx", parts="text,segment", preprocess=True, verify=False)
+    image = make_scene(0, 1, 1, (97, 150)).image
+    Image.fromarray(image).save("photo.jpg")
+    found: dict[str, Any] = {}
+    exec(recipe, found)
+    segmenter = Segmenter.from_pretrained("demo", labels=found["labels"])
+    assert (found["label_map"] != segmenter("photo.jpg").label_map).mean() < 1e-3
+
+
+def test_the_licence_is_the_model_cards(tmp_path):
+    assert licence(DEMO_MODEL) == "apache-2.0"
+    assert licence(tmp_path) == "unknown"
+    for text, wanted in (
+        ("---\nlicense: other\nlicense_name: weights-only\n---\n", "weights-only"),
+        ("---\ntags: [a]\nlicense: 'cc-by-nc-4.0'  # of the weights\n---\nText\n", "cc-by-nc-4.0"),
+        ("---\ntags: [a]\n---\nlicense: mit\n", "unknown"),
+        ("license: mit\n", "unknown"),
+    ):
+        (tmp_path / "README.md").write_text(text)
+        assert licence(tmp_path / "model.pth") == wanted
