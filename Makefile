@@ -36,10 +36,13 @@ $(VENV)/web/$(ORT_WEB).stamp: | $(BIN)/python
 	@cd $(VENV)/web && tar --extract --gzip --strip-components=2 --file onnxruntime-web-$(ORT_WEB).tgz $(ORT_WEB_FILES:%=package/dist/%)
 	@rm $(VENV)/web/*.tgz && touch $@
 
-# Beside each other: the type checker takes most of a minute the first time, on one core.
+# Beside each other: the type checker takes most of a minute the first time, on one core. What pytest does for assertions
+# to show their values takes ten seconds of each process: those that fail run once more, with it.
+test: export OMP_NUM_THREADS := 1
 test: $(VENV)/dev.stamp ## Lint, type check, and run every test but the slow ones.
 	@$(MAKE) --no-print-directory lint & \
-	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile; tests=$$?; \
+	  $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile --assert=plain; tests=$$?; \
+	  [ $$tests -ne 1 ] || $(BIN)/python -m pytest -m "not slow" --last-failed; \
 	  wait $$! || { echo "make lint found faults: see above"; exit 1; }; exit $$tests
 
 test-slow: $(VENV)/dev.stamp ## Run the tests that take minutes.
