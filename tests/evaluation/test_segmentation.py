@@ -23,10 +23,17 @@ from groupvit_common.evaluation.report import record_of, table
 from groupvit_common.evaluation.run import RunOptions
 from groupvit_common.evaluation.segmentation import evaluate_segmentation
 from groupvit_common.preprocessing.prompts import parse_labels
+from groupvit_torch.predictor import Segmenter
 from tests.support.evaluation import SIZES, WORDS, Killed, settings, stop_after
 
 # What is written as a fraction of all pixels is rounded once.
 EXACT = 1e-15
+
+
+@pytest.fixture(scope="module")
+def torch_base(checkpoint):
+    """In float64: a batch is summed in another order than its images one by one, which in float32 may turn a tie."""
+    return Segmenter.from_pretrained(checkpoint, device="cpu", dtype="float64")
 
 
 def same(a, b):

@@ -41,7 +41,7 @@ def reference(q: Any, k: Any, v: Any, bias: Any, is_causal: bool) -> np.ndarray:
 
 
 # float64: rounding of sums; float32: seen 5e-7; half precision: a few of its steps at values around 1.
-TOLERANCE = {torch.float64: 1e-13, torch.float32: 5e-6, torch.bfloat16: 0.04, torch.float16: 0.005}
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6, torch.bfloat16: 0.04, torch.float16: 0.005}
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -80,7 +80,7 @@ def test_kernels_have_the_same_gradients(is_causal: bool) -> None:
             found = attention(*inputs, bias, is_causal=is_causal)
         gradients.append(torch.autograd.grad(found, inputs, upstream))
     for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-13, rtol=0)
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["fused", "plain"])
@@ -167,5 +167,7 @@ def test_a_training_step_is_the_same_with_either(
     # bfloat16 has three digits.
     assert losses[0] == pytest.approx(losses[1], rel=1e-12 if precision is None else 0.01)
     if precision is None:
+        # In units of the largest: one near 0 is what is left of a sum of large terms.
+        largest = max(gradient.abs().max().item() for gradient in gradients[1])
         for one, other in zip(*gradients, strict=True):
-            torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
+            torch.testing.assert_close(one, other, atol=1e-12 * max(1, largest), rtol=0)

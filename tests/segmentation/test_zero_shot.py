@@ -329,8 +329,11 @@ def test_a_picture_in_windows_is_its_windows_one_by_one(windowed, backend, proce
     assert pixels.shape == (3, 64, 107)
     assert windowed.stride == 32
     assert result.label_map.shape == (90, 150)
-    np.testing.assert_array_equal(windowed.pixel_labels(pixels, (90, 150)).label_map, result.label_map)
-    np.testing.assert_array_equal(windowed.pixel_scores(pixels, (90, 150)).argmax(axis=0), result.label_map)
+    # A graph and eager calls may round otherwise, which may turn a tie.
+    for again in (
+        windowed.pixel_labels(pixels, (90, 150)).label_map, windowed.pixel_scores(pixels, (90, 150)).argmax(axis=0)
+    ):  # fmt: skip
+        assert (again == result.label_map).mean() > 0.999
     assert len(np.unique(result.label_map)) > 1
 
     whole = segmenter(backend, windowed.model, processor, windowed._labelled().embeds, top_k=5)
@@ -361,7 +364,7 @@ def test_a_window_larger_than_the_picture_sees_it_whole(backend, windowed, proce
     whole = segmenter(backend, windowed.model, processor, windowed._labelled().embeds, **options)
     pixels = whole.prepare(picture())
     np.testing.assert_array_equal(large.prepare(picture()), pixels)
-    np.testing.assert_array_equal(large.pixel_scores(pixels), whole.pixel_scores(pixels))
+    np.testing.assert_allclose(large.pixel_scores(pixels), whole.pixel_scores(pixels), rtol=0, atol=SCORES)
     result = large(picture())
     assert result.labels[0] == "background"
     assert result.group_map.max() < 8

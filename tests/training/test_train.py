@@ -215,9 +215,8 @@ def test_both_backends_take_the_same_steps_and_lower_the_loss(variant, times, pi
         losses, _ = fit(model, recipe, data, eager=times == 1)
     finally:
         keras.config.set_floatx(floatx)
-    np.testing.assert_allclose(
-        losses, expected, rtol=1e-9
-    )  # rounding at 1e-16, through 25 steps at a high learning rate
+    # Rounding at 1e-16, which grows through 25 steps at a high learning rate, on each CPU from other bits.
+    np.testing.assert_allclose(losses, expected, rtol=1e-7)
     # Four seeds came down to 4-7 %. Half leaves room, but an objective whose sign is wrong, or of which one of several
     # terms alone is learnt, stays above it.
     assert times == 1 or losses[21] < 0.5 * losses[0]
