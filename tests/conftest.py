@@ -1,5 +1,6 @@
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,23 @@ def pytest_collection_finish() -> None:
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)
     gc.enable()
+    rewrite_graphs(False)
+
+
+def rewrite_graphs(rewrite: bool) -> None:
+    """Whether TensorFlow rewrites graphs for speed before their first run (Grappler): half of what it costs to start
+    one, and most graphs of tests run once."""
+    if "tensorflow" in sys.modules:
+        options = {"disable_meta_optimizer": not rewrite}
+        sys.modules["tensorflow"].config.optimizer.set_experimental_options(options)
+
+
+@pytest.fixture
+def rewritten_graphs() -> Iterator[None]:
+    """As in a user's process: for tests of what graphs compute, or of how many there are."""
+    rewrite_graphs(True)
+    yield
+    rewrite_graphs(False)
 
 
 @pytest.fixture(params=sorted(BACKENDS))

@@ -289,6 +289,7 @@ def check_answers(model: Any, batch: dict[str, np.ndarray], answers: Any) -> Non
     assert close(answers["segmentation_logits"], expected)
 
 
+@pytest.mark.usefixtures("rewritten_graphs")
 def test_a_saved_model_answers_the_same(exported):
     model, batch, directory = exported
     loaded = tf.saved_model.load(directory)

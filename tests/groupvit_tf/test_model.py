@@ -195,6 +195,7 @@ def test_fit_learns_from_every_kind_of_data(inputs: Inputs) -> None:
     assert loss_and_hits(model, inputs)["loss"] < first
 
 
+@pytest.mark.usefixtures("rewritten_graphs")
 @pytest.mark.parametrize(
     "jit_compile",
     [False, pytest.param(True, marks=pytest.mark.slow)],  # XLA compiles for half a minute
@@ -297,8 +298,8 @@ def test_two_replicas_are_one_device_with_the_whole_batch(tmp_path: Path) -> Non
     assert result.returncode == 0, result.stderr
     one, two = (dict(np.load(tmp_path / f"{name}-0-plain.npz")) for name in ("one", "mirrored"))
     # Relative, in float64, where nothing but another order of summation is left; losses and shares are reported in
-    # float32.
-    np.testing.assert_allclose(two["losses"], one["losses"], rtol=1e-7)
+    # float32, whose last bit may be another.
+    np.testing.assert_allclose(two["losses"], one["losses"], rtol=1e-6)
     for name, value in one.items():
         assert np.abs(two[name] - value).max() <= 1e-11 * max(np.abs(value).max(), 1.0), name
 

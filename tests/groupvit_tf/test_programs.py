@@ -16,6 +16,8 @@ from groupvit_tf import GroupViTModel, programs
 from groupvit_tf.text import Embedding
 from tests.support.models import smallest_config, smallest_inputs
 
+pytestmark = pytest.mark.usefixtures("rewritten_graphs")
+
 # Two orders of summation.
 FLOAT32 = 1e-6
 INPUTS = smallest_inputs()

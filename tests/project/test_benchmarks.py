@@ -94,7 +94,7 @@ def test_memory_is_counted_for_as_long_as_it_is_held():
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"batch": 16, "chunk": 8}, {"batch": 32, "checkpointing": True}, {"precision": "bfloat16"}], ids=str
+    "changes", [{}, {"batch": 16, "chunk": 8}, {"batch": 32, "checkpointing": True, "precision": "bfloat16"}], ids=str
 )
 def test_memory_on_shapes_is_what_the_allocator_is_asked_for(changes, monkeypatch):
     """PyTorch's profiler takes down every allocation of a real step. With few words: fake gradients are not added in

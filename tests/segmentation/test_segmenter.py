@@ -32,6 +32,8 @@ pytestmark = pytest.mark.usefixtures("shared_traces")
 LABELS = ["cat", "couch, sofa", "remote control"]
 # A batch multiplies its matrices in another order than single pictures do, in float32.
 BATCHED = 1e-5
+# Which in a pixel or two may decide between labels that are equal but for rounding.
+TIED = 1e-3
 # Points of mean IoU: training measured other scenes, and more of them. Of a model at 60 points, nine draws of 24 scenes
 # had a standard deviation of 2.7; four of them, and some for the scenes of training, so that only a wrong model or way
 # to it fails.
@@ -89,8 +91,9 @@ def picture(seed=0, size=(60, 40)):
 
 
 def same(a, b):
-    np.testing.assert_array_equal(a.label_map, b.label_map)
-    np.testing.assert_array_equal(a.group_map, b.group_map)
+    for one, other in ((a.label_map, b.label_map), (a.group_map, b.group_map)):
+        assert one.shape == other.shape
+        assert (one != other).mean() <= TIED
     for x, y in zip(a.scores, b.scores, strict=True):
         assert x.name == y.name
         assert x.probability == pytest.approx(y.probability, abs=BATCHED)
@@ -287,7 +290,7 @@ def test_background_by_words(Segmenter, model, processor):
         result = segmenter(picture())
         assert result.labels == ("background", "cat", "dog")
         for name, words in (("background", "couch"), ("cat", "cat"), ("dog", "dog")):
-            np.testing.assert_array_equal(result.mask(name), plain.mask(words))
+            assert (result.mask(name) != plain.mask(words)).mean() <= TIED
         assert result.scores[0].probability == pytest.approx(plain.scores[1].probability, abs=BATCHED)
 
 
@@ -337,7 +340,7 @@ def test_maps_for_several_thresholds_are_those_of_segmenters_with_them(Segmenter
         thresholds = [None, 0.2]
         for threshold, label_map in zip(thresholds, one.threshold_maps(picture(), thresholds), strict=True):
             other = Segmenter(model, processor, labels=LABELS, temperature=3.0, background=threshold, **window)
-            np.testing.assert_array_equal(label_map, other(picture()).label_map)
+            assert (label_map != other(picture()).label_map).mean() <= TIED
         assert one.background is None
 
 
@@ -467,10 +470,12 @@ def test_images_of_all_sizes_are_traced_once_and_give_the_same(checkpoint):
     assert traced.experimental_get_tracing_count() == 1
 
 
-def test_a_compiled_model_runs_by_xla_for_sizes_that_keep_coming(checkpoint):
+@pytest.mark.usefixtures("rewritten_graphs")
+def test_a_compiled_model_runs_by_xla_for_sizes_that_keep_coming(tmp_path):
     from groupvit_tf.optimize import optimize
 
     keras_segmenter = importlib.import_module("groupvit_tf.predictor").Segmenter
+    checkpoint = random_checkpoint(tmp_path / "model", 11)  # one grouping block: XLA compiles each for seconds
     plain = keras_segmenter.from_pretrained(checkpoint, labels=LABELS, device="cpu")
     compiled, report = optimize(plain.model, compile=True)
     assert report.compiled
@@ -501,8 +506,11 @@ def test_backends_label_the_same_pixels_alike(demo):
             np.testing.assert_array_equal(first.group_map, other.group_map)
 
 
-# Backends label the same pixels alike (above): one level tells whether the other's masks are right.
-@pytest.mark.parametrize(("name", "level"), [*(("torch", level) for level in sorted(LEVELS)), ("tf", min(LEVELS))])
+# Backends label the same pixels alike (above), so that one tells whether the other's masks are right.
+@pytest.mark.parametrize(
+    ("name", "level"),
+    [*(("torch", level) for level in sorted(LEVELS)), pytest.param("tf", min(LEVELS), marks=pytest.mark.slow)],
+)
 def test_the_bundled_model_segments_scenes_it_has_never_seen(demo, name, level):
     labels = [Label(words[0], words[1:]) for words in LEVELS[level]]
     ground = [Label(words[0], words[1:]) for words in BACKGROUNDS]
@@ -604,11 +612,11 @@ def test_labels_that_are_set_during_a_call_are_those_of_the_next(Segmenter, mode
     started = again().iter([image, picture(1), image])
     same(next(started), before)
     same(list(started)[1], before)
-    assert again().classify([image, image]) == [shares, shares]
+    assert again().classify([image, image]) == [pytest.approx(shares, abs=BATCHED)] * 2
     assert again().probabilities([image] * 9).shape == (9, len(shares))
-    np.testing.assert_array_equal(again().pixel_labels(pixels, (40, 60)).label_map, maps)
+    assert (again().pixel_labels(pixels, (40, 60)).label_map != maps).mean() <= TIED
     assert again().details(image).labels == details.labels
-    np.testing.assert_array_equal(next(again().threshold_maps(image, [segmenter.background])), before.label_map)
+    assert (next(again().threshold_maps(image, [segmenter.background])) != before.label_map).mean() <= TIED
 
 
 def test_threads_that_set_labels_and_segment(Segmenter, model, processor):
@@ -636,4 +644,4 @@ def test_threads_that_set_labels_and_segment(Segmenter, model, processor):
         for results in pool.map(request, range(3)):
             for result in results:
                 wanted = expected[tuple(sorted(score.name for score in result.scores))]
-                np.testing.assert_array_equal(result.label_map, wanted.label_map)
+                assert (result.label_map != wanted.label_map).mean() <= TIED

@@ -190,7 +190,8 @@ def test_four_steps_in_float64(checkpoint: Path, course: Course, optimizer: str)
     assert furthest(after, course.all_steps[optimizer]) < FLOAT64
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+# SGD's steps are those of float64, above.
+@pytest.mark.parametrize("optimizer", [pytest.param("sgd", marks=pytest.mark.slow), "adamw"])
 def test_four_steps_in_float32(checkpoint: Path, course: Course, optimizer: str) -> None:
     ours, theirs = (load(name, checkpoint, "float32") for name in ("tf", "torch"))
     wanted = in_torch(theirs, optimizer, course.batches)
