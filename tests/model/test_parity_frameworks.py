@@ -26,7 +26,7 @@ LABELS = 0.9999  # of the pixels in float32; in float64 all
 HALF = {"bfloat16": 16 * 2**-8, "float16": 16 * 2**-11}
 
 
-# In float32 the whole model has all values and gradients of its towers.
+# Towers are compared in float64; in float32 the whole model, whose values and gradients pass through them.
 @pytest.mark.parametrize(
     ("level", "dtype", "seed"),
     [
