@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from groupvit_common.cli import terminal
@@ -100,6 +101,8 @@ def _run(options: argparse.Namespace) -> int:
         terminal.note(f"anybody who reaches {settings.host} may use this server: set {_KEY} to ask for a key")
     if settings.access_log:
         _log_to_stderr()
+    # Of images that others send, from the libraries that decode them.
+    warnings.simplefilter("ignore")
     server.run(lambda: terminal.print_lines(f"{options.model} is served at {server.url} (Ctrl-C ends it)"))
     return 0
 

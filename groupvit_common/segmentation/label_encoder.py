@@ -39,12 +39,15 @@ class _Known(NamedTuple):
 class KnownLabels:
     """Labels that were encoded, those used last, within a bound of memory. Threads and encoders may share it.
 
+    `warns`: whether labels that are cut are warned of; a service, whose users see no warnings, does not.
+
     Args:
         most_bytes: the bound.
     """
 
     def __init__(self, most_bytes: int = _MOST_BYTES) -> None:
         self.most_bytes = most_bytes
+        self.warns = True
         self.nbytes = self.hits = self.misses = 0
         self._known: OrderedDict[Any, _Known] = OrderedDict()
         self._lock = threading.Lock()
@@ -174,7 +177,7 @@ class LabelEncoder:
                     raise InputError(f"the label {word!r} has no letters or signs that the model knows: leave it out")
                 longest = max(len(next(rows)) for _ in word_prompts)
                 read = [next(cut_rows) for _ in word_prompts]
-                if longest > context:
+                if longest > context and self._known.warns:
                     warnings.warn(
                         f"the label {_short(word)} is too long: a prompt with it has {longest} tokens, of which the "
                         f"model reads {context}",

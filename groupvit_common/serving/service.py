@@ -88,6 +88,8 @@ class Service:
         }
         for engine in self.engines.values():
             engine.segmenter.known_labels.most_bytes = settings.texts_bytes
+            # A warning would name what users wrote.
+            engine.segmenter.known_labels.warns = False
         self._describe(metrics)
 
     def close(self) -> None:

@@ -226,6 +226,8 @@ def test_what_the_client_cannot_do(client, scene, tmp_path):
     with pytest.raises(ServedError, match="no supported image format") as error:
         client.segment(b"<svg xmlns='http://www.w3.org/2000/svg'/>", "red")
     assert error.value.status == 415
+    # Cut at the model's context, without a warning on the server.
+    assert client.classify(scene, ["one two three four five " * 8, "red"])["red"] <= 1
     with pytest.raises(InputError, match="begins with http"):
         Client("localhost:8000")
     with pytest.raises(ServedError, match="does not answer"):

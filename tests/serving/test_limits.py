@@ -267,7 +267,7 @@ def test_three_hundred_malformed_requests_and_thirty_clients_for_a_minute():
             for future in [pool.submit(work, number) for number in range(30)]:
                 future.result(180)
             bad.result(180)
-        assert counts["done"] > 100
+        assert counts["done"] > 30
         until(lambda: server._state.active == 0)
         assert server._state.service.memory.nbytes == 0
         assert server._state.service.store.nbytes <= 20_000_000
