@@ -14,7 +14,7 @@ import { Result, difference } from "./result.js";
 import { count, duration, megabytes, percent } from "./text.js";
 
 const $ = (id) => document.getElementById(id);
-const HAND_OVER = 400; // ms: a request that takes longer is given up for a newer one, even while a slider moves
+const PATIENCE = 400; // ms: once a slider is let go, a request that takes longer is given up for a newer one
 const FALLBACK_COLOURS = ["#e69f00", "#0a7fc4", "#d62f4b", "#00a676", "#f0e442", "#cc79a7", "#56b4e9"];
 
 const state = {
@@ -111,14 +111,18 @@ function openFiles(files, places) {
 
 // ---- requests ----
 
-/** Asks for labels anew. `gentle`: a slider that is still moved, which waits for the answer on its way. */
-function update(gentle = false) {
+/**
+ * Asks for labels anew. `slider`: "moved", which waits for the answer on its way, so that there are answers while it
+ * moves; "released", which asks for nothing new.
+ */
+function update(slider = null) {
   if (!state.photo) return;
   const { running } = state;
-  if (running && gentle && performance.now() - running.since < HAND_OVER) {
-    state.again = true;
-    return;
+  if (slider && running) {
+    if (slider === "moved") state.again = true;
+    if (slider === "moved" || !state.again || performance.now() - running.since < PATIENCE) return;
   }
+  if (slider === "released" && !running) return;
   running?.controller.abort();
   run();
 }
@@ -312,6 +316,7 @@ function showDifference() {
   const { difference: found } = state;
   $("difference").hidden = !found;
   if (!found) return;
+  $("mark").parentElement.hidden = !found.count;
   const all = found.width * found.height;
   $("difference-text").textContent =
     `${count(found.count)} of ${count(all)} pixels differ${found.count ? ` (${percent(found.count / all)})` : ""}.`;

@@ -4,17 +4,18 @@ const SCALES = [0.75, 1, 1.25];
 const NAMED_TEMPLATES = ["one", "seven", "eighty"];
 
 export class Options {
-  /** `changed(isGentle)` is called when a value is another; gentle: a slider that is still moved. */
+  /** `changed(slider)` is called when a value is another; for a slider with "moved", then with "released", else null. */
   constructor(form, changed) {
     this.form = form;
     form.addEventListener("input", (event) => {
       this.#tell();
-      changed(event.target.type === "range");
+      changed(event.target.type === "range" ? "moved" : null);
     });
+    form.addEventListener("change", (event) => event.target.type === "range" && changed("released"));
     form.addEventListener("reset", (event) => {
       event.preventDefault();
       this.set(this.defaults);
-      changed(false);
+      changed(null);
     });
     form.addEventListener("submit", (event) => event.preventDefault());
   }
