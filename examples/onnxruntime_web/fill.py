@@ -57,7 +57,8 @@ def copy_runtime(folder: Path, runtime: Path | None) -> None:
             shutil.copy(runtime / name, folder)
         return
     try:
-        subprocess.run(["npm", "pack", "--silent", f"onnxruntime-web@{VERSION}"], cwd=folder, check=True)
+        command = ["npm", "pack", "--silent", f"onnxruntime-web@{VERSION}"]
+        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
     except (OSError, subprocess.CalledProcessError) as error:
         raise InputError(
             f"npm did not fetch onnxruntime-web ({error}): fetch it yourself, and pass --runtime"
