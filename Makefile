@@ -9,7 +9,7 @@ SOURCES := groupvit_common groupvit_torch groupvit_tf conversion benchmarks docs
 JAX_TESTS := tests/groupvit_tf/test_jax.py tests/segmentation/test_segmenter.py \
   $(patsubst %,tests/model/test_%.py,parity model parameters outputs checkpoint)
 
-.PHONY: help demo browser chromium test test-slow test-jax test-peers bench bench-peers bench-gpu bench-growth docs figures lint format train-demo parity clean
+.PHONY: help demo browser chromium test test-slow test-jax test-peers bench bench-peers bench-gpu bench-growth docs figures release-check lint format train-demo parity clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -88,6 +88,10 @@ docs: $(VENV)/docs.stamp ## Build the documentation's site into build/site; a wa
 
 figures: $(VENV)/torch.stamp ## Draw the figures of the README and the documentation again.
 	@$(BIN)/python -m docs.figures
+
+release-check: $(VENV)/dev.stamp ## Build the wheel and try it in empty environments, each extra alone (minutes).
+	@$(PIP) install --quiet build --constraint constraints.txt
+	@$(BIN)/python -m tests.support.release
 
 parity: $(VENV)/dev.stamp ## Compare PyTorch and Keras on random models and write docs/parity.md (some 10 minutes).
 	@$(BIN)/python -m tests.support.parity
