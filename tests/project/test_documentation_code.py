@@ -21,6 +21,7 @@ from PIL import Image
 from groupvit_common.cli.command_line import build_parser
 from groupvit_common.model import GroupViTConfig
 from groupvit_common.preprocessing import GroupViTProcessor, load_image
+from tests.support.clips import write_clip
 from tests.support.fake_hub import FakeHub, point_to
 from tests.support.paths import ROOT
 from tests.support.peers import make_checkpoint
@@ -141,6 +142,11 @@ def _usage() -> Variables:
     }  # fmt: skip
 
 
+def _clip() -> Variables:
+    write_clip(Path("clip.mp4"), [np.full((48, 64, 3), 80 * number, np.uint8) for number in range(3)])
+    return {}
+
+
 SETTINGS = {
     "README.md": Setting(_tf_pairs),
     "adapters.md": Setting(),
@@ -151,16 +157,18 @@ SETTINGS = {
             ('model.push_to_hub("me/my-groupvit")', ""),
         ),
     ),
-    "deployment.md": Setting(),
     "evaluation.md": Setting(changed=(("limit=20", "limit=1"),)),
     "keras.md": Setting(_tf_pairs),
     "speed.md": Setting(),
+    "video.md": Setting(_clip),
     "usage.md": Setting(_usage, (('device="cuda"', 'device="cpu"'), ("window=448, stride=224", "window=64"))),
 }
-# Exports are written, run and compared.
-SLOW = {"deployment.md"}
 # Pages whose blocks run in tests of their own.
-ELSEWHERE = {"migrating.md": "tests/project/test_documentation_migrating.py", "jax.md": "tests/groupvit_tf/test_jax.py"}
+ELSEWHERE = {
+    "deployment.md": "tests/conversion/test_exports.py",
+    "migrating.md": "tests/project/test_documentation_migrating.py",
+    "jax.md": "tests/groupvit_tf/test_jax.py",
+}
 
 
 def runnable() -> list[str]:
@@ -202,7 +210,7 @@ def eagerly() -> Iterator[None]:
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-@pytest.mark.parametrize("page", [pytest.param(p, marks=pytest.mark.slow) if p in SLOW else p for p in SETTINGS])
+@pytest.mark.parametrize("page", SETTINGS)
 def test_the_code_of_a_page_runs(world: None, page: str, request: pytest.FixtureRequest) -> None:
     setting = SETTINGS[page]
     if setting.variables is not dict and "tf" in setting.variables.__name__:
