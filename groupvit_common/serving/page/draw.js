@@ -94,6 +94,7 @@ export function heatCanvas({ values, width, height }) {
 }
 
 const ANCHOR_SIDE = 160; // places of names are looked for at this size
+const DIAGONAL = 1.4;
 
 /**
  * Returns, for each index whose area has room for a name, the place farthest from other areas: [{index, x, y}] in
@@ -105,38 +106,38 @@ export function anchors(map, room = 0.035) {
   const height = Math.max(1, Math.round(map.height * scale));
   const values = resized(map, width, height);
   const far = distances(values, width, height);
-  const best = new Map();
+  const best = new Map(); // index -> its pixel that is farthest
   for (let i = 0; i < values.length; i++) {
-    if (far[i] > (best.get(values[i])?.distance ?? 0)) best.set(values[i], { distance: far[i], at: i });
+    const at = best.get(values[i]);
+    if (at === undefined || far[i] > far[at]) best.set(values[i], i);
   }
   return [...best]
-    .filter(([, { distance }]) => distance >= room * Math.min(width, height))
-    .map(([index, { at }]) => ({ index, x: ((at % width) + 0.5) / width, y: (Math.floor(at / width) + 0.5) / height }));
+    .filter(([, at]) => far[at] >= room * Math.min(width, height))
+    .map(([index, at]) => ({ index, x: ((at % width) + 0.5) / width, y: (Math.floor(at / width) + 0.5) / height }));
 }
 
-// Distance to the nearest pixel of another index or the border, along rows, columns and diagonals (two passes).
+// Distance to the nearest pixel of another index or the border, along rows, columns and diagonals: a pass from the top
+// left, and one back.
 function distances(values, width, height) {
   const far = new Float32Array(values.length);
-  const pass = (order, step) => {
-    for (const y of order(height)) {
-      for (const x of order(width)) {
-        const i = y * width + x;
-        let least = step > 0 ? Infinity : far[i];
-        for (const [dx, dy, cost] of [
-          [-step, 0, 1],
-          [0, -step, 1],
-          [-step, -step, 1.4],
-          [step, -step, 1.4],
-        ]) {
-          const [u, v] = [x + dx, y + dy];
-          const inside = u >= 0 && v >= 0 && u < width && v < height && values[v * width + u] === values[i];
-          least = Math.min(least, (inside ? far[v * width + u] : 0) + cost);
-        }
-        far[i] = least;
-      }
+  const from = (i, j, cost, isInside) => (isInside && values[i] === values[j] ? far[j] : 0) + cost;
+  for (let y = 0, i = 0; y < height; y++) {
+    for (let x = 0; x < width; x++, i++) {
+      const beside = from(i, i - 1, 1, x > 0);
+      const above = from(i, i - width, 1, y > 0);
+      const left = from(i, i - width - 1, DIAGONAL, x > 0 && y > 0);
+      const right = from(i, i - width + 1, DIAGONAL, x + 1 < width && y > 0);
+      far[i] = Math.min(beside, above, left, right);
     }
-  };
-  pass((n) => Array.from({ length: n }, (_, k) => k), 1);
-  pass((n) => Array.from({ length: n }, (_, k) => n - 1 - k), -1);
+  }
+  for (let y = height - 1, i = values.length - 1; y >= 0; y--) {
+    for (let x = width - 1; x >= 0; x--, i--) {
+      const beside = from(i, i + 1, 1, x + 1 < width);
+      const below = from(i, i + width, 1, y + 1 < height);
+      const right = from(i, i + width + 1, DIAGONAL, x + 1 < width && y + 1 < height);
+      const left = from(i, i + width - 1, DIAGONAL, x > 0 && y + 1 < height);
+      far[i] = Math.min(far[i], beside, below, left, right);
+    }
+  }
   return far;
 }
