@@ -44,7 +44,7 @@ function hue(degrees) {
   });
 }
 
-async function show({ labelMap, names, width, height, isSmaller, milliseconds }, source) {
+async function show({ labelMap, names, width, height, notes, milliseconds }, source) {
   const bitmap = await createImageBitmap(source, { imageOrientation: "from-image" });
   const palette = colours(names);
   const drawn = new ImageData(width, height);
@@ -61,7 +61,7 @@ async function show({ labelMap, names, width, height, isSmaller, milliseconds },
   const order = names.map((_, i) => i).filter((i) => counts[i]).sort((a, b) => counts[b] - counts[a]);
   byId("legend").replaceChildren(...order.map((i) => entry(names[i], palette[i], counts[i] / labelMap.length)));
   byId("result").hidden = false;
-  const size = `${width} × ${height}` + (isSmaller ? " (made smaller first)" : "");
+  const size = `${width} × ${height}` + (notes.length ? ` (${notes.join("; ")})` : "");
   // For scripts.
   window.segmentation = { labelMap, names, width, height };
   const [read, ran] = [milliseconds.decode, milliseconds.model].map((time) => `${time.toFixed(0)} ms`);

@@ -66,14 +66,16 @@ export class Tokenizer {
 // "cat, couch | sofa" -> [["cat"], ["couch", "sofa"]]: of each label its words, the first of which is its name.
 export function parseLabels(text) {
   if (text.includes('"')) throw new Error('Definitions in quotes (") are for Python: leave the quotes out.');
-  const labels = text
+  return text
     .split(/[,，、،;；\n]/u)
     .map((label) => label.split(/[|｜]/u).map((word) => word.trim()).filter(Boolean))
     .filter((words) => words.length);
+}
+
+export function checkDifferent(labels) {
   const seen = new Set();
   for (const word of labels.flat().map((each) => each.normalize("NFC").toLowerCase())) {
     if (seen.has(word)) throw new Error(`The label “${word}” is there twice: leave one of them out.`);
     seen.add(word);
   }
-  return labels;
 }

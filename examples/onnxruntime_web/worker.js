@@ -1,6 +1,6 @@
 // Decodes images and runs the model, beside the page, which stays responsive meanwhile.
 
-import { Tokenizer, parseLabels } from "./tokenizer.js";
+import { Tokenizer, checkDifferent, parseLabels } from "./tokenizer.js";
 
 const RUNTIME = "./onnxruntime/";
 const MODEL = "./model/";
@@ -64,11 +64,16 @@ async function decode(file, labelCount) {
   const { width, height } = bitmap;
   let rgba = canvasPixels(bitmap);
   // A canvas has multiplied colours by the opacity, and forgotten them where it is 0. WebGL has not.
-  if (!isOpaque(rgba)) rgba = texturePixels(bitmap) ?? rgba;
+  const notes = shrink < 1 ? ["made smaller first"] : [];
+  if (!isOpaque(rgba)) {
+    const stored = texturePixels(bitmap);
+    if (!stored) notes.push("without WebGL, colours of transparent pixels are lost");
+    rgba = stored ?? rgba;
+  }
   bitmap.close();
   const rgb = new Uint8Array(3 * width * height);
   for (let i = 0, j = 0; j < rgb.length; i += 4, j += 3) [rgb[j], rgb[j + 1], rgb[j + 2]] = [rgba[i], rgba[i + 1], rgba[i + 2]];
-  return { rgb, width, height, isSmaller: shrink < 1 };
+  return { rgb, width, height, notes };
 }
 
 function canvasPixels(bitmap) {
@@ -101,10 +106,12 @@ function texturePixels(bitmap) {
 async function encodeLabels(labels, background) {
   const key = JSON.stringify([labels, background]);
   if (encoded.key === key) return encoded;
-  const hidden = parseLabels(background);
+  const [given, hidden] = [parseLabels(labels), parseLabels(background)];
   const hiddenNames = new Set(["background", ...hidden.map(([name]) => name.toLowerCase())]);
-  const shown = parseLabels(labels).filter(([name]) => !hiddenNames.has(name.toLowerCase()) || name.toLowerCase() === "background");
-  const every = [...shown, ...hidden];
+  // Of a label that is in both, the words are those of the first.
+  const known = new Set(given.map(([name]) => name.toLowerCase()));
+  const every = [...given, ...hidden.filter(([name]) => !known.has(name.toLowerCase()))];
+  checkDifferent(every);
   if (!every.length) throw new Error("Type at least one label.");
   const words = every.flat();
   const { ids, mask, shape, rows } = tokenizer.batch(words.map((word) => TEMPLATE.replace("{}", () => word)));
@@ -139,7 +146,7 @@ async function segment({ file, labels, background }) {
   await ready;
   const texts = tokenizer ? await encodeLabels(labels, background) : null;
   const begun = performance.now();
-  const { rgb, width, height, isSmaller } = await decode(file, texts ? texts.values.length : about.labels.length);
+  const { rgb, width, height, notes } = await decode(file, texts ? texts.values.length : about.labels.length);
   const decoded = performance.now();
   const inputs = { images: new ort.Tensor("uint8", rgb, [1, height, width, 3]) };
   if (texts) inputs.text_embeds = texts.embeds;
@@ -147,7 +154,7 @@ async function segment({ file, labels, background }) {
   const labelMap = Uint16Array.from(found.data, texts ? (index) => texts.values[index] : undefined);
   const names = texts ? texts.names : about.labels;
   const milliseconds = { decode: decoded - begun, model: performance.now() - decoded };
-  return { labelMap, names, width, height, isSmaller, milliseconds };
+  return { labelMap, names, width, height, notes, milliseconds };
 }
 
 self.addEventListener("message", async ({ data: { id, ...request } }) => {

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from groupvit_common.data.scenes import make_scene
+from groupvit_common.errors import InputError
 from groupvit_common.preprocessing.images import load_image
 from groupvit_common.preprocessing.prompts import label_embedding, parse_labels
 from groupvit_common.preprocessing.tokenizer import CLIPTokenizerFast
@@ -189,7 +190,7 @@ def test_labels_are_typed(sites, files, pages):
     assert page.input_value("#labels") == "red"
     page.set_input_files("#file", files / "scene.png")
     page.wait_for_selector("#status[data-state=done]")
-    typed, background = "cat, couch | sofa, Grass, red", "grass, a blue sky"
+    typed, background = "cat, couch | sofa, Grass | lawn, red", "grass, a blue sky"
     page.fill("#labels", typed)
     page.fill("#background", background)
     page.press("#background", "Enter")
@@ -198,7 +199,7 @@ def test_labels_are_typed(sites, files, pages):
     assert names == ["background", "cat", "couch", "red"]
 
     tokenizer = CLIPTokenizerFast.from_pretrained("demo")
-    every = parse_labels("cat, couch | sofa, Grass, red, a blue sky")
+    every = parse_labels("cat, couch | sofa, Grass | lawn, red, a blue sky")
     embeds = []
     for label in every:
         sums = [
@@ -216,6 +217,7 @@ def test_labels_are_typed(sites, files, pages):
 
     for labels, sentence in (
         ("", "Type at least one label"),
+        ("cat, dog | cat", "“cat” is there twice"),
         ("cat, Cat", "“cat” is there twice"),
         ('dog | "an animal"', "leave the quotes out"),
     ):
@@ -253,6 +255,14 @@ def test_the_tokenizer_has_the_ids_of_pythons(sites, pages):
     pages.allow("404")
 
 
+def test_a_folder_that_cannot_be_filled_gets_a_sentence(fill, tmp_path):
+    with pytest.raises(InputError, match="is there already: name a new folder"):
+        fill.fill(tmp_path, "demo")
+    with pytest.raises(InputError, match=r"has no ort\.wasm\.bundle\.min\.mjs: name the folder dist"):
+        fill.fill(tmp_path / "deep" / "site", "demo", runtime=tmp_path)
+    assert not list((tmp_path / "deep").iterdir())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("inside", [True, False])
 def test_the_bundled_model_segments_in_the_page_as_in_python(inside, fill, files, pages, tmp_path):
@@ -275,5 +285,3 @@ def test_the_bundled_model_segments_in_the_page_as_in_python(inside, fill, files
             assert label_map.shape == wanted.label_map.shape
             # Rounding may move a pixel between two groups.
             assert (label_map != wanted.label_map).mean() <= 1e-4, name
-    with pytest.raises(ValueError, match="is there already"):
-        fill.fill(site, "demo")

@@ -67,7 +67,8 @@ class Pages:
 
     def open(self, url: str, **options: Any) -> Page:
         """Returns a page at `url` that reaches this server alone; options as of Playwright's `browser.new_context`,
-        such as `viewport`, `color_scheme` and `has_touch`."""
+        such as `viewport`, `color_scheme` and `has_touch`. Where a content security policy forbids `eval`, wait for
+        selectors, since `page.wait_for_function` needs it."""
         context = self.browser.new_context(service_workers="block", **options)
         self._contexts.append(context)
         own = urlsplit(url).netloc
