@@ -123,10 +123,8 @@ def _run(options: argparse.Namespace) -> int:
             _segment_images(options, run, segmenter, figures, coco, out, names)
         if run.clips:
             segment_clips(segmenter, run, options, out, names)
-    share.end(
-        out, {"done": len(mine) - len(done) - (run.failed - missing), "there already": len(done), "failed": run.failed}
-    )
-    return run.code()
+    counts = {"done": len(mine) - len(done) - (run.failed - missing), "there already": len(done), "failed": run.failed}
+    return share.end(out, counts, run.code())
 
 
 def _check_parts(options: argparse.Namespace, share: Share, out: Path | None) -> None:

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from groupvit_common.cli import terminal
+from groupvit_common.cli.terminal import OK, SOME_FAILED
 from groupvit_common.errors import GroupViTError, InputError
 from groupvit_common.storage.json_text import json_text, read_json
 from groupvit_common.storage.saving import write_texts
 
 T = TypeVar("T")
 
+# What torchrun sets for each process that it starts.
+_TORCHRUN = "TORCHELASTIC_RUN_ID"
 # What a process leaves beside its results until all have ended.
 _REPORT = ".groupvit-segment-{}-of-{}.json"
 
@@ -63,29 +66,39 @@ class Share:
         if self.world > 1 and out is not None:
             (out / _REPORT.format(self.rank, self.world)).unlink(missing_ok=True)
 
-    def end(self, out: Path | None, counts: Mapping[str, int]) -> None:
+    def end(self, out: Path | None, counts: Mapping[str, int], code: int) -> int:
         """Prints the counts of this process; the last of all to end prints their sums as well.
 
         No process waits for another: they need not run at the same time, nor know each other, but share `out`.
+
+        Returns:
+            The exit code of the process: its own. But `torchrun` ends all processes when one fails, and a damaged image
+            of one is no reason to: there the last one alone fails, for all of them.
         """
         if self.world == 1:
-            return
+            return code
         terminal.note(f"{self.name}: {_in_words(counts)}")
-        if out is None:
-            return
+        sums = None if out is None else self._sums(out, counts)
+        if sums is not None:
+            terminal.note(f"all {self.world} ranks: {_in_words(sums)}")
+        if _TORCHRUN not in os.environ:
+            return code
+        return OK if sums is None or not sums["failed"] else SOME_FAILED
+
+    def _sums(self, out: Path, counts: Mapping[str, int]) -> dict[str, int] | None:
+        """Leaves the counts of this process; returns the sums if all others have left theirs."""
         reports = [out / _REPORT.format(rank, self.world) for rank in range(self.world)]
         try:
             write_texts(out, {reports[self.rank].name: json_text(dict(counts))})
             if not all(report.is_file() for report in reports):
-                return
+                return None
             every = [read_json(report) for report in reports]
             for report in reports:
                 report.unlink()
         except (GroupViTError, OSError):
             # A full disk, or another process that prints the sums.
-            return
-        sums = {name: sum(int(each.get(name, 0)) for each in every) for name in counts}
-        terminal.note(f"all {self.world} ranks: {_in_words(sums)}")
+            return None
+        return {name: sum(int(each.get(name, 0)) for each in every) for name in counts}
 
 
 def _in_words(counts: Mapping[str, int]) -> str:

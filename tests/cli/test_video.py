@@ -256,6 +256,20 @@ def test_processes_divide_the_inputs(run: Any, here: Path, clip: bytes, monkeypa
         assert "needs the results of all images, and rank 1 of 2 has some of them" in err[0]
 
 
+def test_one_damaged_image_does_not_end_the_others_of_torchrun(run: Any, here: Path, monkeypatch: Any) -> None:
+    """`torchrun` ends all processes when one fails."""
+    write_photo(here / "b.png")
+    (here / "a.png").write_text("hello")
+    codes = {}
+    for name, value in {"WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}.items():
+        monkeypatch.setenv(name, value)
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        codes[rank] = run("a.png", "b.png", *LABELS)[0]
+    # The last one fails for all.
+    assert codes == {0: 0, 1: 1}
+
+
 @pytest.mark.parametrize("values", [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "2", "RANK": "2"}, {"WORLD_SIZE": "many"}])
 def test_ranks_that_cannot_be(values: dict[str, str], here: Path, monkeypatch: Any) -> None:
     for name, value in values.items():
