@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from glob import escape, glob, has_magic
 from pathlib import Path
+from typing import IO
 
 from groupvit_common.drawing.canvas import SOFTWARE
 from groupvit_common.errors import InputError
@@ -24,6 +25,10 @@ _OTHER_IMAGES = frozenset([
 # The mark of results: in a PNG's texts before the pixels; in the Exif tags of JPEG (beginning) and WebP (end).
 _PNG_MARK, _EXIF_MARK = f"Software\0{SOFTWARE}".encode(), f"{SOFTWARE}\0".encode()
 _EXIF_BYTES = 256
+_MP4_MARK, _MP4_BYTES = (
+    b"cmt" + bytes(3) + bytes([16 + len(SOFTWARE)]) + b"data\0\0\0\1\0\0\0\0" + SOFTWARE.encode(),
+    1024,
+)
 
 
 def images_in(folder: str | Path) -> list[Path]:
@@ -63,6 +68,8 @@ def is_result(path: Path) -> bool:
                 file.seek(-min(_EXIF_BYTES, file.seek(0, os.SEEK_END)), os.SEEK_END)
                 exif = head if b"Exif\0" in head else file.read()
                 return _EXIF_MARK in exif
+            if path.suffix.lower() == ".mp4":
+                return _is_marked_video(file)
             if path.suffix.lower() != ".png":
                 return False
             file.seek(8)
@@ -74,6 +81,19 @@ def is_result(path: Path) -> bool:
                 file.seek(length + 4 - (len(_PNG_MARK) if head[4:] == b"tEXt" else 0), os.SEEK_CUR)
     except OSError:  # reported when it is opened
         pass
+    return False
+
+
+def _is_marked_video(file: IO[bytes]) -> bool:
+    """Returns whether an MP4 has the mark of results: a comment, at the end of its index."""
+    while len(head := file.read(8)) == 8:
+        length = int.from_bytes(head[:4], "big")
+        if head[4:] == b"moov":
+            file.seek(max(0, length - 8 - _MP4_BYTES), os.SEEK_CUR)
+            return _MP4_MARK in file.read(_MP4_BYTES)
+        if length < 8:  # 64 bits, or up to the end: not written here
+            return False
+        file.seek(length - 8, os.SEEK_CUR)
     return False
 
 

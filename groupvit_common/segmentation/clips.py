@@ -19,7 +19,8 @@ from groupvit_common.errors import InputError
 from groupvit_common.preprocessing.images import MAX_PIXELS, TooLargeError, image_suffixes, readers, to_rgb
 
 CLIP_SUFFIXES = frozenset([
-    ".3g2", ".3gp", ".asf", ".avi", ".f4v", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts",
+    ".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".f4v", ".flv", ".h264", ".h265", ".hevc", ".ivf", ".m1v", ".m2ts",
+    ".m2v", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts",
     ".mxf", ".ogv", ".qt", ".ts", ".vob", ".webm", ".wmv", ".y4m",
 ])  # fmt: skip
 """Ends of the names of videos."""
@@ -44,6 +45,8 @@ _SIDEWAYS = (
 )  # fmt: skip
 # A clip that ends earlier than its file says is truncated: by more than so many seconds and this part of it.
 _EARLY_SECONDS, _EARLY_PART = 0.5, 0.05
+# A clock that goes back by more seconds was set anew.
+_CLOCK_JUMP = 0.5
 # Frames of a video without a rate, such as raw H.264, are shown so many a second.
 _USUAL_RATE = Fraction(25)
 # Decoding in more threads holds more frames.
@@ -356,12 +359,17 @@ class _Video(Clip):
         usual = max(1, round(1 / ((self.rate or _USUAL_RATE) * base)))
         number, pts, after, turned = 0, -1, 0, False
         start = round(self.offset / base)
+        first = (self._stream.start_time or 0) - start
         for frame in self._decoded():
             _check_pixels(self.name, frame.width, frame.height, self._max_pixels)
             operation = _upright(frame)
             if operation in _SIDEWAYS and not turned:
                 self.aspect, turned = 1 / self.aspect, True
             given = after if frame.pts is None else int(frame.pts) - start
+            if number and (pts - given) * base > _CLOCK_JUMP:
+                # As where recordings were joined: time goes on from the last frame.
+                start -= after - given
+                given = after
             # Two frames of one time would be one to a player.
             pts = max(given, pts + 1) if number else given
             duration = int(frame.duration or 0)
@@ -370,9 +378,8 @@ class _Video(Clip):
             yield Frame(_image(frame, operation), number, pts, base, duration)
             number += 1
         if not number:
-            why = "it is truncated or damaged" if self._damaged or self._ended_by else "it has none"
+            why = "it is truncated or damaged" if self._damaged or self.count else "it has none"
             raise InputError(f"no frame of {self.name} can be decoded: {self._ended_by or why}")
-        first = (self._stream.start_time or 0) - start
         self.is_over = True
         if self.rate and self._stream.duration is None and abs(Fraction(self.seconds or 0) - self.end) < 1 / self.rate:
             # Matroska's durations of frames are rounded to milliseconds.
@@ -390,18 +397,33 @@ class _Video(Clip):
                 return
             except self._errors as error:
                 self._ended_by = cause(error)
-                return
+                packet = None
             try:
-                frames = packet.decode()
+                # Without a packet: those that the decoder still has.
+                frames = self._stream.decode(packet)
             except self._errors:
                 self._damaged += 1
-                continue
+                frames = []
             self._damaged += sum(bool(frame.is_corrupt) for frame in frames)
             yield from frames
+            if packet is None:
+                return
+
+    def _length(self) -> float | None:
+        """Returns the seconds of the video alone, as the file says them."""
+        if self._stream.duration:
+            return float(self._stream.duration * self._stream.time_base)
+        # Matroska: a tag, "00:00:02.048000000".
+        parts = str(self._stream.metadata.get("DURATION", "")).split(":")
+        try:
+            hours, minutes, seconds = map(float, parts)
+        except ValueError:
+            return None
+        return 3600 * hours + 60 * minutes + seconds
 
     def _found_fault(self, number: int, end: float) -> str | None:
         """Returns what was wrong with a file of which so many frames, up to this second, were decoded."""
-        length = self._stream.duration and float(self._stream.duration * self._stream.time_base)
+        length = self._length()
         if length and length - end > max(_EARLY_SECONDS, _EARLY_PART * length):
             return f"only {number} frames, {end:.1f} of {length:.1f} seconds, can be decoded: the file is truncated"
         if self._ended_by:

@@ -328,6 +328,7 @@ class _Sound:
         self._offset = round(clock_offset(container) / self._base)
         self._packets = container.demux(stream)
         self._next: Any = None
+        self._last = -(2**62)
         self._has_ended = False
 
     def copy(self, until: Fraction | None) -> None:
@@ -344,8 +345,10 @@ class _Sound:
         """Returns the next packet; None at the end of what can be read."""
         try:
             for packet in self._packets:
-                if packet.dts is not None and packet.size:
+                # A clock that jumps back is not followed.
+                if packet.size and packet.dts is not None and packet.dts - self._offset > self._last:
                     packet.dts -= self._offset
+                    self._last = packet.dts
                     packet.pts = packet.dts if packet.pts is None else packet.pts - self._offset
                     packet.stream = self._target
                     return packet

@@ -105,6 +105,7 @@ def test_only_printed(run: Any, here: Path, clip: bytes) -> None:
     assert out[0].endswith(" -> groupvit_out/film_overlay.mp4")
 
 
+@pytest.mark.filterwarnings("default")  # printed as the command prints them
 def test_a_folder_means_its_images(run: Any, here: Path, clip: bytes) -> None:
     write_photo(here / "in" / "a.png")
     (here / "in" / "b.mp4").write_bytes(clip)
@@ -115,7 +116,11 @@ def test_a_folder_means_its_images(run: Any, here: Path, clip: bytes) -> None:
     assert err == [
         'groupvit: warning: left out in the folder in: 1 video; name clips themselves, as with the pattern "in/*.mp4"'
     ]
-    assert run("in/*.mp4", *LABELS)[0] == 0
+    assert run("in/*.mp4", *LABELS, "--out", "in")[0] == 0
+    # The overlay is a result, and no clip to work on.
+    code, out, err = run("in/*.mp4", *LABELS)
+    assert (code, len(out)) == (0, 1)
+    assert "left out for the pattern in/*.mp4: 1 result of an earlier run" in err[0]
     code, out, err = run("films", *LABELS)
     assert (code, out) == (2, [])
     assert "no images in the folder films, but 1 video: name clips themselves" in err[0]

@@ -145,14 +145,15 @@ def test_what_is_no_clip_is_refused_in_one_sentence(clip: Path, tmp_path: Path, 
 
 def test_what_there_is_of_a_truncated_clip_is_given(tmp_path: Path) -> None:
     frames = [np.random.default_rng(i).integers(0, 255, (64, 80, 3), np.uint8) for i in range(20)]
-    path = write_clip(tmp_path / "a.mp4", frames, container_options={"movflags": "+faststart"})
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    with open_clip(path) as clip:
-        count = len(list(clip))
-        assert 5 < count < 15
-        assert clip.fault is not None
-        assert f"only {count} frames" in clip.fault
+    for name, how in (("a.mp4", {"container_options": {"movflags": "+faststart"}}), ("a.mkv", {})):
+        path = write_clip(tmp_path / name, frames, **how)
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        with open_clip(path) as clip:
+            count = len(list(clip))
+            assert 5 < count < 15
+            assert clip.fault is not None
+            assert f"only {count} frames" in clip.fault
     gif = write_animation(tmp_path / "a.gif", frames, [100] * 20)
     gif.write_bytes(gif.read_bytes()[: gif.stat().st_size // 2])
     with open_clip(gif) as clip:
@@ -364,6 +365,23 @@ def test_a_broadcast_begins_at_zero(segmenter: Any, tmp_path: Path) -> None:
     files, record = saved(segmenter, path, tmp_path / "out")
     assert [round(float(time), 6) for time in read_clip(files["overlay"])[0]] == [0, 0.1, 0.2, 0.3, 0.4]
     assert record["over_time"]["time"][0] == 0
+
+
+def test_recordings_that_were_joined_go_on(segmenter: Any, tmp_path: Path) -> None:
+    """Of another size, and with a clock that begins again."""
+    parts = [
+        write_clip(tmp_path / f"{i}.ts", moving_scene(i, 8, size), sound=True)
+        for i, size in ((1, (48, 64)), (2, (64, 80)))
+    ]  # fmt: skip
+    path = tmp_path / "joined.ts"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    files, _ = saved(segmenter, path, tmp_path / "out", smoothing=0.5, label_maps="npz")
+    times, frames = read_clip(files["overlay"])
+    assert len(times) == 16
+    assert [round(float(b - a), 3) for a, b in pairwise(times)] == [0.1] * 15
+    assert {frame.shape for frame in frames} == {(48, 64, 3)}
+    with np.load(files["labels"]) as archive:
+        assert [archive[f"{i:06d}"].shape for i in (7, 8)] == [(48, 64), (64, 80)]
 
 
 def test_every_second_frame_makes_a_video_as_long(segmenter: Any, clip: Path, tmp_path: Path) -> None:
