@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import warnings
 from collections import OrderedDict
@@ -97,7 +98,9 @@ class LabelEncoder:
         known: KnownLabels | None = None,
     ) -> None:
         self._tokenizer, self._context, self._embed_texts, self._options = tokenizer, context, embed_texts, options
-        self._style = (options.templates, options.synonyms, options.normalize_prompts)
+        # Of the sentences a digest, so that a label that is remembered holds no more than its own words.
+        sentences = hashlib.sha256("\n".join(get_templates(options.templates)).encode()).digest()
+        self._style = (sentences, options.synonyms, options.normalize_prompts)
         self._known = KnownLabels() if known is None else known
 
     def __call__(self, labels: Sequence[Label]) -> Floats:

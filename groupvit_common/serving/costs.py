@@ -9,16 +9,16 @@ from groupvit_common.serving.problems import Problem
 # Attention over a window grows with the square of its patches; all windows and views together take time.
 _PATCHES_AT_ONCE, _PATCHES = 4096, 16_384
 # Scores of all labels at the size of the first view, where options need them, in numbers of four bytes.
-_SCORES = 100_000_000
+_SCORES = 50_000_000
 # Labels times pixels of the image.
-_LABEL_PIXELS = 2_000_000_000
+_LABEL_PIXELS = 1_000_000_000
 
 
-def check_cost(segmenter: BaseSegmenter, size: tuple[int, int], labels: int) -> None:
+def check_cost(segmenter: BaseSegmenter, size: tuple[int, int], labels: int, *, with_maps: bool = False) -> None:
     """Raises `Problem` for an image of `size` = (H, W), labels and options that would take too long or too much memory.
 
     Args:
-        labels: their number.
+        labels: their number. with_maps: whether there is to be a map for each.
     """
     options, vision = segmenter.options, segmenter.model.config.vision_config
     preparation = Preparation.of(options, segmenter.processor.image_processor, vision.patch_size)
@@ -42,5 +42,7 @@ def check_cost(segmenter: BaseSegmenter, size: tuple[int, int], labels: int) -> 
     channels = labels + 1
     if options.assignment != "soft" or options.background is None:
         channels = min(channels, total // max(largest, 1) * (groups[-1] if groups else 1))
+    if with_maps:
+        several, channels = True, labels
     if (several and channels * height * width > _SCORES) or labels * size[0] * size[1] > _LABEL_PIXELS:
         raise Problem(422, "too_costly", f"{labels:,} labels are too many for an image of this size: give fewer")

@@ -121,7 +121,7 @@ class Guard:
             )
         origin = headers.get("origin")
         if origin is not None and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
-            same = urlsplit(origin).netloc.lower() == host.lower() or headers.get("sec-fetch-site") == "same-origin"
+            same = _place_of(origin) == host.lower() or headers.get("sec-fetch-site") == "same-origin"
             if not same and origin not in settings.cors and "*" not in settings.cors:
                 return Problem(403, "origin", "pages of other origins may not call this server: see --cors")
         path = scope["path"]
@@ -161,6 +161,14 @@ def problem_from(error: Exception) -> Problem | None:
 def _where(error: Exception) -> Any:
     """Returns an error as logging takes it, with the places of its traceback but not its text."""
     return (type(error), type(error)(), error.__traceback__) if type(error).__init__ is Exception.__init__ else None
+
+
+def _place_of(origin: str) -> str | None:
+    """Returns host and port of an origin."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def _name_of(host: str) -> str:

@@ -10,8 +10,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# Few: each may hold a decoded image.
-_POOL = ThreadPoolExecutor(min(8, max(2, os.cpu_count() or 2)), "groupvit-serve")
+# More than cores: some images take a decoder long, and others must not wait for them. `Held` bounds the memory.
+_POOL = ThreadPoolExecutor(min(16, max(8, os.cpu_count() or 8)), "groupvit-serve")
 
 
 async def in_pool(call: Callable[..., T], *arguments: object) -> T:

@@ -30,7 +30,8 @@ def reference_page(document: Mapping[str, Any]) -> str:
     lines = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        '<title>groupvit API</title><link rel="stylesheet" href="docs.css"></head><body><main>',
+        '<link rel="icon" href="page/favicon.svg" type="image/svg+xml"><title>groupvit API</title>',
+        '<link rel="stylesheet" href="docs.css"></head><body><main>',
         f"<h1>groupvit API</h1><p>{escape(document['info'].get('description', ''))} "
         "Requests are JSON or forms (multipart/form-data) with the same fields; errors are "
         '<code>{"error": {"code", "message"}}</code>. The machine-readable document is '

@@ -124,8 +124,13 @@ def checked(model: type[_Request], fields: dict[str, Any]) -> Any:
     Raises:
         Problem: a field that cannot be used, or that there is not.
     """
+    if len(fields) > 2 * len(model.model_fields):
+        raise Problem(
+            422, "unusable", f"there are {len(fields):,} fields, of which this takes {len(model.model_fields)}"
+        )
     # In a form, what is empty is left out.
-    given = {name: None if value in ("", "null") and name != "texts" else value for name, value in fields.items()}
+    kept = ("texts", "include")
+    given = {name: None if value in ("", "null") and name not in kept else value for name, value in fields.items()}
     for name in ("masks", "include", "opacity"):
         if given.get(name, "") is None:
             del given[name]

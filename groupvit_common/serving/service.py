@@ -149,7 +149,7 @@ class Service:
         if "similarity" in request.include and count > _MOST_MAPS:
             raise Problem(422, "too_many_labels", f"similarity has maps of at most {_MOST_MAPS} labels, got {count:,}")
         encoded, image = await self._image(engine, segmenter, request, held, times)
-        check_cost(segmenter, (image.height, image.width), count)
+        check_cost(segmenter, (image.height, image.width), count, with_maps="similarity" in request.include)
         if encoded is None:
             encoded = await self._encoded(engine, segmenter, image, times)
             if request.image_id is not None:

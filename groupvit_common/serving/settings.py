@@ -51,7 +51,7 @@ class ServeSettings:
     max_pixels: int = 16_777_216
     max_labels: int = 1000
     max_label_length: int = 200
-    max_prompts: int = 4000
+    max_prompts: int = 2000
     max_queue: int = 64
     held_bytes: int = 512_000_000
     cache_bytes: int = 512_000_000

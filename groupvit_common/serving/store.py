@@ -7,7 +7,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Self
 
 from groupvit_common.segmentation.encoded import EncodedImage
@@ -16,17 +16,19 @@ from groupvit_common.serving.problems import Problem, busy
 
 @dataclass
 class Kept:
-    """An image of one client. `encoded`: by backend and by the options that change what the model sees."""
+    """An image of one client. `encoded`: by backend and by the options that change what the model sees. `nbytes`:
+    memory that is held."""
 
-    encoded: OrderedDict[Hashable, EncodedImage] = field(default_factory=OrderedDict)
-    used: float = 0.0
+    encoded: OrderedDict[Hashable, EncodedImage]
+    used: float
+    nbytes: int = 0
 
-    @property
-    def nbytes(self) -> int:
-        """Memory that is held; the image itself is the same in all."""
-        every = list(self.encoded.values())
-        image = 4 * every[0].image.width * every[0].image.height if every else 0
-        return image + sum(each.nbytes - image for each in every)
+    def weigh(self) -> int:
+        """Counts the memory anew; returns by how much it is more. The image itself is the same in all."""
+        every, before = list(self.encoded.values()), self.nbytes
+        image = 4 * every[0].image.width * every[0].image.height
+        self.nbytes = image + sum(each.nbytes - image for each in every)
+        return self.nbytes - before
 
 
 # Views of one image that are kept: a slider that changes what the model sees must not fill the memory.
@@ -57,7 +59,8 @@ class ImageStore:
         # 192 random bits, as many as nobody guesses.
         name = secrets.token_urlsafe(24)
         with self._lock:
-            self._kept[name] = Kept(OrderedDict({key: image}), self._clock())
+            self._kept[name] = kept = Kept(OrderedDict({key: image}), self._clock())
+            self.nbytes += kept.weigh()
             self._tidy()
         return name
 
@@ -88,14 +91,16 @@ class ImageStore:
             kept.encoded[key] = image
             while len(kept.encoded) > _MOST_VIEWS:
                 kept.encoded.popitem(last=False)
+            self.nbytes += kept.weigh()
             self._tidy()
 
     def remove(self, name: str) -> bool:
         """Forgets an image; returns whether it was there."""
         with self._lock:
-            there = self._kept.pop(name, None) is not None
+            kept = self._kept.pop(name, None)
+            self.nbytes -= 0 if kept is None else kept.nbytes
             self._tidy()
-            return there
+            return kept is not None
 
     def clear(self) -> None:
         """Forgets all images."""
@@ -106,10 +111,10 @@ class ImageStore:
     def _tidy(self) -> None:
         now = self._clock()
         # In the order of use: the oldest come first.
-        while self._kept and now - next(iter(self._kept.values())).used > self._seconds:
-            self._kept.popitem(last=False)
-        self.nbytes = sum(kept.nbytes for kept in self._kept.values())
-        while self.nbytes > self._most_bytes:
+        while self._kept:
+            oldest = next(iter(self._kept.values()))
+            if now - oldest.used <= self._seconds and self.nbytes <= self._most_bytes:
+                return
             self.nbytes -= self._kept.popitem(last=False)[1].nbytes
 
 
@@ -136,20 +141,23 @@ class Memory:
 
 
 class Held:
-    """The bytes that one request holds; a context manager that gives it back."""
+    """The bytes that one request holds; a context manager that gives them back."""
 
     def __init__(self, memory: Memory) -> None:
-        self._memory, self._count = memory, 0
+        self._memory, self._count, self._is_over, self._lock = memory, 0, False, threading.Lock()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *unused: object) -> None:
-        self._memory.give(self._count)
-        self._count = 0
+        with self._lock:
+            self._is_over = True
+            self._memory.give(self._count)
 
     def take(self, count: int) -> None:
-        """Takes more bytes. Raises `Problem` if there is no room."""
-        if not self._memory.take(count):
-            raise busy(2, "the server holds as much of other requests as it may")
-        self._count += count
+        """Takes more bytes. Raises `Problem` if there is no room, or the request is over: a thread may still decode the
+        image of a client that has gone."""
+        with self._lock:
+            if self._is_over or not self._memory.take(count):
+                raise busy(2, "the server holds as much of other requests as it may")
+            self._count += count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable
 
@@ -14,6 +15,7 @@ _MOST_CHARACTERS = 100_000
 _MOST_TEMPLATES, _TEMPLATE_LENGTH = 100, 500
 # Spaces of any kind separate words; every other control character is a mistake, or worse.
 _SPACES = frozenset("\t\n\r")
+_BLANKS = re.compile(r"[^\S\r\n]+")
 
 
 def read_labels(
@@ -29,10 +31,8 @@ def read_labels(
             raise InputError('no labels: give "labels", such as "cat, couch, remote control"')
         labels = settings.default_labels
         background_labels = background_labels or settings.default_background_labels
-    for given in (labels, background_labels or ""):
-        _check(given, settings)
-    parsed = parse_labels(labels)
-    behind = parse_labels(background_labels) if background_labels else ()
+    parsed = parse_labels(_checked(labels, settings))
+    behind = parse_labels(_checked(background_labels, settings)) if background_labels else ()
     words = [word for label in (*parsed, *behind) for word in (*label.words, *label.definitions)]
     if len(words) > settings.max_labels:
         raise _too_many(len(words), settings)
@@ -86,8 +86,8 @@ def check_prompts(labels: Iterable[Label], templates: tuple[str, ...], settings:
         )  # fmt: skip
 
 
-def _check(given: str | list[str], settings: ServeSettings) -> None:
-    """Checks a text of labels before it is parsed."""
+def _checked(given: str | list[str], settings: ServeSettings) -> str | list[str]:
+    """Returns a text of labels that may be parsed."""
     pieces = [given] if isinstance(given, str) else given
     if len(pieces) > settings.max_labels:
         raise _too_many(len(pieces), settings)
@@ -98,6 +98,9 @@ def _check(given: str | list[str], settings: ServeSettings) -> None:
         raise Problem(422, "too_many_labels", f"the labels have more than {_MOST_CHARACTERS:,} characters")
     for piece in pieces:
         _check_text(piece, "a label", _MOST_CHARACTERS)
+    # Spaces mean as much as one, but finding what separates labels takes the square of their number.
+    tidy = [_BLANKS.sub(" ", piece) for piece in pieces]
+    return tidy[0] if isinstance(given, str) else tidy
 
 
 def _check_text(text: str, what: str, length: int) -> None:

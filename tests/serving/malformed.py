@@ -96,6 +96,8 @@ def bodies(path: str = "/v1/segment") -> Iterator[Case]:
         "deeper": b"[" * 2_000_000,
         "many values": b'{"labels":[' + b'"",' * 500_000 + b'""]}',
         "nothing": b"",
+        "many names": json.dumps({str(number): 0 for number in range(20_000)}).encode(),
+        "a half sign as a name": b'{"\\ud800": 1}',
         "a zero": b'{"labels": "a"}\x00',
     }.items():
         yield name, request(path, body), {400, 422}
@@ -131,7 +133,8 @@ def fields() -> Iterator[tuple[str, dict[str, object], set[int]]]:
     good: dict[str, object] = {"image": TEXT, "labels": "cat, dog"}
     bad: dict[str, list[object]] = {
         "labels": ["", " , ", [], [""], ["a", "a"], 5, {"a": "b"}, [["a"]], [5], "a" * 5000, ["x" * 300],
-                   "\x00cat", "cat\x1b[31m", ["a\u0007"], "\ud800", [f"word {n}" for n in range(20_000)],
+                   "\x00cat", "cat\x1b[31m", ["a\u0007"], "\ud800", "a" + "\t" * 90_000 + "b" * 300,
+                   [f"word {n}" for n in range(20_000)],
                    ", ".join(f"w{n}" for n in range(20_000)), "|".join(f"w{n}" for n in range(20_000)), '"', '| "x"',
                    None],
         "background_labels": [5, "\x00", ["cat\ud800"], [f"b{n}" for n in range(20_000)], {"a": 1}],

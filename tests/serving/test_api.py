@@ -211,6 +211,7 @@ def test_who_may_ask(segmenters, scene):
         assert json.loads(call(server, "/", host="evil.example")[2])["error"]["code"] == "host"
         keyed = {"x-api-key": KEY}
         assert call(server, "/v1/embed/text", {"texts": ["a"]}, origin="https://evil.example", **keyed)[0] == 403
+        assert call(server, "/v1/embed/text", {"texts": ["a"]}, origin="http://[", **keyed)[0] == 403
         status, headers, _ = call(server, "/v1/embed/text", {"texts": ["a"]}, origin="https://friend.example", **keyed)
         assert (status, headers["access-control-allow-origin"]) == (200, "https://friend.example")
         assert call(server, "/v1/embed/text", {"texts": ["a"]}, origin=server.url.rstrip("/"), **keyed)[0] == 200

@@ -173,6 +173,9 @@ def test_memory_of_requests_is_given_back():
         assert (error.value.status, error.value.retry_after) == (429, 2)
         one.take(40)
     assert memory.nbytes == 0
+    with pytest.raises(Problem):
+        one.take(1)
+    assert memory.nbytes == 0
 
 
 def test_metrics_are_prometheus_text():
