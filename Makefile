@@ -9,7 +9,7 @@ SOURCES := groupvit_common groupvit_torch groupvit_tf conversion benchmarks docs
 JAX_TESTS := tests/groupvit_tf/test_jax.py tests/segmentation/test_segmenter.py \
   $(patsubst %,tests/model/test_%.py,parity model parameters outputs checkpoint)
 
-.PHONY: help demo browser chromium test test-slow test-jax test-peers bench bench-peers bench-gpu bench-growth docs figures release-check lint format train-demo parity clean
+.PHONY: help demo browser chromium test test-slow test-jax test-peers bench bench-peers bench-gpu bench-growth serve docs figures release-check lint format train-demo parity clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -83,6 +83,9 @@ train-demo: $(VENV)/torch.stamp ## Train the bundled model again (some 40 minute
 	@$(BIN)/groupvit train scenes-demo --out runs/scenes-demo --resume auto
 	@$(BIN)/groupvit train scenes-demo-fine --out runs/scenes-demo-fine --resume auto
 
+serve: $(VENV)/serve.stamp ## Serve the page and the API with the bundled model on this machine.
+	@$(BIN)/groupvit serve
+
 docs: $(VENV)/docs.stamp ## Build the documentation's site into build/site; a warning is an error.
 	@$(BIN)/zensical build --clean --strict
 
@@ -113,6 +116,11 @@ $(VENV)/torch.stamp: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Setting up $(VENV) for development (once) ..."
 	@$(PIP) install --quiet --editable '.[torch,tf,dev]' --constraint constraints.txt
+	@touch $@ $(VENV)/torch.stamp
+
+$(VENV)/serve.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Setting up $(VENV) for the server (once) ..."
+	@$(PIP) install --quiet --editable '.[torch,serve]' --constraint constraints.txt
 	@touch $@ $(VENV)/torch.stamp
 
 $(VENV)/docs.stamp: pyproject.toml constraints.txt | $(BIN)/python
