@@ -166,8 +166,9 @@ SETTINGS = {
 # Pages whose blocks run in tests of their own.
 ELSEWHERE = {
     "deployment.md": "tests/conversion/test_exports.py",
-    "migrating.md": "tests/project/test_documentation_migrating.py",
     "jax.md": "tests/groupvit_tf/test_jax.py",
+    "migrating.md": "tests/project/test_documentation_migrating.py",
+    "serving.md": "tests/serving/test_client.py",
 }
 
 
@@ -178,7 +179,7 @@ def runnable() -> list[str]:
 def test_every_page_with_code_is_run() -> None:
     assert sorted(set(runnable())) == sorted(SETTINGS)
     assert all((ROOT / test).is_file() for test in ELSEWHERE.values())
-    assert {block.language for block in EVERY} <= {"", "python", "toml", "json"}
+    assert {block.language for block in EVERY} <= {"", "json", "nginx", "python", "sh", "toml"}
 
 
 @pytest.fixture
