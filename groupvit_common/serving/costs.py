@@ -10,6 +10,8 @@ from groupvit_common.serving.problems import Problem
 _PATCHES_AT_ONCE, _PATCHES = 4096, 16_384
 # Scores of all labels at the size of the first view, where options need them, in numbers of four bytes.
 _SCORES = 50_000_000
+# Products of refinement: scores, times the neighbours of a pixel, times the turns.
+_PRODUCTS = 6_000_000_000
 # Labels times pixels of the image.
 _LABEL_PIXELS = 1_000_000_000
 
@@ -42,6 +44,11 @@ def check_cost(segmenter: BaseSegmenter, size: tuple[int, int], labels: int, *, 
     channels = labels + 1
     if options.assignment != "soft" or options.background is None:
         channels = min(channels, total // max(largest, 1) * (groups[-1] if groups else 1))
+    products = options.refine * 8 * len(options.refine_dilations) * channels * height * width
+    if products > _PRODUCTS:
+        raise Problem(
+            422, "too_costly", "refining so many labels so many times takes too long: choose a smaller refine"
+        )
     if with_maps:
         several, channels = True, labels
     if (several and channels * height * width > _SCORES) or labels * size[0] * size[1] > _LABEL_PIXELS:

@@ -167,6 +167,8 @@ def fields() -> Iterator[tuple[str, dict[str, object], set[int]]]:
         for number, value in enumerate(values):
             yield f"{name} {number}", {**good, name: value}, {400, 404, 413, 415, 422}
     yield "windows without end", {**good, "window": 16, "stride": 1, "shorter_side": 2000}, {422}
+    many = ", ".join(f"word {number}" for number in range(300))
+    yield "endless refinement", {**good, "labels": many, "refine": 50, "background": 0.1}, {422}
     yield "no image", {"labels": "cat"}, {422}
     yield "two images", {**good, "image_id": "x"}, {422}
 
