@@ -56,7 +56,7 @@ class _Waiting:
 def segmented_frames(
     source: Any, steps: Steps, max_pixels: int, every: int = 1, max_frames: int | None = None
 ) -> Iterator[VideoFrame]:
-    """Yields the results of a clip's frames, in order; memory does not grow with their number.
+    """Returns an iterator of the results of a clip's frames, in order; memory does not grow with their number.
 
     Args:
         source: an open `Clip`, or what `open_clip` takes.
@@ -72,10 +72,14 @@ def segmented_frames(
         if not is_whole_number(number) or number < 1:
             raise InputError(f"{name} must be a whole number of at least 1, got {number!r}")
     if isinstance(source, Clip):
-        yield from _results(source, steps, every, max_frames)
-    else:
-        with open_clip(source, max_pixels=max_pixels) as clip:
-            yield from _results(clip, steps, every, max_frames)
+        return _results(source, steps, every, max_frames)
+    # At once, so that what is no clip is known before the first result is asked for.
+    return _results_of_own(open_clip(source, max_pixels=max_pixels), steps, every, max_frames)
+
+
+def _results_of_own(clip: Clip, steps: Steps, every: int, max_frames: int | None) -> Iterator[VideoFrame]:
+    with clip:
+        yield from _results(clip, steps, every, max_frames)
 
 
 def _results(clip: Clip, steps: Steps, every: int, max_frames: int | None) -> Iterator[VideoFrame]:

@@ -216,7 +216,7 @@ def test_an_error_comes_after_the_results_before_it(segmenter: Any, monkeypatch:
 
 
 def test_few_frames_are_alive_at_a_time(segmenter: Any, tmp_path: Path) -> None:
-    path = write_clip(tmp_path / "long.mp4", moving_scene(1, 60, (48, 48), step=1), options={"preset": "ultrafast"})
+    path = write_clip(tmp_path / "long.mp4", moving_scene(1, 32, (48, 48), step=1), options={"preset": "ultrafast"})
     alive: weakref.WeakSet[Any] = weakref.WeakSet()
     most = 0
     for frame in segmenter.video(path):
