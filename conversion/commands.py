@@ -159,9 +159,15 @@ def add_export(export: Parser) -> None:
         "--dtype", choices=("float32", "float16", "int8"), default="float32",
         help="of the weights; inputs and outputs are float32 (default: %(default)s)",
     )  # fmt: skip
-    export.add_argument("--labels", help="put these labels into the segmenter, which then needs no texts")
     export.add_argument(
-        "--background-labels", metavar="LABELS", default="", help="labels whose pixels become background"
+        "--labels", type=arguments.text, help="put these labels into the segmenter, which then needs no texts"
+    )
+    export.add_argument(
+        "--background-labels",
+        type=arguments.text,
+        metavar="LABELS",
+        default="",
+        help="labels whose pixels become background",
     )
     arguments.add_options(export, EXPORT_OPTIONS)
     export.add_argument(

@@ -327,7 +327,10 @@ def test_the_command_says_what_it_wrote(checkpoint, tmp_path, capsys):
     assert "not verified" in printed
     assert main(arguments) != 0
     assert "is there already; pass overwrite (--overwrite)" in capsys.readouterr().err
+    # The authors' file, which comes without tokenizer and image processor.
+    arguments[1] = str(ROOT / "tests" / "reference" / "nvlabs" / "nv_two_stage" / "checkpoint.pth")
     assert main([*arguments, "--overwrite"]) == 0
+    assert json.loads((out / "export_report.json").read_text())["source"] == "checkpoint.pth"
 
 
 def test_litert_starts_quietly_but_its_warnings_are_shown(capfd):
