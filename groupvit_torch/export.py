@@ -28,6 +28,7 @@ from groupvit_common.segmentation.parts import PARTS, Part, ProgramSettings, pix
 from groupvit_common.segmentation.scores import MAX_LOGIT_SCALE
 from groupvit_torch.label_maps import grouping_map, label_affinity, similarity
 from groupvit_torch.model import GroupViTModel
+from groupvit_torch.vision import PatchEmbeddings
 
 METADATA = "groupvit"
 """The key under which files hold what they are, as JSON."""
@@ -168,6 +169,25 @@ class Preprocessed(nn.Module):
         return rows, columns
 
 
+class PatchProduct(nn.Module):
+    """`PatchEmbeddings` as a product of matrices.
+
+    AOTInductor (PyTorch 2.13) reads the input of a convolution in a wrong order where a program computes its size.
+    """
+
+    def __init__(self, patches: PatchEmbeddings) -> None:
+        super().__init__()
+        self.projection = patches.projection
+
+    def forward(self, pixel_values: Tensor, interpolate_pos_encoding: bool = True) -> Tensor:
+        """`[B, C, H, W]` -> `[B, P, D]`."""
+        patch = self.projection.kernel_size[0]
+        rows, columns = (side // patch for side in pixel_values.shape[2:])
+        blocks = pixel_values.unflatten(3, (columns, patch)).unflatten(2, (rows, patch))  # [B, C, h, patch, w, patch]
+        pixels = blocks.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        return F.linear(pixels, self.projection.weight.flatten(1), self.projection.bias)
+
+
 def pillow_matrix(n_in: int, n_out: int, device: torch.device) -> Tensor:
     """Returns the matrix `[n_out, n_in]`, float32, of Pillow's bicubic resize along one axis, of any size in a program.
 
@@ -263,6 +283,10 @@ def write(
     """Writes a part as the file of a format."""
     if metadata["dtype"] == "float16" and to != "openvino":
         model = copy.deepcopy(model).half()
+    if to == "aoti" and settings.image_processor is not None:
+        model = copy.deepcopy(model)
+        embeddings = model.vision_model.embeddings
+        embeddings.register_module("patch_embeddings", PatchProduct(embeddings.patch_embeddings))
     _WRITERS[to](program(model, part, settings), path, metadata)
 
 

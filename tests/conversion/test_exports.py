@@ -178,6 +178,15 @@ def test_images_are_resized_as_pillow_does(backend):
         assert np.abs((matrix @ line[0]).clip(0, 255) - wanted[0]).max() < 0.501
 
 
+def test_a_product_makes_the_patches_of_the_convolution(checkpoint):
+    from groupvit_torch.export import PatchProduct
+
+    patches = model_of("torch", checkpoint).vision_model.embeddings.patch_embeddings
+    pixels = torch.randn(2, 3, 40, 24, generator=torch.Generator().manual_seed(0))
+    # float32, summed in another order.
+    torch.testing.assert_close(PatchProduct(patches)(pixels), patches(pixels), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("backend", ["torch", "tf"])
 def test_the_size_for_the_model_is_the_image_processors(backend):
     code = importlib.import_module(f"groupvit_{backend}.export")

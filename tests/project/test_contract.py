@@ -147,8 +147,8 @@ EXCEPTIONS: dict[str, dict[str, dict[str, set[str]]]] = {
     "formats of one framework": {
         "torch": {
             "export.py": {
-                "ImageEncoder", "TextEncoder", "SegmenterProgram", "Preprocessed", "program", "write_torch_export",
-                "write_aoti", "write_onnx", "write_openvino",
+                "ImageEncoder", "TextEncoder", "SegmenterProgram", "Preprocessed", "PatchProduct", "program",
+                "write_torch_export", "write_aoti", "write_onnx", "write_openvino",
             },
             "vision.py": {"bicubic"},
         },
