@@ -306,7 +306,7 @@ class BaseSegmenter(ABC):
         Args:
             source: a path, the bytes of a file, a binary file, or what `open_clip` returns. InputError as it says.
             smoothing: 0 to less than 1, the weight of earlier frames in each pixel's scores: `smoothing.Smoother`.
-            every: only each so-manieth frame is segmented. max_frames: at most so many are.
+            every: only every N-th frame is segmented. max_frames: at most so many are.
         """
         own = copy(self)
         own._smoother = Smoother(smoothing, self._preparation.deviation) if smoothing else None

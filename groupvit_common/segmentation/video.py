@@ -62,7 +62,7 @@ def segmented_frames(
         source: an open `Clip`, or what `open_clip` takes.
         steps: `load` is not used; what `segment` returns is called frame by frame, in their order.
         max_pixels: bound of a frame.
-        every: only each so-manieth frame, the first one first.
+        every: every N-th frame alone, the first one first.
         max_frames: at most so many results.
 
     Raises:
