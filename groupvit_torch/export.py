@@ -10,8 +10,10 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -298,6 +300,7 @@ def write_torch_export(exported: ExportedProgram, path: Path, metadata: Mapping[
 def write_aoti(exported: ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> None:
     """Writes a package for `torch._inductor.aoti_load_package` and C++: compiled for CPUs like this one."""
     from torch._inductor import aoti_compile_and_package
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     with _quiet():
         aoti_compile_and_package(
@@ -305,6 +308,21 @@ def write_aoti(exported: ExportedProgram, path: Path, metadata: Mapping[str, Any
             package_path=str(path),
             inductor_configs={"aot_inductor.metadata": {METADATA: json.dumps(metadata)}},
         )
+    hide_folders(path, [str(Path(torch.__file__).parents[1]), cache_dir()])
+
+
+def hide_folders(package: Path, folders: Sequence[str]) -> None:
+    """Removes the names of these folders of this machine from an AOTInductor package: its sources, which nobody reads,
+    become empty, and in its library, where messages have them, the names become dots."""
+    new = package.with_suffix(".new")
+    with zipfile.ZipFile(package) as old, zipfile.ZipFile(new, "w") as archive:
+        for entry in old.infolist():
+            content = b"" if entry.filename.endswith(".cpp") else old.read(entry)
+            if entry.filename.endswith(".so"):
+                for folder in map(os.fsencode, folders):
+                    content = content.replace(folder, b"." * len(folder))
+            archive.writestr(entry.filename, content)
+    new.replace(package)
 
 
 def write_onnx(exported: ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> None:

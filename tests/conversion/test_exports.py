@@ -178,6 +178,22 @@ def test_images_are_resized_as_pillow_does(backend):
         assert np.abs((matrix @ line[0]).clip(0, 255) - wanted[0]).max() < 0.501
 
 
+def test_a_package_names_no_folders_of_this_machine(tmp_path):
+    from groupvit_torch.export import hide_folders
+
+    package = tmp_path / "segmenter.pt2"
+    with zipfile.ZipFile(package, "w") as archive:
+        for name in ("m/a.cpp", "m/a.so", "m/a.json"):
+            archive.writestr(name, b"\x00/home/me/torch/x.h\x00")
+    hide_folders(package, ["/home/me"])
+    with zipfile.ZipFile(package) as archive:
+        found = {name: archive.read(name) for name in archive.namelist()}
+    assert found == {
+        "m/a.cpp": b"", "m/a.so": b"\x00......../torch/x.h\x00", "m/a.json": b"\x00/home/me/torch/x.h\x00",
+    }  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["segmenter.pt2"]
+
+
 def test_a_product_makes_the_patches_of_the_convolution(checkpoint):
     from groupvit_torch.export import PatchProduct
 

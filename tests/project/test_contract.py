@@ -148,7 +148,7 @@ EXCEPTIONS: dict[str, dict[str, dict[str, set[str]]]] = {
         "torch": {
             "export.py": {
                 "ImageEncoder", "TextEncoder", "SegmenterProgram", "Preprocessed", "PatchProduct", "program",
-                "write_torch_export", "write_aoti", "write_onnx", "write_openvino",
+                "write_torch_export", "write_aoti", "hide_folders", "write_onnx", "write_openvino",
             },
             "vision.py": {"bicubic"},
         },
