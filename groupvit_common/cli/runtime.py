@@ -156,7 +156,9 @@ def output_names(paths: Sequence[Path], out: Path) -> dict[Path, str]:
     from groupvit_common.segmentation.result import CLIP_ENDS, RESULT_ENDS
     from groupvit_common.storage.names import fit_name, name_key
 
-    given = {name_key(os.path.realpath(path)) for path in paths}
+    real = [os.path.realpath(path) for path in paths]
+    # With their folders: label maps of a clip replace a folder.
+    given = {name_key(name) for path in real for name in (path, path.rpartition(os.sep)[0])}
     folder = os.path.realpath(out)
     ends = (*RESULT_ENDS, *CLIP_ENDS, COMPARE_END, *(f"_{mode}.png" for mode in FIGURES))
     names: dict[Path, str] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import suppress
@@ -112,7 +113,7 @@ class Clip(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the file; a frame that another thread decodes is waited for, and is the last."""
 
     def __enter__(self) -> Self:
         return self
@@ -314,6 +315,8 @@ class _Video(Clip):
         super().__init__(name, source)
         av = import_av()
         self._max_pixels, self._errors = max_pixels, (av.FFmpegError, UnicodeError)
+        # FFmpeg does not survive that a file is closed while another thread reads it, as it is after an error.
+        self._lock, self._is_closed = threading.Lock(), False
         try:
             # "file:" keeps a name such as http:x or concat:x from being more than a name.
             self._container = av.open(f"file:{stream}" if source is not None else stream, metadata_errors="replace")
@@ -391,19 +394,22 @@ class _Video(Clip):
         self._damaged, self._ended_by = 0, ""
         packets = self._container.demux(self._stream)
         while True:
-            try:
-                packet = next(packets)
-            except StopIteration:
-                return
-            except self._errors as error:
-                self._ended_by = cause(error)
-                packet = None
-            try:
-                # Without a packet: those that the decoder still has.
-                frames = self._stream.decode(packet)
-            except self._errors:
-                self._damaged += 1
-                frames = []
+            with self._lock:
+                if self._is_closed:
+                    return
+                try:
+                    packet = next(packets)
+                except StopIteration:
+                    return
+                except self._errors as error:
+                    self._ended_by = cause(error)
+                    packet = None
+                try:
+                    # Without a packet: those that the decoder still has.
+                    frames = self._stream.decode(packet)
+                except self._errors:
+                    self._damaged += 1
+                    frames = []
             self._damaged += sum(bool(frame.is_corrupt) for frame in frames)
             yield from frames
             if packet is None:
@@ -433,7 +439,9 @@ class _Video(Clip):
         return None
 
     def close(self) -> None:
-        self._container.close()
+        with self._lock:
+            self._is_closed = True
+            self._container.close()
 
 
 def _is_cover(stream: Any) -> bool:

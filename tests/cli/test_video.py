@@ -93,6 +93,15 @@ def test_photos_and_clips_in_one_call(run: Any, here: Path, clip: bytes) -> None
     assert read_clip(Path("out/b_overlay.mp4"))[0] == [0, Fraction(1, 10)]
 
 
+def test_label_maps_do_not_replace_a_folder_of_inputs(run: Any, here: Path, clip: bytes) -> None:
+    (here / "a.mp4").write_bytes(clip)
+    before = write_photo(here / "a_labels" / "000000.png").read_bytes()
+    code, out, _ = run("a.mp4", "a_labels", *LABELS, "--label-maps", "png", "--max-frames", "1", "--out", ".")
+    assert (code, len(out)) == (0, 2)
+    assert (here / "a_labels" / "000000.png").read_bytes() == before
+    assert names_in("a-2_labels") == ["000000.png"]
+
+
 def test_only_printed(run: Any, here: Path, clip: bytes) -> None:
     (here / "film").write_bytes(clip)
     code, out, err = run("film", *LABELS, "--json", "--max-frames", 2)

@@ -6,11 +6,14 @@ import gc
 import io
 import json
 import sys
+import threading
 import tracemalloc
 import weakref
+from concurrent.futures import ThreadPoolExecutor, wait
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -213,6 +216,33 @@ def test_an_error_comes_after_the_results_before_it(segmenter: Any, monkeypatch:
     assert [next(results).number for _ in range(6)] == [0, 1, 2, 3, 4, 5]
     with pytest.raises(TooLargeError):
         next(results)
+
+
+def test_a_clip_is_closed_after_the_frame_that_a_thread_decodes(clip: Path) -> None:
+    opened: Any = open_clip(clip)
+    file, order, begun, may_end = opened._container, [], threading.Event(), threading.Event()
+
+    def packets(stream: Any) -> Any:
+        begun.set()
+        assert may_end.wait(30)
+        order.append("read")
+        yield from file.demux(stream)
+
+    def close() -> None:
+        order.append("closed")
+        file.close()
+
+    opened._container = SimpleNamespace(demux=packets, close=close)
+    with ThreadPoolExecutor(2) as threads:
+        frames = threads.submit(list, opened)
+        assert begun.wait(30)
+        closed = threads.submit(opened.close)
+        # Without the lock it would be closed by now.
+        assert not wait([closed], timeout=0.05).done
+        may_end.set()
+        assert closed.exception() is None
+        frames.exception()
+    assert order == ["read", "closed"]
 
 
 def test_few_frames_are_alive_at_a_time(segmenter: Any, tmp_path: Path) -> None:
