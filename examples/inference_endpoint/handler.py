@@ -22,6 +22,7 @@ PARAMETERS = (
     "top_k", "temperature", "synonyms", "foreground",
 )  # fmt: skip
 MOST_LABELS = 1000
+MOST_CHARACTERS = 100_000
 MOST_PIXELS = 40_000_000
 
 
@@ -72,9 +73,12 @@ def check_labels(name: str, labels: Any) -> None:
     texts = [labels] if isinstance(labels, str) else labels
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise InputError(f'"{name}" must be a list of texts or one text, got {labels!r:.80}')
-    count = len(texts) if isinstance(labels, list) else labels.count(",") + 1
+    # In a text, not in a list, | is between synonyms.
+    count = len(texts) if isinstance(labels, list) else labels.count(",") + labels.count("|") + 1
     if count > MOST_LABELS:
         raise InputError(f'"{name}" has {count} labels, expected at most {MOST_LABELS}')
+    if sum(map(len, texts)) > MOST_CHARACTERS:
+        raise InputError(f'"{name}" is too long: expected at most {MOST_CHARACTERS} characters in all')
 
 
 def image_of(given: Any) -> Image.Image | bytes:

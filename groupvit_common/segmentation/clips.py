@@ -220,7 +220,8 @@ def _is_video(start: bytes) -> bool:
 def _is_animated(path: Path) -> bool:
     try:
         with Image.open(path) as image:
-            return getattr(image, "n_frames", 1) > 1
+            # Frames are not counted: that fails where the file is truncated.
+            return bool(getattr(image, "is_animated", False))
     except Exception:  # whoever opens it as an image reports it
         return False
 

@@ -33,6 +33,8 @@ _ENCODERS: dict[str, dict[str, str]] = {
 }
 # BT.709, limited range: named in the file, since players guess by the size.
 _BT709, _LIMITED = 1, 1
+# What x264 takes.
+_LONGEST_SIDE = 16384
 # Frames that wait to be drawn and written at most.
 _DRAWN = 4
 
@@ -284,6 +286,11 @@ class OverlayVideo:
             self._output.close()
 
     def _open(self, size: tuple[int, int], base: Fraction) -> None:
+        if max(size) > _LONGEST_SIDE:
+            raise InputError(
+                f"its frames are {size[0]}x{size[1]} pixels, and the overlay's sides are at most {_LONGEST_SIDE}: make "
+                "it smaller"
+            )
         is_odd = size[0] % 2 or size[1] % 2
         name = next((each for each in _ENCODERS if each in self._av.codecs_available), None)
         if name is None:

@@ -130,6 +130,8 @@ def test_the_endpoint_answers_as_the_pipeline(handler, image):
         (b"", {}, "candidate_labels are missing"),
         (b"", {"candidate_labels": [1]}, '"candidate_labels" must be a list of texts or one text, got'),
         (b"", {"candidate_labels": ["a"] * 2000}, "has 2000 labels, expected at most 1000"),
+        (b"", {"candidate_labels": "a" + "|a" * 2000}, "has 2001 labels, expected at most 1000"),
+        (b"", {"background_labels": ["a" * 200_000]}, "is too long: expected at most 100000 characters"),
         (b"", {"candidate_labels": "a", "templates": "/etc/passwd"}, "'templates' is no parameter here"),
         (b"", {"candidate_labels": "a", "hypothesis_template": "/etc/passwd"}, "a template needs {} exactly once"),
         (b"", ["cat"], '"parameters" must be an object, got list'),
