@@ -102,6 +102,7 @@ class Clip(ABC):
         self.end = Fraction(0)
         self.is_over = False
         self.fault: str | None = None
+        self._is_used = False
 
     @abstractmethod
     def __iter__(self) -> Iterator[Frame]:
@@ -110,6 +111,12 @@ class Clip(ABC):
         Raises:
             InputError: there are none, none can be decoded, or one has more pixels than are allowed.
         """
+
+    def _begin(self) -> None:
+        """Raises `InputError` for a clip that has been read or closed."""
+        if self._is_used:
+            raise InputError(f"{self.name} has been read or closed: open it again")
+        self._is_used = True
 
     @abstractmethod
     def close(self) -> None:
@@ -140,7 +147,10 @@ def open_clip(source: str | Path | bytes | IO[bytes], *, max_pixels: int = MAX_P
     start = _start(stream, name)
     if not start:
         raise InputError(f"{name} is empty: expected a video")
-    if _image_format(start) is not None:
+    image = _image_format(start)
+    if image is not None and image not in ANIMATED:
+        raise InputError(f"{name} is a photo ({image}): expected a video, GIF, WebP or PNG")
+    if image is not None:
         return _AnimatedImage(stream, name, path, max_pixels)
     return _Video(stream, name, path, max_pixels)
 
@@ -189,13 +199,15 @@ def _start(stream: Any, name: str) -> bytes:
             with Path(stream).open("rb") as file:
                 return file.read(_START)
         stream.seek(0)
-        start: bytes = stream.read(_START)
+        start: Any = stream.read(_START)
         stream.seek(0)
     except OSError as error:
         raise InputError(f"{name} cannot be read: {error.strerror or error}") from error
     except ValueError as error:  # a null character in a name
         raise InputError(f"{name!r} cannot be read: {error}") from error
-    return start
+    if isinstance(start, str):
+        raise InputError(f"{name} is open as text: open it as a binary file")
+    return bytes(start)
 
 
 def _image_format(start: bytes) -> str | None:
@@ -257,6 +269,7 @@ class _AnimatedImage(Clip):
             raise InputError(f"{name} cannot be read: the image is truncated or damaged ({error})") from error
 
     def __iter__(self) -> Iterator[Frame]:
+        self._begin()
         pts = number = 0
         frames = iter(ImageSequence.Iterator(self._image))
         while True:
@@ -281,6 +294,7 @@ class _AnimatedImage(Clip):
         self.is_over = True
 
     def close(self) -> None:
+        self._is_used = True
         self._image.close()
 
 
@@ -359,6 +373,7 @@ class _Video(Clip):
         return stream
 
     def __iter__(self) -> Iterator[Frame]:
+        self._begin()
         base = self._stream.time_base or Fraction(1, 90000)
         usual = max(1, round(1 / ((self.rate or _USUAL_RATE) * base)))
         number, pts, after, turned = 0, -1, 0, False
@@ -397,7 +412,7 @@ class _Video(Clip):
         while True:
             with self._lock:
                 if self._is_closed:
-                    return
+                    raise InputError(f"{self.name} was closed while it was read")
                 try:
                     packet = next(packets)
                 except StopIteration:
@@ -441,7 +456,7 @@ class _Video(Clip):
 
     def close(self) -> None:
         with self._lock:
-            self._is_closed = True
+            self._is_used = self._is_closed = True
             self._container.close()
 
 

@@ -141,9 +141,32 @@ def test_what_is_no_clip_is_refused_in_one_sentence(clip: Path, tmp_path: Path, 
         open_clip(clip, max_pixels=5000)
     with pytest.raises(InputError, match="is a int; expected a path"):
         open_clip(3)  # type: ignore[arg-type]
+    photo = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(photo, "JPEG")
+    with pytest.raises(InputError, match=r"is a photo \(JPEG\): expected a video"):
+        open_clip(photo)
+    with (tmp_path / "text.mp4").open() as text, pytest.raises(InputError, match=r"^\S+text.mp4 is open as text"):
+        open_clip(text)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(InputError, match=r"pip install 'groupvit\[video\]'"):
         open_clip(clip)
+
+
+def test_a_clip_is_read_once(clip: Path) -> None:
+    for source in (clip, _png()):
+        with open_clip(source) as opened:
+            assert list(opened)
+            with pytest.raises(InputError, match="has been read or closed: open it again"):
+                list(opened)
+        opened = open_clip(source)
+        opened.close()
+        with pytest.raises(InputError, match="has been read or closed: open it again"):
+            list(opened)
+    with open_clip(clip) as opened:
+        frames = iter(opened)
+        next(frames)
+    with pytest.raises(InputError, match="was closed while it was read"):
+        list(frames)
 
 
 def test_what_there_is_of_a_truncated_clip_is_given(tmp_path: Path) -> None:
