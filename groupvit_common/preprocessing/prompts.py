@@ -30,7 +30,7 @@ _COMMAS, _BARS = ",，、،", "|｜"
 _PIECE = re.compile(rf'\s*(?:"([^"]*)"\s*(?=[{_BARS}{_COMMAS}]|$)|([^{_BARS}{_COMMAS}]*))([{_BARS}{_COMMAS}]|$)')
 
 # What people separate labels by instead of commas, where a text has no comma.
-_OTHER_SEPARATOR = re.compile(r"\s*[;；]\s*|\s*[\r\n]+\s*")
+_OTHER_SEPARATOR = re.compile(r"[;；]|[\r\n]+")
 
 # In a word, a quote that looks as if a definition began: after a space, or with another one at the end. After a digit
 # it is inches.

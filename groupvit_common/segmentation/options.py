@@ -37,6 +37,8 @@ DILATIONS = (1, 2, 4, 8, 12, 24)
 
 # Attention over the patches of a larger image takes hours and all memory.
 _MAX_SIDE = 8192
+# Similarities of up to 100 divided by less are beyond float32 at some point; long before it only the best label counts.
+_MIN_TEMPERATURE = 1e-6
 
 
 def _is_count(value: Any) -> bool:
@@ -220,6 +222,10 @@ class SegmentationOptions:
     def __post_init__(self) -> None:
         for name, option in OPTIONS.items():
             object.__setattr__(self, name, option.checked(name, getattr(self, name)))
+        if self.temperature < _MIN_TEMPERATURE:
+            raise InputError(
+                f"temperature must be at least {_MIN_TEMPERATURE:g}, got {self.temperature:g}: below it scores overflow"
+            )
         if self.window is None and self.stride is not None:
             raise InputError(f"a stride of {self.stride} needs windows: give window as well")
         if self.window is not None and self.stride is not None and self.stride > self.window:

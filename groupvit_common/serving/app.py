@@ -25,7 +25,7 @@ from groupvit_common.serving.body import ClientGoneError, read_fields
 from groupvit_common.serving.examples import page_examples
 from groupvit_common.serving.guard import Guard, answer_of, problem_from
 from groupvit_common.serving.metrics import Metrics
-from groupvit_common.serving.problems import Problem, busy, loading, stopping
+from groupvit_common.serving.problems import Problem, busy, fault, loading, stopping
 from groupvit_common.serving.reference import reference_page, reference_style
 from groupvit_common.serving.service import Operation, Service
 from groupvit_common.serving.settings import ServeSettings
@@ -101,6 +101,7 @@ def guarded_app(segmenters: Mapping[str, BaseSegmenter] | None, settings: ServeS
         description="Segments images by text labels.",
     )  # fmt: skip
     app.add_exception_handler(HTTPException, _plain_problem)
+    app.add_exception_handler(Exception, _fault)
     _add_api(app, state)
     _add_pages(app, state)
     inner: ASGIApp = app
@@ -155,7 +156,8 @@ def _endpoint(state: State, path: str) -> Any:
         try:
             return Response(await _answered(state, request, path), media_type="application/json")
         except ClientGoneError:
-            raise
+            # Nobody reads it, but it is counted.
+            return Response(status_code=499)
         except Exception as error:
             problem = problem_from(error)
             if problem is None:
@@ -218,6 +220,10 @@ async def _disconnected(request: Request) -> None:
 def _patience(state: State) -> int:
     """Returns the seconds after which there may be room: more, the more wait."""
     return max(1, min(30, state.active // 16))
+
+
+async def _fault(request: Request, error: Exception) -> Response:
+    return answer_of(fault())
 
 
 async def _plain_problem(request: Request, error: Exception) -> Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import time
 import urllib.error
 import urllib.request
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from groupvit_common.errors import GroupViTError, InputError
+from groupvit_common.preprocessing.images import load_image
 from groupvit_common.segmentation.label_maps import Indices
 from groupvit_common.segmentation.result import LabelScore
 from groupvit_common.segmentation.scores import Floats
@@ -196,8 +198,7 @@ def _refusal(error: urllib.error.HTTPError) -> Exception:
 
 
 def _image_field(image: Any) -> dict[str, str]:
-    # An id has 32 letters, digits, - and _.
-    is_id = isinstance(image, str) and len(image) == 32 and not Path(image).exists()
+    is_id = isinstance(image, str) and re.fullmatch(r"[\w-]{32}", image, re.ASCII) and not Path(image).exists()
     return {"image_id": image} if is_id else {"image": _text(image)}
 
 
@@ -210,8 +211,7 @@ def _text(image: Any) -> str:
             raise InputError(f"{image} cannot be read: {error.strerror or error}") from error
     if not isinstance(image, bytes | bytearray | memoryview):
         file = io.BytesIO()
-        drawn = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
-        drawn.convert("RGB").save(file, "PNG", compress_level=1)
+        load_image(image).save(file, "PNG", compress_level=1)
         image = file.getvalue()
     return base64.b64encode(image).decode("ascii")
 

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -101,6 +102,12 @@ class Engine:
                 raise stopping()
             line.append(work)
             self._changed.notify_all()
+        work.future.add_done_callback(lambda future: self._drop(line, work) if future.cancelled() else None)
+
+    def _drop(self, line: deque[Any], work: _Call | _Encoding) -> None:
+        """Forgets work whose client has gone at once: its image is no request's any more, and must not pile up."""
+        with self._changed, suppress(ValueError):
+            line.remove(work)
 
     def _work(self) -> None:
         in_a_row = 0
@@ -112,7 +119,7 @@ class Engine:
                 is_short = bool(self._short) and not (self._long and in_a_row >= _SHORT_IN_A_ROW)
                 work: _Call | _Encoding = self._short.popleft() if is_short else self._long.popleft()
                 in_a_row = in_a_row + 1 if is_short else 0
-            # Whose client has gone is dropped here.
+            # Its client may have gone just now.
             if not work.future.set_running_or_notify_cancel():
                 continue
             if isinstance(work, _Call):

@@ -14,9 +14,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from groupvit_common.errors import InputError, printable
-from groupvit_common.serving.body import ClientGoneError
 from groupvit_common.serving.metrics import Metrics
-from groupvit_common.serving.problems import Problem, problem_of
+from groupvit_common.serving.problems import Problem, fault, problem_of
 from groupvit_common.serving.settings import ServeSettings
 
 logger = logging.getLogger("groupvit.serving")
@@ -69,6 +68,10 @@ class Guard:
             await self._app(scope, receive, send)
             return
         start, status, prefix = time.perf_counter(), 0, self._settings.root_path
+        is_head = scope["method"] == "HEAD"
+        if is_head:
+            # The server below keeps its own record of the method.
+            scope = {**scope, "method": "GET"}
         if prefix and scope["path"].startswith(f"{prefix}/"):
             # Some proxies leave it in front.
             scope["path"] = scope["path"].removeprefix(prefix)
@@ -84,7 +87,7 @@ class Guard:
                 headers.setdefault("Cache-Control", "no-store")
                 await send(message)
                 return
-            body = message.get("body", b"")
+            body = b"" if is_head else message.get("body", b"")
             for at in range(0, max(len(body), 1), _PIECE):
                 more = message.get("more_body", False) or at + _PIECE < len(body)
                 async with asyncio.timeout(_SEND_SECONDS):
@@ -96,8 +99,6 @@ class Guard:
                 await answer_of(refusal)(scope, receive, guarded_send)
             else:
                 await self._app(scope, receive, guarded_send)
-        except ClientGoneError:
-            status = status or 499
         except TimeoutError:
             raise ConnectionError("the client reads no answer") from None
         except Exception as error:
@@ -105,9 +106,7 @@ class Guard:
             logger.error("a fault of the server: %s", type(error).__name__, exc_info=_where(error))
             if status:
                 raise ConnectionError("the answer cannot be completed") from None
-            await answer_of(Problem(500, "fault", "a fault of the server, which its log names"))(
-                scope, receive, guarded_send
-            )
+            await answer_of(fault())(scope, receive, guarded_send)
         finally:
             self._note(scope, status, time.perf_counter() - start)
 

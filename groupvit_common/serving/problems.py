@@ -40,6 +40,11 @@ def loading() -> Problem:
     return Problem(503, "loading", "the server loads its model: try again in some seconds", 2)
 
 
+def fault() -> Problem:
+    """Returns what a client gets for a fault of the server."""
+    return Problem(500, "fault", "a fault of the server, which its log names")
+
+
 def busy(seconds: int, what: str) -> Problem:
     """Returns the refusal of a request for which there is no room now."""
     return Problem(429, "busy", f"{what}: try again in {seconds} s", seconds)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Iterable
 
@@ -13,9 +12,10 @@ from groupvit_common.serving.settings import ServeSettings
 
 _MOST_CHARACTERS = 100_000
 _MOST_TEMPLATES, _TEMPLATE_LENGTH = 100, 500
+# Of all prompts or texts of a request: they go through the tokenizer whole, while others wait for the model.
+_MOST_READ = 250_000
 # Spaces of any kind separate words; every other control character is a mistake, or worse.
 _SPACES = frozenset("\t\n\r")
-_BLANKS = re.compile(r"[^\S\r\n]+")
 
 
 def read_labels(
@@ -74,15 +74,26 @@ def check_texts(texts: list[str], settings: ServeSettings) -> None:
         raise Problem(422, "unusable", f"texts must be 1 to {settings.max_labels:,} texts, got {len(texts):,}")
     for text in texts:
         _check_text(text, "a text", 10 * settings.max_label_length)
+    _check_read(sum(map(len, texts)), "texts")
 
 
 def check_prompts(labels: Iterable[Label], templates: tuple[str, ...], settings: ServeSettings) -> None:
-    """Raises `Problem` where words times sentences are more than the bound."""
-    count = len(templates) * sum(len(label.words) + len(label.definitions) for label in labels)
+    """Raises `Problem` where words times sentences, or their characters, are more than the bound."""
+    words = [word for label in labels for word in (*label.words, *label.definitions)]
+    count = len(templates) * len(words)
     if count > settings.max_prompts:
         raise Problem(
             422, "too_many_prompts",
             f"the labels with these templates make {count:,} prompts: {settings.max_prompts:,} are the most",
+        )  # fmt: skip
+    _check_read(len(templates) * sum(map(len, words)) + len(words) * sum(map(len, templates)), "labels and templates")
+
+
+def _check_read(count: int, what: str) -> None:
+    if count > _MOST_READ:
+        raise Problem(
+            422, "too_much_text",
+            f"the {what} make {count:,} characters to read: {_MOST_READ:,} are the most, so give fewer or shorter ones",
         )  # fmt: skip
 
 
@@ -98,9 +109,7 @@ def _checked(given: str | list[str], settings: ServeSettings) -> str | list[str]
         raise Problem(422, "too_many_labels", f"the labels have more than {_MOST_CHARACTERS:,} characters")
     for piece in pieces:
         _check_text(piece, "a label", _MOST_CHARACTERS)
-    # Spaces mean as much as one, but finding what separates labels takes the square of their number.
-    tidy = [_BLANKS.sub(" ", piece) for piece in pieces]
-    return tidy[0] if isinstance(given, str) else tidy
+    return given
 
 
 def _check_text(text: str, what: str, length: int) -> None:

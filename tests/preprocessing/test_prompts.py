@@ -239,6 +239,11 @@ def test_labels_that_are_separated_otherwise_are_told(labels):
     assert [label.name for label in parse_labels("cat\n, couch\n")] == ["cat", "couch"]
 
 
+def test_spaces_between_words_may_be_many():
+    # In time that grows with their number, not with its square: this would take an hour.
+    assert parse_labels("remote" + " " * 1_000_000 + "control")[0].name == "remote control"
+
+
 @pytest.mark.parametrize("pair", [("caf\u00e9", "cafe\u0301"), ("\u00c5", "\u212b"), ("Cat", "cAT")])
 def test_one_word_in_two_codings_is_one_word(pair):
     with pytest.raises(InputError, match="is given twice"):

@@ -186,6 +186,32 @@ def test_pages_and_headers(server):
     assert {"labels", "background", "refine", "image_id"} <= set(fields)
     assert all(about.get("description") for about in fields.values())
     assert call(server, "/v1/segment")[0] == 405
+    status, headers, body = call(server, "/healthz", method="HEAD")
+    assert (status, body) == (200, b"")
+    assert headers["content-type"] == "application/json"
+
+
+def test_a_fault_is_told_as_any_error(server, scene, monkeypatch):
+    def broken(*unused):
+        raise RuntimeError("a secret")
+
+    monkeypatch.setattr("groupvit_common.serving.service.results.label_png", broken)
+    monkeypatch.setattr("groupvit_common.serving.app.page_examples", broken)
+    for path, body in (("/v1/segment", {"image": base64.b64encode(png(scene)).decode()}), ("/v1/info", None)):
+        status, headers, answer = call(server, path, body)
+        assert (status, json.loads(answer)["error"]["code"]) == (500, "fault")
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert b"secret" not in answer
+
+
+def test_the_client_sends_what_the_segmenter_sees(client, segmenters, scene):
+    levels = np.asarray(scene)[..., 0]
+    turned = Image.open(io.BytesIO(png(scene)))
+    turned.getexif()[0x0112] = 6
+    for image in (Image.fromarray(levels.astype(np.uint16) * 257), levels / np.float32(255), turned):
+        found = client.classify(image, LABELS, backend="torch")
+        expected = segmenters["torch"].with_labels(LABELS).classify(image)
+        assert found == pytest.approx(expected, abs=DIGITS)
 
 
 def test_who_may_ask(segmenters, scene):
@@ -224,6 +250,8 @@ def test_what_the_client_cannot_do(client, scene, tmp_path):
         client.segment(scene, "red", colour=1)
     with pytest.raises(InputError, match="cannot be read"):
         client.segment(tmp_path / "none.png", "red")
+    with pytest.raises(InputError, match="cannot be read"):
+        client.segment("a-name-of-32-characters-none.png", "red")
     with pytest.raises(ServedError, match="no supported image format") as error:
         client.segment(b"<svg xmlns='http://www.w3.org/2000/svg'/>", "red")
     assert error.value.status == 415

@@ -97,7 +97,12 @@ def test_short_work_goes_first_but_not_for_ever(engine):
 def test_what_nobody_waits_for_is_dropped_and_a_stop_refuses_the_rest(engine):
     blocked, done = Blocked(engine), []
     dropped, kept = engine.run(lambda: done.append("dropped")), engine.run(lambda: done.append("kept"))
+    gone = engine.encode(engine.segmenter, image(2))
+    assert len(engine) == 3
     assert dropped.cancel()
+    assert gone.cancel()
+    # At once: images whose clients have gone must not pile up behind what runs.
+    assert len(engine) == 1
     blocked.let_go()
     kept.result(SOON)
     assert done == ["kept"]

@@ -123,6 +123,13 @@ def test_sentences_say_what_to_do(server):
     assert message(image="http://127.0.0.1/x.png").endswith("no address is opened here")
     assert message(labels="a\x00b") == "a label has a control character, U+0000: leave it out"
     assert message(shorter_side=1200).startswith("these options show the model")
+    assert message(temperature=1e-300).startswith("temperature must be at least 1e-06, got 1e-300")
+    long = [f"{n}" * 200 for n in range(7)]
+    assert message(labels=long, templates=[f"{'x' * 450}{n} {{}}" for n in range(90)]).startswith(
+        "the labels and templates make"
+    )
+    status, body = exchange(server, as_json("/v1/embed/text", {"texts": ["x" * 2000] * 200}))
+    assert body["error"]["message"].startswith("the texts make 400,000 characters to read: 250,000 are the most")
     assert message(backend="tf") == "the backend tf is not loaded: there is torch"
     status, body = exchange(server, malformed.form("/v1/images", malformed.png_bomb(30_000, 30_000)))
     assert (status, body["error"]["code"]) == (413, "too_many_pixels")
@@ -179,6 +186,8 @@ def test_work_of_a_client_that_went_is_dropped(server):
         engine_of(server).run(lambda: done.append("next"))
     until(lambda: done)
     assert server._state.service.memory.nbytes == 0
+    gone = 'groupvit_requests_total{method="POST",path="/v1/classify",status="499"}'
+    until(lambda: gone in server._state.metrics.text())
 
 
 def test_an_end_finishes_what_runs_and_refuses_the_rest():
