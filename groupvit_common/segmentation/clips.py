@@ -164,6 +164,9 @@ def is_clip(path: Path) -> bool:
     if suffix in image_suffixes() and suffix not in _ANIMATED_SUFFIXES:
         return False
     try:
+        if path.exists() and not path.is_file():
+            # A pipe would be waited for, and what is read of it is gone.
+            return False
         with path.open("rb") as file:
             start = file.read(_START)
     except OSError:
@@ -441,7 +444,9 @@ class _Video(Clip):
             hours, minutes, seconds = map(float, parts)
         except ValueError:
             return None
-        return 3600 * hours + 60 * minutes + seconds
+        # Unlike a duration it counts from 0, not from the first frame.
+        start = (self._stream.start_time or 0) * (self._stream.time_base or 0)
+        return 3600 * hours + 60 * minutes + seconds - float(start)
 
     def _found_fault(self, number: int, end: float) -> str | None:
         """Returns what was wrong with a file of which so many frames, up to this second, were decoded."""

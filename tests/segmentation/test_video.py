@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import json
+import os
 import sys
 import threading
 import tracemalloc
@@ -115,6 +116,17 @@ def test_kinds_are_told_by_content(clip: Path, tmp_path: Path) -> None:
     assert found == {"film": True, "photo.mp4": False, "text.mp4": True, "text": False, "none.mkv": True}
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_pipe_is_not_read(clip: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    # With a writer and some bytes, so that whoever reads does not wait.
+    pipe = os.open(tmp_path / "pipe.mp4", os.O_RDWR)
+    os.write(pipe, clip.read_bytes()[:1000])
+    assert not is_clip(tmp_path / "pipe.mp4")
+    assert len(os.read(pipe, 2000)) == 1000
+    os.close(pipe)
+
+
 def _png() -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "PNG")
@@ -150,6 +162,15 @@ def test_what_is_no_clip_is_refused_in_one_sentence(clip: Path, tmp_path: Path, 
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(InputError, match=r"pip install 'groupvit\[video\]'"):
         open_clip(clip)
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.mp4"])
+def test_a_clip_that_begins_late_is_whole(name: str, tmp_path: Path) -> None:
+    times = [2000 + 100 * i for i in range(12)]
+    path = write_clip(tmp_path / name, moving_scene(1, 12), pts=times, time_base=Fraction(1, 1000))
+    with open_clip(path) as clip:
+        assert [round(1000 * frame.time) for frame in clip] == times
+        assert (clip.fault, clip.end) == (None, Fraction(16, 5))
 
 
 def test_a_clip_is_read_once(clip: Path) -> None:
