@@ -52,6 +52,8 @@ _CLOCK_JUMP = 0.5
 _USUAL_RATE = Fraction(25)
 # Decoding in more threads holds more frames.
 _DECODER_THREADS = 4
+# FFmpeg's names of formats that are lists of other files: whoever sends bytes must not choose what is opened.
+_LISTS = frozenset(["concat", "dash", "hls", "applehttp", "imf", "sdp", "webm_dash_manifest"])
 # AVFMT_TS_DISCONT among the flags of a format.
 _COUNTS_FROM_ANYWHERE = 0x0200
 
@@ -348,6 +350,8 @@ class _Video(Clip):
 
     def _opened(self) -> Any:
         """Returns the video's stream, after its properties have been looked at."""
+        if not _LISTS.isdisjoint(self._container.format.name.split(",")):
+            raise InputError(f"{self.name} is a list of other files: name these")
         # A song has its cover as a stream of one frame.
         streams = [each for each in self._container.streams.video if not _is_cover(each)]
         if not streams:

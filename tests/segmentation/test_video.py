@@ -153,6 +153,10 @@ def test_what_is_no_clip_is_refused_in_one_sentence(clip: Path, tmp_path: Path, 
         open_clip(clip, max_pixels=5000)
     with pytest.raises(InputError, match="is a int; expected a path"):
         open_clip(3)  # type: ignore[arg-type]
+    (tmp_path / "list.mp4").write_text(f"ffconcat version 1.0\nfile {clip.name}\n")
+    (tmp_path / clip.name).write_bytes(whole)
+    with pytest.raises(InputError, match="is a list of other files"):
+        open_clip(tmp_path / "list.mp4")
     photo = io.BytesIO()
     Image.new("RGB", (8, 8)).save(photo, "JPEG")
     with pytest.raises(InputError, match=r"is a photo \(JPEG\): expected a video"):
