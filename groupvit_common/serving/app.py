@@ -104,13 +104,14 @@ def guarded_app(segmenters: Mapping[str, BaseSegmenter] | None, settings: ServeS
     app.add_exception_handler(Exception, _fault)
     _add_api(app, state)
     _add_pages(app, state)
-    inner: ASGIApp = app
+    guarded: ASGIApp = Guard(app, settings, metrics)
     if settings.cors:
-        inner = CORSMiddleware(
-            app, allow_origins=list(settings.cors), allow_methods=["GET", "POST", "DELETE"],
+        # Outside: a page that may ask may read why it is refused.
+        guarded = CORSMiddleware(
+            guarded, allow_origins=list(settings.cors), allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["Authorization", "X-API-Key", "Content-Type"], expose_headers=["Retry-After"],
         )  # fmt: skip
-    return Guard(inner, settings, metrics), state
+    return guarded, state
 
 
 def _add_api(app: FastAPI, state: State) -> None:

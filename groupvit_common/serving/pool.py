@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -16,4 +17,9 @@ _POOL = ThreadPoolExecutor(min(16, max(8, os.cpu_count() or 8)), "groupvit-serve
 
 async def in_pool(call: Callable[..., T], *arguments: object) -> T:
     """Returns the result of a call in one of the threads; other requests are answered meanwhile."""
-    return await asyncio.get_running_loop().run_in_executor(_POOL, call, *arguments)
+    # What a call needs leaves with who waits for it, not when a thread comes to it: bodies must not pile up.
+    work = [partial(call, *arguments)]
+    try:
+        return await asyncio.get_running_loop().run_in_executor(_POOL, lambda: work.pop()())
+    finally:
+        work.clear()

@@ -230,6 +230,8 @@ def test_who_may_ask(segmenters, scene):
         for given in ({"authorization": f"Bearer {KEY}"}, {"x-api-key": KEY}):
             assert call(server, "/v1/info", **given)[0] == call(server, "/vit/v1/info", **given)[0] == 200
         assert call(server, "/")[0] == call(server, "/healthz")[0] == call(server, "/docs")[0] == 200
+        status, headers, _ = call(server, "/v1/info", origin="https://friend.example")
+        assert (status, headers["access-control-allow-origin"]) == (401, "https://friend.example")
         with pytest.raises(ServedError, match="needs its API key"):
             Client(server.url).info()
         assert Client(server.url, api_key=KEY).segment(scene, "red").labels == ("red",)

@@ -1,6 +1,9 @@
 """The model's thread, kept images, metrics and masks, without a model."""
 
+import asyncio
+import gc
 import threading
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +16,7 @@ from groupvit_common.segmentation.preparation import Loaded
 from groupvit_common.segmentation.windows import Windows
 from groupvit_common.serving.engine import Engine
 from groupvit_common.serving.metrics import Metrics
+from groupvit_common.serving.pool import _POOL, in_pool
 from groupvit_common.serving.problems import Problem
 from groupvit_common.serving.results import run_lengths
 from groupvit_common.serving.store import Held, ImageStore, Memory
@@ -118,6 +122,27 @@ def test_what_nobody_waits_for_is_dropped_and_a_stop_refuses_the_rest(engine):
     blocked.future.result(SOON)
     with pytest.raises(Problem, match="stopping"):
         engine.run(lambda: None)
+
+
+def test_what_waits_for_a_thread_leaves_with_who_waits_for_it():
+    async def leave():
+        go, body = threading.Event(), np.zeros(10)
+        busy = [asyncio.ensure_future(in_pool(go.wait, SOON)) for _ in range(_POOL._max_workers)]
+        waiting, seen = asyncio.ensure_future(in_pool(np.sum, body)), weakref.ref(body)
+        del body
+        await asyncio.sleep(0)
+        assert seen() is not None
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        del waiting
+        gc.collect()
+        try:
+            assert seen() is None
+        finally:
+            go.set()
+        assert all(await asyncio.gather(*busy))
+
+    asyncio.run(leave())
 
 
 def encoded(side=10, count=1):
