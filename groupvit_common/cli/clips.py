@@ -113,7 +113,8 @@ def segment_clips(
             where = f" -> {files['overlay']}" if files else ""
             content["files"] = {kind: str(file) for kind, file in files.items()}
             shares = shares_in_words((each["name"], each["pixel_share"]) for each in content["labels"])
-            run.done(content, f"{path}: {content['frames']} frames, {shares}{where}")
+            length = content["frames"]
+            run.done(content, f"{path}: {length} frame{'s' if length > 1 else ''}, {shares}{where}")
             if clip.fault is not None:
                 run.fail(path, f"{path}: {clip.fault}{'; what there is was segmented' if files else ''}", printed=True)
 
