@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from groupvit_common.segmentation.predictor import BaseSegmenter
 from groupvit_common.serving import schemas
@@ -29,7 +29,7 @@ from groupvit_common.serving.problems import Problem, busy, fault, loading, stop
 from groupvit_common.serving.reference import reference_page, reference_style
 from groupvit_common.serving.service import Operation, Service
 from groupvit_common.serving.settings import ServeSettings
-from groupvit_common.serving.store import Held
+from groupvit_common.serving.store import Held, Memory
 
 _TYPES = {".js": "text/javascript", ".webp": "image/webp", ".svg": "image/svg+xml", ".html": "text/html"}
 _REQUESTS: dict[str, tuple[type[BaseModel], type[BaseModel], str]] = {
@@ -155,7 +155,7 @@ def _add_api(app: FastAPI, state: State) -> None:
 def _endpoint(state: State, path: str) -> Any:
     async def endpoint(request: Request) -> Response:
         try:
-            return Response(await _answered(state, request, path), media_type="application/json")
+            return await _answered(state, request, path)
         except ClientGoneError:
             # Nobody reads it, but it is counted.
             return Response(status_code=499)
@@ -168,7 +168,27 @@ def _endpoint(state: State, path: str) -> Any:
     return endpoint
 
 
-async def _answered(state: State, request: Request, path: str) -> bytes:
+class Answer(Response):
+    """JSON whose memory counts until it is sent: many large ones that are read slowly must not fill it.
+
+    Raises:
+        Problem: there is no room for it.
+    """
+
+    media_type = "application/json"
+
+    def __init__(self, content: bytes, memory: Memory) -> None:
+        self._held = Held(memory)
+        self._held.take(len(content))
+        super().__init__(content)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends it."""
+        with self._held:
+            await super().__call__(scope, receive, send)
+
+
+async def _answered(state: State, request: Request, path: str) -> Answer:
     """Returns the answer to a request within the limits of the queue and of time; drops it if its client goes."""
     service, settings = state.ready(), state.settings
     if state.active >= settings.max_queue:
@@ -188,9 +208,10 @@ async def _answered(state: State, request: Request, path: str) -> bytes:
         state.ready()
         state.active += 1
         try:
-            return await _watched(request, operations[path](fields, held), settings.work_seconds)
+            answer = await _watched(request, operations[path](fields, held), settings.work_seconds)
         finally:
             state.active -= 1
+    return Answer(answer, service.memory)
 
 
 async def _watched(request: Request, operation: Any, seconds: float) -> bytes:

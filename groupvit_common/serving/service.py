@@ -269,7 +269,7 @@ class Service:
             ("groupvit_labels_known_bytes", "Memory of these.", lambda: sum(each.nbytes for each in known)),
             ("groupvit_labels_found_total", "Labels of requests that were known.", lambda: sum(k.hits for k in known)),
             ("groupvit_labels_new_total", "Labels of requests that were not.", lambda: sum(k.misses for k in known)),
-            ("groupvit_requests_held_bytes", "Memory of request bodies and their images.", lambda: memory.nbytes),
+            ("groupvit_requests_held_bytes", "Memory of requests, their images and answers.", lambda: memory.nbytes),
             ("process_resident_memory_bytes", "Memory of the process.", resident_bytes),
         ):
             metrics.gauge(name, text, read)

@@ -24,7 +24,7 @@ class ServeSettings:
         max_labels: words of all labels of a request. max_label_length: characters of a word.
         max_prompts: labels times sentences of a request.
         max_queue: requests that are being answered or wait; beyond it 429.
-        held_bytes: of request bodies and decoded images of these.
+        held_bytes: of request bodies, decoded images of these, and answers until they are sent.
         cache_bytes, cache_seconds: of encoded images. texts_bytes: of embeddings of labels.
         batch_size, batch_seconds: images in the model at once, and how long one waits for others.
         header_seconds, body_seconds: until a request's header and body must have come. idle_seconds: between two pieces

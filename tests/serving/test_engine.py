@@ -14,6 +14,7 @@ from groupvit_common.segmentation.encoded import EncodedImage, EncodedView
 from groupvit_common.segmentation.options import SegmentationOptions
 from groupvit_common.segmentation.preparation import Loaded
 from groupvit_common.segmentation.windows import Windows
+from groupvit_common.serving.app import Answer
 from groupvit_common.serving.engine import Engine
 from groupvit_common.serving.metrics import Metrics
 from groupvit_common.serving.pool import _POOL, in_pool
@@ -206,6 +207,19 @@ def test_memory_of_requests_is_given_back():
     with pytest.raises(Problem):
         one.take(1)
     assert memory.nbytes == 0
+
+
+def test_memory_of_an_answer_counts_until_it_is_sent():
+    memory, during = Memory(100), []
+
+    async def send(message):
+        during.append(memory.nbytes)
+
+    answer = Answer(b"1" * 80, memory)
+    with pytest.raises(Problem, match="holds as much"):
+        Answer(b"1" * 30, memory)
+    asyncio.run(answer({"type": "http"}, None, send))
+    assert (during, memory.nbytes) == ([80, 80], 0)
 
 
 def test_metrics_are_prometheus_text():
