@@ -9,7 +9,6 @@ import json
 import re
 import sys
 import types
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,20 +18,11 @@ from groupvit_common.cli.command_line import build_parser
 from groupvit_common.data.scenes import make_scene
 from groupvit_common.errors import InputError
 from groupvit_torch import Segmenter, pipeline
+from tests.support.examples import example
 from tests.support.paths import ROOT
 
 LABELS = "red, green, blue, yellow"
 BACKGROUND = "grass, sand, water"
-
-
-def example(name: str) -> Any:
-    path = ROOT / "examples" / name
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(name="image", scope="module")

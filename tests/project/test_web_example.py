@@ -6,13 +6,11 @@ test.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +22,7 @@ from groupvit_common.preprocessing.images import load_image
 from groupvit_common.preprocessing.prompts import label_embedding, parse_labels
 from groupvit_common.preprocessing.tokenizer import CLIPTokenizerFast
 from tests.support.browser import serving
+from tests.support.examples import example
 from tests.support.paths import ROOT
 
 RUNTIME = Path(sys.prefix) / "web"
@@ -37,18 +36,9 @@ TEXTS = [
 ]  # fmt: skip
 
 
-def example(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(name="fill", scope="module")
 def _fill():
-    fill = example(ROOT / "examples" / "onnxruntime_web" / "fill.py")
+    fill = example("onnxruntime_web/fill.py")
     if not all((RUNTIME / name).is_file() for name in fill.RUNTIME):
         pytest.skip(f"onnxruntime-web is not in {RUNTIME}: make browser")
     return fill
